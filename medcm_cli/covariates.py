@@ -1,0 +1,68 @@
+"""The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag (METHODS, "Covariates").
+
+Height and weight are smooth tables over NHANES 2009-2012 and the CDC growth reference, interpolated by a monotone cubic.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.special import ndtr, ndtri
+
+from medcm_cli.data.events import FloatArray
+
+AGE_RANGE = (1.0, 85.0)  # y, uniform
+BLOOD_GROUP_O = 0.45  # probability
+
+_AGE = [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 25, 45, 65, 85]
+_HEIGHT_MEAN = [75.7, 87.4, 104.9, 118.3, 128.1, 140.0, 153.2, 168.1, 175.8, 176.9, 176.1, 176.5, 175.4, 169.9]
+_HEIGHT_SD = [3.2, 3.7, 4.6, 5.5, 6.3, 7.3, 7.5, 7.4, 7.4, 7.1, 7.3, 7.3, 7.4, 7.1]
+
+# Box-Cox parameters of weight given height (LMS, Cole 1992).
+_HEIGHT = [70, 85, 100, 115, 130, 145, 155, 165, 175, 185, 200]
+_L = [-0.6, -0.6, -0.6, -0.6, -0.55, -0.5, -0.4, -0.3, -0.2, -0.1, -0.1]
+_M = [8.6, 12.3, 16.6, 21.8, 29.2, 41.2, 52.5, 69.5, 79.5, 86.0, 91.0]
+_S = [0.10, 0.10, 0.11, 0.12, 0.15, 0.18, 0.20, 0.20, 0.20, 0.20, 0.19]
+_WEIGHT_Z = 3.0  # |z| at most
+
+_VWF_MU, _VWF_SIGMA = 0.1578878, 0.3478190
+_VWF_A, _VWF_B, _VWF_C = 4.11, 0.5152, 0.7008694
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """One entry per patient: ``age`` y, ``height`` cm, ``weight`` kg, ``blood_group_o`` 0 or 1, ``vwf`` VWF:Ag IU/dL."""
+
+    age: FloatArray
+    height: FloatArray
+    weight: FloatArray
+    blood_group_o: FloatArray
+    vwf: FloatArray
+
+
+def draw_covariates(n: int, generator: np.random.Generator) -> Covariates:
+    """``n`` patients from the graph, parents first."""
+    age = generator.uniform(*AGE_RANGE, n)
+    height = _table(_AGE, _HEIGHT_MEAN)(age) + _table(_AGE, _HEIGHT_SD)(age) * generator.standard_normal(n)
+    z = truncated_normal(n, -_WEIGHT_Z, _WEIGHT_Z, generator)
+    group = (generator.random(n) < BLOOD_GROUP_O).astype(np.float64)
+    noise = np.exp(_VWF_MU + _VWF_SIGMA * generator.standard_normal(n))
+    vwf = noise * np.exp(_VWF_A + _VWF_B * np.maximum(age, 40) / 45) * _VWF_C**group
+    return Covariates(age, height, weight_given_height(height, z), group, vwf)
+
+
+def weight_given_height(height: FloatArray, z: FloatArray) -> FloatArray:
+    """Weight (kg) at standard normal score ``z``: M (1 + L S z)^(1/L) at height (cm) clipped to 70-200."""
+    clipped = np.clip(height, _HEIGHT[0], _HEIGHT[-1])
+    power, median, spread = (_table(_HEIGHT, values)(clipped) for values in (_L, _M, _S))
+    return np.asarray(median * (1 + power * spread * z) ** (1 / power), dtype=np.float64)
+
+
+def truncated_normal(n: int, low: float, high: float, generator: np.random.Generator) -> FloatArray:
+    """Standard normal numbers within [low, high], by inversion."""
+    below, above = ndtr(low), ndtr(high)
+    return np.asarray(ndtri(below + (above - below) * generator.random(n)), dtype=np.float64)
+
+
+def _table(x: list[int], y: list[float]) -> PchipInterpolator:
+    return PchipInterpolator(np.asarray(x, dtype=np.float64), np.asarray(y))

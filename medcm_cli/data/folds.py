@@ -1,0 +1,70 @@
+"""Which subjects a fit trains on and which it is tested on. Subjects are counted from 0 in order of first appearance."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medcm_cli.data.events import IntArray
+from medcm_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Subject numbers, from 0; one drawn twice for training stands twice in ``train`` and counts as two subjects."""
+
+    train: IntArray
+    test: IntArray
+
+
+def from_files(
+    fold: int, n_subjects: int, folder: Path, train: str, validation: str | None = None, **_: object
+) -> Fold:
+    """A fold read from files of 1-based subject numbers (one column with a header), as the published study has them.
+
+    :param train: file name in ``folder``; ``{fold}`` stands for the fold's number.
+    :param validation: file of subjects to leave out of the test set, where it exists.
+    :raises InputError: file absent, not a whole number, or outside 1..``n_subjects``.
+    """
+    drawn = _read_numbers(folder / train.format(fold=fold), n_subjects)
+    held_out = drawn
+    if validation is not None and (path := folder / validation.format(fold=fold)).exists():
+        held_out = np.r_[drawn, _read_numbers(path, n_subjects)]
+    return Fold(drawn, np.setdiff1d(np.arange(n_subjects), held_out))
+
+
+def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> Fold:
+    """``size`` subjects drawn with replacement; the test set is everyone not drawn (METHODS, simulation study)."""
+    if fold < 1:
+        raise InputError(f"fold={fold}: folds are numbered from 1")
+    generator = np.random.default_rng([seed, fold])
+    drawn = generator.integers(n_subjects, size=size)
+    return Fold(drawn, np.setdiff1d(np.arange(n_subjects), drawn))
+
+
+def all_subjects(fold: int, n_subjects: int, **_: object) -> Fold:
+    """Train on every subject and test on the same subjects; there is one such fold."""
+    if fold != 1:
+        raise InputError(f"fold={fold}: a split that trains on all subjects has fold 1 only")
+    everyone = np.arange(n_subjects)
+    return Fold(everyone, everyone)
+
+
+def _read_numbers(path: Path, n_subjects: int) -> IntArray:
+    if not path.is_file():
+        raise InputError(f"{path}: no such fold file; choose a fold that exists, or another split")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as one column of subject numbers") from error
+    if frame.shape[1] != 1 or frame.empty:
+        raise InputError(f"{path}: expected a header and one column of subject numbers")
+    column = str(frame.columns[0])
+    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~((values >= 1) & (values <= n_subjects) & (values == np.floor(values)))
+    if bad.any():
+        row = int(np.argmax(bad))
+        cell = frame[column].iloc[row]
+        raise InputError(f"{path}, line {row + 2}, column {column!r}: {cell!r} is not a subject number 1..{n_subjects}")
+    return values.astype(np.int64) - 1

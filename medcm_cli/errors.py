@@ -1,0 +1,5 @@
+"""The one exception for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: its message is the single line shown on stderr before exit code 2."""

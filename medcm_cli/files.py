@@ -1,0 +1,44 @@
+"""Files appear whole or not at all: written under a temporary name beside the target and moved into place."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_TEMPORARY = ".partial-"
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A temporary path for a file or folder that becomes ``target``, replacing it, once the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
+    remove(partial)
+    try:
+        yield partial
+        if target.is_dir():
+            remove(target)
+        partial.replace(target)
+    finally:
+        remove(partial)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a whole text file."""
+    with replaced(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left unfinished in ``folder``."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

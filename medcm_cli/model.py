@@ -1,0 +1,74 @@
+"""The model of one study: network, compartment model, random effects and residual error, composed and frozen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
+from medcm_cli.networks import CovariateNetwork
+from medcm_cli.pk import PkModel, sensitivities, solve
+from medcm_cli.streams import Stream
+from medcm_cli.variability import Lower, RandomEffects, ResidualError
+
+Values = Mapping[str, Tensor]
+"""Unconstrained values of a batch of fits by name, fit dimension last."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as ``values``."""
+
+    network: CovariateNetwork
+    pk: PkModel
+    random_effects: RandomEffects
+    error: ResidualError
+
+    def __post_init__(self) -> None:
+        given, needed = set(self.network.parameters), set(self.pk.parameters)
+        if given != needed:
+            missing, extra = sorted(needed - given), sorted(given - needed)
+            raise InputError(
+                f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}; "
+                f"the network lacks {', '.join(missing) or 'none'} and gives {', '.join(extra) or 'none'} too many"
+            )
+        names = self.random_effects.names
+        unknown = sorted(set(names) - needed)
+        if unknown or not names or len(set(names)) < len(names):
+            raise InputError(f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}")
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype, typical_only: bool = False) -> dict[str, Tensor]:
+        """Initial values; ``typical_only`` leaves out Omega and sigma, for objectives without random effects."""
+        values = self.network.init(streams, dtype)
+        if not typical_only:
+            values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
+        return values
+
+    def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
+        """zeta: parameter -> (1, N, B) or (B,), in L/h and L."""
+        return self.network.typical(values, population.covariates)
+
+    def individual(self, zeta: Values, eta: Sequence[Tensor]) -> dict[str, Tensor]:
+        """z = zeta exp(eta), eta one (S, N, B) per random effect."""
+        shifted = {
+            name: zeta[name] * torch.exp(effect) for name, effect in zip(self.random_effects.names, eta, strict=True)
+        }
+        return {**zeta, **shifted}
+
+    def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
+        """Level (IU/mL) at each observation, (T, S, N, B); typical where ``eta`` is None."""
+        z = zeta if eta is None else self.individual(zeta, eta)
+        return solve(self.pk, population.schedule, z)
+
+    def linearise(
+        self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
+        z = zeta if eta is None else self.individual(zeta, eta)
+        return sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+
+    def omega_cholesky(self, values: Values) -> Lower:
+        """Cholesky factor of Omega, entries (B,)."""
+        return self.random_effects.cholesky(values)

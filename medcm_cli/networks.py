@@ -1,0 +1,184 @@
+"""Covariates -> typical parameters, for a batch of fits at once.
+
+A typical parameter is the product of the effects of the branches that have a head for it; a parameter without a branch is
+one free scalar per fit. Which covariate feeds which parameter is configuration (conf/network/).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.streams import Stream, per_fit
+
+ACTIVATIONS = {
+    # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default of 20 is not.
+    "smooth_relu": lambda x: F.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
+    "swish": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """inputs -> hidden layers -> one head Dense(., 1) with softplus for each parameter in ``heads``."""
+
+    inputs: tuple[str, ...]
+    hidden: tuple[int, ...]
+    heads: tuple[str, ...]
+    activation: str = "smooth_relu"
+
+    @property
+    def name(self) -> str:
+        """Prefix of this branch's trained values, for example ``weight`` or ``weight+vwf``."""
+        return "+".join(self.inputs)
+
+
+@dataclass(frozen=True)
+class CovariateNetwork:
+    """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]."""
+
+    branches: tuple[Branch, ...]
+    global_parameters: tuple[str, ...]
+    scales: Mapping[str, float]
+
+    @classmethod
+    def build(
+        cls,
+        branches: Sequence[Mapping[str, object]],
+        global_parameters: Sequence[str],
+        covariates: Mapping[str, Mapping[str, object]],
+    ) -> "CovariateNetwork":
+        """From configuration; ``covariates`` is the dataset's description of each, with its ``scale``.
+
+        :raises InputError: unknown covariate, activation or branch option, or a parameter that has two sources.
+        """
+        made = []
+        for options in branches:
+            unknown = set(options) - {"inputs", "hidden", "heads", "activation"}
+            if unknown:
+                raise InputError(f"network.branches: unknown option {min(unknown)!r}")
+            activation = str(options.get("activation", "smooth_relu"))
+            if activation not in ACTIVATIONS:
+                raise InputError(f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}")
+            values = {key: options.get(key) or () for key in ("inputs", "hidden", "heads")}
+            for key, value in values.items():
+                if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+                    raise InputError(f"network.branches: {key!r} is {value!r}; expected a list that is not empty")
+            branch = Branch(
+                tuple(map(str, values["inputs"])),  # type: ignore[call-overload]
+                tuple(map(int, values["hidden"])),  # type: ignore[call-overload]
+                tuple(map(str, values["heads"])),  # type: ignore[call-overload]
+                activation,
+            )
+            for name in branch.inputs:
+                if name not in covariates:
+                    known = ", ".join(covariates) or "none"
+                    raise InputError(f"network.branches: covariate {name!r} is not in the dataset, which has {known}")
+            made.append(branch)
+        both = {head for branch in made for head in branch.heads} & set(global_parameters)
+        if both:
+            raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
+        scales = {name: float(str(entry["scale"])) for name, entry in covariates.items()}
+        return cls(tuple(made), tuple(global_parameters), scales)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the typical parameters that this network gives."""
+        heads = dict.fromkeys(head for branch in self.branches for head in branch.heads)
+        return (*heads, *self.global_parameters)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the covariates that it reads."""
+        return tuple(dict.fromkeys(name for branch in self.branches for name in branch.inputs))
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals +-sqrt(2).
+
+        Weights are (out, in, B), biases (out, B), global scalars (B,).
+        """
+        values: dict[str, Tensor] = {}
+
+        def glorot(name: str, fan_out: int, rows: int, columns: int) -> None:
+            bound = math.sqrt(6 / (columns + fan_out))
+            values[name] = per_fit(streams, lambda g: g.uniform(-bound, bound, (rows, columns)), name, dtype)
+
+        fits = len(streams)
+        for branch in self.branches:
+            width = len(branch.inputs)
+            for depth, units in enumerate(branch.hidden, 1):
+                glorot(f"{branch.name}.hidden_{depth}.weight", units, units, width)
+                values[f"{branch.name}.hidden_{depth}.bias"] = torch.zeros(units, fits, dtype=dtype)
+                width = units
+            # Every head is a Dense(width, 1) of its own: fan-out 1 however many heads there are.
+            glorot(f"{branch.name}.heads.weight", 1, len(branch.heads), width)
+            values[f"{branch.name}.heads.bias"] = torch.ones(len(branch.heads), fits, dtype=dtype)
+        root = math.sqrt(2)
+        for parameter in self.global_parameters:
+            name = f"global.{parameter}"
+            values[name] = per_fit(streams, lambda g: g.uniform(-root, root), name, dtype)
+        return values
+
+    def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (B,) where it is global."""
+        zeta: dict[str, Tensor] = {}
+        for branch in self.branches:
+            # Batched matrix products want the fit dimension first: (B, features, N).
+            x = torch.cat([covariates[name] / self.scales[name] for name in branch.inputs])
+            x = x.permute(2, 0, 1).contiguous()
+            activation = ACTIVATIONS[branch.activation]
+            for depth in range(1, len(branch.hidden) + 1):
+                x = activation(_dense(values, f"{branch.name}.hidden_{depth}", x))
+            effects = F.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
+            for head, effect in zip(branch.heads, effects.split(1), strict=True):
+                zeta[head] = zeta[head] * effect if head in zeta else effect
+        for name in self.global_parameters:
+            zeta[name] = F.softplus(values[f"global.{name}"])
+        return zeta
+
+
+def _dense(values: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    weight, bias = values[f"{name}.weight"], values[f"{name}.bias"]
+    return torch.baddbmm(bias.T[:, :, None], weight.permute(2, 0, 1).contiguous(), x)  # (B, out, N)
+
+
+class _FitsFirst(torch.autograd.Function):
+    """(features, N, B) -> (B, features, N), the inverse of ``_FitsLast``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        return x.permute(2, 0, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        return _fits_last(grad)
+
+
+class _FitsLast(torch.autograd.Function):
+    """(B, features, N) -> (features, N, B), contiguous, and so is the gradient: torch runs batched products of anything
+    else one matrix at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        return x.permute(1, 2, 0).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        result = _FitsFirst.apply(grad)  # type: ignore[no-untyped-call]
+        assert isinstance(result, Tensor)
+        return result
+
+
+def _fits_last(x: Tensor) -> Tensor:
+    result = _FitsLast.apply(x)  # type: ignore[no-untyped-call]
+    assert isinstance(result, Tensor)
+    return result

@@ -1,0 +1,55 @@
+"""First-order approximation: the model linearised in eta at zero."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.model import Model
+from medcm_cli.objectives.base import State
+from medcm_cli.objectives.marginal import marginal
+from medcm_cli.objectives.modes import find_modes, posterior_covariance
+from medcm_cli.streams import Stream
+
+
+@dataclass(frozen=True)
+class Fo:
+    """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0 (METHODS, "Objectives").
+
+    ``mode_tolerance`` and ``mode_iterations`` are for the empirical Bayes estimates reported after the fit.
+    """
+
+    mode_tolerance: float = 1e-4
+    mode_iterations: int = 100
+    mixed: bool = True
+
+    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+        """See ``Objective.init``."""
+        del population
+        return State(model.init(streams, dtype))
+
+    def noise_shape(self, model: Model, population: Population) -> None:
+        """No noise."""
+        del model, population
+
+    def refresh(self, model: Model, population: Population, state: State) -> State:
+        """Nothing is carried."""
+        del model, population
+        return state
+
+    def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
+        """See ``Objective.loss``; the gradient flows through G."""
+        del noise
+        values = state.trained
+        prediction, columns = model.linearise(model.typical(values, population), population)
+        sd, _ = model.error.sd(values, prediction)
+        terms = marginal(population, population.dv - prediction, columns, sd, model.omega_cholesky(values))
+        return population.sum_subjects(terms.log_det + terms.quadratic)
+
+    def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
+        """Modes of eta and the inverse of the information there."""
+        start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
+        modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
+        return torch.cat(modes.eta), posterior_covariance(modes)

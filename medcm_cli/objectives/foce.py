@@ -1,0 +1,80 @@
+"""First-order conditional estimation: the model linearised at each subject's empirical Bayes estimate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model import Model
+from medcm_cli.objectives.base import State
+from medcm_cli.objectives.marginal import marginal
+from medcm_cli.objectives.modes import find_modes, posterior_covariance
+from medcm_cli.streams import Stream
+from medcm_cli.variability import solve_lower, total
+
+
+@dataclass(frozen=True)
+class Foce:
+    """At eta_hat, found at the start of every epoch and then held fixed (METHODS, "Objectives"):
+
+    - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y - f(eta_hat);
+    - ``linearised`` (Eq. s9): log|C| + r' C^-1 r, r = y - (f(eta_hat) - G eta_hat).
+
+    ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an epoch; the
+    search starts from the last epoch's estimates.
+    """
+
+    formulation: str = "joint"
+    mode_tolerance: float = 1e-4
+    mode_iterations: int = 100
+    mixed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.formulation not in ("joint", "linearised"):
+            raise InputError(f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'")
+
+    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+        """See ``Objective.init``; the search for modes starts at zero."""
+        zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
+        return State(model.init(streams, dtype), {"eta": zero})
+
+    def noise_shape(self, model: Model, population: Population) -> None:
+        """No noise."""
+        del model, population
+
+    def refresh(self, model: Model, population: Population, state: State) -> State:
+        """Find the modes for the values as they stand."""
+        start = state.carried["eta"].split(1)
+        modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
+        return State(state.trained, {"eta": torch.cat(modes.eta), "converged": modes.converged})
+
+    def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
+        """See ``Objective.loss``; the gradient flows through G but not through eta_hat."""
+        del noise
+        values = state.trained
+        eta = state.carried["eta"].split(1)
+        prediction, columns = self.linearise(model, state, population)
+        sd, _ = model.error.sd(values, prediction)
+        omega = model.omega_cholesky(values)
+        deviation = population.dv - prediction
+        if self.formulation == "linearised":
+            shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
+            terms = marginal(population, deviation + shift, columns, sd, omega)
+            return population.sum_subjects(terms.log_det + terms.quadratic)
+        terms = marginal(population, deviation, columns, sd, omega)
+        penalty = total([white * white for white in solve_lower(omega, eta)])
+        return population.sum_subjects(terms.log_det + terms.residual + penalty)
+
+    def linearise(self, model: Model, state: State, population: Population) -> tuple[Tensor, list[Tensor]]:
+        """f and the columns of G at eta_hat."""
+        zeta = model.typical(state.trained, population)
+        return model.linearise(zeta, population, state.carried["eta"].split(1))
+
+    def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
+        """Modes of eta and the inverse of the information there."""
+        start = state.carried["eta"].split(1)
+        modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
+        return torch.cat(modes.eta), posterior_covariance(modes)

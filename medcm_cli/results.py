@@ -1,0 +1,181 @@
+"""From a trained batch to the tables of its run folders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.fit import Trained
+from medcm_cli.metrics import kl_zero_mean, rmse
+from medcm_cli.model import Model
+from medcm_cli.objectives.base import Objective
+from medcm_cli.variability import covariance, dense
+
+GRID_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """How a covariate is reported: effects on [0, ``scale``], relative to ``reference``, both in ``unit``."""
+
+    scale: float
+    reference: float
+    unit: str
+
+
+@torch.no_grad()
+def tables(
+    model: Model,
+    objective: Objective,
+    train: Population,
+    test: Population,
+    trained: Trained,
+    covariates: Mapping[str, Covariate],
+    omega_true: Tensor | None,
+    level_scale: float,
+) -> list[dict[str, pa.Table]]:
+    """The tables of each fit of the batch, by name: history, parameters, effects and, with random effects, random_effects.
+
+    A failed fit has the checkpoints before its failure. :param omega_true: (K, K) or None, for KL.
+    :param level_scale: from IU/mL to the reported unit, in which RMSE is given.
+    """
+    rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
+    history = _history(model, objective, test, trained, omega_true, level_scale)
+    effects = _effects(model, trained, covariates)
+    posterior = objective.random_effects(model, train, trained.state)
+    result = []
+    for fit, keep in enumerate(rows):
+        epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
+        of_fit = {
+            "history": pa.table({"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()}),
+            "parameters": _parameters(trained, fit, epochs),
+            "effects": _effects_table(effects, covariates, fit, epochs),
+        }
+        if posterior is not None:
+            of_fit["random_effects"] = _random_effects(train, *posterior, fit)
+        result.append(of_fit)
+    return result
+
+
+def _rows(trained: Trained, fit: int) -> int:
+    """How many checkpoints of a fit are valid."""
+    failure = trained.failures[fit]
+    return sum(1 for epoch in trained.epochs if failure is None or max(epoch, 1) < failure.epoch)
+
+
+def _array(values: Tensor) -> pa.Array:
+    return pa.array(values.contiguous().numpy())
+
+
+def _history(
+    model: Model, objective: Objective, test: Population, trained: Trained, omega_true: Tensor | None, level_scale: float
+) -> dict[str, Tensor]:
+    """Columns of the history, (C, B) each."""
+    columns: dict[str, list[Tensor]] = {}
+    for values in map(trained.layout.unpack, trained.checkpoints):
+        prediction = model.predict(model.typical(values, test), test)
+        row = {"rmse": rmse(prediction, test.dv, test.observed) * level_scale}
+        if objective.mixed:
+            omega = dense(covariance(model.omega_cholesky(values)))  # (K, K, B)
+            sd = omega.diagonal().T.sqrt()
+            row |= {f"omega_{i + 1}": sd[i] for i in range(len(sd))}
+            row |= {f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs}
+            sigmas = model.error.sigmas(values)
+            row |= {name: sigmas[part] for name, part in zip(model.error.names, model.error.components, strict=True)}
+            if omega_true is not None:
+                row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return {"objective": trained.objective} | {name: torch.stack(values) for name, values in columns.items()}
+
+
+def _parameters(trained: Trained, fit: int, epochs: np.ndarray) -> pa.Table:
+    sizes = [torch.Size(shape).numel() for shape in trained.layout.shapes]
+    total = sum(sizes)
+    position = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+    name = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    names = pa.DictionaryArray.from_arrays(np.tile(name, len(epochs)), list(trained.layout.names))
+    return pa.table(
+        {
+            "epoch": np.repeat(epochs, total),
+            "name": names,
+            "index": np.tile(position, len(epochs)),
+            "value": _array(trained.checkpoints[: len(epochs), :, fit].reshape(-1)),
+        }
+    )
+
+
+def _random_effects(train: Population, mean: Tensor, cov: Tensor, fit: int) -> pa.Table:
+    count = int(train.present[:, fit].sum())
+    columns = {"subject": _array(train.subject[:count, fit] + 1)}
+    columns |= {f"eta_{i + 1}": _array(values[:count, fit]) for i, values in enumerate(mean)}
+    for i in range(len(mean)):
+        columns |= {f"cov_{i + 1}{j + 1}": _array(cov[i, j, :count, fit]) for j in range(i + 1)}
+    return pa.table(columns)
+
+
+def _effects(
+    model: Model, trained: Trained, covariates: Mapping[str, Covariate]
+) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """(covariate, parameter) -> typical value on the grid and relative to the reference covariates, (C, points, B).
+
+    One covariate moves along its grid, the others stay at their references; with separate branches the relative value is
+    that branch's effect.
+    """
+    inputs = model.network.inputs
+    if not inputs or not len(trained.checkpoints):
+        return {}
+    checkpoints, _, fits = trained.checkpoints.shape
+    flat = trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits)
+    values = trained.layout.unpack(flat)
+
+    def at(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+        points = {name: level[None, :, None].expand(1, -1, checkpoints * fits) for name, level in levels.items()}
+        return model.network.typical(values, points)
+
+    result = {}
+    base = {name: flat.new_tensor([covariates[name].reference]) for name in inputs}
+    reference = at(base)
+    for name in inputs:
+        grid = torch.linspace(0, covariates[name].scale, GRID_POINTS, dtype=flat.dtype)
+        moved = at({other: grid if other == name else base[other].expand(GRID_POINTS) for other in inputs})
+        for parameter, zeta in moved.items():
+            if zeta.ndim == 1 or not any(name in b.inputs and parameter in b.heads for b in model.network.branches):
+                continue
+            shape = (GRID_POINTS, checkpoints, fits)
+            absolute = zeta[0].reshape(shape).transpose(0, 1)
+            relative = (zeta[0] / reference[parameter][0]).reshape(shape).transpose(0, 1)
+            result[name, parameter] = absolute, relative
+    return result
+
+
+def _effects_table(
+    effects: dict[tuple[str, str], tuple[Tensor, Tensor]],
+    covariates: Mapping[str, Covariate],
+    fit: int,
+    epochs: np.ndarray,
+) -> pa.Table:
+    parts = []
+    for (name, parameter), (absolute, relative) in effects.items():
+        count = len(epochs) * GRID_POINTS
+        parts.append(
+            pa.table(
+                {
+                    "epoch": np.repeat(epochs, GRID_POINTS),
+                    "covariate": _repeated(name, count),
+                    "parameter": _repeated(parameter, count),
+                    "x": np.tile(np.linspace(0, covariates[name].scale, GRID_POINTS), len(epochs)),
+                    "value": _array(absolute[: len(epochs), :, fit].reshape(-1)),
+                    "relative": _array(relative[: len(epochs), :, fit].reshape(-1)),
+                }
+            )
+        )
+    return pa.concat_tables(parts).unify_dictionaries() if parts else pa.table({"epoch": pa.array([], pa.int32())})
+
+
+def _repeated(label: str, count: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(np.zeros(count, dtype=np.int32), [label])

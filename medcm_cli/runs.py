@@ -1,0 +1,154 @@
+"""The run folder: where a fit's results lie, what they are, and how they are written and read. Nothing else touches them.
+
+    outputs/<study>/dataset=simulated/objective=vi/error=additive/lr=0.1/variant=default/fold=01/replicate=1/
+      run.json                status, failure, seconds, versions, seed, truth, resolved configuration and its hash
+      history.parquet         a row per checkpoint: epoch, objective, rmse, omega_*, rho_*, sigma_*, kl
+      parameters.parquet      every trained value at every checkpoint: epoch, name, index, value
+      random_effects.parquet  a row per training subject: mean and covariance of eta
+      effects.parquet         learned covariate effects at every checkpoint
+
+The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. ``run.json`` is written last: a
+folder whose status is neither complete nor failed is unfinished, whatever else lies in it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from medcm_cli.errors import InputError
+from medcm_cli.files import remove_partial, replaced, write_text
+
+RECORD = "run.json"
+FINISHED = ("complete", "failed")
+
+
+@dataclass(frozen=True)
+class Address:
+    """What a fit is; its folder follows from it."""
+
+    study: str
+    dataset: str
+    objective: str
+    error: str
+    learning_rate: float
+    variant: str
+    fold: int
+    replicate: int
+
+    def folder(self, root: Path) -> Path:
+        """The fit's folder below ``root``."""
+        parts = {
+            "dataset": self.dataset,
+            "objective": self.objective,
+            "error": self.error,
+            "lr": f"{self.learning_rate:g}",
+            "variant": self.variant,
+            "fold": f"{self.fold:02d}",
+            "replicate": str(self.replicate),
+        }
+        return root.joinpath(self.study, *(f"{key}={value}" for key, value in parts.items()))
+
+
+def check_name(option: str, value: str) -> str:
+    """A name that can stand in a path. :raises InputError: otherwise."""
+    if not value or value.startswith(".") or any(c in "/\\\0\n" for c in value):
+        raise InputError(f"{option} is {value!r}; expected a name without slashes that does not start with a dot")
+    return value
+
+
+@dataclass(frozen=True)
+class Record:
+    """The contents of ``run.json``."""
+
+    status: str  # running, complete or failed
+    address: Address
+    config_hash: str
+    config: dict[str, Any]
+    data: dict[str, Any]  # source, fingerprint and number of subjects
+    truth: dict[str, Any] | None
+    seed: int
+    versions: dict[str, str]
+    failure: dict[str, Any] | None = None  # epoch and cause
+    batch: dict[str, Any] = field(default_factory=dict)  # fits trained together and their training seconds
+    unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
+    seconds: float = 0.0  # batch seconds divided by the batch's fits
+
+
+def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """A short hash of everything that determines a result: configuration and data."""
+    text = json.dumps([config, data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(paths: list[Path]) -> str:
+    """A short hash of the contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a fit's folder, None where there is none.
+
+    :raises InputError: the file is there and is not a record.
+    """
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**{**content, "address": Address(**content["address"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"{path}: is not a run record ({' '.join(str(error).split())})") from error
+
+
+def write_record(root: Path, record: Record) -> None:
+    """Write ``run.json`` alone."""
+    write_text(record.address.folder(root) / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def start(root: Path, record: Record) -> None:
+    """Mark a fit as running; what an earlier, unfinished attempt left is no longer valid and is removed."""
+    folder = record.address.folder(root)
+    if folder.is_dir():
+        (folder / RECORD).unlink(missing_ok=True)
+        remove_partial(folder)
+        for path in folder.glob("*.parquet"):
+            path.unlink()
+    write_record(root, record)
+
+
+def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
+    """Write a fit's tables, each whole, then its record."""
+    folder = record.address.folder(root)
+    for name, table in tables.items():
+        with replaced(folder / f"{name}.parquet") as partial:
+            pyarrow.parquet.write_table(table, partial, compression="zstd")
+    write_record(root, record)
+
+
+def find(root: Path) -> Iterator[Path]:
+    """Folders of fits below ``root``, in the order of their paths, found without holding them all."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders.sort()
+        if RECORD in files:
+            yield Path(folder)
+            subfolders.clear()
+
+
+def read_history(folder: Path) -> pa.Table:
+    """A fit's history. :raises InputError: absent or damaged."""
+    path = folder / "history.parquet"
+    try:
+        return pyarrow.parquet.ParquetFile(path).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

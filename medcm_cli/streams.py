@@ -1,0 +1,74 @@
+"""Random numbers that belong to one fit, whatever else shares its batch.
+
+Each (study seed, fold, replicate, purpose) has its own counter-based generator. Objectives share them, so that replicate r
+of fold k starts from the same network under every objective.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one fit, named by study seed, fold and replicate."""
+
+    seed: int
+    fold: int
+    replicate: int
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """A fresh generator; the same purpose gives the same numbers each time."""
+        key = [self.seed, self.fold, self.replicate, zlib.crc32(purpose.encode())]
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def per_fit(
+    streams: Sequence[Stream],
+    draw: Callable[[np.random.Generator], npt.ArrayLike],
+    purpose: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One draw per fit, stacked along a last, new dimension: (..., B)."""
+    drawn = [np.asarray(draw(stream.generator(purpose))) for stream in streams]
+    return torch.as_tensor(np.stack(drawn, axis=-1), dtype=dtype)
+
+
+class Noise:
+    """Standard normal numbers for the epochs of a batch of fits.
+
+    Numbers are drawn a block of epochs at a time, which keeps the loop over the fits' generators out of the epoch loop;
+    a fit's sequence depends neither on the length of the block nor on the other fits.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], shape: tuple[int, ...], counts: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        """``shape`` is (..., N) of one epoch and one fit; fit b uses the first ``counts[b]`` of the N subjects."""
+        self._generators = [stream.generator("noise") for stream in streams]
+        self._shape, self._counts = shape, counts
+        self._dtype = np.float64 if dtype == torch.float64 else np.float32
+        self._block: Tensor | None = None
+        self._next = 0
+
+    def draw(self) -> Tensor:
+        """The next epoch's numbers, (*shape, B); zero for padded subjects."""
+        if self._block is None or self._next == len(self._block):
+            self._block, self._next = self._draw_block(), 0
+        self._next += 1
+        return self._block[self._next - 1]
+
+    def _draw_block(self) -> Tensor:
+        block = np.zeros((_BLOCK, *self._shape, len(self._generators)), dtype=self._dtype)
+        for fit, (generator, count) in enumerate(zip(self._generators, self._counts, strict=True)):
+            size = (_BLOCK, *self._shape[:-1], count)
+            block[..., :count, fit] = generator.standard_normal(size, dtype=self._dtype)
+        return torch.from_numpy(block)
+
+
+_BLOCK = 25  # epochs

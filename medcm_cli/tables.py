@@ -1,0 +1,257 @@
+"""Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files say."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+from tabulate import tabulate
+
+from medcm_cli import runs
+from medcm_cli.data.events import FloatArray
+from medcm_cli.errors import InputError
+from medcm_cli.files import replaced, write_text
+
+GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
+MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
+ESTIMATES = ["omega_1", "omega_2", "rho_21", "sigma_additive", "sigma_proportional"]
+_AT_ONCE = 512  # folders read ahead
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be read, and why."""
+
+    fits: pd.DataFrame
+    table: pd.DataFrame
+    skipped: list[str]
+    level_unit: str
+
+
+def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
+    """Read every run folder below ``roots``.
+
+    :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default the last quarter, at
+        most 500 (METHODS, "Protocol").
+    :raises InputError: a root does not exist, or holds no run folder.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder")
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    units: set[str] = set()
+    folders = (folder for root in roots for folder in runs.find(root))
+    # Reading a block of folders at a time keeps memory to one short row per fit, however many there are.
+    with ThreadPoolExecutor() as pool:
+        while block := list(islice(folders, _AT_ONCE)):
+            for outcome in pool.map(lambda folder: _read(folder, tail), block):
+                if isinstance(outcome, str):
+                    skipped.append(outcome)
+                else:
+                    units.add(outcome.pop("level_unit"))
+                    rows.append(outcome)
+    if not rows and not skipped:
+        raise InputError(f"{', '.join(map(str, roots))}: no run folder below it; `medcm fit` writes them")
+    fits = pd.DataFrame(rows, columns=None if rows else [*GROUP, "fold", "replicate", "status", *MEASURES])
+    return Summary(fits, _table(fits), skipped, units.pop() if len(units) == 1 else "mixed units")
+
+
+def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
+    """KL(N(0, true) || N(0, estimated)) of K x K covariances; NaN where ``estimated`` is not positive definite."""
+    sign, log_det = np.linalg.slogdet(estimated)
+    if sign <= 0 or not np.isfinite(log_det):
+        return float("nan")
+    trace = np.trace(np.linalg.solve(estimated, true))
+    return float(0.5 * (trace - len(true) + log_det - np.linalg.slogdet(true)[1]))
+
+
+def _read(folder: Path, tail: int | None) -> dict[str, Any] | str:
+    """One fit's row, or why it has none."""
+    try:
+        record = runs.read_record(folder)
+        if record is None:
+            return f"{folder}: vanished while it was read"
+        return _row(folder, record, tail)
+    except InputError as error:
+        return str(error)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
+
+
+def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
+    address = record.address
+    row: dict[str, Any] = {name: getattr(address, name) for name in (*GROUP, "fold", "replicate")}
+    dataset = record.config["dataset"]
+    row |= {"status": record.status, "level_unit": dataset["level_unit"]}
+    if record.status == "failed" and record.failure:
+        row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
+    if record.status != "complete":
+        return row
+    table = runs.read_history(folder)
+    names = table.column_names
+    history = dict(zip(names, table.to_pandas().to_numpy(dtype=np.float64).T, strict=True))
+    last = history["epoch"].max()
+    in_tail = history["epoch"] >= last - (min(500, last / 4) if tail is None else tail)
+    estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
+    scale = float(dataset["level_scale"])
+    row |= {
+        "objective_value": estimate["objective"],
+        "rmse": estimate["rmse"],
+        "seconds": record.seconds,
+        "unconverged_modes": record.unconverged_modes,
+    }
+    row |= {name: estimate[name] for name in names if name.startswith(("omega_", "rho_", "sigma_"))}
+    if "sigma_additive" in row:
+        row["sigma_additive"] *= scale
+    if record.truth and "omega_1" in row:
+        row |= _distances(row, record.truth, scale)
+    return row
+
+
+def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
+    """How far a fit's reported estimates (tail means) are from the truth."""
+    true = np.asarray(truth["omega"], dtype=np.float64)
+    k = len(true)
+    sd = np.array([row[f"omega_{i + 1}"] for i in range(k)])
+    correlation = np.eye(k)
+    for i in range(k):
+        for j in range(i):
+            correlation[i, j] = correlation[j, i] = row[f"rho_{i + 1}{j + 1}"]
+    result = {
+        "kl": kl_zero_mean(true, correlation * np.outer(sd, sd)),
+        "omega_mae": float(np.abs(sd - np.sqrt(np.diag(true))).mean()),
+    }
+    errors = [
+        abs(row[f"sigma_{part}"] - value * (scale if part == "additive" else 1))
+        for part, value in truth["sigma"].items()
+        if f"sigma_{part}" in row
+    ]
+    return result | ({"sigma_mae": float(np.mean(errors))} if errors else {})
+
+
+def _table(fits: pd.DataFrame) -> pd.DataFrame:
+    """Per group: fits complete, failed and unfinished; n, median, mean and sd of every measure over complete fits."""
+    rows = []
+    for key, group in fits.groupby(GROUP, sort=True):
+        status = group["status"]
+        row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
+        row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
+        row["unfinished"] = len(group) - row["complete"] - row["failed"]
+        done = group[status == "complete"]
+        for name in (*MEASURES, *ESTIMATES):
+            values = done[name].dropna() if name in done else pd.Series(dtype=float)
+            row[f"{name}_median"] = values.median() if len(values) else np.nan
+            row[f"{name}_mean"] = values.mean() if len(values) else np.nan
+            row[f"{name}_sd"] = values.std() if len(values) > 1 else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# -- presentation -----------------------------------------------------------------------------------------------------
+
+
+def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells as a person reads them: median (sd) over the complete fits. Group columns that do not vary are left
+    out, but for the objective, and so are measures that no group has."""
+    table = summary.table
+    unit = summary.level_unit
+    shown = [name for name in GROUP if name == "objective" or table[name].nunique() > 1]
+    counts = ["complete", "failed", *(["unfinished"] if table["unfinished"].any() else [])]
+    measures = {
+        "objective_value": ("objective value", 1),
+        "rmse": (f"RMSE, {unit}", 2),
+        "kl": ("KL of Omega", 4),
+        "omega_1": ("omega 1", 3),
+        "omega_2": ("omega 2", 3),
+        "rho_21": ("rho", 3),
+        "omega_mae": ("omega MAE", 4),
+        "sigma_additive": (f"sigma, {unit}", 2),
+        "sigma_proportional": ("sigma prop.", 3),
+        "sigma_mae": (f"sigma MAE, {unit}", 3),
+        "seconds": ("s per fit", 2),
+    }
+    present = {name: how for name, how in measures.items() if table[f"{name}_median"].notna().any()}
+    headers = [*(name.replace("_", " ") for name in shown), *counts, *(title for title, _ in present.values())]
+    cells = [
+        [
+            *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in shown),
+            *(str(row[name]) for name in counts),
+            *(_cell(row[f"{name}_median"], row[f"{name}_sd"], digits) for name, (_, digits) in present.items()),
+        ]
+        for _, row in table.iterrows()
+    ]
+    return headers, cells
+
+
+def _cell(median: float, sd: float, digits: int) -> str:
+    if np.isnan(median):
+        return "-"
+    # A mean squared error in (IU/mL)^2 has no digit left at the precision of a log likelihood.
+    digits = digits if median == 0 or abs(median) >= 10**-digits else 5
+    return f"{median:.{digits}f}" + ("" if np.isnan(sd) else f" ({sd:.{digits}f})")
+
+
+def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]]]:
+    """Measured values beside expected ones.
+
+    ``expected`` is a CSV with the columns objective, measure, statistic, value, tolerance, source, and any of the columns
+    study, dataset, error, learning_rate, variant to choose the group.
+
+    :raises InputError: a column is missing, or a measure unknown.
+    """
+    try:
+        wanted = pd.read_csv(expected, dtype={name: str for name in GROUP if name != "learning_rate"})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{expected}: cannot be read as a CSV ({' '.join(str(error).split())})") from error
+    missing = {"objective", "measure", "statistic", "value", "tolerance", "source"} - set(wanted.columns)
+    if missing:
+        raise InputError(f"{expected}: column {min(missing)!r} is missing")
+    keys = [name for name in GROUP if name in wanted]
+    cells = []
+    for line, row in enumerate(wanted.to_dict("records"), 2):
+        column = f"{row['measure']}_{row['statistic']}"
+        if column not in summary.table:
+            raise InputError(f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}")
+        match = summary.table
+        for key in keys:
+            if not pd.isna(row[key]):
+                match = match[match[key] == row[key]]
+        name = " ".join(str(row[key]) for key in keys if not pd.isna(row[key]))
+        for value in match[column].dropna() if len(match) else [np.nan]:
+            tolerance = row["tolerance"]
+            if np.isnan(value):
+                verdict = "not run"
+            elif pd.isna(tolerance):
+                verdict = ""
+            else:
+                verdict = "within" if abs(value - row["value"]) <= tolerance else "outside"
+            cells.append(
+                [name, column.replace("_", " "), f"{row['value']:g}", "" if pd.isna(tolerance) else f"{tolerance:g}"]
+                + ["-" if np.isnan(value) else f"{value:.4g}", verdict, str(row["source"])]
+            )
+    return ["group", "measure", "expected", "tolerance", "measured", "", "source"], cells
+
+
+def markdown(headers: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def write(summary: Summary, folder: Path) -> list[Path]:
+    """Write the table as Parquet, CSV (both with every statistic), Markdown and LaTeX (as shown), and the fits as Parquet."""
+    headers, cells = columns(summary)
+    paths = [folder / name for name in ("table.parquet", "table.csv", "table.md", "table.tex", "fits.parquet")]
+    for path, frame in ((paths[0], summary.table), (paths[4], summary.fits)):
+        with replaced(path) as partial:
+            frame.to_parquet(partial)
+    with replaced(paths[1]) as partial:
+        summary.table.to_csv(partial, index=False)
+    write_text(paths[2], markdown(headers, cells))
+    write_text(paths[3], tabulate(cells, headers, tablefmt="latex_booktabs", disable_numparse=True) + "\n")
+    return paths

@@ -1,0 +1,227 @@
+"""Random effects and residual error: Omega from unconstrained values, error models, Gaussian densities.
+
+A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the tensors are large:
+every operation on such matrices is written out over K and vectorised over subjects, samples and fits.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.streams import Stream, per_fit
+
+Lower = list[list[Tensor]]
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+# -- small lower-triangular matrices ----------------------------------------------------------------------------------
+
+
+def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
+    """Cholesky factor of a symmetric positive definite matrix, of which only the lower triangle is read."""
+    rows: Lower = []
+    for i in range(len(matrix)):
+        row: list[Tensor] = []
+        for j in range(i + 1):
+            value = matrix[i][j]
+            for k in range(j):
+                value = value - row[k] * (rows[j][k] if j < i else row[k])
+            row.append(torch.sqrt(value) if i == j else value / rows[j][j])
+        rows.append(row)
+    return rows
+
+
+def solve_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """x with L x = vector."""
+    x: list[Tensor] = []
+    for i, row in enumerate(lower):
+        value = vector[i]
+        for k in range(i):
+            value = value - row[k] * x[k]
+        x.append(value / row[i])
+    return x
+
+
+def solve_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """x with L' x = vector."""
+    n = len(lower)
+    x: list[Tensor] = list(vector)
+    for i in reversed(range(n)):
+        value = vector[i]
+        for k in range(i + 1, n):
+            value = value - lower[k][i] * x[k]
+        x[i] = value / lower[i][i]
+    return x
+
+
+def multiply_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """L x."""
+    return [total([entry * vector[k] for k, entry in enumerate(row)]) for row in lower]
+
+
+def multiply_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """L' x."""
+    n = len(lower)
+    return [total([lower[k][i] * vector[k] for k in range(i, n)]) for i in range(n)]
+
+
+def inverse_spd(matrix: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Inverse of a symmetric positive definite matrix, full K x K."""
+    lower = cholesky(matrix)
+    n = len(lower)
+    one, zero = torch.ones_like(lower[0][0]), torch.zeros_like(lower[0][0])
+    columns = [
+        solve_lower_transposed(lower, solve_lower(lower, [one if i == j else zero for i in range(n)]))
+        for j in range(n)
+    ]
+    return [[columns[j][i] for j in range(n)] for i in range(n)]
+
+
+def covariance(lower: Lower) -> list[list[Tensor]]:
+    """L L', full K x K."""
+    n = len(lower)
+    return [
+        [total([lower[i][k] * lower[j][k] for k in range(min(i, j) + 1)]) for j in range(n)] for i in range(n)
+    ]
+
+
+def log_det(lower: Lower) -> Tensor:
+    """log |L L'|."""
+    return 2 * total([torch.log(row[-1]) for row in lower])
+
+
+def dense(matrix: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Stack a (lower-triangular) matrix of lists to (K, K, ...), zeros above the diagonal where rows are short."""
+    n = len(matrix)
+    shape = torch.broadcast_shapes(*(entry.shape for row in matrix for entry in row))
+    zero = matrix[0][0].new_zeros(shape)
+    rows = [
+        torch.stack([row[j].expand(shape) if j < len(row) else zero for j in range(n)]) for row in matrix
+    ]
+    return torch.stack(rows)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of one or more tensors, broadcast."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+# -- Omega ------------------------------------------------------------------------------------------------------------
+
+
+def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -> Lower:
+    """Cholesky factor of S C S from marginal sds and unconstrained correlations.
+
+    tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K = 2 the single
+    one is rho itself (METHODS, "Population parameters"; Lewandowski, Kurowicka and Joe 2009).
+    """
+    partial = iter(torch.tanh(raw) for raw in raw_correlation)
+    rows: Lower = []
+    for i, sd in enumerate(scale):
+        left = torch.ones_like(sd)  # what remains of the squared length of the row
+        row: list[Tensor] = []
+        for _ in range(i):
+            value = next(partial)
+            row.append(sd * value * torch.sqrt(left))
+            left = left * (1 - value * value)
+        row.append(sd * torch.sqrt(left))
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class RandomEffects:
+    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order of Omega."""
+
+    names: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Positions (i, j), i > j, of the correlations, row by row."""
+        return [(i, j) for i in range(len(self.names)) for j in range(i)]
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raw values (K, B) and (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw correlation ~ N(0, 0.1)."""
+        k = len(self.names)
+        values = {"omega": positive_init(streams, "omega", k, dtype)}
+        if self.pairs:
+            values["correlation"] = raw_correlation_init(streams, "correlation", (len(self.pairs),), dtype)
+        return values
+
+    def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
+        """Cholesky factor of Omega, entries (B,)."""
+        correlation = values["correlation"].unbind(0) if self.pairs else ()
+        return lower_from_raw(F.softplus(values["omega"]).unbind(0), correlation)
+
+
+def positive_init(streams: Sequence[Stream], purpose: str, count: int, dtype: torch.dtype) -> Tensor:
+    """Raw values whose softplus is Normal(0.1, 0.025) truncated at 0: (count, B)."""
+    uniform = per_fit(streams, lambda g: g.random(count), purpose, torch.float64)
+    below = torch.special.ndtr(uniform.new_tensor(-4.0))  # the part of the normal that lies below zero
+    drawn = 0.1 + 0.025 * torch.special.ndtri(below + (1 - below) * uniform)
+    return torch.log(torch.expm1(drawn)).to(dtype)
+
+
+def raw_correlation_init(
+    streams: Sequence[Stream], purpose: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Raw correlations ~ N(0, 0.1): (*shape, B)."""
+    return per_fit(streams, lambda g: g.normal(0.0, 0.1, shape), purpose, dtype)
+
+
+# -- residual error ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResidualError:
+    """Residual sd of an observation with prediction f: the sum of its components' sds (METHODS).
+
+    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional`` (sigma_proportional * f).
+    """
+
+    components: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.components or set(self.components) - {"additive", "proportional"}:
+            raise InputError(f"error.components is {list(self.components)}: expected additive, proportional or both")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sigmas in reports."""
+        return [f"sigma_{component}" for component in self.components]
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raw sigmas (components, B)."""
+        return {"sigma": positive_init(streams, "sigma", len(self.components), dtype)}
+
+    def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """component -> sigma, (B,)."""
+        sigma = F.softplus(values["sigma"]).unbind(0)
+        return dict(zip(self.components, sigma, strict=True))
+
+    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
+        """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None for zero)."""
+        sigmas = self.sigmas(values)
+        if "proportional" not in sigmas:
+            return sigmas["additive"], None
+        slope = sigmas["proportional"]
+        sd = slope * prediction
+        return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
+
+
+# -- Gaussian densities -----------------------------------------------------------------------------------------------
+
+
+def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
+    """log N(x; m, L L') of x - m, K-dimensional, constants included; elementwise over the other dimensions."""
+    white = solve_lower(lower, deviation)
+    return -0.5 * (total([w * w for w in white]) + log_det(lower) + len(white) * LOG_2PI)
