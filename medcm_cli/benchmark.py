@@ -1,17 +1,17 @@
-"""Speed on this machine, as ratios within one run: absolute times say more about the machine than about the program."""
+"""Speed on this machine, as ratios within one run: absolute times say more about the machine than about the
+program."""
 
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from medcm_cli.pk import OdeModel, solve, two_compartment, two_compartment_rate
-from medcm_cli.study import Setup, conf_dir
+from medcm_cli.study import Setup, as_config, conf_dir
 from medcm_cli.workers import prepare
 
 FITS = 100
@@ -19,16 +19,21 @@ ODE_FITS = 10
 
 
 def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> tuple[list[str], list[list[str]]]:
-    """Time training and prediction in one process and thread; headers and cells of a table of medians and ratios.
+    """Time training and prediction in one process and thread; headers and cells of a table of medians and
+    ratios.
 
-    Every repeat measures everything once, in turn, so that a machine that changes its speed changes all of them.
+    Every repeat measures everything once, in turn, so that a machine that changes its speed changes all of
+    them.
     """
     prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
         setups = {name: _setup(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
         tasks: dict[str, Callable[[], float]] = {
             "vi, 1 fit": lambda: _train(setups["vi"], 1, epochs),
-            **{f"{name}, {FITS} fits": (lambda s=setup: _train(s, FITS, epochs)) for name, setup in setups.items()},
+            **{
+                f"{name}, {FITS} fits": functools.partial(_train, setup, FITS, epochs)
+                for name, setup in setups.items()
+            },
             "closed form": lambda: _predict(setups["vi"], closed=True),
             "torchdiffeq": lambda: _predict(setups["vi"], closed=False),
         }
@@ -63,8 +68,7 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> tuple[l
 def _setup(objective: str, epochs: int, folder: str) -> Setup:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", [f"objective={objective}", f"outputs={folder}", f"epochs={epochs}"])
-    config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    return Setup.build(config)
+    return Setup.build(as_config(composed))
 
 
 def _train(setup: Setup, fits: int, epochs: int) -> float:
@@ -73,7 +77,8 @@ def _train(setup: Setup, fits: int, epochs: int) -> float:
 
 
 def _predict(setup: Setup, closed: bool) -> float:
-    """Seconds of one prediction with its gradient, at three samples of the true random effects around typical values."""
+    """Seconds of one prediction with its gradient, at three samples of the true random effects around
+    typical values."""
     population, _ = setup.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
     _, subjects, fits = population.shape
     eta = torch.randn(2, 3, subjects, fits, generator=torch.Generator().manual_seed(0)) * 0.15

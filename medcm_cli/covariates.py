@@ -1,6 +1,8 @@
-"""The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag (METHODS, "Covariates").
+"""The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag (METHODS,
+"Covariates").
 
-Height and weight are smooth tables over NHANES 2009-2012 and the CDC growth reference, interpolated by a monotone cubic.
+Height and weight are smooth tables over NHANES 2009-2012 and the CDC growth reference, interpolated by a
+monotone cubic.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,22 @@ AGE_RANGE = (1.0, 85.0)  # y, uniform
 BLOOD_GROUP_O = 0.45  # probability
 
 _AGE = [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 25, 45, 65, 85]
-_HEIGHT_MEAN = [75.7, 87.4, 104.9, 118.3, 128.1, 140.0, 153.2, 168.1, 175.8, 176.9, 176.1, 176.5, 175.4, 169.9]
+_HEIGHT_MEAN = [
+    75.7,
+    87.4,
+    104.9,
+    118.3,
+    128.1,
+    140.0,
+    153.2,
+    168.1,
+    175.8,
+    176.9,
+    176.1,
+    176.5,
+    175.4,
+    169.9,
+]
 _HEIGHT_SD = [3.2, 3.7, 4.6, 5.5, 6.3, 7.3, 7.5, 7.4, 7.4, 7.1, 7.3, 7.3, 7.4, 7.1]
 
 # Box-Cox parameters of weight given height (LMS, Cole 1992).
@@ -31,7 +48,8 @@ _VWF_A, _VWF_B, _VWF_C = 4.11, 0.5152, 0.7008694
 
 @dataclass(frozen=True)
 class Covariates:
-    """One entry per patient: ``age`` y, ``height`` cm, ``weight`` kg, ``blood_group_o`` 0 or 1, ``vwf`` VWF:Ag IU/dL."""
+    """One entry per patient: ``age`` y, ``height`` cm, ``weight`` kg, ``blood_group_o`` 0 or 1, ``vwf``
+    VWF:Ag IU/dL."""
 
     age: FloatArray
     height: FloatArray

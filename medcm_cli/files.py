@@ -11,7 +11,8 @@ _TEMPORARY = ".partial-"
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """A temporary path for a file or folder that becomes ``target``, replacing it, once the block ends without error."""
+    """A temporary path for a file or folder that becomes ``target``, replacing it, once the block ends
+    without error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
     remove(partial)

@@ -18,7 +18,8 @@ Progress = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of trained values inside one flat tensor (P, B), so that an epoch moves a single tensor."""
+    """Names and shapes of trained values inside one flat tensor (P, B), so that an epoch moves a single
+    tensor."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -53,11 +54,11 @@ class Failure:
 class Trained:
     """What became of a batch of fits.
 
-    ``epochs`` the C checkpoints' labels; ``checkpoints`` (C, P, B) the trained values at each, laid out by ``layout``;
-    ``objective`` (C, B) its value at those values; ``failures`` one per fit, None where it ran to the end. Rows of a failed fit
-    after its failure are not valid. ``state`` the final state, that of a failed fit as it was when it failed;
-    ``unconverged`` (B,) the largest share of subjects whose mode was not found at a checkpoint (0 without modes);
-    ``seconds`` wall-clock time of the training loop.
+    ``epochs`` the C checkpoints' labels; ``checkpoints`` (C, P, B) the trained values at each, laid out by
+    ``layout``; ``objective`` (C, B) its value at those values; ``failures`` one per fit, None where it ran
+    to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
+    failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
+    not found at a checkpoint (0 without modes); ``seconds`` wall-clock time of the training loop.
     """
 
     epochs: tuple[int, ...]
@@ -71,7 +72,8 @@ class Trained:
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
-    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (METHODS, simulation study)."""
+    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (METHODS, simulation
+    study)."""
     return {1: 0} | {epoch: epoch for epoch in range(every, epochs + 1, every) if epoch > 1}
 
 
@@ -88,11 +90,12 @@ def train(
 ) -> Trained:
     """Train B fits, B = ``len(streams)``, for ``epochs`` full-batch steps.
 
-    A fit whose loss or gradient is not finite stops there: its values and rows so far are kept, and since no operation
-    mixes fits, the others go on as if it were not there.
+    A fit whose loss or gradient is not finite stops there: its values and rows so far are kept, and since no
+    operation mixes fits, the others go on as if it were not there.
 
     :param population: training subjects, with B fits.
-    :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of each other.
+    :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
+        each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
     """
     labels = checkpoint_labels(epochs, checkpoint_every)
@@ -108,8 +111,9 @@ def train(
     snapshots: list[Tensor] = []
     values: list[Tensor] = []
     started = time.perf_counter()
-    # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at the start of
-    # epoch c + 1, with the objective belonging to those very values. One evaluation without a step closes the run.
+    # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
+    # the start of epoch c + 1, with the objective belonging to those very values. One evaluation without a
+    # step closes the run.
     for epoch in range(1, epochs + 2):
         state = replace(state, trained=layout.unpack(flat))
         state = objective.refresh(model, population, state)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def rmse(prediction: Tensor, dv: Tensor, observed: Tensor) -> Tensor:
-    """Root mean squared error per fit over all observations that exist: (T, S, N, B) -> (B,), in the unit of ``dv``."""
+    """Root mean squared error per fit over all observations that exist: (T, S, N, B) -> (B,), in the unit of
+    ``dv``."""
     squared = (prediction - dv).square() * observed
     return torch.sqrt(squared.sum((0, 1, 2)) / observed.expand_as(squared).sum((0, 1, 2)))
 

@@ -1,4 +1,5 @@
-"""The model of one study: network, compartment model, random effects and residual error, composed and frozen."""
+"""The model of one study: network, compartment model, random effects and residual error, composed and
+frozen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as ``values``."""
+    """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as
+    ``values``."""
 
     network: CovariateNetwork
     pk: PkModel
@@ -31,16 +33,21 @@ class Model:
         if given != needed:
             missing, extra = sorted(needed - given), sorted(given - needed)
             raise InputError(
-                f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}; "
-                f"the network lacks {', '.join(missing) or 'none'} and gives {', '.join(extra) or 'none'} too many"
+                f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}; the network "
+                f"lacks {', '.join(missing) or 'none'} and gives {', '.join(extra) or 'none'} too many"
             )
         names = self.random_effects.names
         unknown = sorted(set(names) - needed)
         if unknown or not names or len(set(names)) < len(names):
-            raise InputError(f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}")
+            raise InputError(
+                f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}"
+            )
 
-    def init(self, streams: Sequence[Stream], dtype: torch.dtype, typical_only: bool = False) -> dict[str, Tensor]:
-        """Initial values; ``typical_only`` leaves out Omega and sigma, for objectives without random effects."""
+    def init(
+        self, streams: Sequence[Stream], dtype: torch.dtype, typical_only: bool = False
+    ) -> dict[str, Tensor]:
+        """Initial values; ``typical_only`` leaves out Omega and sigma, for objectives without random
+        effects."""
         values = self.network.init(streams, dtype)
         if not typical_only:
             values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
@@ -53,7 +60,8 @@ class Model:
     def individual(self, zeta: Values, eta: Sequence[Tensor]) -> dict[str, Tensor]:
         """z = zeta exp(eta), eta one (S, N, B) per random effect."""
         shifted = {
-            name: zeta[name] * torch.exp(effect) for name, effect in zip(self.random_effects.names, eta, strict=True)
+            name: zeta[name] * torch.exp(effect)
+            for name, effect in zip(self.random_effects.names, eta, strict=True)
         }
         return {**zeta, **shifted}
 

@@ -1,11 +1,12 @@
 """Covariates -> typical parameters, for a batch of fits at once.
 
-A typical parameter is the product of the effects of the branches that have a head for it; a parameter without a branch is
-one free scalar per fit. Which covariate feeds which parameter is configuration (conf/network/).
+A typical parameter is the product of the effects of the branches that have a head for it; a parameter
+without a branch is one free scalar per fit. Which covariate feeds which parameter is configuration
+(conf/network/).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from medcm_cli.errors import InputError
 from medcm_cli.streams import Stream, per_fit
 
-ACTIVATIONS = {
-    # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default of 20 is not.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default
+    # of 20 is not.
     "smooth_relu": lambda x: F.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
     "swish": F.silu,
 }
@@ -55,7 +57,8 @@ class CovariateNetwork:
     ) -> "CovariateNetwork":
         """From configuration; ``covariates`` is the dataset's description of each, with its ``scale``.
 
-        :raises InputError: unknown covariate, activation or branch option, or a parameter that has two sources.
+        :raises InputError: unknown covariate, activation or branch option, or a parameter that has two
+        sources.
         """
         made = []
         for options in branches:
@@ -64,11 +67,15 @@ class CovariateNetwork:
                 raise InputError(f"network.branches: unknown option {min(unknown)!r}")
             activation = str(options.get("activation", "smooth_relu"))
             if activation not in ACTIVATIONS:
-                raise InputError(f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}")
+                raise InputError(
+                    f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}"
+                )
             values = {key: options.get(key) or () for key in ("inputs", "hidden", "heads")}
             for key, value in values.items():
                 if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-                    raise InputError(f"network.branches: {key!r} is {value!r}; expected a list that is not empty")
+                    raise InputError(
+                        f"network.branches: {key!r} is {value!r}; expected a list that is not empty"
+                    )
             branch = Branch(
                 tuple(map(str, values["inputs"])),  # type: ignore[call-overload]
                 tuple(map(int, values["hidden"])),  # type: ignore[call-overload]
@@ -78,7 +85,9 @@ class CovariateNetwork:
             for name in branch.inputs:
                 if name not in covariates:
                     known = ", ".join(covariates) or "none"
-                    raise InputError(f"network.branches: covariate {name!r} is not in the dataset, which has {known}")
+                    raise InputError(
+                        f"network.branches: covariate {name!r} is not in the dataset, which has {known}"
+                    )
             made.append(branch)
         both = {head for branch in made for head in branch.heads} & set(global_parameters)
         if both:
@@ -98,7 +107,8 @@ class CovariateNetwork:
         return tuple(dict.fromkeys(name for branch in self.branches for name in branch.inputs))
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals +-sqrt(2).
+        """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals
+        +-sqrt(2).
 
         Weights are (out, in, B), biases (out, B), global scalars (B,).
         """
@@ -156,14 +166,14 @@ class _FitsFirst(torch.autograd.Function):
         return x.permute(2, 0, 1).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         del ctx
         return _fits_last(grad)
 
 
 class _FitsLast(torch.autograd.Function):
-    """(B, features, N) -> (features, N, B), contiguous, and so is the gradient: torch runs batched products of anything
-    else one matrix at a time."""
+    """(B, features, N) -> (features, N, B), contiguous, and so is the gradient: torch runs batched products
+    of anything else one matrix at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -171,7 +181,7 @@ class _FitsLast(torch.autograd.Function):
         return x.permute(1, 2, 0).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         del ctx
         result = _FitsFirst.apply(grad)  # type: ignore[no-untyped-call]
         assert isinstance(result, Tensor)

@@ -38,7 +38,8 @@ def tables(
     omega_true: Tensor | None,
     level_scale: float,
 ) -> list[dict[str, pa.Table]]:
-    """The tables of each fit of the batch, by name: history, parameters, effects and, with random effects, random_effects.
+    """The tables of each fit of the batch, by name: history, parameters, effects and, with random effects,
+    random_effects.
 
     A failed fit has the checkpoints before its failure. :param omega_true: (K, K) or None, for KL.
     :param level_scale: from IU/mL to the reported unit, in which RMSE is given.
@@ -51,7 +52,9 @@ def tables(
     for fit, keep in enumerate(rows):
         epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
         of_fit = {
-            "history": pa.table({"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()}),
+            "history": pa.table(
+                {"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()}
+            ),
             "parameters": _parameters(trained, fit, epochs),
             "effects": _effects_table(effects, covariates, fit, epochs),
         }
@@ -72,7 +75,12 @@ def _array(values: Tensor) -> pa.Array:
 
 
 def _history(
-    model: Model, objective: Objective, test: Population, trained: Trained, omega_true: Tensor | None, level_scale: float
+    model: Model,
+    objective: Objective,
+    test: Population,
+    trained: Trained,
+    omega_true: Tensor | None,
+    level_scale: float,
 ) -> dict[str, Tensor]:
     """Columns of the history, (C, B) each."""
     columns: dict[str, list[Tensor]] = {}
@@ -83,9 +91,14 @@ def _history(
             omega = dense(covariance(model.omega_cholesky(values)))  # (K, K, B)
             sd = omega.diagonal().T.sqrt()
             row |= {f"omega_{i + 1}": sd[i] for i in range(len(sd))}
-            row |= {f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs}
+            row |= {
+                f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
+            }
             sigmas = model.error.sigmas(values)
-            row |= {name: sigmas[part] for name, part in zip(model.error.names, model.error.components, strict=True)}
+            row |= {
+                name: sigmas[part]
+                for name, part in zip(model.error.names, model.error.components, strict=True)
+            }
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():
@@ -121,10 +134,11 @@ def _random_effects(train: Population, mean: Tensor, cov: Tensor, fit: int) -> p
 def _effects(
     model: Model, trained: Trained, covariates: Mapping[str, Covariate]
 ) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """(covariate, parameter) -> typical value on the grid and relative to the reference covariates, (C, points, B).
+    """(covariate, parameter) -> typical value on the grid and relative to the reference covariates, (C,
+    points, B).
 
-    One covariate moves along its grid, the others stay at their references; with separate branches the relative value is
-    that branch's effect.
+    One covariate moves along its grid, the others stay at their references; with separate branches the
+    relative value is that branch's effect.
     """
     inputs = model.network.inputs
     if not inputs or not len(trained.checkpoints):
@@ -134,7 +148,9 @@ def _effects(
     values = trained.layout.unpack(flat)
 
     def at(levels: dict[str, Tensor]) -> dict[str, Tensor]:
-        points = {name: level[None, :, None].expand(1, -1, checkpoints * fits) for name, level in levels.items()}
+        points = {
+            name: level[None, :, None].expand(1, -1, checkpoints * fits) for name, level in levels.items()
+        }
         return model.network.typical(values, points)
 
     result = {}
@@ -144,7 +160,9 @@ def _effects(
         grid = torch.linspace(0, covariates[name].scale, GRID_POINTS, dtype=flat.dtype)
         moved = at({other: grid if other == name else base[other].expand(GRID_POINTS) for other in inputs})
         for parameter, zeta in moved.items():
-            if zeta.ndim == 1 or not any(name in b.inputs and parameter in b.heads for b in model.network.branches):
+            if zeta.ndim == 1 or not any(
+                name in b.inputs and parameter in b.heads for b in model.network.branches
+            ):
                 continue
             shape = (GRID_POINTS, checkpoints, fits)
             absolute = zeta[0].reshape(shape).transpose(0, 1)
@@ -174,7 +192,11 @@ def _effects_table(
                 }
             )
         )
-    return pa.concat_tables(parts).unify_dictionaries() if parts else pa.table({"epoch": pa.array([], pa.int32())})
+    return (
+        pa.concat_tables(parts).unify_dictionaries()
+        if parts
+        else pa.table({"epoch": pa.array([], pa.int32())})
+    )
 
 
 def _repeated(label: str, count: int) -> pa.Array:

@@ -1,14 +1,15 @@
-"""The run folder: where a fit's results lie, what they are, and how they are written and read. Nothing else touches them.
+"""The run folder: where a fit's results lie, what they are, and how they are written and read. Nothing else
+touches them.
 
     outputs/<study>/dataset=simulated/objective=vi/error=additive/lr=0.1/variant=default/fold=01/replicate=1/
-      run.json                status, failure, seconds, versions, seed, truth, resolved configuration and its hash
-      history.parquet         a row per checkpoint: epoch, objective, rmse, omega_*, rho_*, sigma_*, kl
+      run.json                status, failure, seconds, versions, seed, truth, resolved configuration and its
+      hash history.parquet         a row per checkpoint: epoch, objective, rmse, omega_*, rho_*, sigma_*, kl
       parameters.parquet      every trained value at every checkpoint: epoch, name, index, value
       random_effects.parquet  a row per training subject: mean and covariance of eta
       effects.parquet         learned covariate effects at every checkpoint
 
-The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. ``run.json`` is written last: a
-folder whose status is neither complete nor failed is unfinished, whatever else lies in it.
+The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. ``run.json`` is
+written last: a folder whose status is neither complete nor failed is unfinished, whatever else lies in it.
 """
 
 import hashlib
@@ -59,7 +60,9 @@ class Address:
 def check_name(option: str, value: str) -> str:
     """A name that can stand in a path. :raises InputError: otherwise."""
     if not value or value.startswith(".") or any(c in "/\\\0\n" for c in value):
-        raise InputError(f"{option} is {value!r}; expected a name without slashes that does not start with a dot")
+        raise InputError(
+            f"{option} is {value!r}; expected a name without slashes that does not start with a dot"
+        )
     return value
 
 

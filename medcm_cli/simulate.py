@@ -1,4 +1,5 @@
-"""Virtual haemophilia A patients with their truth: covariates, doses, true PK, random effects, samples and noise."""
+"""Virtual haemophilia A patients with their truth: covariates, doses, true PK, random effects, samples and
+noise."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +26,8 @@ CHUNK = 100_000  # patients in memory at a time
 
 @dataclass(frozen=True)
 class Truth:
-    """Population truth: ``omega`` covariance of (eta_CL, eta_V1), ``sigma`` IU/mL, ``q`` L/h, ``v2`` L (METHODS, "Truth")."""
+    """Population truth: ``omega`` covariance of (eta_CL, eta_V1), ``sigma`` IU/mL, ``q`` L/h, ``v2`` L
+    (METHODS, "Truth")."""
 
     omega: tuple[tuple[float, float], tuple[float, float]] = ((0.037, 0.0113), (0.0113, 0.017))
     sigma: float = 0.03
@@ -62,12 +64,13 @@ def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dic
 
 
 def write_study(folder: Path, settings: Settings, progress: Callable[[int], None] | None = None) -> None:
-    """Write a simulated data set, in the layout of the published one, so that either can be read by the same code.
+    """Write a simulated data set, in the layout of the published one, so that either can be read by the same
+    code.
 
-    ``simulation.parquet`` and ``simulation.csv``: one dose row and three observations per patient, levels in IU/mL, with
-    the true typical (``pred``) and individual (``ipred``) levels; ``truth.parquet``: each patient's random effects and
-    parameters; ``truth.json``: population truth and settings; ``train_set_k.csv``: 1-based patient numbers of fold k. The
-    folder appears whole or not at all.
+    ``simulation.parquet`` and ``simulation.csv``: one dose row and three observations per patient, levels in
+    IU/mL, with the true typical (``pred``) and individual (``ipred``) levels; ``truth.parquet``: each
+    patient's random effects and parameters; ``truth.json``: population truth and settings;
+    ``train_set_k.csv``: 1-based patient numbers of fold k. The folder appears whole or not at all.
     """
     truth = Truth()
     with replaced(folder) as partial:
@@ -91,7 +94,10 @@ def write_study(folder: Path, settings: Settings, progress: Callable[[int], None
         for fold in range(1, settings.folds + 1):
             drawn = bootstrap(fold, settings.n, settings.fold_size, settings.seed).train + 1
             (partial / f"train_set_{fold}.csv").write_text("idxs\n" + "\n".join(map(str, drawn)) + "\n")
-        write_text(partial / "truth.json", json.dumps({"settings": asdict(settings), **asdict(truth)}, indent=2) + "\n")
+        write_text(
+            partial / "truth.json",
+            json.dumps({"settings": asdict(settings), **asdict(truth)}, indent=2) + "\n",
+        )
 
 
 def settings_of(folder: Path) -> Settings | None:
@@ -142,7 +148,9 @@ def _levels(time: FloatArray, dose: FloatArray, z: dict[str, FloatArray]) -> Flo
         return torch.from_numpy(np.ascontiguousarray(values))[..., None, :, None]
 
     duration = np.full_like(dose, BOLUS_DURATION)[None]
-    schedule = Schedule.build(*map(tensor, (time, np.zeros_like(duration), duration, dose[None] / BOLUS_DURATION)))
+    schedule = Schedule.build(
+        *map(tensor, (time, np.zeros_like(duration), duration, dose[None] / BOLUS_DURATION))
+    )
     levels = solve(two_compartment(), schedule, {name: tensor(values) for name, values in z.items()})
     return np.asarray(levels[:, 0, :, 0].numpy(), dtype=np.float64)
 
@@ -156,13 +164,16 @@ def _rows(
     ipred: FloatArray,
     covariates: Covariates,
 ) -> dict[str, pa.Array]:
-    """One dose row at time 0 and one row per sample for each patient; dose-only and sample-only cells are null."""
+    """One dose row at time 0 and one row per sample for each patient; dose-only and sample-only cells are
+    null."""
     n = len(dose)
     per = 1 + len(time)
     first = np.zeros((n, per), dtype=bool)
     first[:, 0] = True
 
-    def column(at_dose: FloatArray | float, at_sample: FloatArray | float, null: str | None = None) -> pa.Array:
+    def column(
+        at_dose: FloatArray | float, at_sample: FloatArray | float, null: str | None = None
+    ) -> pa.Array:
         values = np.empty((n, per))
         values[:, 0] = at_dose
         values[:, 1:] = at_sample

@@ -1,7 +1,7 @@
 """Random numbers that belong to one fit, whatever else shares its batch.
 
-Each (study seed, fold, replicate, purpose) has its own counter-based generator. Objectives share them, so that replicate r
-of fold k starts from the same network under every objective.
+Each (study seed, fold, replicate, purpose) has its own counter-based generator. Objectives share them, so
+that replicate r of fold k starts from the same network under every objective.
 """
 
 import zlib
@@ -42,14 +42,15 @@ def per_fit(
 class Noise:
     """Standard normal numbers for the epochs of a batch of fits.
 
-    Numbers are drawn a block of epochs at a time, which keeps the loop over the fits' generators out of the epoch loop;
-    a fit's sequence depends neither on the length of the block nor on the other fits.
+    Numbers are drawn a block of epochs at a time, which keeps the loop over the fits' generators out of the
+    epoch loop; a fit's sequence depends neither on the length of the block nor on the other fits.
     """
 
     def __init__(
         self, streams: Sequence[Stream], shape: tuple[int, ...], counts: Sequence[int], dtype: torch.dtype
     ) -> None:
-        """``shape`` is (..., N) of one epoch and one fit; fit b uses the first ``counts[b]`` of the N subjects."""
+        """``shape`` is (..., N) of one epoch and one fit; fit b uses the first ``counts[b]`` of the N
+        subjects."""
         self._generators = [stream.generator("noise") for stream in streams]
         self._shape, self._counts = shape, counts
         self._dtype = np.float64 if dtype == torch.float64 else np.float32

@@ -12,7 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from medcm_cli import __version__, results, runs
@@ -45,7 +45,8 @@ class Plan:
 
 
 def axis(name: str, value: object) -> list[int]:
-    """The values of a batched axis: an int, a list, or Hydra's sweep syntax such as ``range(1,21)`` or ``1,2,5``."""
+    """The values of a batched axis: an int, a list, or Hydra's sweep syntax such as ``range(1,21)`` or
+    ``1,2,5``."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         values = list(value)
     else:
@@ -60,7 +61,9 @@ def axis(name: str, value: object) -> list[int]:
     except (TypeError, ValueError):
         numbers = []
     if not numbers or any(str(n) != str(v) for n, v in zip(numbers, values, strict=True)) or min(numbers) < 1:
-        raise InputError(f"{name}={value}: expected whole numbers from 1, as in {name}=3, {name}=[1,2], {name}='range(1,21)'")
+        raise InputError(
+            f"{name}={value}: expected whole numbers from 1: {name}=3, {name}=[1,2] or {name}='range(1,21)'"
+        )
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{name}={value}: a number stands there twice")
     return numbers
@@ -160,7 +163,9 @@ class Setup:
             objective=config["labels"]["objective"],
             error=config["labels"]["error"],
             learning_rate=float(config["learning_rate"]),
-            variant=runs.check_name("variant", str(config["variant"] or config["labels"]["variant"] or "default")),
+            variant=runs.check_name(
+                "variant", str(config["variant"] or config["labels"]["variant"] or "default")
+            ),
             fold=fold,
             replicate=replicate,
         )
@@ -168,7 +173,11 @@ class Setup:
             status="running",
             address=address,
             config_hash=digest,
-            config={key: value for key, value in config.items() if key not in ("fold", "replicate", "batch", "overwrite")},
+            config={
+                key: value
+                for key, value in config.items()
+                if key not in ("fold", "replicate", "batch", "overwrite")
+            },
             data=self.data,
             truth=config["dataset"]["truth"],
             seed=int(config["seed"]),
@@ -201,7 +210,8 @@ class Setup:
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
     ) -> list[runs.Record]:
-        """Train the fits of ``records`` as one batch and write their folders; returns the finished records."""
+        """Train the fits of ``records`` as one batch and write their folders; returns the finished
+        records."""
         root = Path(self.config["outputs"])
         for record in records:
             runs.start(root, record)
@@ -216,7 +226,14 @@ class Setup:
         truth = dataset["truth"]
         omega = torch.tensor(truth["omega"], dtype=self.dtype) if truth else None
         tables = results.tables(
-            self.model, self.objective, population, test, trained, covariates, omega, float(dataset["level_scale"])
+            self.model,
+            self.objective,
+            population,
+            test,
+            trained,
+            covariates,
+            omega,
+            float(dataset["level_scale"]),
         )
         finished = []
         for fit, (record, of_fit) in enumerate(zip(records, tables, strict=True)):
@@ -235,6 +252,13 @@ class Setup:
         return finished
 
 
+def as_config(composed: DictConfig) -> dict[str, Any]:
+    """A composed configuration with every reference resolved; omegaconf's error for a missing value."""
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
 def conf_dir() -> Path:
     """The configuration folder: the checkout's, or the one inside an installed package."""
     here = Path(__file__).resolve().parent
@@ -243,7 +267,8 @@ def conf_dir() -> Path:
 
 
 def dataset_path(config: Config) -> Path:
-    """The event table that a configuration names; the default simulated data set is made where it does not exist yet."""
+    """The event table that a configuration names; the default simulated data set is made where it does not
+    exist yet."""
     dataset = config["dataset"]
     if dataset["path"] is None:
         folder = default_data_folder(str(config["outputs"]))
@@ -253,11 +278,13 @@ def dataset_path(config: Config) -> Path:
         folder = Path(str(dataset["path"]))
     if dataset["events"] is None or folder.is_file():
         return folder
-    names = list(dataset["events"])
+    names = [str(name) for name in dataset["events"]]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"dataset.path={folder}: has neither {' nor '.join(names)}; `medcm simulate` writes such a folder")
+    raise InputError(
+        f"dataset.path={folder}: has neither {' nor '.join(names)}; `medcm simulate` writes such a folder"
+    )
 
 
 def default_data_folder(outputs: str) -> Path:
@@ -268,11 +295,14 @@ def default_data_folder(outputs: str) -> Path:
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
     packages = ("torch", "torchdiffeq", "numpy", "scipy", "hydra-core")
-    return {"medcm": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+    return {"medcm": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in packages
+    }
 
 
 def _made(config: Config, where: str, **arguments: Any) -> Any:
-    """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not fit."""
+    """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not
+    fit."""
     try:
         return instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
     except InstantiationException as error:
@@ -291,8 +321,8 @@ def _check_predose(events: EventTable, error: ResidualError) -> None:
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(
-            f"{events.source}: subject {subject!r} has an observation no later than its first dose, where the prediction and "
-            "so the sd of a proportional error are zero; choose error=additive or error=combined"
+            f"{events.source}: subject {subject!r} has an observation no later than its first dose, where "
+            "the prediction and so the sd of a proportional error are zero; choose error=additive or combined"
         )
 
 

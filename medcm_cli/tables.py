@@ -1,4 +1,5 @@
-"""Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files say."""
+"""Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files
+say."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
 from tabulate import tabulate
 
 from medcm_cli import runs
@@ -25,7 +25,8 @@ _AT_ONCE = 512  # folders read ahead
 
 @dataclass(frozen=True)
 class Summary:
-    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be read, and why."""
+    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be
+    read, and why."""
 
     fits: pd.DataFrame
     table: pd.DataFrame
@@ -36,8 +37,8 @@ class Summary:
 def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
     """Read every run folder below ``roots``.
 
-    :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default the last quarter, at
-        most 500 (METHODS, "Protocol").
+    :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default
+        the last quarter, at most 500 (METHODS, "Protocol").
     :raises InputError: a root does not exist, or holds no run folder.
     """
     for root in roots:
@@ -63,7 +64,8 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
 
 
 def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
-    """KL(N(0, true) || N(0, estimated)) of K x K covariances; NaN where ``estimated`` is not positive definite."""
+    """KL(N(0, true) || N(0, estimated)) of K x K covariances; NaN where ``estimated`` is not positive
+    definite."""
     sign, log_det = np.linalg.slogdet(estimated)
     if sign <= 0 or not np.isfinite(log_det):
         return float("nan")
@@ -136,7 +138,8 @@ def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict
 
 
 def _table(fits: pd.DataFrame) -> pd.DataFrame:
-    """Per group: fits complete, failed and unfinished; n, median, mean and sd of every measure over complete fits."""
+    """Per group: fits complete, failed and unfinished; n, median, mean and sd of every measure over complete
+    fits."""
     rows = []
     for key, group in fits.groupby(GROUP, sort=True):
         status = group["status"]
@@ -153,15 +156,15 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# -- presentation -----------------------------------------------------------------------------------------------------
+# -- presentation ----------------------------------------------------------------------------------
 
 
 def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells as a person reads them: median (sd) over the complete fits. Group columns that do not vary are left
-    out, but for the objective, and so are measures that no group has."""
+    """Headers and cells as a person reads them: median (sd) over the complete fits. Group columns that do
+    not vary are left out, but for the objective, and so are measures that no group has."""
     table = summary.table
     unit = summary.level_unit
-    shown = [name for name in GROUP if name == "objective" or table[name].nunique() > 1]
+    shown = [name for name in GROUP if name == "objective" or len(table[name].unique()) > 1]
     counts = ["complete", "failed", *(["unfinished"] if table["unfinished"].any() else [])]
     measures = {
         "objective_value": ("objective value", 1),
@@ -177,12 +180,19 @@ def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
         "seconds": ("s per fit", 2),
     }
     present = {name: how for name, how in measures.items() if table[f"{name}_median"].notna().any()}
-    headers = [*(name.replace("_", " ") for name in shown), *counts, *(title for title, _ in present.values())]
+    headers = [
+        *(name.replace("_", " ") for name in shown),
+        *counts,
+        *(title for title, _ in present.values()),
+    ]
     cells = [
         [
             *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in shown),
             *(str(row[name]) for name in counts),
-            *(_cell(row[f"{name}_median"], row[f"{name}_sd"], digits) for name, (_, digits) in present.items()),
+            *(
+                _cell(row[f"{name}_median"], row[f"{name}_sd"], digits)
+                for name, (_, digits) in present.items()
+            ),
         ]
         for _, row in table.iterrows()
     ]
@@ -200,8 +210,8 @@ def _cell(median: float, sd: float, digits: int) -> str:
 def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]]]:
     """Measured values beside expected ones.
 
-    ``expected`` is a CSV with the columns objective, measure, statistic, value, tolerance, source, and any of the columns
-    study, dataset, error, learning_rate, variant to choose the group.
+    ``expected`` is a CSV with the columns objective, measure, statistic, value, tolerance, source, and any
+    of the columns study, dataset, error, learning_rate, variant to choose the group.
 
     :raises InputError: a column is missing, or a measure unknown.
     """
@@ -217,7 +227,9 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
     for line, row in enumerate(wanted.to_dict("records"), 2):
         column = f"{row['measure']}_{row['statistic']}"
         if column not in summary.table:
-            raise InputError(f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}")
+            raise InputError(
+                f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}"
+            )
         match = summary.table
         for key in keys:
             if not pd.isna(row[key]):
@@ -231,9 +243,10 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
                 verdict = ""
             else:
                 verdict = "within" if abs(value - row["value"]) <= tolerance else "outside"
+            expected_cells = [f"{row['value']:g}", "" if pd.isna(tolerance) else f"{tolerance:g}"]
+            measured = "-" if np.isnan(value) else f"{value:.4g}"
             cells.append(
-                [name, column.replace("_", " "), f"{row['value']:g}", "" if pd.isna(tolerance) else f"{tolerance:g}"]
-                + ["-" if np.isnan(value) else f"{value:.4g}", verdict, str(row["source"])]
+                [name, column.replace("_", " "), *expected_cells, measured, verdict, str(row["source"])]
             )
     return ["group", "measure", "expected", "tolerance", "measured", "", "source"], cells
 
@@ -244,9 +257,12 @@ def markdown(headers: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
 
 
 def write(summary: Summary, folder: Path) -> list[Path]:
-    """Write the table as Parquet, CSV (both with every statistic), Markdown and LaTeX (as shown), and the fits as Parquet."""
+    """Write the table as Parquet, CSV (both with every statistic), Markdown and LaTeX (as shown), and the
+    fits as Parquet."""
     headers, cells = columns(summary)
-    paths = [folder / name for name in ("table.parquet", "table.csv", "table.md", "table.tex", "fits.parquet")]
+    paths = [
+        folder / name for name in ("table.parquet", "table.csv", "table.md", "table.tex", "fits.parquet")
+    ]
     for path, frame in ((paths[0], summary.table), (paths[4], summary.fits)):
         with replaced(path) as partial:
             frame.to_parquet(partial)

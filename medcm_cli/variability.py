@@ -1,7 +1,8 @@
 """Random effects and residual error: Omega from unconstrained values, error models, Gaussian densities.
 
-A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the tensors are large:
-every operation on such matrices is written out over K and vectorised over subjects, samples and fits.
+A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the
+tensors are large: every operation on such matrices is written out over K and vectorised over subjects,
+samples and fits.
 """
 
 import math
@@ -20,7 +21,7 @@ Lower = list[list[Tensor]]
 LOG_2PI = math.log(2 * math.pi)
 
 
-# -- small lower-triangular matrices ----------------------------------------------------------------------------------
+# -- small lower-triangular matrices ---------------------------------------------------------------
 
 
 def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
@@ -71,18 +72,6 @@ def multiply_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Te
     return [total([lower[k][i] * vector[k] for k in range(i, n)]) for i in range(n)]
 
 
-def inverse_spd(matrix: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Inverse of a symmetric positive definite matrix, full K x K."""
-    lower = cholesky(matrix)
-    n = len(lower)
-    one, zero = torch.ones_like(lower[0][0]), torch.zeros_like(lower[0][0])
-    columns = [
-        solve_lower_transposed(lower, solve_lower(lower, [one if i == j else zero for i in range(n)]))
-        for j in range(n)
-    ]
-    return [[columns[j][i] for j in range(n)] for i in range(n)]
-
-
 def covariance(lower: Lower) -> list[list[Tensor]]:
     """L L', full K x K."""
     n = len(lower)
@@ -97,13 +86,12 @@ def log_det(lower: Lower) -> Tensor:
 
 
 def dense(matrix: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Stack a (lower-triangular) matrix of lists to (K, K, ...), zeros above the diagonal where rows are short."""
+    """Stack a (lower-triangular) matrix of lists to (K, K, ...), zeros above the diagonal where rows are
+    short."""
     n = len(matrix)
     shape = torch.broadcast_shapes(*(entry.shape for row in matrix for entry in row))
     zero = matrix[0][0].new_zeros(shape)
-    rows = [
-        torch.stack([row[j].expand(shape) if j < len(row) else zero for j in range(n)]) for row in matrix
-    ]
+    rows = [torch.stack([row[j].expand(shape) if j < len(row) else zero for j in range(n)]) for row in matrix]
     return torch.stack(rows)
 
 
@@ -115,14 +103,14 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return result
 
 
-# -- Omega ------------------------------------------------------------------------------------------------------------
+# -- Omega -----------------------------------------------------------------------------------------
 
 
 def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -> Lower:
     """Cholesky factor of S C S from marginal sds and unconstrained correlations.
 
-    tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K = 2 the single
-    one is rho itself (METHODS, "Population parameters"; Lewandowski, Kurowicka and Joe 2009).
+    tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K
+    = 2 the single one is rho itself (METHODS, "Population parameters"; Lewandowski, Kurowicka and Joe 2009).
     """
     partial = iter(torch.tanh(raw) for raw in raw_correlation)
     rows: Lower = []
@@ -140,7 +128,8 @@ def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -
 
 @dataclass(frozen=True)
 class RandomEffects:
-    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order of Omega."""
+    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
+    of Omega."""
 
     names: tuple[str, ...]
 
@@ -150,7 +139,8 @@ class RandomEffects:
         return [(i, j) for i in range(len(self.names)) for j in range(i)]
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Raw values (K, B) and (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw correlation ~ N(0, 0.1)."""
+        """Raw values (K, B) and (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw correlation ~ N(0,
+        0.1)."""
         k = len(self.names)
         values = {"omega": positive_init(streams, "omega", k, dtype)}
         if self.pairs:
@@ -178,21 +168,24 @@ def raw_correlation_init(
     return per_fit(streams, lambda g: g.normal(0.0, 0.1, shape), purpose, dtype)
 
 
-# -- residual error ---------------------------------------------------------------------------------------------------
+# -- residual error --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ResidualError:
     """Residual sd of an observation with prediction f: the sum of its components' sds (METHODS).
 
-    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional`` (sigma_proportional * f).
+    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
+    (sigma_proportional * f).
     """
 
     components: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.components or set(self.components) - {"additive", "proportional"}:
-            raise InputError(f"error.components is {list(self.components)}: expected additive, proportional or both")
+            raise InputError(
+                f"error.components is {list(self.components)}: expected additive, proportional or both"
+            )
 
     @property
     def names(self) -> list[str]:
@@ -209,7 +202,8 @@ class ResidualError:
         return dict(zip(self.components, sigma, strict=True))
 
     def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
-        """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None for zero)."""
+        """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
+        for zero)."""
         sigmas = self.sigmas(values)
         if "proportional" not in sigmas:
             return sigmas["additive"], None
@@ -218,10 +212,11 @@ class ResidualError:
         return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
 
 
-# -- Gaussian densities -----------------------------------------------------------------------------------------------
+# -- Gaussian densities ----------------------------------------------------------------------------
 
 
 def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
-    """log N(x; m, L L') of x - m, K-dimensional, constants included; elementwise over the other dimensions."""
+    """log N(x; m, L L') of x - m, K-dimensional, constants included; elementwise over the other
+    dimensions."""
     white = solve_lower(lower, deviation)
     return -0.5 * (total([w * w for w in white]) + log_det(lower) + len(white) * LOG_2PI)

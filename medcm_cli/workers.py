@@ -1,4 +1,5 @@
-"""Batches of fits on several processes: one core each, no shared state, results written by whoever trained them."""
+"""Batches of fits on several processes: one core each, no shared state, results written by whoever trained
+them."""
 
 import multiprocessing
 import os
@@ -25,15 +26,16 @@ _FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of impor
 def prepare(threads: int) -> None:
     """Settings of a process that trains.
 
-    Without flushing, denormal numbers make exp and softplus many times slower; more threads than one lose time on tensors
-    of this size, so a second core is used by a second process.
+    Without flushing, denormal numbers make exp and softplus many times slower; more threads than one lose
+    time on tensors of this size, so a second core is used by a second process.
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
 
 
 def batches(records: Sequence[Record], most: int | None, processes: int) -> list[list[Record]]:
-    """Split a job's fits into batches of at most ``most`` fits, as even as possible, one or more for each process."""
+    """Split a job's fits into batches of at most ``most`` fits, as even as possible, one or more for each
+    process."""
     wanted = max(processes, -(-len(records) // most) if most else 1)
     parts = np.array_split(np.arange(len(records)), min(wanted, len(records)))
     return [[records[i] for i in part] for part in parts]
@@ -55,7 +57,8 @@ class _Worker:
 
 
 class Workers:
-    """Processes that live from job to job, so that a multirun starts them once. A context manager: leaving it ends them."""
+    """Processes that live from job to job, so that a multirun starts them once. A context manager: leaving
+    it ends them."""
 
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
@@ -85,7 +88,11 @@ class Workers:
         return self._share(setup.config, list(enumerate(parts)), self._workers[:processes], progress)
 
     def _share(
-        self, config: Config, waiting: list[tuple[int, Sequence[Record]]], workers: list[_Worker], progress: Progress
+        self,
+        config: Config,
+        waiting: list[tuple[int, Sequence[Record]]],
+        workers: list[_Worker],
+        progress: Progress,
     ) -> list[Record]:
         finished: list[Record] = []
         idle = list(workers)
@@ -121,8 +128,8 @@ def _start() -> _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C is the parent's business; when the parent is gone, the
-    next message fails and the process ends."""
+    """Train what comes through the connection until it closes. Ctrl-C is the parent's business; when the
+    parent is gone, the next message fails and the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:

@@ -1,8 +1,9 @@
 """Read and check an event table: one row per dose or observation, as CSV or Parquet.
 
-Columns: ``id``, ``time`` (h), ``amt`` (IU), ``rate`` (IU/h), ``duration`` (h), ``dv``, one of ``evid`` (0 observation, 1 dose)
-or ``mdv`` (0 observation, 1 no observation), and the covariates. Where a dose row has both a rate and a duration, these two
-win over the amount; an amount alone is a bolus, which is an infusion of one minute (METHODS, "Units and symbols").
+Columns: ``id``, ``time`` (h), ``amt`` (IU), ``rate`` (IU/h), ``duration`` (h), ``dv``, one of ``evid`` (0
+observation, 1 dose) or ``mdv`` (0 observation, 1 no observation), and the covariates. Where a dose row has
+both a rate and a duration, these two win over the amount; an amount alone is a bolus, which is an infusion
+of one minute (METHODS, "Units and symbols").
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +28,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class EventTable:
-    """A checked event table. Arrays have one entry per kept row; ``subject`` counts from 0 in order of first appearance.
+    """A checked event table. Arrays have one entry per kept row; ``subject`` counts from 0 in order of first
+    appearance.
 
     ``duration`` and ``rate`` are those of dose rows, ``dv`` that of observation rows, and NaN elsewhere.
     ``covariates`` has one value per subject.
@@ -48,9 +50,10 @@ def read_events(path: Path, covariates: Mapping[str, str], predose_observations:
     """Read ``path`` and check every row.
 
     :param covariates: name in the model -> column in the file.
-    :param predose_observations: ``error`` refuses an observation before the subject's first dose, where the model predicts
-        exactly zero; ``keep`` allows it.
-    :raises InputError: one line naming file, line (CSV) or row (Parquet) and column, for the first fault found.
+    :param predose_observations: ``error`` refuses an observation before the subject's first dose, where the
+        model predicts exactly zero; ``keep`` allows it.
+    :raises InputError: one line naming file, line (CSV) or row (Parquet) and column, for the first fault
+    found.
     """
     if predose_observations not in ("error", "keep"):
         raise InputError(f"predose_observations is {predose_observations!r}: expected 'error' or 'keep'")
@@ -64,14 +67,18 @@ def _load(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file; expected an event table (.csv or .parquet)")
     try:
         if path.suffix.lower() == ".csv":
-            options = pyarrow.csv.ConvertOptions(null_values=["", "NA", "NaN", "nan", "."], strings_can_be_null=True)
+            options = pyarrow.csv.ConvertOptions(
+                null_values=["", "NA", "NaN", "nan", "."], strings_can_be_null=True
+            )
             table = pyarrow.csv.read_csv(path, convert_options=options)
         elif path.suffix.lower() == ".parquet":
             table = pyarrow.parquet.read_table(path)
         else:
             raise InputError(f"{path}: expected a .csv or .parquet file")
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as an event table: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path}: cannot be read as an event table: {' '.join(str(error).split())}"
+        ) from error
     names = table.column_names
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
@@ -121,7 +128,9 @@ class _Checker:
         self.first(np.isnan(time), "time", "is missing; expected hours since the first dose")
         self.first(time < 0, "time", "{value} is negative; expected hours since the first dose")
         unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)]
-        self.first(unsorted, "time", "{value} comes after a later time of the same subject; sort rows by time")
+        self.first(
+            unsorted, "time", "{value} comes after a later time of the same subject; sort rows by time"
+        )
         is_dose, is_observation = self._kinds()
         rate, duration = self._doses(is_dose)
         dv = self.number("dv")
@@ -150,7 +159,11 @@ class _Checker:
         starts = np.r_[True, np.diff(subject) != 0]
         seen_before = starts.copy()
         seen_before[np.unique(subject, return_index=True)[1]] = False
-        self.first(seen_before, "id", "{value!r} appears in more than one block of rows; keep a subject's rows together")
+        self.first(
+            seen_before,
+            "id",
+            "{value!r} appears in more than one block of rows; keep a subject's rows together",
+        )
         return subject, tuple(map(str, labels))
 
     def _kinds(self) -> tuple[BoolArray, BoolArray]:
@@ -178,9 +191,13 @@ class _Checker:
             self.first(is_dose & (values < 0), name, "{value} is negative on a dose row")
         rate, duration = (np.where(values > 0, values, np.nan) for values in (rate, duration))
         no_amount = ~(amount > 0)
-        self.first(is_dose & np.isnan(rate) & no_amount, "amt", "is missing or zero on a dose row that has no rate")
+        self.first(
+            is_dose & np.isnan(rate) & no_amount, "amt", "is missing or zero on a dose row that has no rate"
+        )
         only_rate = is_dose & ~np.isnan(rate) & np.isnan(duration)
-        self.first(only_rate & no_amount, "duration", "is missing on a dose row that has a rate and no amount")
+        self.first(
+            only_rate & no_amount, "duration", "is missing on a dose row that has a rate and no amount"
+        )
         bolus = is_dose & np.isnan(rate) & np.isnan(duration)
         duration = np.where(only_rate, amount / rate, np.where(bolus, BOLUS_DURATION, duration))
         rate = np.where(np.isnan(rate), amount / duration, rate)
@@ -212,5 +229,7 @@ class _Checker:
         values = self.number(column)
         self.first(np.isnan(values), column, "is missing; every row needs this covariate")
         first_row = np.unique(subject, return_index=True)[1]
-        self.first(values != values[first_row][subject], column, "{value} differs from the subject's first value")
+        self.first(
+            values != values[first_row][subject], column, "{value} differs from the subject's first value"
+        )
         return values[first_row]

@@ -1,4 +1,5 @@
-"""Which subjects a fit trains on and which it is tested on. Subjects are counted from 0 in order of first appearance."""
+"""Which subjects a fit trains on and which it is tested on. Subjects are counted from 0 in order of first
+appearance."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from medcm_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Fold:
-    """Subject numbers, from 0; one drawn twice for training stands twice in ``train`` and counts as two subjects."""
+    """Subject numbers, from 0; one drawn twice for training stands twice in ``train`` and counts as two
+    subjects."""
 
     train: IntArray
     test: IntArray
@@ -21,7 +23,8 @@ class Fold:
 def from_files(
     fold: int, n_subjects: int, folder: Path, train: str, validation: str | None = None, **_: object
 ) -> Fold:
-    """A fold read from files of 1-based subject numbers (one column with a header), as the published study has them.
+    """A fold read from files of 1-based subject numbers (one column with a header), as the published study
+    has them.
 
     :param train: file name in ``folder``; ``{fold}`` stands for the fold's number.
     :param validation: file of subjects to leave out of the test set, where it exists.
@@ -35,7 +38,8 @@ def from_files(
 
 
 def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> Fold:
-    """``size`` subjects drawn with replacement; the test set is everyone not drawn (METHODS, simulation study)."""
+    """``size`` subjects drawn with replacement; the test set is everyone not drawn (METHODS, simulation
+    study)."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
     generator = np.random.default_rng([seed, fold])
@@ -66,5 +70,7 @@ def _read_numbers(path: Path, n_subjects: int) -> IntArray:
     if bad.any():
         row = int(np.argmax(bad))
         cell = frame[column].iloc[row]
-        raise InputError(f"{path}, line {row + 2}, column {column!r}: {cell!r} is not a subject number 1..{n_subjects}")
+        raise InputError(
+            f"{path}, line {row + 2}, column {column!r}: {cell!r} is not a subject number 1..{n_subjects}"
+        )
     return values.astype(np.int64) - 1

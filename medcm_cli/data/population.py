@@ -1,7 +1,8 @@
 """Subjects as padded tensors, ready for a batch of fits.
 
-Dimensions are read from the right: fit, subject, sample, then observation or dose. A value per fit, of shape (B,), thus
-broadcasts over everything by itself, and the innermost, contiguous dimension is the one that a batch makes long.
+Dimensions are read from the right: fit, subject, sample, then observation or dose. A value per fit, of shape
+(B,), thus broadcasts over everything by itself, and the innermost, contiguous dimension is the one that a
+batch makes long.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from medcm_cli.pk.schedule import Schedule
 
 @dataclass(frozen=True)
 class Population:
-    """N subjects in each of B fits, at most T observations and E doses each. Immutable; padded entries are masked.
+    """N subjects in each of B fits, at most T observations and E doses each. Immutable; padded entries are
+    masked.
 
-    ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for padding;
-    ``time`` (h), ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an observation, 0 for padding;
+    ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for
+    padding; ``time`` (h), ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an observation, 0 for padding;
     ``covariates`` name -> (1, N, B); ``ragged``: whether anything is padded at all.
     """
 

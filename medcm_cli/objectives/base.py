@@ -24,13 +24,16 @@ class State:
 
 
 class Objective(Protocol):
-    """Minimised by ``fit.train``. Functions of their arguments only: an objective holds options, never state."""
+    """Minimised by ``fit.train``. Functions of their arguments only: an objective holds options, never
+    state."""
 
     @property
     def mixed(self) -> bool:
         """Whether Omega and sigma are estimated."""
 
-    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
         """Initial values of a batch of fits."""
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
@@ -45,5 +48,5 @@ class Objective(Protocol):
     def random_effects(
         self, model: Model, population: Population, state: State
     ) -> tuple[Tensor, Tensor] | None:
-        """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without eta."""
-
+        """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without
+        eta."""

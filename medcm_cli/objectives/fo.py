@@ -10,13 +10,14 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.objectives.base import State
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes, posterior_covariance
+from medcm_cli.objectives.modes import find_modes
 from medcm_cli.streams import Stream
 
 
 @dataclass(frozen=True)
 class Fo:
-    """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0 (METHODS, "Objectives").
+    """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0 (METHODS,
+    "Objectives").
 
     ``mode_tolerance`` and ``mode_iterations`` are for the empirical Bayes estimates reported after the fit.
     """
@@ -25,7 +26,9 @@ class Fo:
     mode_iterations: int = 100
     mixed: bool = True
 
-    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
         """See ``Objective.init``."""
         del population
         return State(model.init(streams, dtype))
@@ -52,4 +55,4 @@ class Fo:
         """Modes of eta and the inverse of the information there."""
         start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
-        return torch.cat(modes.eta), posterior_covariance(modes)
+        return torch.cat(modes.eta), modes.covariance

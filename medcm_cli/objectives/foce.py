@@ -11,7 +11,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.objectives.base import State
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes, posterior_covariance
+from medcm_cli.objectives.modes import find_modes
 from medcm_cli.streams import Stream
 from medcm_cli.variability import solve_lower, total
 
@@ -20,11 +20,12 @@ from medcm_cli.variability import solve_lower, total
 class Foce:
     """At eta_hat, found at the start of every epoch and then held fixed (METHODS, "Objectives"):
 
-    - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y - f(eta_hat);
+    - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y -
+        f(eta_hat);
     - ``linearised`` (Eq. s9): log|C| + r' C^-1 r, r = y - (f(eta_hat) - G eta_hat).
 
-    ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an epoch; the
-    search starts from the last epoch's estimates.
+    ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an
+    epoch; the search starts from the last epoch's estimates.
     """
 
     formulation: str = "joint"
@@ -34,9 +35,13 @@ class Foce:
 
     def __post_init__(self) -> None:
         if self.formulation not in ("joint", "linearised"):
-            raise InputError(f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'")
+            raise InputError(
+                f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'"
+            )
 
-    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
         """See ``Objective.init``; the search for modes starts at zero."""
         zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
         return State(model.init(streams, dtype), {"eta": zero})
@@ -77,4 +82,4 @@ class Foce:
         """Modes of eta and the inverse of the information there."""
         start = state.carried["eta"].split(1)
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
-        return torch.cat(modes.eta), posterior_covariance(modes)
+        return torch.cat(modes.eta), modes.covariance

@@ -1,4 +1,5 @@
-"""The Gaussian marginal likelihood of a linearised model, with K x K algebra per subject whatever its observations."""
+"""The Gaussian marginal likelihood of a linearised model, with K x K algebra per subject whatever its
+observations."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from medcm_cli.variability import Lower, cholesky, log_det, multiply_lower_trans
 
 
 class Marginal(NamedTuple):
-    """Per subject, (1, N, B): ``log_det`` = log|C|, ``quadratic`` = r' C^-1 r, ``residual`` = r' Sigma^-1 r."""
+    """Per subject, (1, N, B): ``log_det`` = log|C|, ``quadratic`` = r' C^-1 r, ``residual`` = r' Sigma^-1
+    r."""
 
     log_det: Tensor
     quadratic: Tensor
@@ -24,7 +26,8 @@ def marginal(
     """C = G Omega G' + Sigma, Sigma = diag(sd^2), by the determinant lemma and Woodbury's identity.
 
     With Omega = L L', W = Sigma^-1/2 G L and M = I + W'W: log|C| = log|Sigma| + log|M| and
-    r'C^-1 r = r'Sigma^-1 r - |chol(M)^-1 W' Sigma^-1/2 r|^2. Omega is never inverted, so it may be nearly singular.
+    r'C^-1 r = r'Sigma^-1 r - |chol(M)^-1 W' Sigma^-1/2 r|^2. Omega is never inverted, so it may be nearly
+    singular.
 
     :param deviation: r, (T, 1, N, B). :param columns: those of G. :param sd: (B,) or (T, 1, N, B).
     """

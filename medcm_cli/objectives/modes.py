@@ -1,4 +1,5 @@
-"""Empirical Bayes estimates: the mode of each subject's posterior of eta, all subjects of all fits at once."""
+"""Empirical Bayes estimates: the mode of each subject's posterior of eta, all subjects of all fits at
+once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from medcm_cli.variability import (
     Lower,
     cholesky,
     dense,
-    inverse_spd,
+    multiply_lower,
+    multiply_lower_transposed,
     solve_lower,
     solve_lower_transposed,
     total,
@@ -22,18 +24,22 @@ BOUND = 3.0  # eta is searched within [-3, 3] (METHODS, "Objectives")
 
 
 class Modes(NamedTuple):
-    """``eta`` one (1, N, B) per random effect; ``information`` half the Fisher Hessian there, full K x K of the same shape;
-    ``converged`` (1, N, B) whether the last step was below the tolerance."""
+    """``eta`` one (1, N, B) per random effect; ``converged`` (1, N, B) whether the last step was below the
+    tolerance; ``covariance`` (K, K, N, B) of Laplace's approximation, from the expected information at the
+    modes."""
 
     eta: list[Tensor]
-    information: list[list[Tensor]]
     converged: Tensor
+    covariance: Tensor
 
 
 class _Point(NamedTuple):
+    """Value, half its gradient and half its expected Hessian (lower triangle) with respect to u = L^-1
+    eta."""
+
     value: Tensor
     gradient: list[Tensor]
-    information: list[list[Tensor]]
+    information: Lower
 
 
 @torch.no_grad()
@@ -47,77 +53,108 @@ def find_modes(
 ) -> Modes:
     """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta within [-3, 3], for each subject.
 
-    Fisher scoring with Levenberg-Marquardt damping per subject: for Gaussian observations with mean f and sd s(f) the
-    expected Hessian is positive definite, and exact where the model is linear in eta. A step that does not lower a
-    subject's value is refused and its damping raised, other subjects going on.
+    Fisher scoring with Levenberg-Marquardt damping per subject, in u = L^-1 eta with Omega = L L', where the
+    prior is u'u and a nearly singular Omega does no harm. For Gaussian observations with mean f and sd s(f)
+    the expected Hessian is positive definite, and exact where the model is linear in eta. A step that does
+    not lower a subject's value is refused; damping rises where the value falls by less than a quarter of
+    what the quadratic predicts, which also ends the overshooting from side to side, and falls where it falls
+    by more than three quarters.
 
     :param start: first guess, one (1, N, B) per random effect.
-    :param tolerance: a subject has converged once no component of its step exceeds it.
+    :param tolerance: a subject has converged once no component of its step in eta exceeds it.
+    :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
     omega = model.omega_cholesky(values)
-    eta = [value.clamp(-BOUND, BOUND) for value in start]
-    at = _evaluate(model, values, zeta, omega, population, eta)
-    damping = torch.zeros_like(eta[0])
-    converged = torch.zeros_like(eta[0], dtype=torch.bool)
-    # Near the mode the value is flat to rounding: a step that changes it by no more than that is not a bad step.
-    slack = 8 * torch.finfo(eta[0].dtype).eps
+
+    def evaluate(u: Sequence[Tensor]) -> _Point:
+        return _evaluate(model, values, zeta, omega, population, u)
+
+    u = solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start])
+    at = evaluate(u)
+    damping = torch.zeros_like(at.value)
+    converged = torch.zeros_like(at.value, dtype=torch.bool)
+    # Near the mode the value is flat to rounding: a step that changes it by no more than that is not a bad
+    # step.
+    slack = 8 * torch.finfo(at.value.dtype).eps
     for _ in range(max_iterations):
-        damped = [
-            [entry * (1 + damping) if i == j else entry for j, entry in enumerate(row)]
-            for i, row in enumerate(at.information)
-        ]
+        damped = [[*row[:-1], row[-1] * (1 + damping)] for row in at.information]
         factor = cholesky(damped)
         step = solve_lower_transposed(factor, solve_lower(factor, at.gradient))
-        candidate = [(value - change).clamp(-BOUND, BOUND) for value, change in zip(eta, step, strict=True)]
-        moved = total([(new - old).abs() for new, old in zip(candidate, eta, strict=True)])
-        new = _evaluate(model, values, zeta, omega, population, candidate)
-        accept = new.value <= at.value + slack * (1 + at.value.abs())
-        eta = [torch.where(accept, c, e) for c, e in zip(candidate, eta, strict=True)]
+        candidate = _within_bounds(omega, [value - s for value, s in zip(u, step, strict=True)])
+        change = [old - new for old, new in zip(u, candidate, strict=True)]
+        moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
+        new = evaluate(candidate)
+        predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
+        fell = at.value - new.value + slack * (1 + at.value.abs())
+        accept = fell >= 0
+        u = [torch.where(accept, c, old) for c, old in zip(candidate, u, strict=True)]
         at = _merge(accept, new, at)
         converged = moved <= tolerance
         if bool((converged | ~torch.isfinite(new.value)).all()):
             break
-        damping = torch.where(accept, damping * 0.1, (damping * 10).clamp(min=0.1))
-    return Modes(eta, at.information, converged)
-
-
-def posterior_covariance(modes: Modes) -> Tensor:
-    """Inverse of the information at the modes, (K, K, N, B): the covariance of Laplace's approximation."""
-    return dense(inverse_spd(modes.information))[:, :, 0]
+        raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
+        damping = torch.where(fell > 0.75 * predicted, damping * 0.1, raised)
+    return Modes(multiply_lower(omega, u), converged, _covariance(omega, at.information))
 
 
 def _evaluate(
-    model: Model, values: Values, zeta: Values, omega: Lower, population: Population, eta: Sequence[Tensor]
+    model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
 ) -> _Point:
-    prediction, columns = model.linearise(zeta, population, eta)
+    prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
     sd, slope = model.error.sd(values, prediction)
     residual = (population.dv - prediction) / sd
-    per_sd = [column / sd for column in columns]
-    white = solve_lower(omega, eta)
-    prior = solve_lower_transposed(omega, white)
-    log_sigma = torch.log(sd).expand_as(residual)
-    value = population.sum_observations(residual * residual + 2 * log_sigma) + total([w * w for w in white])
-    pull = -residual if slope is None else slope * (1 - residual * residual) - residual
-    curvature = 1.0 if slope is None else 1 + 2 * slope * slope
-    gradient = [
-        population.sum_observations(column * pull) + p for column, p in zip(per_sd, prior, strict=True)
+    loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
+    terms = residual * residual + 2 * torch.log(sd)
+    if slope is None:
+        pull, curved = -residual, loadings
+    else:  # the sd depends on eta too
+        pull = slope * (1 - residual * residual) - residual
+        curved = [loading * (1 + 2 * slope * slope) for loading in loadings]
+    information = []
+    for i, left in enumerate(curved):
+        row = [population.sum_observations(left * right) for right in loadings[: i + 1]]
+        information.append([*row[:-1], row[-1] + 1])
+    return _Point(
+        population.sum_observations(terms) + total([x * x for x in u]),
+        [population.sum_observations(loading * pull) + x for loading, x in zip(loadings, u, strict=True)],
+        information,
+    )
+
+
+def _within_bounds(omega: Lower, u: list[Tensor]) -> list[Tensor]:
+    eta = multiply_lower(omega, u)
+    outside = torch.stack([e.abs() > BOUND for e in eta]).any(0)
+    if not bool(outside.any()):
+        return u
+    inside = solve_lower(omega, [e.clamp(-BOUND, BOUND) for e in eta])
+    return [torch.where(outside, i, x) for i, x in zip(inside, u, strict=True)]
+
+
+def _covariance(omega: Lower, information: Lower) -> Tensor:
+    """L (information)^-1 L', (K, K, N, B)."""
+    factor = cholesky(information)
+    zero = torch.zeros_like(information[0][0])
+    k = len(omega)
+    halves = [
+        solve_lower(factor, [*(entry + zero for entry in row), *[zero] * (k - len(row))]) for row in omega
     ]
-    identity = torch.eye(len(columns), dtype=prediction.dtype)
-    inverse_omega = [
-        solve_lower_transposed(omega, solve_lower(omega, [*unit.unbind(0)])) for unit in identity
-    ]
-    information = [
-        [
-            population.sum_observations(left * right) * curvature + inverse_omega[i][j]
-            for j, right in enumerate(per_sd[: i + 1])
-        ]
-        for i, left in enumerate(per_sd)
-    ]
-    return _Point(value, gradient, information)
+    return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
+
+
+def _times(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """A x for a symmetric matrix given by its lower triangle."""
+    n = len(lower)
+    return [total([lower[max(i, j)][min(i, j)] * vector[j] for j in range(n)]) for i in range(n)]
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return total([a * b for a, b in zip(left, right, strict=True)])
 
 
 def _merge(accept: Tensor, new: _Point, old: _Point) -> _Point:
+    if bool(accept.all()):
+        return new
     return _Point(
         torch.where(accept, new.value, old.value),
         [torch.where(accept, a, b) for a, b in zip(new.gradient, old.gradient, strict=True)],

@@ -18,7 +18,9 @@ class Mse:
 
     mixed: bool = False
 
-    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
         """See ``Objective.init``."""
         del population
         return State(model.init(streams, dtype, typical_only=True))

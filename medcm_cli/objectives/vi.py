@@ -33,9 +33,9 @@ FAMILIES = ("full_rank", "mean_field")
 class Vi:
     """Minus the ELBO, sum_i mean_s [log N(y; f(eta_s), Sigma) + log N(eta_s; 0, Omega) - log q(eta_s)].
 
-    q_i = N(mu_i, L_i L_i'), eta_s = mu_i + L_i eps_s; ``family`` mean_field makes L_i diagonal. ``estimator`` chooses the
-    gradient of log q: path_derivative detaches q's own parameters in it (Roeder et al. 2017), standard does not, entropy uses
-    the closed-form entropy in its place.
+    q_i = N(mu_i, L_i L_i'), eta_s = mu_i + L_i eps_s; ``family`` mean_field makes L_i diagonal.
+    ``estimator`` chooses the gradient of log q: path_derivative detaches q's own parameters in it (Roeder et
+    al. 2017), standard does not, entropy uses the closed-form entropy in its place.
     """
 
     samples: int = 3
@@ -47,11 +47,15 @@ class Vi:
         if self.samples < 1:
             raise InputError(f"objective.samples is {self.samples}: expected at least 1")
         if self.estimator not in ESTIMATORS:
-            raise InputError(f"objective.estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
+            raise InputError(
+                f"objective.estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}"
+            )
         if self.family not in FAMILIES:
             raise InputError(f"objective.family is {self.family!r}: expected one of {', '.join(FAMILIES)}")
 
-    def init(self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype) -> State:
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
         """See ``Objective.init``: mu 0, raw sd -1, raw correlations ~ N(0, 0.1)."""
         _, n, fits = population.shape
         k, pairs = len(model.random_effects.names), len(model.random_effects.pairs)
@@ -60,7 +64,9 @@ class Vi:
         values["q.sd"] = torch.full((k, n, fits), -1.0, dtype=dtype)
         if pairs and self.family == "full_rank":
             # A fit's own subjects come first, so their numbers do not depend on padding.
-            values["q.correlation"] = raw_correlation_init(streams, "q.correlation", (n, pairs), dtype).transpose(0, 1)
+            values["q.correlation"] = raw_correlation_init(
+                streams, "q.correlation", (n, pairs), dtype
+            ).transpose(0, 1)
         return State(values)
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
@@ -85,13 +91,17 @@ class Vi:
         likelihood = self._log_likelihood(model, values, population, prediction)
         return population.sum_subjects(log_q) - (likelihood + population.sum_subjects(prior)) / self.samples
 
-    def _log_likelihood(self, model: Model, values: Values, population: Population, prediction: Tensor) -> Tensor:
+    def _log_likelihood(
+        self, model: Model, values: Values, population: Population, prediction: Tensor
+    ) -> Tensor:
         """sum over subjects and samples of log N(y; f, Sigma), (B,)."""
         sd, _ = model.error.sd(values, prediction)
         deviation = population.dv - prediction
         if sd.ndim == 1:  # additive error: one sd per fit, which need not be spread over the observations
             count = self.samples * population.observation_count
-            return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (torch.log(sd) + 0.5 * LOG_2PI)
+            return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
+                torch.log(sd) + 0.5 * LOG_2PI
+            )
         white = deviation / sd
         return -population.sum_all(0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI)
 

@@ -1,6 +1,7 @@
 """Compartment models behind one pair of functions, whichever way a model is solved.
 
-``solve(pk, schedule, z)`` gives predictions; ``sensitivities(pk, schedule, z, wrt)`` gives them with their derivatives.
+``solve(pk, schedule, z)`` gives predictions; ``sensitivities(pk, schedule, z, wrt)`` gives them with their
+derivatives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,8 @@ def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
 def sensitivities(
     pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor], wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, the same shape each; all differentiable.
+    """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, the same shape each; all
+    differentiable.
 
     With z = zeta exp(eta) these are the columns of G = df/deta (METHODS, "Objectives").
     """

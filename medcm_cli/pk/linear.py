@@ -1,13 +1,17 @@
 """Linear compartment models in closed form, for any number of infusions, by superposition.
 
-The amount in the central compartment after a unit bolus is a sum of exponentials, sum_j w_j exp(-lambda_j t). After an
-infusion at unit rate of which the last ``infused`` = l hours ended (or were still running) ``since_end`` = tau hours ago it is
+The amount in the central compartment after a unit bolus is a sum of exponentials, sum_j w_j exp(-lambda_j
+t). After an infusion at unit rate of which the last ``infused`` = l hours ended (or were still running)
+``since_end`` = tau hours ago it is
 
-    sum_j w_j exp(-lambda_j tau) psi(lambda_j), psi(lambda) = l M_0(lambda l), M_n(x) = int_0^1 u^n exp(-x u) du,
+    sum_j w_j exp(-lambda_j tau) psi(lambda_j), psi(lambda) = l M_0(lambda l), M_n(x) = int_0^1 u^n exp(-x u)
+    du,
 
-a product of positive factors: nothing cancels, neither for a one-minute bolus seen 48 h later nor inside an infusion.
+a product of positive factors: nothing cancels, neither for a one-minute bolus seen 48 h later nor inside an
+infusion.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +27,8 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Exponentials:
-    """A unit impulse response sum_j weights[j] exp(-rates[j] t): (J, S, N, B) or broadcastable, ``rates`` in 1/h."""
+    """A unit impulse response sum_j weights[j] exp(-rates[j] t): (J, S, N, B) or broadcastable, ``rates`` in
+    1/h."""
 
     rates: Tensor
     weights: Tensor
@@ -33,9 +38,10 @@ class Exponentials:
 class LinearModel:
     """A linear compartment model with all doses and observations in the central compartment.
 
-    ``response`` maps parameters to their impulse response; ``tangents`` maps them and names to the derivatives of that
-    response with respect to the logarithm of each named parameter, stacked to (K, J, S, N, B). ``volume`` names the central
-    volume (L); ``amount_per_level`` is 1000 where doses are in IU and levels in IU/mL.
+    ``response`` maps parameters to their impulse response; ``tangents`` maps them and names to the
+    derivatives of that response with respect to the logarithm of each named parameter, stacked to (K, J, S,
+    N, B). ``volume`` names the central volume (L); ``amount_per_level`` is 1000 where doses are in IU and
+    levels in IU/mL.
     """
 
     parameters: tuple[str, ...]
@@ -46,7 +52,8 @@ class LinearModel:
 
 
 class _Moment(torch.autograd.Function):
-    """See ``moment``. The derivative of M_n is -M_(n+1), computed as such: every derivative is as accurate as the value."""
+    """See ``moment``. The derivative of M_n is -M_(n+1), computed as such: every derivative is as accurate
+    as the value."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, n: int) -> Tensor:
@@ -61,10 +68,12 @@ class _Moment(torch.autograd.Function):
         if float(low) >= _QUADRATURE_BELOW:
             return _moment_recurrence(x, n)
         small = _moment_quadrature(x.clamp(max=_QUADRATURE_BELOW), n)
-        return torch.where(x < _QUADRATURE_BELOW, small, _moment_recurrence(x.clamp(min=_QUADRATURE_BELOW), n))
+        return torch.where(
+            x < _QUADRATURE_BELOW, small, _moment_recurrence(x.clamp(min=_QUADRATURE_BELOW), n)
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return -grad * moment(x, ctx.n + 1), None
 
@@ -76,8 +85,8 @@ def moment(x: Tensor, n: int) -> Tensor:
     return result
 
 
-# Above it the recurrence loses no more than the factor (n / x)^n of rounding; below it so few Gauss-Legendre nodes reach
-# rounding error (the remainder falls as x^(2 nodes)) that they are cheaper than a series.
+# Above it the recurrence loses no more than the factor (n / x)^n of rounding; below it so few Gauss-Legendre
+# nodes reach rounding error (the remainder falls as x^(2 nodes)) that they are cheaper than a series.
 _QUADRATURE_BELOW = 0.5
 _NODES = {
     dtype: tuple(torch.as_tensor(values, dtype=dtype) for values in ((1 + nodes) / 2, weights / 2))
@@ -106,7 +115,9 @@ def predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     rates, weights = _per_dose(response.rates), _per_dose(response.weights)
     level = schedule.given / (pk.amount_per_level * z[pk.volume])
     amplitude = weights * moment(rates * schedule.infused, 0) * level
-    return (amplitude * torch.exp(rates * -schedule.since_end)).sum((0, 1))  # (J, E, T, S, N, B) -> (T, S, N, B)
+    return (amplitude * torch.exp(rates * -schedule.since_end)).sum(
+        (0, 1)
+    )  # (J, E, T, S, N, B) -> (T, S, N, B)
 
 
 def sensitivities(
@@ -127,7 +138,8 @@ def sensitivities(
     constant = d_weights * mean_decay - weights * schedule.infused * moment(x, 1) * d_rates
     slopes = ((constant - schedule.since_end * (term * d_rates)) * decay).sum((1, 2))  # (K, T, S, N, B)
     return prediction, [
-        slope - prediction if name == pk.volume else slope for name, slope in zip(wrt, slopes.unbind(0), strict=True)
+        slope - prediction if name == pk.volume else slope
+        for name, slope in zip(wrt, slopes.unbind(0), strict=True)
     ]
 
 
@@ -160,15 +172,16 @@ def two_compartment(amount_per_level: float = 1000.0) -> LinearModel:
     """Parameters CL, V1, Q, V2 (METHODS, "Units and symbols").
 
     With alpha > beta the eigenvalues of the rate matrix, beta <= k21 <= alpha, so both weights
-    (alpha - k21) / (alpha - beta) and (k21 - beta) / (alpha - beta) lie in [0, 1] and add to 1: the response is a weighted
-    mean of two exponentials and stays accurate when the eigenvalues nearly coincide.
+    (alpha - k21) / (alpha - beta) and (k21 - beta) / (alpha - beta) lie in [0, 1] and add to 1: the response
+    is a weighted mean of two exponentials and stays accurate when the eigenvalues nearly coincide.
     """
     return LinearModel(("CL", "V1", "Q", "V2"), "V1", amount_per_level, _two_response, _two_tangents)
 
 
 def _two_response(z: Values) -> Exponentials:
     k10, k12, k21 = z["CL"] / z["V1"], z["Q"] / z["V1"], z["Q"] / z["V2"]
-    # (alpha - k21) (k21 - beta) = k12 k21 and their difference is m: the larger is a sum, the smaller a quotient.
+    # (alpha - k21) (k21 - beta) = k12 k21 and their difference is m: the larger is a sum, the smaller a
+    # quotient.
     m = k10 + k12 - k21
     product = k12 * k21
     root = torch.sqrt(m * m + 4 * product)  # alpha - beta
@@ -181,25 +194,32 @@ def _two_response(z: Values) -> Exponentials:
     return Exponentials(torch.stack([alpha, k10 * k21 / alpha]), torch.stack([above, below]) / root)
 
 
+# d log(k10, k12, k21) / d log of each parameter.
+_MICRO = {"CL": (1, 0, 0), "V1": (-1, -1, 0), "Q": (0, 1, 1), "V2": (0, 0, -1)}
+
+
 def _two_tangents(z: Values, at: Exponentials, wrt: Sequence[str]) -> Exponentials:
+    # From (alpha - k21) (k21 - beta) = k12 k21 = p and their difference m: every result keeps its relative
+    # accuracy, also that of a weight of 1e-7, which a derivative taken from alpha and beta themselves would
+    # lose.
     k10, k12, k21 = z["CL"] / z["V1"], z["Q"] / z["V1"], z["Q"] / z["V2"]
     alpha, beta = at.rates.unbind(0)
-    weight = at.weights[0]
     root = alpha - beta
-    rates, weights = [], []
+    above, below = (at.weights * root).unbind(0)
+    moves = []
     for name in wrt:
-        # d_sum, d_product: of alpha + beta = k10 + k12 + k21 and of alpha beta = k10 k21; d21 of k21.
-        if name == "CL":
-            d_sum, d_product, d21 = k10, k10 * k21, torch.zeros_like(k21)
-        elif name == "V1":
-            d_sum, d_product, d21 = -k10 - k12, -k10 * k21, torch.zeros_like(k21)
-        elif name == "Q":
-            d_sum, d_product, d21 = k12 + k21, k10 * k21, k21
-        else:
-            d_sum, d_product, d21 = -k21, -k10 * k21, -k21
-        d_alpha = (alpha * d_sum - d_product) / root  # from lambda^2 - sum lambda + product = 0
-        d_beta = d_sum - d_alpha
-        d_weight = (d_alpha - d21 - weight * (d_alpha - d_beta)) / root
-        rates.append(torch.stack([d_alpha, d_beta]))
-        weights.append(torch.stack([d_weight, -d_weight]))
-    return Exponentials(torch.stack(rates), torch.stack(weights))
+        signs = zip(_MICRO[name], (k10, k12, -k21), strict=True)
+        moves.append(functools.reduce(torch.add, [k if sign == 1 else -k for sign, k in signs if sign]))
+    ones = [1] * max(k10.ndim, k21.ndim)
+    e10, e12, e21 = (
+        k10.new_tensor(column).view(-1, *ones) for column in zip(*(_MICRO[n] for n in wrt), strict=True)
+    )
+    d_m = torch.stack([move.expand_as(root) for move in moves])
+    d_p = (e12 + e21) * (k12 * k21)
+    d_above = (above * d_m + d_p) / root
+    d_below = (d_p - below * d_m) / root
+    d_root = d_above + d_below
+    d_alpha = e21 * k21 + d_above
+    d_beta = beta * (e10 + e21 - d_alpha / alpha)
+    d_weights = torch.stack([d_above, d_below], 1) / root - at.weights * (d_root / root)[:, None]
+    return Exponentials(torch.stack([d_alpha, d_beta], 1), d_weights)

@@ -1,10 +1,13 @@
-"""Compartment models given as dA/dt, integrated by torchdiffeq with every dose and observation as an exact breakpoint.
+"""Compartment models given as dA/dt, integrated by torchdiffeq with every dose and observation as an exact
+breakpoint.
 
-Each subject's time line is cut at its infusion starts, infusion ends and observations. The p-th interval of every subject is
-mapped to s in [0, 1], so that one call of the integrator advances all subjects over their own p-th interval: breakpoints
-are exact although they differ between subjects, and the loop runs over intervals, never over subjects, samples or fits.
+Each subject's time line is cut at its infusion starts, infusion ends and observations. The p-th interval of
+every subject is mapped to s in [0, 1], so that one call of the integrator advances all subjects over their
+own p-th interval: breakpoints are exact although they differ between subjects, and the loop runs over
+intervals, never over subjects, samples or fits.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +23,11 @@ Rate = Callable[[Tensor, Tensor, Values], Tensor]
 
 @dataclass(frozen=True)
 class OdeModel:
-    """``rate(t, amounts, z)`` gives dA/dt without the infusion, amounts (compartments, S, N, B), t (S, N, B) h.
+    """``rate(t, amounts, z)`` gives dA/dt without the infusion, amounts (compartments, S, N, B), t (S, N, B)
+    h.
 
-    Doses go into compartment 0, whose amount divided by ``volume`` and ``amount_per_level`` is the prediction.
-    ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts.
+    Doses go into compartment 0, whose amount divided by ``volume`` and ``amount_per_level`` is the
+    prediction. ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts.
     """
 
     rate: Rate
@@ -53,7 +57,7 @@ def predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
     amounts = schedule.rate.new_zeros((pk.compartments, *shape))
     unit = schedule.rate.new_tensor([0.0, 1.0])
     at_edges = [amounts[0]]
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in itertools.pairwise(edges):
         width = right - left
         middle = (left + right) / 2
         running = (schedule.start <= middle) & (middle < schedule.start + schedule.duration)
@@ -68,14 +72,16 @@ def predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
         if bool((width > 0).any()):
             amounts = odeint(derivative, amounts, unit, method=pk.method, rtol=pk.rtol, atol=pk.atol)[-1]
         at_edges.append(amounts[0])
-    # Where each observation went in the sorted breakpoints; observations are the first rows of the unsorted ones.
+    # Where each observation went in the sorted breakpoints; observations are the first rows of the unsorted
+    # ones.
     where = torch.argsort(order, dim=0)[:observations].expand(observations, *shape)
     central = torch.stack(at_edges).gather(0, where)
     return central / (pk.amount_per_level * z[pk.volume])
 
 
 def _breakpoints(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """All times at which something happens to a subject, sorted (P, 1, N, B), and the permutation that sorted them."""
+    """All times at which something happens to a subject, sorted (P, 1, N, B), and the permutation that
+    sorted them."""
     times = torch.cat([schedule.time, schedule.start, schedule.start + schedule.duration])
     edges, order = torch.sort(times, dim=0, stable=True)
     return edges, order
@@ -84,10 +90,12 @@ def _breakpoints(schedule: Schedule) -> tuple[Tensor, Tensor]:
 def sensitivities(
     pk: OdeModel, schedule: Schedule, z: Values, wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution, by reverse mode applied twice.
+    """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution, by reverse mode
+    applied twice.
 
-    The gradient of <v, f> with respect to a shift d of log z is linear in v, and its derivative with respect to v is df/dd:
-    one pass per parameter, whatever the number of observations, through any solver that can be differentiated twice.
+    The gradient of <v, f> with respect to a shift d of log z is linear in v, and its derivative with respect
+    to v is df/dd: one pass per parameter, whatever the number of observations, through any solver that can
+    be differentiated twice.
     """
     shape = torch.broadcast_shapes(schedule.rate.shape[1:], *(z[name].shape for name in pk.parameters))
     differentiate = torch.is_grad_enabled()

@@ -1,0 +1,180 @@
+"""``medcm fit``: Hydra composes each job's configuration, the job trains what remains, a bar shows how far
+it is."""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from medcm_cli.errors import InputError
+from medcm_cli.study import Setup, as_config, axis, conf_dir
+from medcm_cli.terminal import ERR, OUT, refuse
+from medcm_cli.workers import Workers, batches, process_count
+
+
+def fit(arguments: list[str]) -> None:
+    """Hydra composes the configuration and runs one job per combination of swept options.
+
+    :raises InputError: an override, group or choice that does not exist.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
+    sys.argv = ["medcm", *coalesce(arguments)]
+    with Workers() as workers:
+
+        def job(config: DictConfig) -> None:
+            try:
+                _job(config, workers)
+            except (InputError, OmegaConfBaseException) as error:
+                refuse(error)  # here, before Hydra adds lines of its own
+
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(str(error)) from error
+
+
+def coalesce(arguments: Sequence[str]) -> list[str]:
+    """Turn sweeps over the batched axes, fold and replicate, into lists, so that Hydra runs one job for all
+    of them.
+
+    With ``batch.fits=N`` in a multirun they become a sweep over lists of at most N fits, for launchers that
+    spread jobs.
+    """
+    rest: list[str] = []
+    axes: dict[str, list[int]] = {}
+    most: int | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == "batch.fits" and value.isdigit() and int(value) > 0:
+            most = int(value)
+        if equals and name in ("fold", "replicate") and value:
+            try:
+                swept = OverridesParser.create().parse_override(argument).is_sweep_override()
+            except HydraException as error:
+                raise InputError(f"{argument}: {' '.join(str(error).split())}") from error
+            # Lists of lists are a sweep that somebody has already split.
+            if not (swept and "[" in value):
+                axes[name] = axis(name, value)
+                continue
+        rest.append(argument)
+    multirun = any(argument in ("-m", "--multirun") for argument in rest)
+    if multirun and most is not None and axes:
+        return [*rest, *_split(axes, most)]
+    return [*rest, *(f"{name}={_list(values)}" for name, values in axes.items())]
+
+
+def _split(axes: dict[str, list[int]], most: int) -> list[str]:
+    """Sweeps over lists whose product has at most ``most`` fits: replicates are split where they alone are
+    too many."""
+    folds, replicates = axes.get("fold"), axes.get("replicate")
+    per_fold = min(len(replicates), most) if replicates else 1
+    parts = {"replicate": (replicates, per_fold), "fold": (folds, max(1, most // per_fold))}
+    return [
+        f"{name}={','.join(map(_list, _chunks(values, size)))}"
+        for name, (values, size) in parts.items()
+        if values
+    ]
+
+
+def _chunks(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    iterator = iter(values)
+    return list(iter(lambda: tuple(itertools.islice(iterator, size)), ()))
+
+
+def _list(values: Sequence[int]) -> str:
+    return f"[{','.join(map(str, values))}]"
+
+
+def _job(composed: DictConfig, workers: Workers) -> None:
+    """One combination of options: train what remains of its folds and replicates."""
+    hydra_config = HydraConfig.get()
+    config = as_config(composed)
+    choices = hydra_config.runtime.choices
+    variant = hydra_config.job.override_dirname.replace("/", "~")
+    config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
+    setup = Setup.build(config)
+    plan = setup.plan()
+    label = str(choices["objective"])
+    where = next(iter(plan.records.values())).address
+    study = Path(config["outputs"]) / where.study
+    if not plan.todo:
+        OUT.print(
+            f"{label}: all {len(plan.done)} fits are done already, in {study}; overwrite=true repeats them"
+        )
+        return
+    batch = config["batch"]
+    if batch["fits"] is not None and (not isinstance(batch["fits"], int) or batch["fits"] < 1):
+        raise InputError(f"batch.fits is {batch['fits']!r}; expected a whole number from 1, or null")
+    records = [plan.records[fit] for fit in plan.todo]
+    processes = process_count(batch["processes"], len(records))
+    parts = batches(records, batch["fits"], processes)
+    with _training_bar(label, len(records), config["epochs"]) as (update, elapsed):
+        finished = workers.run(setup, parts, min(processes, len(parts)), update)
+    failed = [record for record in finished if record.status == "failed"]
+    OUT.print(
+        f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {elapsed():.1f} s"
+        + (f", {len(plan.done)} done before" if plan.done else "")
+        + f", {len(failed)} failed -> {study}"
+    )
+    for record in failed[:5]:
+        assert record.failure is not None
+        OUT.print(
+            f"  failed: fold {record.address.fold} replicate {record.address.replicate} "
+            f"at epoch {record.failure['epoch']}: {record.failure['cause']}"
+        )
+    if len(failed) > 5:
+        OUT.print(f"  and {len(failed) - 5} more; `medcm summarize {study}` counts them")
+
+
+class _training_bar:
+    """Progress of a job on a terminal: objective value, rate, time left. Silent where stderr is not a
+    terminal."""
+
+    def __init__(self, label: str, fits: int, epochs: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("objective {task.fields[objective]:.4g}"),
+            TextColumn("{task.fields[rate]:.0f} epochs/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=ERR,
+            disable=not ERR.is_terminal,
+            transient=True,
+        )
+        noun = "fit" if fits == 1 else "fits"
+        self._task = self._bar.add_task(
+            f"{label}, {fits} {noun}", total=fits * epochs, objective=float("nan"), rate=0.0
+        )
+        self._fits = fits
+        self._done: dict[int, tuple[int, int, float]] = {}
+
+    def __enter__(self) -> tuple[Callable[[int, int, int, float], None], Callable[[], float]]:
+        self._bar.start()
+        return self._update, self._elapsed
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _update(self, batch: int, fits: int, epoch: int, objective: float) -> None:
+        self._done[batch] = (fits, epoch, objective)
+        completed = sum(fits * epoch for fits, epoch, _ in self._done.values())
+        mean = sum(fits * value for fits, _, value in self._done.values()) / sum(
+            f for f, _, _ in self._done.values()
+        )
+        rate = completed / self._fits / max(self._elapsed(), 1e-9)
+        self._bar.update(self._task, completed=completed, objective=mean, rate=rate)
+
+    def _elapsed(self) -> float:
+        return self._bar.tasks[0].elapsed or 0.0
