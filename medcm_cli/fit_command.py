@@ -39,7 +39,7 @@ def fit(arguments: list[str]) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(str(error)) from error
+            raise InputError(str(error).partition("Config search path")[0]) from error
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:

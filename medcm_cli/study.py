@@ -1,7 +1,7 @@
 """One job: from a resolved configuration to finished run folders."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +52,8 @@ def axis(name: str, value: object) -> list[int]:
     else:
         try:
             override = OverridesParser.create().parse_override(f"{name}={value}")
-            swept = override.is_sweep_override()
-            values = list(override.sweep_iterator()) if swept else [override.value()]
+            given = override.sweep_iterator() if override.is_sweep_override() else override.value()
+            values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
         except HydraException as error:
             raise InputError(f"{name}={value}: {' '.join(str(error).split())}") from error
     try:
