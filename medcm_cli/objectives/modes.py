@@ -74,9 +74,8 @@ def find_modes(
     at = evaluate(u)
     damping = torch.zeros_like(at.value)
     converged = torch.zeros_like(at.value, dtype=torch.bool)
-    # Near the mode the value is flat to rounding: a step that changes it by no more than that is not a bad
-    # step.
-    slack = 8 * torch.finfo(at.value.dtype).eps
+    done = converged
+    rounding = 1000 * torch.finfo(at.value.dtype).eps
     for _ in range(max_iterations):
         damped = [[*row[:-1], row[-1] * (1 + damping)] for row in at.information]
         factor = cholesky(damped)
@@ -86,12 +85,18 @@ def find_modes(
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
         new = evaluate(candidate)
         predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
-        fell = at.value - new.value + slack * (1 + at.value.abs())
-        accept = fell >= 0
+        # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
+        # ends still tell, to third order in the step, how far it fell.
+        by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
+        flat = predicted <= rounding * (1 + at.value.abs())
+        fell = torch.where(flat, by_gradient, at.value - new.value)
+        accept = (fell >= 0) & ~done
         u = [torch.where(accept, c, old) for c, old in zip(candidate, u, strict=True)]
         at = _merge(accept, new, at)
-        converged = moved <= tolerance
-        if bool((converged | ~torch.isfinite(new.value)).all()):
+        # A subject that is done stays where it is: its mode must not depend on how long others take.
+        converged = torch.where(done, converged, moved <= tolerance)
+        done = done | converged | ~torch.isfinite(new.value)
+        if bool(done.all()):
             break
         raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
         damping = torch.where(fell > 0.75 * predicted, damping * 0.1, raised)
