@@ -18,7 +18,7 @@ def replaced(target: Path) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
-        if target.is_dir():
+        if target.is_dir() and partial.exists():
             remove(target)
         partial.replace(target)
     finally:

@@ -32,12 +32,8 @@ class Branch:
     inputs: tuple[str, ...]
     hidden: tuple[int, ...]
     heads: tuple[str, ...]
-    activation: str = "smooth_relu"
-
-    @property
-    def name(self) -> str:
-        """Prefix of this branch's trained values, for example ``weight`` or ``weight+vwf``."""
-        return "+".join(self.inputs)
+    activation: str
+    name: str  # prefix of this branch's trained values: weight, weight+vwf, or weight_2 for the second such
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class CovariateNetwork:
         :raises InputError: unknown covariate, activation or branch option, or a parameter that has two
         sources.
         """
-        made = []
+        made: list[Branch] = []
         for options in branches:
             unknown = set(options) - {"inputs", "hidden", "heads", "activation"}
             if unknown:
@@ -76,12 +72,18 @@ class CovariateNetwork:
                     raise InputError(
                         f"network.branches: {key!r} is {value!r}; expected a list that is not empty"
                     )
-            branch = Branch(
-                tuple(map(str, values["inputs"])),  # type: ignore[call-overload]
-                tuple(map(int, values["hidden"])),  # type: ignore[call-overload]
-                tuple(map(str, values["heads"])),  # type: ignore[call-overload]
-                activation,
-            )
+            units: list[object] = list(values["hidden"])  # type: ignore[call-overload]
+            hidden = tuple(n for n in units if isinstance(n, int) and n > 0)
+            if len(hidden) < len(units):
+                raise InputError(
+                    f"network.branches: 'hidden' is {units}; expected units per layer, 1 or more"
+                )
+            inputs, heads = (tuple(map(str, values[key])) for key in ("inputs", "heads"))  # type: ignore[call-overload]
+            if len(set(heads)) < len(heads):
+                raise InputError(f"network.branches: 'heads' is {list(heads)}; expected each parameter once")
+            alike = 1 + sum(branch.inputs == inputs for branch in made)
+            name = "+".join(inputs) + (f"_{alike}" if alike > 1 else "")
+            branch = Branch(inputs, hidden, heads, activation, name)
             for name in branch.inputs:
                 if name not in covariates:
                     known = ", ".join(covariates) or "none"
@@ -92,8 +94,11 @@ class CovariateNetwork:
         both = {head for branch in made for head in branch.heads} & set(global_parameters)
         if both:
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
-        scales = {name: float(str(entry["scale"])) for name, entry in covariates.items()}
-        return cls(tuple(made), tuple(global_parameters), scales)
+        scales = {name: entry.get("scale") for name, entry in covariates.items()}
+        for name, scale in scales.items():
+            if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+                raise InputError(f"dataset.covariates.{name}.scale is {scale!r}; expected a positive number")
+        return cls(tuple(made), tuple(global_parameters), {name: float(str(s)) for name, s in scales.items()})
 
     @property
     def parameters(self) -> tuple[str, ...]:

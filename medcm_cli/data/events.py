@@ -57,37 +57,54 @@ def read_events(path: Path, covariates: Mapping[str, str], predose_observations:
     """
     if predose_observations not in ("error", "keep"):
         raise InputError(f"predose_observations is {predose_observations!r}: expected 'error' or 'keep'")
-    frame = _load(path)
-    row_name = (lambda i: f"line {i + 2}") if path.suffix.lower() == ".csv" else (lambda i: f"row {i + 1}")
+    frame, row_name = _load(path)
     return _Checker(str(path), frame, row_name).table(covariates, predose_observations == "keep")
 
 
-def _load(path: Path) -> pd.DataFrame:
+def _load(path: Path) -> tuple[pd.DataFrame, Callable[[int], str]]:
+    """The table, and the words for its row of a number from 0: a line of a text file, or a row."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an event table (.csv or .parquet)")
+    is_text = path.suffix.lower() == ".csv"
     try:
-        if path.suffix.lower() == ".csv":
-            options = pyarrow.csv.ConvertOptions(
-                null_values=["", "NA", "NaN", "nan", "."], strings_can_be_null=True
-            )
-            table = pyarrow.csv.read_csv(path, convert_options=options)
+        if is_text:
+            table = _read_csv(path)
         elif path.suffix.lower() == ".parquet":
             table = pyarrow.parquet.read_table(path)
         else:
             raise InputError(f"{path}: expected a .csv or .parquet file")
+        names = table.column_names
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an event table: {' '.join(str(error).split())}"
-        ) from error
-    names = table.column_names
+        raise InputError(f"{path}: cannot be read as an event table: {error}") from error
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
         raise InputError(f"{path}: column {duplicated[0]!r} appears more than once")
     if table.num_rows == 0:
         raise InputError(f"{path}: the table has a header and no rows")
-    frame = table.to_pandas()
+    frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others
     assert isinstance(frame, pd.DataFrame)
-    return frame
+
+    if not is_text:
+        return frame, lambda row: f"row {row + 1}"
+    frame = frame.dropna(how="all")  # blank lines
+    lines = frame.index.to_numpy() + 2  # after the header
+    return frame, lambda row: f"line {lines[row]}"
+
+
+def _read_csv(path: Path) -> pa.Table:
+    table = pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # only so do errors tell the line
+        parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),  # rows stay lines
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={"id": pa.string()},  # 007 is a name
+            null_values=["", "NA", "NaN", "nan", "."],
+            strings_can_be_null=True,
+        ),
+    )
+    if table.column_names == [""]:
+        raise InputError(f"{path}: the file is empty or begins with a blank line")
+    return table
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,8 @@ class _Checker:
         if bad.any():
             row = int(np.argmax(bad))
             value = self.frame[column].iloc[row] if column in self.frame else None
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)  # as the file has it
             raise self.refuse(row, column, what.format(value=value))
 
     def number(self, column: str, default: float | None = None) -> FloatArray:
@@ -116,6 +135,8 @@ class _Checker:
                 raise InputError(f"{self.source}: column {column!r} is missing; the file has {present}")
             return np.full(len(self.frame), default)
         raw = self.frame[column]
+        if raw.dtype.kind in "mM":  # a date or a clock time is not a number of hours
+            raw = raw.astype(str)
         values = pd.to_numeric(raw, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         text = np.isnan(values) & raw.notna().to_numpy()
         self.first(text, column, "{value!r} is not a number")

@@ -1,11 +1,11 @@
 """Which subjects a fit trains on and which it is tested on. Subjects are counted from 0 in order of first
 appearance."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from medcm_cli.data.events import IntArray
 from medcm_cli.errors import InputError
@@ -42,6 +42,8 @@ def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> 
     study)."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
+    if size < 1:
+        raise InputError(f"split.size={size}: expected the number of subjects to draw, at least 1")
     generator = np.random.default_rng([seed, fold])
     drawn = generator.integers(n_subjects, size=size)
     return Fold(drawn, np.setdiff1d(np.arange(n_subjects), drawn))
@@ -59,18 +61,24 @@ def _read_numbers(path: Path, n_subjects: int) -> IntArray:
     if not path.is_file():
         raise InputError(f"{path}: no such fold file; choose a fold that exists, or another split")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as one column of subject numbers") from error
-    if frame.shape[1] != 1 or frame.empty:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as one column of subject numbers: {error}") from error
+    if not rows:
+        raise InputError(f"{path}: cannot be read as one column of subject numbers: it is empty")
+    (_, header), *body = rows
+    if not body or len(header) != 1 or header[0].strip().isdecimal():
         raise InputError(f"{path}: expected a header and one column of subject numbers")
-    column = str(frame.columns[0])
-    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~((values >= 1) & (values <= n_subjects) & (values == np.floor(values)))
-    if bad.any():
-        row = int(np.argmax(bad))
-        cell = frame[column].iloc[row]
-        raise InputError(
-            f"{path}, line {row + 2}, column {column!r}: {cell!r} is not a subject number 1..{n_subjects}"
-        )
-    return values.astype(np.int64) - 1
+    subjects = []
+    for line, cells in body:
+        if len(cells) != 1:
+            raise InputError(f"{path}, line {line}: expected one column of subject numbers, got {len(cells)}")
+        cell = cells[0].strip()
+        if not cell.isdecimal() or not 1 <= int(cell) <= n_subjects:
+            raise InputError(
+                f"{path}, line {line}, column {header[0]!r}: {cell!r} is not a subject number 1..{n_subjects}"
+            )
+        subjects.append(int(cell) - 1)
+    return np.array(subjects, dtype=np.int64)

@@ -1,0 +1,168 @@
+"""Files and folders appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from medcm_cli.files import remove, remove_partial, replaced, write_text
+
+
+class Killed(BaseException):
+    """What is no ordinary error, like an interrupt from the keyboard."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "table.csv"
+    with replaced(target) as partial:
+        partial.write_text("whole")
+        assert partial != target
+        assert partial.parent == target.parent  # the same file system: moving it is one step
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert names(target.parent) == ["table.csv"]
+
+
+def test_a_folder_appears_at_the_end_of_the_block(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with replaced(target) as partial:
+        partial.mkdir()
+        (partial / "a").write_text("1")
+        assert not target.exists()
+    assert names(target) == ["a"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_an_old_file_is_whole_until_the_new_one_is(tmp_path: Path) -> None:
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+    with replaced(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+def test_nothing_of_an_old_folder_stays_in_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    (target / "deep").mkdir(parents=True)
+    (target / "deep" / "old").write_text("old")
+    with replaced(target) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("new")
+        assert (target / "deep" / "old").exists()
+    assert names(target) == ["new"]
+
+
+@pytest.mark.parametrize("old", ["file", "folder"])
+def test_a_file_can_take_the_place_of_a_folder_and_the_other_way_round(tmp_path: Path, old: str) -> None:
+    target = tmp_path / "target"
+    if old == "folder":
+        (target / "deep").mkdir(parents=True)
+    with replaced(target) as partial:
+        if old == "folder":
+            partial.write_text("file now")
+        else:
+            partial.mkdir()
+    assert target.is_file() == (old == "folder")
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    target.symlink_to(elsewhere)
+    with replaced(target) as partial:
+        partial.mkdir()
+    assert not target.is_symlink()
+    assert names(elsewhere) == ["kept"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Killed])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("old", [True, False], ids=["over old content", "new"])
+def test_an_error_leaves_what_was_there(
+    tmp_path: Path, kind: str, error: type[BaseException], old: bool
+) -> None:
+    target = tmp_path / "target"
+    if old and kind == "file":
+        target.write_text("old")
+    elif old:
+        target.mkdir()
+        (target / "old").write_text("old")
+    with pytest.raises(error), replaced(target) as partial:  # noqa: PT012
+        if kind == "file":
+            partial.write_text("half of it")
+        else:
+            partial.mkdir()
+            (partial / "half").write_text("half of it")
+        raise error
+    assert names(tmp_path) == (["target"] if old else [])
+    if old:
+        assert (target if kind == "file" else target / "old").read_text() == "old"
+
+
+def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(FileNotFoundError), replaced(target):
+        pass
+    assert names(tmp_path) == ["run"]
+    assert names(target) == ["old"]
+
+
+def test_what_a_killed_process_left_does_not_get_into_the_new_folder(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with replaced(target) as partial:
+        leftover = partial
+        partial.mkdir()
+    leftover.mkdir()
+    (leftover / "stale").write_text("left by a killed process")
+    with replaced(target) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("new")
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_writing_a_text_replaces_it_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "run.json"
+    write_text(target, "a long first text, µ = 3\n")
+    assert target.read_bytes() == "a long first text, µ = 3\n".encode()
+    write_text(target, "short")
+    assert target.read_bytes() == b"short"
+    assert names(target.parent) == ["run.json"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = []
+    for name in ("run", "table.csv"):
+        with replaced(tmp_path / name) as partial:
+            partial.mkdir()
+            left.append(partial)
+    for number, partial in enumerate(left):  # as a kill inside the block leaves them
+        partial.mkdir() if number else partial.write_text("half")
+    (left[1] / "half").write_text("half")
+    (tmp_path / "partial-notes.txt").write_text("mine")
+    (tmp_path / ".hidden").write_text("mine")
+    assert len(names(tmp_path)) == 6
+    remove_partial(tmp_path)
+    assert names(tmp_path) == [".hidden", "partial-notes.txt", "run", "table.csv"]
+
+
+def test_there_may_be_nothing_to_remove(tmp_path: Path) -> None:
+    remove_partial(tmp_path)
+    remove_partial(tmp_path / "absent")
+    remove(tmp_path / "absent")
+    assert names(tmp_path) == []
+
+
+def test_removing_a_link_to_a_folder_keeps_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    remove(tmp_path / "link")
+    assert names(tmp_path) == ["folder"]
