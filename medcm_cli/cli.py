@@ -23,24 +23,32 @@ def main() -> NoReturn:
     name = "fit" if arguments and arguments[0] in ("-sc", "--shell-completion") else None
     if name is None and arguments and arguments[0] in COMMANDS:
         name = arguments.pop(0)
-    if name is None:
-        _top(arguments)
-    else:
-        try:
+    try:
+        if name is None:
+            _top(arguments)
+        else:
             COMMANDS[name][1](arguments)
-        except InputError as error:
-            refuse(error)
-        except KeyboardInterrupt:
-            print("medcm: interrupted; what is finished is kept", file=sys.stderr)
-            sys.exit(130)
-        except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as error:
+        refuse(error)
+    except KeyboardInterrupt:
+        print("medcm: interrupted; what is finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        """:raises InputError: always."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _top(arguments: list[str]) -> None:
     lines = (f"  {name:<11}{what}" for name, (what, _) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="medcm",
         usage="medcm COMMAND [options]",
         description="Experiments with mixed-effects deep compartment models.",
@@ -52,8 +60,8 @@ def _top(arguments: list[str]) -> None:
     parser.parse_args(arguments)
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(
         prog=f"medcm {command}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -24,10 +25,12 @@ from medcm_cli.workers import Workers, batches, process_count
 def fit(arguments: list[str]) -> None:
     """Hydra composes the configuration and runs one job per combination of swept options.
 
-    :raises InputError: an override, group or choice that does not exist.
+    :raises InputError: a flag, override, group or choice that does not exist.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
+    _check_flags(arguments)
     sys.argv = ["medcm", *coalesce(arguments)]
+    faults: list[Exception] = []
     with Workers() as workers:
 
         def job(config: DictConfig) -> None:
@@ -35,11 +38,27 @@ def fit(arguments: list[str]) -> None:
                 _job(config, workers)
             except (InputError, OmegaConfBaseException) as error:
                 refuse(error)  # here, before Hydra adds lines of its own
+            except Exception as error:
+                faults.append(error)
+                raise
 
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if faults:
+                raise
             raise InputError(str(error).partition("Config search path")[0]) from error
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Hydra's parser, but for its usage text before an error. :raises InputError: a flag that it has not."""
+
+    def refuse_flag(message: str) -> None:
+        raise InputError(f"fit: {message}; `medcm fit --hydra-help` lists the flags")
+
+    parser = get_args_parser()
+    setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
+    parser.parse_args(arguments)
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:
@@ -54,6 +73,8 @@ def coalesce(arguments: Sequence[str]) -> list[str]:
     most: int | None = None
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if not name:
+            raise InputError(f"{argument}: expected OPTION=VALUE")
         if name == "batch.fits" and value.isdigit() and int(value) > 0:
             most = int(value)
         if equals and name in ("fold", "replicate") and value:
@@ -112,8 +133,6 @@ def _job(composed: DictConfig, workers: Workers) -> None:
         )
         return
     batch = config["batch"]
-    if batch["fits"] is not None and (not isinstance(batch["fits"], int) or batch["fits"] < 1):
-        raise InputError(f"batch.fits is {batch['fits']!r}; expected a whole number from 1, or null")
     records = [plan.records[fit] for fit in plan.todo]
     processes = process_count(batch["processes"], len(records))
     parts = batches(records, batch["fits"], processes)

@@ -1,7 +1,7 @@
 """From a trained batch to the tables of its run folders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,9 @@ def tables(
     A failed fit has the checkpoints before its failure. :param omega_true: (K, K) or None, for KL.
     :param level_scale: from IU/mL to the reported unit, in which RMSE is given.
     """
+    if not trained.epochs:  # all failed at once: what the tables look like is still to be seen
+        flat = trained.layout.pack(trained.state.trained)
+        trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
     rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
     history = _history(model, objective, test, trained, omega_true, level_scale)
     effects = _effects(model, trained, covariates)
@@ -55,7 +58,7 @@ def tables(
             "history": pa.table(
                 {"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()}
             ),
-            "parameters": _parameters(trained, fit, epochs),
+            "parameters": _parameters(trained, fit, epochs, int(train.present[:, fit].sum())),
             "effects": _effects_table(effects, covariates, fit, epochs),
         }
         if posterior is not None:
@@ -103,21 +106,31 @@ def _history(
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    return {"objective": trained.objective} | {name: torch.stack(values) for name, values in columns.items()}
+    return {"objective_value": trained.objective} | {
+        name: torch.stack(values) for name, values in columns.items()
+    }
 
 
-def _parameters(trained: Trained, fit: int, epochs: np.ndarray) -> pa.Table:
-    sizes = [torch.Size(shape).numel() for shape in trained.layout.shapes]
-    total = sum(sizes)
-    position = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-    name = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    names = pa.DictionaryArray.from_arrays(np.tile(name, len(epochs)), list(trained.layout.names))
+def _parameters(trained: Trained, fit: int, epochs: np.ndarray, subjects: int) -> pa.Table:
+    """What a posterior q has for subjects that the fit does not have, but another of its batch, is left
+    out."""
+    name, position, kept = [], [], []
+    for number, (label, shape) in enumerate(zip(trained.layout.names, trained.layout.shapes, strict=True)):
+        index = np.arange(torch.Size(shape).numel())
+        own = index % shape[-1] < subjects if label.startswith("q.") else np.ones(len(index), dtype=bool)
+        kept.append(own)
+        position.append(np.arange(own.sum(), dtype=np.int32))
+        name.append(np.full(own.sum(), number, dtype=np.int32))
+    own = np.concatenate(kept)
+    names = pa.DictionaryArray.from_arrays(
+        np.tile(np.concatenate(name), len(epochs)), list(trained.layout.names)
+    )
     return pa.table(
         {
-            "epoch": np.repeat(epochs, total),
+            "epoch": np.repeat(epochs, own.sum()),
             "name": names,
-            "index": np.tile(position, len(epochs)),
-            "value": _array(trained.checkpoints[: len(epochs), :, fit].reshape(-1)),
+            "index": np.tile(np.concatenate(position), len(epochs)),
+            "value": _array(trained.checkpoints[: len(epochs), torch.from_numpy(own), fit].reshape(-1)),
         }
     )
 

@@ -2,8 +2,8 @@
 touches them.
 
     outputs/<study>/dataset=simulated/objective=vi/error=additive/lr=0.1/variant=default/fold=01/replicate=1/
-      run.json                status, failure, seconds, versions, seed, truth, resolved configuration and its
-      hash history.parquet         a row per checkpoint: epoch, objective, rmse, omega_*, rho_*, sigma_*, kl
+      run.json                status, failure, seconds, versions, seed, truth, resolved configuration and hash
+      history.parquet         a row per checkpoint: epoch, objective_value, rmse, omega_*, rho_*, sigma_*, kl
       parameters.parquet      every trained value at every checkpoint: epoch, name, index, value
       random_effects.parquet  a row per training subject: mean and covariance of eta
       effects.parquet         learned covariate effects at every checkpoint
@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def read_record(folder: Path) -> Record | None:
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**{**content, "address": Address(**content["address"])})
+        record = Record(**{**content, "address": Address(**content["address"])})
+        return replace(record, seconds=float(record.seconds))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -77,6 +77,7 @@ class Setup:
     events: EventTable
     data: dict[str, Any]
     folds: dict[int, Fold]
+    truth: dict[str, Any] | None
     model: Model
     objective: Objective
     make_optimizer: MakeOptimizer
@@ -86,14 +87,20 @@ class Setup:
     def build(cls, config: Config) -> "Setup":
         """:raises InputError: bad data, or options that are unknown or do not fit together."""
         dataset = config["dataset"]
-        for option in ("epochs", "checkpoint_every"):
-            if not isinstance(config[option], int) or config[option] < 1:
-                raise InputError(f"{option} is {config[option]!r}; expected a whole number from 1")
+        for option, least in (("epochs", 1), ("checkpoint_every", 1), ("seed", 0)):
+            whole(option, config[option], least)
+        whole("batch.threads", config["batch"]["threads"], 1)
+        if config["batch"]["fits"] is not None:
+            whole("batch.fits", config["batch"]["fits"], 1, "null")
         if config["dtype"] not in DTYPES:
             raise InputError(f"dtype is {config['dtype']!r}; expected one of {', '.join(DTYPES)}")
-        rate = config["learning_rate"]
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-            raise InputError(f"learning_rate is {rate!r}; expected a number above 0")
+        for option, value in (
+            ("learning_rate", config["learning_rate"]),
+            ("dataset.level_scale", dataset["level_scale"]),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"{option} is {value!r}; expected a number above 0")
+        truth = _truth(dataset, tuple(config["random_effects"]))
         events_path = dataset_path(config)
         folder = events_path.parent
         columns = {name: entry["column"] for name, entry in dataset["covariates"].items()}
@@ -118,6 +125,7 @@ class Setup:
             data={"source": str(events_path), "fingerprint": runs.fingerprint([events_path]), "subjects": n},
             folds=folds,
             model=model,
+            truth=truth,
             objective=_made(objective, "objective"),
             make_optimizer=_made(config["optimizer"], "optimizer"),
             dtype=DTYPES[config["dtype"]],
@@ -179,7 +187,7 @@ class Setup:
                 if key not in ("fold", "replicate", "batch", "overwrite")
             },
             data=self.data,
-            truth=config["dataset"]["truth"],
+            truth=self.truth,
             seed=int(config["seed"]),
             versions=versions(),
         )
@@ -223,8 +231,8 @@ class Setup:
             name: results.Covariate(float(entry["scale"]), float(entry["reference"]), str(entry["unit"]))
             for name, entry in dataset["covariates"].items()
         }
-        truth = dataset["truth"]
-        omega = torch.tensor(truth["omega"], dtype=self.dtype) if truth else None
+        known = self.truth and self.truth["omega"]
+        omega = torch.tensor(known, dtype=self.dtype) if known else None
         tables = results.tables(
             self.model,
             self.objective,
@@ -250,6 +258,14 @@ class Setup:
             )
             runs.finish(root, finished[-1], of_fit)
         return finished
+
+
+def whole(option: str, value: object, least: int, other: str = "") -> int:
+    """A whole number from ``least``. :raises InputError: otherwise; ``other`` is what else is allowed."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    choice = f"{other} or " if other else ""
+    raise InputError(f"{option} is {value!r}; expected {choice}a whole number from {least}")
 
 
 def as_config(composed: DictConfig) -> dict[str, Any]:
@@ -310,6 +326,27 @@ def _made(config: Config, where: str, **arguments: Any) -> Any:
             raise error.__cause__ from error
         reason = error.__cause__ or error
         raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
+
+
+def _truth(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] | None:
+    """The dataset's true Omega, None where the fit has other random effects, and sigma."""
+    truth = dataset["truth"]
+    if truth is None:
+        return None
+    try:
+        names = truth["random_effects"]
+        omega = np.array(truth["omega"], dtype=np.float64)
+        valid = omega.shape == (len(names), len(names)) and bool((omega == omega.T).all())
+        valid = valid and float(np.linalg.eigvalsh(omega)[0]) > 0
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(
+            f"dataset.truth is {truth!r}; expected sigma, random_effects (their names) and omega, a positive "
+            "definite matrix with a row for each of them"
+        )
+    same = tuple(names) == random_effects
+    return {"omega": omega.tolist() if same else None, "sigma": truth["sigma"]}
 
 
 def _check_predose(events: EventTable, error: ResidualError) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
 from medcm_cli import runs
-from medcm_cli.data.events import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 
@@ -21,6 +21,7 @@ GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 ESTIMATES = ["omega_1", "omega_2", "rho_21", "sigma_additive", "sigma_proportional"]
 _AT_ONCE = 512  # folders read ahead
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     units: set[str] = set()
-    folders = (folder for root in roots for folder in runs.find(root))
+    distinct = {root.resolve(): root for root in roots}
+    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
+    folders = (folder for root in separate for folder in runs.find(root))
     # Reading a block of folders at a time keeps memory to one short row per fit, however many there are.
     with ThreadPoolExecutor() as pool:
         while block := list(islice(folders, _AT_ONCE)):
@@ -57,9 +60,14 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
                 else:
                     units.add(outcome.pop("level_unit"))
                     rows.append(outcome)
-    if not rows and not skipped:
-        raise InputError(f"{', '.join(map(str, roots))}: no run folder below it; `medcm fit` writes them")
-    fits = pd.DataFrame(rows, columns=None if rows else [*GROUP, "fold", "replicate", "status", *MEASURES])
+    if not rows:
+        where = ", ".join(map(str, roots))
+        if skipped:
+            raise InputError(
+                f"{where}: none of {len(skipped)} run folders can be read; the first: {skipped[0]}"
+            )
+        raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
+    fits = pd.DataFrame(rows)
     return Summary(fits, _table(fits), skipped, units.pop() if len(units) == 1 else "mixed units")
 
 
@@ -103,7 +111,7 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
     estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
     scale = float(dataset["level_scale"])
     row |= {
-        "objective_value": estimate["objective"],
+        "objective_value": estimate["objective_value"],
         "rmse": estimate["rmse"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
@@ -118,17 +126,17 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
     """How far a fit's reported estimates (tail means) are from the truth."""
-    true = np.asarray(truth["omega"], dtype=np.float64)
-    k = len(true)
-    sd = np.array([row[f"omega_{i + 1}"] for i in range(k)])
-    correlation = np.eye(k)
-    for i in range(k):
-        for j in range(i):
-            correlation[i, j] = correlation[j, i] = row[f"rho_{i + 1}{j + 1}"]
-    result = {
-        "kl": kl_zero_mean(true, correlation * np.outer(sd, sd)),
-        "omega_mae": float(np.abs(sd - np.sqrt(np.diag(true))).mean()),
-    }
+    result = {}
+    if truth["omega"] is not None:
+        true = np.asarray(truth["omega"], dtype=np.float64)
+        k = len(true)
+        sd = np.array([row[f"omega_{i + 1}"] for i in range(k)])
+        correlation = np.eye(k)
+        for i in range(k):
+            for j in range(i):
+                correlation[i, j] = correlation[j, i] = row[f"rho_{i + 1}{j + 1}"]
+        result["kl"] = kl_zero_mean(true, correlation * np.outer(sd, sd))
+        result["omega_mae"] = float(np.abs(sd - np.sqrt(np.diag(true))).mean())
     errors = [
         abs(row[f"sigma_{part}"] - value * (scale if part == "additive" else 1))
         for part, value in truth["sigma"].items()
@@ -224,6 +232,15 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
         raise InputError(f"{expected}: column {min(missing)!r} is missing")
     keys = [name for name in GROUP if name in wanted]
     cells = []
+    for name in ("value", "tolerance"):
+        numbers = pd.to_numeric(wanted[name], errors="coerce")
+        bad = (numbers.isna() & (wanted[name].notna() if name == "tolerance" else True)).to_numpy()
+        if bad.any():
+            line = int(np.argmax(bad))
+            raise InputError(
+                f"{expected}, line {line + 2}, column {name!r}: {wanted[name].iloc[line]!r} is not a number"
+            )
+        wanted[name] = numbers
     for line, row in enumerate(wanted.to_dict("records"), 2):
         column = f"{row['measure']}_{row['statistic']}"
         if column not in summary.table:
@@ -235,7 +252,7 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
             if not pd.isna(row[key]):
                 match = match[match[key] == row[key]]
         name = " ".join(str(row[key]) for key in keys if not pd.isna(row[key]))
-        for value in match[column].dropna() if len(match) else [np.nan]:
+        for value in match[column] if len(match) else [np.nan]:
             tolerance = row["tolerance"]
             if np.isnan(value):
                 verdict = "not run"

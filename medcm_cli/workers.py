@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medcm_cli.errors import InputError
 from medcm_cli.runs import Record
-from medcm_cli.study import Config, Setup
+from medcm_cli.study import Config, Setup, whole
 
 Progress = Callable[[int, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""
@@ -45,9 +44,7 @@ def process_count(option: object, fits: int) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough."""
     if option == "auto":
         return max(1, min(os.cpu_count() or 1, fits // _FITS_PER_PROCESS))
-    if isinstance(option, int) and not isinstance(option, bool) and option >= 1:
-        return option
-    raise InputError(f"batch.processes is {option!r}; expected auto or a whole number from 1")
+    return whole("batch.processes", option, 1, "auto")
 
 
 @dataclass
@@ -85,7 +82,11 @@ class Workers:
             return finished
         while len(self._workers) < processes:
             self._workers.append(_start())
-        return self._share(setup.config, list(enumerate(parts)), self._workers[:processes], progress)
+        try:
+            return self._share(setup.config, list(enumerate(parts)), self._workers[:processes], progress)
+        except BaseException:
+            self.__exit__()  # what the others still have to say is not for the next job
+            raise
 
     def _share(
         self,

@@ -44,8 +44,8 @@ class Vi:
     mixed: bool = True
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"objective.samples is {self.samples}: expected at least 1")
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"objective.samples is {self.samples!r}: expected a whole number from 1")
         if self.estimator not in ESTIMATORS:
             raise InputError(
                 f"objective.estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}"

@@ -1,0 +1,164 @@
+"""The configuration folder: every choice can be built, and the defaults are those of the methods."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from test_study import SMALL, composed, configuration
+
+from medcm_cli import study
+from medcm_cli.pk import LinearModel, OdeModel
+from medcm_cli.simulate import SAMPLE_TIMES, Settings, Truth, write_study
+from medcm_cli.study import Setup, conf_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))
+NAMES = [leaf.as_posix() for leaf in LEAVES]
+# What a choice needs beside it.
+PARTNERS = {
+    "pk/one_compartment": ("network.global_parameters=[]",),
+    "dataset/table": ("split=bootstrap",),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conf") / "data"
+    write_study(folder, SMALL)
+    return folder
+
+
+def targets(node: object) -> list[str]:
+    """Every ``_target_`` in a configuration, the outermost first."""
+    if isinstance(node, DictConfig):
+        here = [node["_target_"]] if "_target_" in node else []
+        return here + [
+            t for key in node if not OmegaConf.is_missing(node, key) for t in targets(node._get_node(key))
+        ]
+    if isinstance(node, ListConfig):
+        return [t for number in range(len(node)) for t in targets(node._get_node(number))]
+    return []
+
+
+def test_there_are_leaves() -> None:
+    groups = {leaf.parts[0] for leaf in LEAVES}
+    assert groups == {"dataset", "error", "network", "objective", "optimizer", "pk", "split"}
+    assert {leaf.name for leaf in LEAVES if leaf.parts[0] == "objective"} == {"mse", "fo", "foce", "vi"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_leaf_has_one_target_that_exists(name: str) -> None:
+    leaf = OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
+    assert isinstance(leaf, DictConfig)
+    found = [target for target in targets(leaf) if target != "hydra.utils.get_method"]
+    if name.startswith("dataset/"):
+        assert found == []
+        return
+    assert len(found) == 1
+    assert leaf["_target_"] == found[0]
+    assert callable(get_object(found[0]))
+    if "rate" in leaf:
+        assert callable(get_object(leaf["rate"]["path"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -> None:
+    path = data / "simulation.csv" if name == "dataset/table" else data
+    choice = name.replace("/", "=")
+    setup = Setup.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
+    trained = setup.train([(1, 1), (1, 2)])
+    assert trained.failures == (None, None)
+    assert trained.epochs == (0,)
+    assert bool(trained.objective.isfinite().all())
+
+
+def test_the_two_ways_of_solving_are_both_there(data: Path, tmp_path: Path) -> None:
+    made = {
+        name: Setup.build(configuration(data, tmp_path, f"pk={name}")).model.pk
+        for name in ("two_compartment", "two_compartment_ode")
+    }
+    assert isinstance(made["two_compartment"], LinearModel)
+    assert isinstance(made["two_compartment_ode"], OdeModel)
+    assert {tuple(pk.parameters) for pk in made.values()} == {("CL", "V1", "Q", "V2")}
+
+
+# -- the protocol ----------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_simulation_study() -> None:
+    config = composed()
+    assert config.epochs == 2000
+    assert config.checkpoint_every == 25
+    assert list(config.random_effects) == ["CL", "V1"]
+    assert config.objective.samples == 3
+    assert config.objective.estimator == "path_derivative"
+    assert config.error.components == ["additive"]
+    assert composed("split=bootstrap").split.size == 60
+    assert composed("objective=foce").objective.formulation == "joint"
+    rates = {name: composed(f"objective={name}").learning_rate for name in ("mse", "fo", "foce", "vi")}
+    assert rates == {"mse": 0.1, "fo": 0.1, "foce": 0.01, "vi": 0.1}
+
+
+def test_the_optimizer_follows_the_learning_rate() -> None:
+    for name in ("foce", "vi"):
+        config = composed(f"objective={name}")
+        assert config.optimizer.lr == config.learning_rate == config.objective.learning_rate
+
+
+@pytest.mark.parametrize("dataset", ["simulated", "table"])
+def test_covariates_of_the_methods(dataset: str) -> None:
+    config = OmegaConf.load(ROOT / "conf" / "dataset" / f"{dataset}.yaml")
+    weight, vwf = config.covariates.weight, config.covariates.vwf
+    assert (weight.column, weight.scale, weight.reference) == ("wt", 150, 70)
+    assert (vwf.column, vwf.scale, vwf.reference) == ("vwf", 350, 100)
+    assert config.level_scale == 100  # IU/mL to IU/dL
+
+
+def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
+    branching = Setup.build(configuration(data, tmp_path)).model.network
+    assert [(b.inputs, b.hidden, b.heads) for b in branching.branches] == [
+        (("weight",), (12,), ("CL", "V1")),
+        (("vwf",), (12,), ("CL",)),
+    ]
+    assert branching.global_parameters == ("Q", "V2")
+    assert branching.scales == {"weight": 150, "vwf": 350}
+    full = Setup.build(configuration(data, tmp_path, "network=fully_connected")).model.network
+    (branch,) = full.branches
+    assert (branch.hidden, branch.activation, set(branch.inputs)) == ((8, 8), "swish", {"weight", "vwf"})
+    assert full.global_parameters == ("Q", "V2")
+
+
+def test_truth_is_that_of_the_simulator() -> None:
+    truth = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "simulated.yaml").truth)
+    assert truth["omega"] == [list(row) for row in Truth().omega] == [[0.037, 0.0113], [0.0113, 0.017]]
+    assert truth["sigma"] == {"additive": Truth().sigma} == {"additive": 0.03}
+    assert (Truth().q, Truth().v2) == (0.15, 0.75)
+    assert Settings() == Settings(n=500, seed=0, folds=20, fold_size=60)
+    assert SAMPLE_TIMES == ((4, 1.5), (24, 4), (48, 4))
+
+
+# -- packaging -------------------------------------------------------------------------------------
+
+
+def test_the_wheel_carries_the_configuration() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {
+        "conf": "medcm_cli/conf"
+    }
+    assert project["project"]["scripts"] == {"medcm": "medcm_cli.cli:main"}
+    assert not (ROOT / "medcm_cli" / "conf").exists()
+
+
+def test_where_the_configuration_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conf_dir() == ROOT / "conf"
+    installed = tmp_path / "site-packages" / "medcm_cli"
+    (installed / "conf").mkdir(parents=True)
+    (installed / "conf" / "config.yaml").touch()
+    monkeypatch.setattr(study, "__file__", str(installed / "study.py"))
+    assert conf_dir() == installed / "conf"
+    # A folder named conf beside an installation is somebody else's.
+    (installed.parent / "conf").mkdir()
+    assert conf_dir() == installed / "conf"

@@ -1,0 +1,110 @@
+"""Sweeps over folds and replicates become lists before Hydra sees them."""
+
+import itertools
+import json
+
+import pytest
+
+from medcm_cli.errors import InputError
+from medcm_cli.fit_command import coalesce
+
+
+def swept(arguments: list[str], name: str) -> list[list[int]]:
+    """The lists that one axis takes in turn."""
+    (value,) = (a.partition("=")[2] for a in arguments if a.startswith(f"{name}="))
+    return json.loads(f"[{value}]")
+
+
+def test_a_multirun_over_folds_and_replicates_is_one_job() -> None:
+    given = ["-m", "objective=fo,vi", "fold=range(1,21)", "replicate=range(1,6)"]
+    result = coalesce(given)
+    assert swept(result, "fold") == [list(range(1, 21))]
+    assert swept(result, "replicate") == [[1, 2, 3, 4, 5]]
+    assert [a for a in result if not a.startswith(("fold", "replicate"))] == ["-m", "objective=fo,vi"]
+
+
+@pytest.mark.parametrize("flag", [[], ["-m"], ["--multirun"]])
+@pytest.mark.parametrize(
+    ("value", "numbers"),
+    [
+        ("3", [3]),
+        ("1,2,5", [1, 2, 5]),
+        ("range(2,5)", [2, 3, 4]),
+        ("range(1,10,4)", [1, 5, 9]),
+        ("[4,2]", [4, 2]),
+        ("choice(1,2)", [1, 2]),
+    ],
+)
+def test_forms_of_an_axis(flag: list[str], value: str, numbers: list[int]) -> None:
+    result = coalesce([*flag, f"fold={value}"])
+    assert swept(result, "fold") == [numbers]
+    assert result[: len(flag)] == flag
+
+
+@pytest.mark.parametrize(
+    ("folds", "replicates", "most"),
+    list(itertools.product([1, 3, 20], [1, 2, 5], [1, 2, 3, 4, 7, 10, 100, 1000])),
+)
+def test_batches_of_a_multirun_cover_each_fit_once(folds: int, replicates: int, most: int) -> None:
+    given = ["-m", f"fold=range(1,{folds + 1})", f"replicate=range(1,{replicates + 1})", f"batch.fits={most}"]
+    result = coalesce(given)
+    jobs = list(itertools.product(swept(result, "fold"), swept(result, "replicate")))
+    pairs = [pair for job in jobs for pair in itertools.product(*job)]
+    assert sorted(pairs) == list(itertools.product(range(1, folds + 1), range(1, replicates + 1)))
+    assert all(0 < len(fold) * len(replicate) <= most for fold, replicate in jobs)
+    if folds * replicates <= most:
+        assert len(jobs) == 1
+    assert f"batch.fits={most}" in result
+
+
+@pytest.mark.parametrize("name", ["fold", "replicate"])
+def test_batches_of_one_axis(name: str) -> None:
+    result = coalesce(["--multirun", "batch.fits=3", f"{name}=range(1,8)"])
+    assert swept(result, name) == [[1, 2, 3], [4, 5, 6], [7]]
+    assert len(result) == 3
+
+
+def test_without_a_multirun_a_batch_stays_one_job() -> None:
+    result = coalesce(["fold=1,2,3", "replicate=1,2", "batch.fits=2"])
+    assert swept(result, "fold") == [[1, 2, 3]]
+    assert swept(result, "replicate") == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["--cfg", "job"],
+        ["-m", "objective=fo,vi", "epochs=10,20"],
+        ["-cd", "experiments/table1", "-cn", "as_published"],
+        ["-sc", "query=bash"],
+        ["dataset.path=a=b", "variant=fold=1"],
+        ["folds=1,2", "fold.x=1,2", "+fold=1", "~fold", "fold", "batch.fits=null"],
+        ["-m", "batch.fits=2", "study=x"],
+    ],
+)
+def test_the_rest_passes_untouched(arguments: list[str]) -> None:
+    assert coalesce(arguments) == arguments
+
+
+@pytest.mark.parametrize("more", [[], ["batch.fits=2"]])
+def test_lists_of_lists_are_left_alone(more: list[str]) -> None:
+    given = ["-m", "fold=[1,2],[3]", "replicate=choice([1],[2,3])", *more]
+    assert coalesce(given) == given
+
+
+@pytest.mark.parametrize("name", ["fold", "replicate"])
+@pytest.mark.parametrize(
+    "value", ["0", "one", "1.5", "-1", "range(1,", "[1", "1,1", "[2,2]", "range(5,1)", "[]"]
+)
+def test_axis_that_makes_no_sense_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=name) as caught:
+        coalesce(["-m", f"{name}={value}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_arguments_given_are_not_changed() -> None:
+    given = ["-m", "fold=1,2", "batch.fits=1"]
+    coalesce(given)
+    assert given == ["-m", "fold=1,2", "batch.fits=1"]

@@ -1,0 +1,447 @@
+"""One job: from a configuration to run folders, what it refuses, and what it leaves out because it is
+done."""
+
+import contextlib
+import copy
+import functools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+from medcm_cli.simulate import Settings, write_study
+from medcm_cli.study import Setup, as_config, axis, conf_dir
+
+SMALL = Settings(n=30, folds=3, fold_size=8)
+
+
+@functools.cache
+def composed(*choices: str) -> DictConfig:
+    """The configuration with some groups chosen; Hydra takes a while for each."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", list(choices))
+
+
+def configuration(data: Path | None, outputs: Path, *overrides: str) -> dict[str, Any]:
+    """What `medcm fit` would hand to a job: short fits unless ``overrides`` say otherwise."""
+    given = [f"outputs={outputs}", "epochs=4", "checkpoint_every=2", *overrides]
+    if data is not None:
+        given.append(f"dataset.path={data}")
+    parsed = OverridesParser.create().parse_overrides(given)
+    groups = {o.key_or_group: str(o.value()) for o in parsed if (conf_dir() / o.key_or_group).is_dir()}
+    config = copy.deepcopy(composed(*(f"{group}={choice}" for group, choice in sorted(groups.items()))))
+    for override in parsed:
+        if override.key_or_group not in groups:
+            OmegaConf.update(config, override.key_or_group, override.value())
+    labels = {"objective": "vi", "error": "additive", "variant": ""}
+    return as_config(config) | {"labels": {name: groups.get(name, label) for name, label in labels.items()}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "data"
+    write_study(folder, SMALL)
+    return folder
+
+
+# -- axes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers"),
+    [
+        (3, [3]),
+        ("3", [3]),
+        ([2, 1], [2, 1]),
+        ((1, 2), [1, 2]),
+        ("[1,2]", [1, 2]),
+        ("1,2,5", [1, 2, 5]),
+        ("range(1,4)", [1, 2, 3]),
+        ("range(1,8,3)", [1, 4, 7]),
+        ("choice(4,2)", [4, 2]),
+        (["1", "2"], [1, 2]),
+    ],
+)
+def test_axis(value: object, numbers: list[int]) -> None:
+    assert axis("fold", value) == numbers
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, -1, 1.0, 1.5, True, None, [], "", "one", "0", "-2", "1.5", "01", "[]", "[0,1]", "[[1],[2]]"),
+        *(
+            "range(1,",
+            "range(3,1)",
+            "range(0,2)",
+            "interval(1,3)",
+            "1,1",
+            [1, 1],
+            "[2,2]",
+            {"a": 1},
+            "{a: 1}",
+        ),
+    ],
+)
+def test_axis_that_makes_no_sense(value: object) -> None:
+    with pytest.raises(InputError, match="fold") as caught:
+        axis("fold", value)
+    assert "\n" not in str(caught.value)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+REFUSED = [
+    ("dtype=float16", "dtype"),
+    ("epochs=0", "epochs"),
+    ("epochs=-5", "epochs"),
+    ("epochs=1.5", "epochs"),
+    ("epochs=many", "epochs"),
+    ("epochs=null", "epochs"),
+    ("epochs=true", "epochs"),
+    ("checkpoint_every=0", "checkpoint_every"),
+    ("checkpoint_every=2.5", "checkpoint_every"),
+    ("learning_rate=0", "learning_rate"),
+    ("learning_rate=-0.1", "learning_rate"),
+    ("learning_rate=nan", "learning_rate"),
+    ("learning_rate=fast", "learning_rate"),
+    ("learning_rate=true", "learning_rate"),
+    ("learning_rate=null", "learning_rate"),
+    ("seed=-1", "seed"),
+    ("seed=abc", "seed"),
+    ("seed=1.5", "seed"),
+    ("random_effects=[]", "random_effects"),
+    ("random_effects=[CL,CL]", "random_effects"),
+    ("random_effects=[KA]", "random_effects"),
+    ("random_effects=CL", "random_effects"),
+    ("pk=one_compartment", "pk"),
+    ("network=none network.global_parameters=[CL,V1,Q]", "network"),
+    ("network.global_parameters=[Q,V2,CL]", "network"),
+    ("network.branches=[{inputs:[height],hidden:[2],heads:[CL,V1]}]", "height"),
+    ("network.branches=[{inputs:[weight],hidden:[2],heads:[CL,V1],depth:2}]", "depth"),
+    ("network.branches=[{inputs:[weight],hidden:[2],heads:[CL,V1],activation:tan}]", "activation"),
+    ("network.branches=[{inputs:[weight],hidden:[],heads:[CL,V1]}]", "hidden"),
+    ("objective.samples=0", "samples"),
+    ("objective.samples=1.5", "samples"),
+    ("objective.samples=few", "objective"),
+    ("objective.estimator=best", "estimator"),
+    ("objective.family=gamma", "family"),
+    ("objective=foce objective.formulation=other", "formulation"),
+    ("objective._target_=medcm_cli.objectives.Nothing", "objective"),
+    ("optimizer._target_=torch.optim.Nothing", "optimizer"),
+    ("error.components=[]", "error"),
+    ("error.components=[exponential]", "error"),
+    ("fold=4", "train_set_4.csv"),
+    ("fold=0", "fold"),
+    ("replicate=0", "replicate"),
+    ("split=all fold=2", "fold"),
+    ("split=bootstrap split.size=0", "size"),
+    ("split=bootstrap split.size=-3", "split"),
+    ("dataset.path=absent", "absent"),
+    ("dataset.predose_observations=maybe", "predose_observations"),
+    ("dataset.covariates.weight.column=mass", "mass"),
+    ("dataset.covariates.weight.scale=heavy", "heavy"),
+    ("dataset.level_scale=dL", "level_scale"),
+    ("dataset.truth.omega=3", "omega"),
+    ("study=a/b", "study"),
+    ("variant=.x", "variant"),
+    ("dataset.name=a/b", "dataset.name"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), REFUSED, ids=[options for options, _ in REFUSED])
+def test_bad_option_is_refused_before_training(data: Path, tmp_path: Path, options: str, word: str) -> None:
+    given = options.split(" ")
+    config = configuration(None if "dataset.path" in options else data, tmp_path, *given)
+    with pytest.raises(InputError) as caught:
+        Setup.build(config).plan()
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def one_observation_at_the_dose(path: Path) -> Path:
+    """Two subjects; the second is sampled at the very time of its dose."""
+    rows = ["id,time,amt,rate,duration,dv,mdv,wt,vwf"]
+    for subject, first in (("early", 4), ("late", 0)):
+        rows.append(f"{subject},0,2000,120000,0.0166666667,,1,70,100")
+        rows += [f"{subject},{time},0,,,{level},0,70,100" for time, level in ((first, 0.5), (24, 0.2))]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_proportional_error_needs_levels_above_zero(tmp_path: Path) -> None:
+    path = one_observation_at_the_dose(tmp_path / "events.csv")
+    table = ("dataset=table", "split=all", "dataset.predose_observations=keep")
+    with pytest.raises(InputError, match="'late'") as caught:
+        Setup.build(configuration(path, tmp_path, "error=proportional", *table))
+    assert str(path) in str(caught.value)
+    for error in ("additive", "combined"):
+        setup = Setup.build(configuration(path, tmp_path, f"error={error}", *table))
+        assert "sigma_additive" in setup.model.error.names
+    kept = path.read_text().replace("late,0,0,,,0.5", "late,1,0,,,0.5")
+    path.write_text(kept)
+    Setup.build(configuration(path, tmp_path, "error=proportional", *table))
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def test_default_data_set_is_made_on_first_use_and_only_then(tmp_path: Path) -> None:
+    setup = Setup.build(configuration(None, tmp_path))
+    folder = tmp_path / "data" / "simulated"
+    assert len(setup.events.ids) == 500
+    assert len(list(folder.glob("train_set_*.csv"))) == 20
+    assert len(setup.folds[1].train) == 60
+    (folder / "truth.parquet").unlink()
+    again = Setup.build(configuration(None, tmp_path))
+    assert not (folder / "truth.parquet").exists()
+    assert again.data == setup.data
+
+
+def test_folds_are_those_of_the_files(data: Path, tmp_path: Path) -> None:
+    setup = Setup.build(configuration(data, tmp_path, "fold=[1,3]"))
+    assert sorted(setup.folds) == [1, 3]
+    for fold, subjects in setup.folds.items():
+        drawn = pd.read_csv(data / f"train_set_{fold}.csv")["idxs"] - 1
+        assert subjects.train.tolist() == drawn.tolist()
+        assert set(subjects.test) == set(range(30)) - set(drawn)
+    train, test = setup.populations([(3, 1), (1, 1)])
+    assert train.subject[:, 0].tolist() == setup.folds[3].train.tolist()
+    present = test.present[:, 1].bool()
+    assert test.subject[present, 1].tolist() == setup.folds[1].test.tolist()
+
+
+def test_published_folds(published: Path, tmp_path: Path) -> None:
+    """Validation subjects, where a file names them, are in neither set."""
+    setup = Setup.build(configuration(published, tmp_path, "fold=[1,20]"))
+    for fold, subjects in setup.folds.items():
+        held = pd.read_csv(published / f"validation_set_{fold}.csv").iloc[:, 0] - 1
+        assert len(subjects.train) == 60
+        assert not set(subjects.test) & (set(subjects.train) | set(held))
+        assert len(set(subjects.test) | set(subjects.train) | set(held)) == len(setup.events.ids)
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained_once(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs with folds 1 and 2, replicates 1 and 2 of a first-order fit."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    setup = Setup.build(configuration(data, outputs, *FOUR))
+    plan = setup.plan()
+    assert plan.done == ()
+    assert plan.todo == ((1, 1), (1, 2), (2, 1), (2, 2))
+    setup.run([plan.records[fit] for fit in plan.todo])
+    return outputs
+
+
+FOUR = ("objective=fo", "fold=[1,2]", "replicate=[1,2]")
+
+
+@pytest.fixture
+def outputs(trained_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_once, tmp_path / "outputs"))
+
+
+def folder_of(outputs: Path, fold: int, replicate: int) -> Path:
+    (found,) = outputs.glob(f"**/fold={fold:02d}/replicate={replicate}")
+    return found
+
+
+def test_what_is_done_is_not_done_again(data: Path, outputs: Path) -> None:
+    plan = Setup.build(configuration(data, outputs, *FOUR)).plan()
+    assert plan.done == ((1, 1), (1, 2), (2, 1), (2, 2))
+    assert plan.todo == ()
+    assert plan.previously_failed == 0
+    wider = ("objective=fo", "fold=[3,2]", "replicate=[1,2,3]")
+    plan = Setup.build(configuration(data, outputs, *wider)).plan()
+    assert plan.done == ((2, 1), (2, 2))
+    assert plan.todo == ((3, 1), (3, 2), (3, 3), (2, 3))
+
+
+def test_failed_is_done_and_unfinished_or_damaged_is_not(data: Path, outputs: Path) -> None:
+    record = runs.read_record(folder_of(outputs, 1, 1))
+    assert record is not None
+    runs.write_record(outputs, replace(record, status="failed", failure={"epoch": 2, "cause": "x"}))
+    running = runs.read_record(folder_of(outputs, 1, 2))
+    assert running is not None
+    runs.start(outputs, replace(running, status="running"))
+    (folder_of(outputs, 2, 1) / "run.json").write_text('{"status": "comp')
+    (folder_of(outputs, 2, 2) / "run.json").unlink()
+    plan = Setup.build(configuration(data, outputs, *FOUR)).plan()
+    assert plan.done == ((1, 1),)
+    assert plan.previously_failed == 1
+    assert plan.todo == ((1, 2), (2, 1), (2, 2))
+
+
+def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
+    plan = Setup.build(configuration(data, outputs, *FOUR, "overwrite=true")).plan()
+    assert plan.done == ()
+    assert len(plan.todo) == 4
+    other = Setup.build(configuration(data, outputs, *FOUR, "overwrite=true", "seed=3"))
+    assert len(other.plan().todo) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("epochs=6", "epochs"),
+        ("checkpoint_every=1", "checkpoint_every"),
+        ("seed=1", "seed"),
+        ("dtype=float64", "dtype"),
+        ("random_effects=[V1,CL]", "random_effects"),
+        ("network.branches.0.hidden=[5]", "network.branches"),
+        ("optimizer.fused=false", "optimizer.fused"),
+        ("dataset.covariates.vwf.reference=90", "dataset.covariates.vwf.reference"),
+        ("dataset.truth.sigma.additive=0.04", "dataset.truth.sigma.additive"),
+        ("learning_rate=0.1000000001", "learning_rate"),
+        ("split.validation=null", "split.validation"),
+    ],
+)
+def test_another_configuration_in_the_same_folder_is_refused(
+    data: Path, outputs: Path, change: str, name: str
+) -> None:
+    if change.startswith("network.branches"):
+        change = "network.branches=[{inputs:[weight,vwf],hidden:[5],heads:[CL,V1]}]"
+    before = (folder_of(outputs, 1, 1) / "run.json").read_bytes()
+    with pytest.raises(InputError) as caught:
+        Setup.build(configuration(data, outputs, *FOUR, change)).plan()
+    assert f"({name} is " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(folder_of(outputs, 1, 1)) in str(caught.value)
+    assert (folder_of(outputs, 1, 1) / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", ["batch.fits=1", "batch.processes=1", "batch.threads=2", "replicate=[2,1]", "fold=2"]
+)
+def test_options_that_change_no_result_are_no_other_configuration(
+    data: Path, outputs: Path, change: str
+) -> None:
+    plan = Setup.build(configuration(data, outputs, *FOUR, change)).plan()
+    assert plan.todo == ()
+
+
+@pytest.mark.parametrize("change", ["study=other", "variant=other", "objective=mse", "learning_rate=0.2"])
+def test_options_with_a_folder_of_their_own(data: Path, outputs: Path, change: str) -> None:
+    assert len(Setup.build(configuration(data, outputs, *FOUR, change)).plan().todo) == 4
+
+
+def test_changed_data_are_refused(data: Path, outputs: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "moved"))
+    assert Setup.build(configuration(copy, outputs, *FOUR)).plan().todo == ()  # moved is not changed
+    table = pd.read_parquet(copy / "simulation.parquet")
+    table.loc[5, "dv"] += 0.01
+    table.to_parquet(copy / "simulation.parquet")
+    with pytest.raises(InputError, match="data") as caught:
+        Setup.build(configuration(copy, outputs, *FOUR)).plan()
+    assert "\n" not in str(caught.value)
+
+
+def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "moved"))
+    lines = (copy / "train_set_2.csv").read_text().splitlines()
+    lines[1] = "1" if lines[1] != "1" else "2"
+    (copy / "train_set_2.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="fold=02"):
+        Setup.build(configuration(copy, outputs, *FOUR)).plan()
+    assert Setup.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_run_writes_what_train_gives(data: Path, outputs: Path) -> None:
+    setup = Setup.build(configuration(data, outputs, *FOUR))
+    fits = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    trained = setup.train(fits)
+    assert trained.epochs == (0, 2, 4)
+    for number, (fold, replicate) in enumerate(fits):
+        folder = folder_of(outputs, fold, replicate)
+        history = pyarrow.parquet.ParquetFile(folder / "history.parquet").read().to_pandas()
+        np.testing.assert_allclose(history["objective_value"], trained.objective[:, number], rtol=1e-5)
+        frame = pyarrow.parquet.ParquetFile(folder / "parameters.parquet").read().to_pandas()
+        frame = frame.astype({"name": str}).set_index(["epoch", "name", "index"])["value"].sort_index()
+        for epoch, flat in zip(trained.epochs, trained.checkpoints, strict=True):
+            for name, values in trained.layout.unpack(flat).items():
+                expected = values[..., number].flatten().numpy()
+                np.testing.assert_allclose(frame.loc[epoch, name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_record_of_a_finished_fit(data: Path, outputs: Path) -> None:
+    record = runs.read_record(folder_of(outputs, 2, 1))
+    assert record is not None
+    assert record.status == "complete"
+    assert record.failure is None
+    assert record.address.fold == 2
+    assert record.config["epochs"] == 4
+    assert record.config["objective"]["_target_"] == "medcm_cli.objectives.Fo"
+    assert record.truth == {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {"additive": 0.03}}
+    assert record.data["subjects"] == 30
+    assert Path(record.data["source"]).parent == data
+    assert record.versions["torch"] == torch.__version__
+    assert record.batch["fits"] == 4
+    assert record.seconds == pytest.approx(record.batch["seconds"] / 4)
+
+
+def test_replicates_and_folds_differ_and_a_seed_repeats(data: Path, outputs: Path, tmp_path: Path) -> None:
+    again = Setup.build(configuration(data, tmp_path / "again", *FOUR))
+    again.run([again.plan().records[fit] for fit in ((2, 1), (1, 2))])
+    read = {fit: runs.read_history(folder_of(outputs, *fit)) for fit in ((1, 1), (1, 2), (2, 1))}
+    first = [table["objective_value"][0].as_py() for table in read.values()]
+    assert len(set(first)) == 3
+    for fit in ((2, 1), (1, 2)):
+        repeated = runs.read_history(folder_of(tmp_path / "again", *fit)).to_pandas()
+        pd.testing.assert_frame_equal(repeated, read[fit].to_pandas(), rtol=1e-4)
+
+
+def test_a_fit_that_fails_is_kept_with_its_cause(data: Path, tmp_path: Path) -> None:
+    options = ("objective=fo", "learning_rate=1e30", "replicate=[1,2]")
+    setup = Setup.build(configuration(data, tmp_path, *options))
+    finished = setup.run(list(setup.plan().records.values()))
+    assert [record.status for record in finished] == ["failed", "failed"]
+    record = runs.read_record(folder_of(tmp_path, 1, 2))
+    assert record == finished[1]
+    assert record is not None
+    assert record.failure is not None
+    assert 1 <= record.failure["epoch"] <= 4
+    assert record.failure["cause"]
+    plan = Setup.build(configuration(data, tmp_path, *options)).plan()
+    assert plan.todo == ()
+    assert plan.previously_failed == 2
+
+
+@pytest.mark.parametrize("names", [["V1", "CL"], ["CL"], ["CL", "V1", "Q"]])
+def test_kl_compares_the_same_random_effects(data: Path, tmp_path: Path, names: list[str]) -> None:
+    """The truth is that of (CL, V1). With other random effects, or in another order, KL is of those that
+    both have in the order of the truth, or absent, or the choice is refused."""
+    config = configuration(data, tmp_path, "objective=fo", f"random_effects=[{','.join(names)}]")
+    with contextlib.suppress(InputError):
+        setup = Setup.build(config)
+        setup.run(list(setup.plan().records.values()))
+    finished = [folder for folder in runs.find(tmp_path) if (folder / "history.parquet").exists()]
+    for folder in finished:
+        last = runs.read_history(folder).to_pandas().iloc[-1]
+        if "kl" in last:
+            assert names == ["V1", "CL"]
+            sd, rho = last[["omega_2", "omega_1"]].to_numpy(), last["rho_21"]
+            estimated = np.array([[sd[0] ** 2, rho * sd[0] * sd[1]], [rho * sd[0] * sd[1], sd[1] ** 2]])
+            zero = torch.zeros(2, dtype=torch.float64)
+            true = torch.tensor(config["dataset"]["truth"]["omega"], dtype=torch.float64)
+            expected = kl_divergence(
+                MultivariateNormal(zero, true), MultivariateNormal(zero, torch.from_numpy(estimated))
+            )
+            assert last["kl"] == pytest.approx(float(expected), rel=1e-3)
