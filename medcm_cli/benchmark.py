@@ -12,15 +12,15 @@ from hydra import compose, initialize_config_dir
 
 from medcm_cli.pk import OdeModel, solve, two_compartment, two_compartment_rate
 from medcm_cli.study import Setup, as_config, conf_dir
+from medcm_cli.tables import Section
 from medcm_cli.workers import prepare
 
 FITS = 100
 ODE_FITS = 10
 
 
-def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> tuple[list[str], list[list[str]]]:
-    """Time training and prediction in one process and thread; headers and cells of a table of medians and
-    ratios.
+def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section:
+    """Time training and prediction in one process and thread; a table of medians and ratios.
 
     Every repeat measures everything once, in turn, so that a machine that changes its speed changes all of
     them.
@@ -62,7 +62,8 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> tuple[l
             row[2] = f"{median[name] / median[base]:.2f} x {base}"
             row[3] = f"at most {most:g}" if most else "at least 50"
         cells.append(row)
-    return ["what", "median", "ratio", "aim"], cells
+    title = f"One process, one thread, {epochs} epochs, median of {repeats}"
+    return Section(title, ["what", "median", "ratio", "aim"], cells)
 
 
 def _setup(objective: str, epochs: int, folder: str) -> Setup:

@@ -4,16 +4,20 @@ seconds."""
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
 from medcm_cli import __version__
 from medcm_cli.errors import InputError
 from medcm_cli.terminal import ERR, OUT, refuse
+
+if TYPE_CHECKING:
+    from medcm_cli.tables import Section
 
 
 def main() -> NoReturn:
@@ -118,11 +122,12 @@ def _summarize(arguments: list[str]) -> None:
     if options.tail is not None and options.tail < 0:
         raise InputError(f"--tail is {options.tail}; expected 0 or more epochs")
     summary = tables.summarize(options.folders, options.tail)
-    if len(summary.table):
-        _print(*tables.columns(summary))
-        OUT.print("Median (sd) over complete fits of the mean over a fit's last checkpoints.")
-    if options.expected is not None:
-        _print(*tables.compare(summary, options.expected))
+    compared = None if options.expected is None else tables.compare(summary, options.expected)
+    for section in tables.sections(summary):
+        _print(section)
+    OUT.print("Median (sd) over complete fits of the mean over a fit's last checkpoints.")
+    if compared is not None:
+        _print(compared)
     if summary.skipped:
         ERR.print(f"skipped {len(summary.skipped)} that could not be read:")
         for reason in summary.skipped[:20]:
@@ -143,7 +148,7 @@ def _benchmark(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.epochs < 1 or options.repeats < 1:
         raise InputError("benchmark: --epochs and --repeats are whole numbers from 1")
-    _print(*benchmark.measure(options.epochs, options.repeats, ERR.print))
+    _print(benchmark.measure(options.epochs, options.repeats, ERR.print))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
@@ -154,16 +159,20 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 }
 
 
-def _print(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _print(section: "Section") -> None:
     """A table for a person on a terminal, Markdown anywhere else."""
     if not OUT.is_terminal:
         from medcm_cli.tables import markdown
 
-        OUT.print(markdown(headers, cells), end="", markup=False)
+        OUT.print(markdown(section), markup=False)
         return
-    table = Table()
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="left" if number == 0 else "right")
-    for row in cells:
+    table = Table(
+        title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for header, *column in zip(section.headers, *section.cells, strict=True):
+        numbers = any(cell[:1].isdigit() or cell[:1] in ("-", "(") for cell in column if cell)
+        first = header == section.headers[0]
+        table.add_column(header, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
+    for row in section.cells:
         table.add_row(*row)
     OUT.print(table, soft_wrap=False)

@@ -1,12 +1,12 @@
 """Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files
 say."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from medcm_cli.files import replaced, write_text
 
 GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
+COUNTS = ["complete", "failed", "unfinished"]
 ESTIMATES = ["omega_1", "omega_2", "rho_21", "sigma_additive", "sigma_proportional"]
 _AT_ONCE = 512  # folders read ahead
 FloatArray = npt.NDArray[np.float64]
@@ -32,7 +33,14 @@ class Summary:
     fits: pd.DataFrame
     table: pd.DataFrame
     skipped: list[str]
-    level_unit: str
+
+
+class Section(NamedTuple):
+    """A table as a person reads it."""
+
+    title: str
+    headers: list[str]
+    cells: list[list[str]]
 
 
 def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
@@ -47,7 +55,6 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
             raise InputError(f"{root}: no such folder")
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
-    units: set[str] = set()
     distinct = {root.resolve(): root for root in roots}
     separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
     folders = (folder for root in separate for folder in runs.find(root))
@@ -58,7 +65,6 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
                 if isinstance(outcome, str):
                     skipped.append(outcome)
                 else:
-                    units.add(outcome.pop("level_unit"))
                     rows.append(outcome)
     if not rows:
         where = ", ".join(map(str, roots))
@@ -68,7 +74,7 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
             )
         raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
     fits = pd.DataFrame(rows)
-    return Summary(fits, _table(fits), skipped, units.pop() if len(units) == 1 else "mixed units")
+    return Summary(fits, _table(fits), skipped)
 
 
 def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
@@ -154,6 +160,8 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
+        units = group["level_unit"].unique()
+        row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
         done = group[status == "complete"]
         for name in (*MEASURES, *ESTIMATES):
             values = done[name].dropna() if name in done else pd.Series(dtype=float)
@@ -167,35 +175,48 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
 # -- presentation ----------------------------------------------------------------------------------
 
 
-def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells as a person reads them: median (sd) over the complete fits. Group columns that do
-    not vary are left out, but for the objective, and so are measures that no group has."""
-    table = summary.table
-    unit = summary.level_unit
-    shown = [name for name in GROUP if name == "objective" or len(table[name].unique()) > 1]
-    counts = ["complete", "failed", *(["unfinished"] if table["unfinished"].any() else [])]
-    measures = {
-        "objective_value": ("objective value", 1),
-        "rmse": (f"RMSE, {unit}", 2),
-        "kl": ("KL of Omega", 4),
-        "omega_1": ("omega 1", 3),
-        "omega_2": ("omega 2", 3),
-        "rho_21": ("rho", 3),
-        "omega_mae": ("omega MAE", 4),
-        "sigma_additive": (f"sigma, {unit}", 2),
-        "sigma_proportional": ("sigma prop.", 3),
-        "sigma_mae": (f"sigma MAE, {unit}", 3),
-        "seconds": ("s per fit", 2),
-    }
+def sections(summary: Summary) -> list[Section]:
+    """Per study and dataset a table of the comparison and one of the estimates: median (sd) over the complete
+    fits. Columns that say nothing are left out: measures that no row has, and what tells no rows apart."""
+    result = []
+    for (study, dataset), table in summary.table.groupby(["study", "dataset"], sort=True):
+        unit = ", ".join(table["level_unit"].unique())
+        counts = ["complete", "failed", *(["unfinished"] if table["unfinished"].any() else [])]
+        comparison = {
+            "objective_value": ("objective value", 1),
+            "rmse": (f"RMSE, {unit}", 2),
+            "kl": ("KL of Omega", 4),
+            "seconds": ("s per fit", 2),
+        }
+        estimates = {
+            "omega_1": ("omega 1", 3),
+            "omega_2": ("omega 2", 3),
+            "rho_21": ("rho", 3),
+            "sigma_additive": (f"sigma, {unit}", 2),
+            "sigma_proportional": ("sigma prop.", 3),
+            "omega_mae": ("omega MAE", 4),
+            "sigma_mae": (f"sigma MAE, {unit}", 3),
+        }
+        title = f"{study}, {dataset}"
+        result.append(_section(title, table, counts, comparison))
+        mixed = table[table["omega_1_median"].notna()]
+        if len(mixed):
+            result.append(_section(f"{title}: estimates", mixed, [], estimates))
+    return result
+
+
+def _section(
+    title: str, table: pd.DataFrame, counts: Sequence[str], measures: Mapping[str, tuple[str, int]]
+) -> Section:
+    keys = ["objective"]
+    for name in ("error", "learning_rate", "variant"):
+        if table.groupby("objective")[name].nunique().max() > 1:
+            keys.append(name)
     present = {name: how for name, how in measures.items() if table[f"{name}_median"].notna().any()}
-    headers = [
-        *(name.replace("_", " ") for name in shown),
-        *counts,
-        *(title for title, _ in present.values()),
-    ]
+    titles = (title for title, _ in present.values())
     cells = [
         [
-            *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in shown),
+            *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in keys),
             *(str(row[name]) for name in counts),
             *(
                 _cell(row[f"{name}_median"], row[f"{name}_sd"], digits)
@@ -204,7 +225,7 @@ def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
         ]
         for _, row in table.iterrows()
     ]
-    return headers, cells
+    return Section(title, [*(name.replace("_", " ") for name in keys), *counts, *titles], cells)
 
 
 def _cell(median: float, sd: float, digits: int) -> str:
@@ -212,14 +233,16 @@ def _cell(median: float, sd: float, digits: int) -> str:
         return "-"
     # A mean squared error in (IU/mL)^2 has no digit left at the precision of a log likelihood.
     digits = digits if median == 0 or abs(median) >= 10**-digits else 5
+    digits = min(digits, 1) if abs(median) >= 1000 else digits
     return f"{median:.{digits}f}" + ("" if np.isnan(sd) else f" ({sd:.{digits}f})")
 
 
-def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]]]:
+def compare(summary: Summary, expected: Path) -> Section:
     """Measured values beside expected ones.
 
     ``expected`` is a CSV with the columns objective, measure, statistic, value, tolerance, source, and any
-    of the columns study, dataset, error, learning_rate, variant to choose the group.
+    of the columns study, dataset, error, learning_rate, variant to choose the group. ``statistic`` is median,
+    mean or sd of a measure, or count, where ``measure`` is complete, failed or unfinished.
 
     :raises InputError: a column is missing, or a measure unknown.
     """
@@ -242,8 +265,9 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
             )
         wanted[name] = numbers
     for line, row in enumerate(wanted.to_dict("records"), 2):
-        column = f"{row['measure']}_{row['statistic']}"
-        if column not in summary.table:
+        of_fits = row["statistic"] == "count"
+        column = row["measure"] if of_fits else f"{row['measure']}_{row['statistic']}"
+        if column not in summary.table or of_fits != (column in COUNTS):
             raise InputError(
                 f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}"
             )
@@ -265,18 +289,26 @@ def compare(summary: Summary, expected: Path) -> tuple[list[str], list[list[str]
             cells.append(
                 [name, column.replace("_", " "), *expected_cells, measured, verdict, str(row["source"])]
             )
-    return ["group", "measure", "expected", "tolerance", "measured", "", "source"], cells
+    headers = ["group", "measure", "expected", "tolerance", "measured", "", "source"]
+    return Section(f"beside {expected}", headers, cells)
 
 
-def markdown(headers: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True) + "\n"
+def markdown(section: Section) -> str:
+    """A heading and a Markdown table."""
+    table = tabulate(section.cells, section.headers, tablefmt="github", disable_numparse=True)
+    return f"### {section.title}\n\n{table}\n"
+
+
+def latex(section: Section) -> str:
+    """A LaTeX table with the rules of booktabs."""
+    table = tabulate(section.cells, section.headers, tablefmt="latex_booktabs", disable_numparse=True)
+    return f"% {section.title}\n{table}\n"
 
 
 def write(summary: Summary, folder: Path) -> list[Path]:
     """Write the table as Parquet, CSV (both with every statistic), Markdown and LaTeX (as shown), and the
     fits as Parquet."""
-    headers, cells = columns(summary)
+    shown = sections(summary)
     paths = [
         folder / name for name in ("table.parquet", "table.csv", "table.md", "table.tex", "fits.parquet")
     ]
@@ -285,6 +317,6 @@ def write(summary: Summary, folder: Path) -> list[Path]:
             frame.to_parquet(partial)
     with replaced(paths[1]) as partial:
         summary.table.to_csv(partial, index=False)
-    write_text(paths[2], markdown(headers, cells))
-    write_text(paths[3], tabulate(cells, headers, tablefmt="latex_booktabs", disable_numparse=True) + "\n")
+    write_text(paths[2], "\n".join(map(markdown, shown)))
+    write_text(paths[3], "\n".join(map(latex, shown)))
     return paths

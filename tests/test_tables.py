@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from medcm_cli import runs, tables
 from medcm_cli.errors import InputError
-from medcm_cli.tables import columns, compare, summarize, write
+from medcm_cli.tables import compare, sections, summarize, write
 
 TRUTH = {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {"additive": 0.03}}
 History = dict[str, np.ndarray]
@@ -187,11 +187,11 @@ def test_without_truth_or_random_effects(tmp_path: Path) -> None:
     assert summary.skipped == []
     assert summary.table["complete"].tolist() == [1, 1]
     assert summary.table["kl_median"].isna().all()
-    headers, cells = columns(summary)
-    assert not any("KL" in header for header in headers)
-    by_objective = {row[0]: dict(zip(headers, row, strict=True)) for row in cells}
-    assert by_objective["mse"]["omega 1"] == "-"
-    assert by_objective["fo"]["omega 1"] != "-"
+    comparison, estimates = sections(summary)
+    assert not any("KL" in header for header in comparison.headers)
+    assert [row[0] for row in comparison.cells] == ["fo", "mse"]
+    assert [row[0] for row in estimates.cells] == ["fo"]
+    assert "omega 1" in estimates.headers
 
 
 # -- groups ----------------------------------------------------------------------------------------
@@ -217,8 +217,8 @@ def test_one_fit_has_no_sd(tmp_path: Path) -> None:
     write_fit(tmp_path, invent(1))
     summary = summarize([tmp_path])
     assert np.isnan(only(summary.table)["rmse_sd"])
-    _, cells = columns(summary)
-    assert not any("(" in cell or "nan" in cell for cell in cells[0])
+    for section in sections(summary):
+        assert not any("(" in cell or "nan" in cell for cell in section.cells[0])
 
 
 def test_failed_and_unfinished_fits_are_counted_and_lend_no_number(tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_failed_and_unfinished_fits_are_counted_and_lend_no_number(tmp_path: Pat
     failed = summary.fits[summary.fits["status"] == "failed"]
     assert set(failed["failed_epoch"]) == {41}
     assert set(failed["cause"]) == {"objective is not finite"}
-    headers, cells = columns(summary)
-    shown = dict(zip(headers, cells[0], strict=True))
+    section = sections(summary)[0]
+    shown = dict(zip(section.headers, section.cells[0], strict=True))
     assert (shown["complete"], shown["failed"], shown["unfinished"]) == ("1", "2", "1")
 
 
@@ -263,9 +263,25 @@ def test_studies_datasets_and_the_rest_are_rows_of_their_own(tmp_path: Path) -> 
 def test_columns_that_do_not_vary_are_left_out(tmp_path: Path) -> None:
     write_fit(tmp_path, invent(1))
     write_fit(tmp_path, invent(2), learning_rate=0.01)
-    headers, cells = columns(summarize([tmp_path]))
-    assert headers[:3] == ["objective", "learning rate", "complete"]
-    assert sorted(row[1] for row in cells) == ["0.01", "0.1"]
+    write_fit(tmp_path, invent(2), objective="fo")
+    for section in sections(summarize([tmp_path])):
+        assert section.headers[:2] == ["objective", "learning rate"]
+        assert [row[:2] for row in section.cells] == [["fo", "0.1"], ["vi", "0.01"], ["vi", "0.1"]]
+
+
+def test_a_rate_of_its_own_for_each_objective_is_not_worth_a_column(tmp_path: Path) -> None:
+    write_fit(tmp_path, invent(1))
+    write_fit(tmp_path, invent(2), objective="foce", learning_rate=0.01)
+    comparison, estimates = sections(summarize([tmp_path]))
+    assert comparison.headers[:2] == ["objective", "complete"]
+    assert estimates.headers[:2] == ["objective", "omega 1"]
+
+
+def test_a_study_and_a_dataset_have_sections_of_their_own(tmp_path: Path) -> None:
+    for address in ({}, {"study": "b"}, {"dataset": "e"}):
+        write_fit(tmp_path, invent(1), **address)
+    titles = [section.title for section in sections(summarize([tmp_path]))]
+    assert titles == [f"{name}{what}" for name in ("b, d", "s, d", "s, e") for what in ("", ": estimates")]
 
 
 def test_several_roots(tmp_path: Path) -> None:
@@ -282,11 +298,14 @@ def test_roots_that_overlap_count_each_fit_once(tmp_path: Path) -> None:
 
 def test_units_of_levels(tmp_path: Path) -> None:
     write_fit(tmp_path, invent(1))
-    assert summarize([tmp_path]).level_unit == "IU/dL"
+    assert "RMSE, IU/dL" in sections(summarize([tmp_path]))[0].headers
     write_fit(tmp_path, invent(1), dataset="e", unit="mg/L")
-    summary = summarize([tmp_path])
-    assert summary.level_unit not in ("IU/dL", "mg/L")
-    assert len(summary.table) == 2
+    shown = {section.title: section.headers for section in sections(summarize([tmp_path]))}
+    assert "RMSE, IU/dL" in shown["s, d"]
+    assert "RMSE, mg/L" in shown["s, e"]
+    write_fit(tmp_path, invent(1), replicate=2, unit="mg/L")  # not one number that can be compared
+    headers = sections(summarize([tmp_path]))[0].headers
+    assert not any(name.endswith(("IU/dL", "mg/L")) for name in headers)
 
 
 # -- damage ----------------------------------------------------------------------------------------
@@ -375,17 +394,21 @@ def test_files_agree_with_the_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(out / "table.parquet"), summary.table)
     pd.testing.assert_frame_equal(pd.read_csv(out / "table.csv"), summary.table)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "fits.parquet"), summary.fits)
-    headers, cells = columns(summary)
-    lines = (out / "table.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[0] == headers
-    assert set("".join(rows[1])) <= set("-:")
-    assert rows[2:] == cells
-    tex = (out / "table.tex").read_text()
-    assert tex.count("\\toprule") == tex.count("\\bottomrule") == 1
-    body = tex.split("\\midrule")[1].split("\\bottomrule")[0]
-    found = [[c.strip() for c in line.rstrip("\\ ").split("&")] for line in body.strip().splitlines()]
-    assert found == [[cell.replace("_", "\\_") for cell in row] for row in cells]
+    shown = sections(summary)
+    assert len(shown) == 2
+    parts = (out / "table.md").read_text().split("### ")[1:]
+    for part, section in zip(parts, shown, strict=True):
+        title, _, *lines = part.strip().splitlines()
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        assert title == section.title
+        assert rows[0] == section.headers
+        assert set("".join(rows[1])) <= set("-:")
+        assert rows[2:] == section.cells
+    parts = (out / "table.tex").read_text().split("\\toprule")[1:]
+    for part, section in zip(parts, shown, strict=True):
+        body = part.split("\\midrule")[1].split("\\bottomrule")[0]
+        found = [[c.strip() for c in line.rstrip("\\ ").split("&")] for line in body.strip().splitlines()]
+        assert found == [[cell.replace("_", "\\_") for cell in row] for row in section.cells]
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
@@ -400,8 +423,9 @@ def test_small_values_keep_a_digit(tmp_path: Path) -> None:
     history = invent(1)
     history["objective_value"][:] = 0.00321  # a mean squared error, (IU/mL)^2
     write_fit(tmp_path, history)
-    headers, cells = columns(summarize([tmp_path]))
-    assert float(dict(zip(headers, cells[0], strict=True))["objective value"]) == pytest.approx(0.00321)
+    section = sections(summarize([tmp_path]))[0]
+    shown = dict(zip(section.headers, section.cells[0], strict=True))
+    assert float(shown["objective value"]) == pytest.approx(0.00321)
 
 
 # -- expected values -------------------------------------------------------------------------------
@@ -438,19 +462,22 @@ def measured(tmp_path: Path) -> tables.Summary:
         ("vi,rmse,median,8.5,,x", ""),
         ("foce,rmse,median,8.5,1,x", "not run"),
         ("fo,rmse,median,8.5,1,x", "not run"),  # every fit of it failed
+        ("vi,complete,count,2,0,x", "within"),
+        ("fo,failed,count,0,0,x", "outside"),
     ],
 )
 def test_verdict(measured: tables.Summary, tmp_path: Path, line: str, verdict: str) -> None:
-    headers, cells = compare(measured, expect(tmp_path, line))
+    section = compare(measured, expect(tmp_path, line))
+    cells = section.cells
     assert len(cells) == 1
-    assert len(cells[0]) == len(headers)
+    assert len(cells[0]) == len(section.headers)
     assert cells[0][0] == line.split(",")[0]
     assert cells[0][5] == verdict
     assert cells[0][-1] == "x"
 
 
 def test_measured_value_is_shown(measured: tables.Summary, tmp_path: Path) -> None:
-    _, cells = compare(measured, expect(tmp_path, "vi,rmse,median,8.4,0.2,Table 1"))
+    cells = compare(measured, expect(tmp_path, "vi,rmse,median,8.4,0.2,Table 1")).cells
     assert cells == [["vi", "rmse median", "8.4", "0.2", "8.5", "within", "Table 1"]]
 
 
@@ -468,7 +495,7 @@ def test_expected_values_choose_their_group(tmp_path: Path) -> None:
         "8,vi,0.1,rmse,median,9,0.1,x",
         header="study,objective,learning_rate,measure,statistic,value,tolerance,source",
     )
-    _, cells = compare(summary, path)
+    cells = compare(summary, path).cells
     assert [row[5] for row in cells[:2]] == ["within", "outside"]
     assert sorted(row[5] for row in cells[2:4]) == ["outside", "within"]  # no rate given: both groups
     assert [row[5] for row in cells[4:]] == ["not run"]
@@ -481,6 +508,8 @@ def test_expected_values_choose_their_group(tmp_path: Path) -> None:
         ("measure,statistic,value,tolerance,source", "rmse,median,8,1,x", "objective"),
         (HEADER, "vi,rsme,median,8,1,x", "rsme"),
         (HEADER, "vi,rmse,mode,8,1,x", "mode"),
+        (HEADER, "vi,rmse,count,8,1,x", "count"),
+        (HEADER, "vi,study,count,8,1,x", "study"),
         (HEADER, "vi,rmse,median,eight,1,x", "value"),
         (HEADER, "vi,rmse,median,8,one,x", "tolerance"),
         ("", "", "expected.csv"),

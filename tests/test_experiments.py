@@ -1,0 +1,140 @@
+"""The experiments folder: what its sweeps ask for, what its doubles do, and that its expected values can be
+used."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_events
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from medcm_cli.data import Population
+from medcm_cli.model import Model
+from medcm_cli.objectives import Fo, Foce
+from medcm_cli.streams import Stream
+from medcm_cli.study import axis, conf_dir
+from medcm_cli.tables import ESTIMATES, MEASURES
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS / "foce"))  # as the experiment's README has it
+
+from doubles import DetachedSlopes, ModesOfAnotherFold  # noqa: E402
+
+SWEEPS = sorted(EXPERIMENTS.glob("*/*.yaml"))
+F64 = torch.float64
+
+
+def composed(sweep: Path, *overrides: str) -> DictConfig:
+    """A sweep's configuration, from its folder and the main one."""
+    with initialize_config_dir(str(sweep.parent), version_base="1.3"):
+        searchpath = f"hydra.searchpath=[file://{conf_dir()}]"
+        return compose(sweep.stem, [searchpath, *overrides], return_hydra_config=True)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=[f"{path.parent.name}/{path.stem}" for path in SWEEPS])
+def test_a_sweep_names_objectives_that_exist(sweep: Path) -> None:
+    swept = composed(sweep).hydra.sweeper.params.objective
+    for name in swept.split(","):
+        assert composed(sweep, f"objective={name}").objective.learning_rate > 0
+
+
+@pytest.mark.parametrize(
+    ("sweep", "folds", "replicates"),
+    [
+        ("table1/as_published", 1, 100),
+        ("table1/as_described", 20, 5),
+        ("table1/simulated", 20, 5),
+        ("foce/three_ways", 19, 5),
+        ("foce/threads", 19, 1),
+    ],
+)
+def test_a_sweep_has_the_fits_that_its_readme_says(sweep: str, folds: int, replicates: int) -> None:
+    config = composed(EXPERIMENTS / f"{sweep}.yaml")
+    assert len(axis("fold", config.fold)) == folds
+    assert len(axis("replicate", config.replicate)) == replicates
+    assert config.epochs == 2000
+    assert config.study == sweep.replace("/", "_")
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/expected*.csv")), ids=lambda p: p.parent.name)
+def test_expected_values_belong_to_a_sweep_of_their_folder(path: Path) -> None:
+    frame = pd.read_csv(path)
+    assert len(frame) > 5
+    swept = {}
+    for sweep in path.parent.glob("*.yaml"):
+        config = composed(sweep)
+        swept[config.study] = config.hydra.sweeper.params.objective.split(",")
+    for row in frame.itertuples():
+        assert row.objective in swept[row.study]
+        assert row.measure in {*MEASURES, *ESTIMATES, "failed"}
+        assert row.statistic in {"median", "mean", "sd", "count"}
+
+
+# -- doubles of FOCE -------------------------------------------------------------------------------
+
+SUBJECTS = 8
+FOLDS = {1: [1, 2, 3, 3, 5], 2: [8, 5, 5, 6, 1]}  # as in the files, from 1
+
+
+@pytest.fixture
+def fold_files(tmp_path: Path) -> str:
+    for number, subjects in FOLDS.items():
+        lines = "".join(f"{subject}\n" for subject in subjects)
+        (tmp_path / f"train_set_{number}.csv").write_text(f"idxs\n{lines}")
+    return str(tmp_path)
+
+
+@pytest.fixture
+def first_fold() -> Population:
+    """Two fits, both of fold 1's subjects."""
+    everyone = Population.from_events(make_events(SUBJECTS), F64)
+    return everyone.select([np.array(FOLDS[1]) - 1] * 2)
+
+
+def test_modes_of_another_fold_are_missing(model: Model, first_fold: Population, fold_files: str) -> None:
+    streams = [Stream(0, 1, 1), Stream(0, 2, 1)]
+    double = ModesOfAnotherFold(folder=fold_files, subjects=SUBJECTS)
+    state = double.refresh(model, first_fold, double.init(model, first_fold, streams, F64))
+    state = double.refresh(model, first_fold, state)
+    right = Foce().refresh(model, first_fold, Foce().init(model, first_fold, streams, F64))
+    right = Foce().refresh(model, first_fold, right)
+    torch.testing.assert_close(state.carried["eta"][..., 0], right.carried["eta"][..., 0])
+    shared = torch.tensor([subject in FOLDS[2] for subject in FOLDS[1]])
+    assert shared.tolist() == [True, False, False, False, True]
+    assert bool((state.carried["eta"][:, ~shared, 1] == 0).all())
+    torch.testing.assert_close(state.carried["eta"][:, shared, 1], right.carried["eta"][:, shared, 1])
+    assert float(right.carried["eta"][:, ~shared, 1].abs().min()) > 1e-4
+    losses = [each.loss(model, first_fold, s, None) for each, s in ((double, state), (Foce(), right))]
+    torch.testing.assert_close(losses[0][0], losses[1][0])
+    assert not torch.allclose(losses[0][1], losses[1][1], rtol=1e-7)
+
+
+def test_without_any_mode_foce_is_fo(model: Model, first_fold: Population, fold_files: str) -> None:
+    """At eta = 0 the linearised formulation is FO by definition: the double must not change anything else."""
+    (Path(fold_files) / "train_set_3.csv").write_text("idxs\n8\n")
+    streams = [Stream(0, 3, 1), Stream(0, 3, 2)]
+    double = ModesOfAnotherFold(formulation="linearised", folder=fold_files, subjects=SUBJECTS)
+    state = double.refresh(model, first_fold, double.init(model, first_fold, streams, F64))
+    expected = Fo().loss(model, first_fold, state, None)
+    torch.testing.assert_close(double.loss(model, first_fold, state, None), expected)
+
+
+def test_detached_slopes_change_the_gradient_only(model: Model, first_fold: Population) -> None:
+    streams = [Stream(0, 1, 1), Stream(0, 1, 2)]
+    gradients, losses = {}, {}
+    for objective in (Foce(), DetachedSlopes()):
+        state = objective.refresh(model, first_fold, objective.init(model, first_fold, streams, F64))
+        trained = {name: value.clone().requires_grad_() for name, value in state.trained.items()}
+        loss = objective.loss(model, first_fold, replace(state, trained=trained), None)
+        losses[type(objective)] = loss.detach()
+        gradients[type(objective)] = torch.autograd.grad(loss.sum(), list(trained.values()))
+    torch.testing.assert_close(losses[Foce], losses[DetachedSlopes])
+    by_name = dict(zip(trained, zip(*gradients.values(), strict=True), strict=True))
+    torch.testing.assert_close(*by_name["omega"])  # not through G
+    right, detached = by_name["global.V2"]
+    assert not torch.allclose(right, detached, rtol=1e-6)
