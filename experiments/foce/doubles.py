@@ -1,0 +1,64 @@
+"""FOCE as two programs might have it by mistake, to see what each mistake does to the estimates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medcm_cli.data import Population, from_files
+from medcm_cli.data.events import IntArray
+from medcm_cli.model import Model
+from medcm_cli.objectives import Foce
+from medcm_cli.objectives.base import State
+from medcm_cli.streams import Stream
+
+
+@dataclass(frozen=True)
+class ModesOfAnotherFold(Foce):
+    """Modes are found for the subjects of fold k, the objective is that of the fit's own subjects: whoever is
+    not in both keeps eta = 0. This is what the published FOCE fits did (the experiment's README).
+
+    ``folder`` holds the fold files of a study of ``subjects`` subjects. With ``threads`` above 1, modes are
+    also found for the subjects of the next folds, as if as many fits wrote to the same etas (at this fit's
+    parameters; what another fit leaves there would be at its own).
+    """
+
+    folder: str = ""
+    subjects: int = 500
+    threads: int = 1
+    folds: int = 20
+
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
+        """See ``Objective.init``; carries who of the fit's subjects is in fold k."""
+        state = super().init(model, population, streams, dtype)
+        searched = [np.concatenate([self._train(fold) for fold in self._at_once(s.fold)]) for s in streams]
+        columns = zip(population.subject.T.numpy(), searched, strict=True)
+        found = np.stack([np.isin(subject, rows) for subject, rows in columns], axis=-1)
+        return replace(state, carried={**state.carried, "found": torch.from_numpy(found)})
+
+    def _at_once(self, fold: int) -> list[int]:
+        return [1 + (fold - 1 + thread) % self.folds for thread in range(self.threads)]
+
+    def _train(self, fold: int) -> IntArray:
+        return from_files(fold, self.subjects, Path(self.folder), "train_set_{fold}.csv").train
+
+    def refresh(self, model: Model, population: Population, state: State) -> State:
+        """Modes for those who are in fold k, zero for the others."""
+        found = state.carried["found"]
+        fresh = super().refresh(model, population, state)
+        return replace(fresh, carried={**fresh.carried, "eta": fresh.carried["eta"] * found, "found": found})
+
+
+@dataclass(frozen=True)
+class DetachedSlopes(Foce):
+    """No gradient flows through G, the derivative of the model with respect to eta."""
+
+    def linearise(self, model: Model, state: State, population: Population) -> tuple[Tensor, list[Tensor]]:
+        """f and the columns of G at eta_hat, the columns as constants."""
+        prediction, columns = super().linearise(model, state, population)
+        return prediction, [column.detach() for column in columns]
