@@ -10,7 +10,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.objectives.base import State
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes
+from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.streams import Stream
 
 
@@ -55,4 +55,4 @@ class Fo:
         """Modes of eta and the inverse of the information there."""
         start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
-        return torch.cat(modes.eta), modes.covariance
+        return torch.cat(modes.eta), laplace_covariance(model, state.trained, population, modes.eta)

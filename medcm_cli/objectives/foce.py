@@ -11,7 +11,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.objectives.base import State
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes
+from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.streams import Stream
 from medcm_cli.variability import solve_lower, total
 
@@ -82,4 +82,4 @@ class Foce:
         """Modes of eta and the inverse of the information there."""
         start = state.carried["eta"].split(1)
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
-        return torch.cat(modes.eta), modes.covariance
+        return torch.cat(modes.eta), laplace_covariance(model, state.trained, population, modes.eta)

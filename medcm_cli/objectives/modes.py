@@ -25,12 +25,10 @@ BOUND = 3.0  # eta is searched within [-3, 3] (METHODS, "Objectives")
 
 class Modes(NamedTuple):
     """``eta`` one (1, N, B) per random effect; ``converged`` (1, N, B) whether the last step was below the
-    tolerance; ``covariance`` (K, K, N, B) of Laplace's approximation, from the expected information at the
-    modes."""
+    tolerance."""
 
     eta: list[Tensor]
     converged: Tensor
-    covariance: Tensor
 
 
 class _Point(NamedTuple):
@@ -61,7 +59,8 @@ def find_modes(
     by more than three quarters.
 
     :param start: first guess, one (1, N, B) per random effect.
-    :param tolerance: a subject has converged once no component of its step in eta exceeds it.
+    :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
+        is taken without another evaluation.
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
@@ -83,6 +82,14 @@ def find_modes(
         candidate = _within_bounds(omega, [value - s for value, s in zip(u, step, strict=True)])
         change = [old - new for old, new in zip(u, candidate, strict=True)]
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
+        # A last step within the tolerance is taken unseen, since it is not worth an evaluation. Who is done
+        # stays: a mode must not depend on how long others take.
+        arrived = (moved <= tolerance) & ~done
+        u = [torch.where(arrived, c, old) for c, old in zip(candidate, u, strict=True)]
+        converged = converged | arrived
+        done = done | arrived
+        if bool(done.all()):
+            break
         new = evaluate(candidate)
         predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
         # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
@@ -93,14 +100,26 @@ def find_modes(
         accept = (fell >= 0) & ~done
         u = [torch.where(accept, c, old) for c, old in zip(candidate, u, strict=True)]
         at = _merge(accept, new, at)
-        # A subject that is done stays where it is: its mode must not depend on how long others take.
-        converged = torch.where(done, converged, moved <= tolerance)
-        done = done | converged | ~torch.isfinite(new.value)
-        if bool(done.all()):
-            break
+        done = done | ~torch.isfinite(new.value)
         raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
         damping = torch.where(fell > 0.75 * predicted, damping * 0.1, raised)
-    return Modes(multiply_lower(omega, u), converged, _covariance(omega, at.information))
+    return Modes(multiply_lower(omega, u), converged)
+
+
+@torch.no_grad()
+def laplace_covariance(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
+    """Covariance of Laplace's approximation to the posterior at its mode ``eta``, from the expected
+    information there: (K, K, N, B)."""
+    omega = model.omega_cholesky(values)
+    zeta = model.typical(values, population)
+    at = _evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
+    factor = cholesky(at.information)
+    zero = torch.zeros_like(at.value)
+    halves = [  # L (information)^-1 L', by rows of L
+        solve_lower(factor, [*(entry + zero for entry in row), *[zero] * (len(omega) - len(row))])
+        for row in omega
+    ]
+    return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
 
 
 def _evaluate(
@@ -134,17 +153,6 @@ def _within_bounds(omega: Lower, u: list[Tensor]) -> list[Tensor]:
         return u
     inside = solve_lower(omega, [e.clamp(-BOUND, BOUND) for e in eta])
     return [torch.where(outside, i, x) for i, x in zip(inside, u, strict=True)]
-
-
-def _covariance(omega: Lower, information: Lower) -> Tensor:
-    """L (information)^-1 L', (K, K, N, B)."""
-    factor = cholesky(information)
-    zero = torch.zeros_like(information[0][0])
-    k = len(omega)
-    halves = [
-        solve_lower(factor, [*(entry + zero for entry in row), *[zero] * (k - len(row))]) for row in omega
-    ]
-    return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
 
 
 def _times(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
