@@ -1,5 +1,6 @@
 """What several test files build: a small model and a population made by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,28 @@ def make_events(subjects: int, seed: int = 0, ragged: bool = False, doses: int =
             time = 12.0 * doses + (4, 24, 48)[number] + generator.uniform(-1, 1)
             level = (0.5, 0.2, 0.08)[number] * np.exp(0.2 * generator.standard_normal())
             rows.append((subject, time, False, np.nan, np.nan, level))
+    covariates = {
+        "weight": generator.uniform(40, 110, subjects),
+        "vwf": generator.uniform(50, 200, subjects),
+    }
+    return table_of([str(number) for number in range(subjects)], rows, covariates)
+
+
+def table_of(
+    ids: Sequence[str], rows: Sequence[tuple[float, ...]], covariates: dict[str, np.ndarray]
+) -> EventTable:
+    """From rows of subject, time, whether a dose, rate, duration, dv."""
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return EventTable(
         source="made by hand",
-        ids=tuple(str(number) for number in range(subjects)),
+        ids=tuple(ids),
         subject=columns[0].astype(np.int64),
         time=columns[1],
         is_dose=columns[2].astype(bool),
         rate=columns[3],
         duration=columns[4],
         dv=columns[5],
-        covariates={
-            "weight": generator.uniform(40, 110, subjects),
-            "vwf": generator.uniform(50, 200, subjects),
-        },
+        covariates=covariates,
     )
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ class Poisoned:
     victim: int
     counter: list[int]
     after: int
-    mixed: bool = True
+    mixed: ClassVar[bool] = True
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import torch
+from conftest import table_of
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
@@ -33,18 +34,8 @@ def events(subjects: list[int] | None = None) -> EventTable:
         own = [(number, time, True, rate, duration, np.nan) for time, duration, rate in doses]
         own += [(number, time, False, np.nan, np.nan, dv) for time, dv in observations]
         rows += sorted(own, key=lambda row: (row[1], not row[2]))
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return EventTable(
-        source="made by hand",
-        ids=tuple(f"s{number}" for number in chosen),
-        subject=columns[0].astype(np.int64),
-        time=columns[1],
-        is_dose=columns[2].astype(bool),
-        rate=columns[3],
-        duration=columns[4],
-        dv=columns[5],
-        covariates={"weight": np.array([WEIGHT[number] for number in chosen])},
-    )
+    covariates = {"weight": np.array([WEIGHT[number] for number in chosen])}
+    return table_of([f"s{number}" for number in chosen], rows, covariates)
 
 
 def everyone(dtype: torch.dtype = F64) -> Population:

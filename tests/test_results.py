@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -280,7 +281,7 @@ class Failing:
     victim: int | None
     epoch: int
     seen: list[int]
-    mixed: bool = True
+    mixed: ClassVar[bool] = True
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

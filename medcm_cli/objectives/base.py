@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ class State:
 
 
 class Objective(Protocol):
-    """Minimised by ``fit.train``. Functions of their arguments only: an objective holds options, never
-    state."""
+    """Minimised by ``fit.train``. Functions of their arguments only: an objective holds options, never state.
 
-    @property
-    def mixed(self) -> bool:
-        """Whether Omega and sigma are estimated."""
+    ``mixed``: whether Omega and sigma are estimated.
+    """
+
+    mixed: ClassVar[bool]
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -38,9 +38,13 @@ class Objective(Protocol):
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         """Shape (..., N) of the standard normal numbers that one epoch of one fit uses, None for none."""
+        del model, population
+        return None
 
     def refresh(self, model: Model, population: Population, state: State) -> State:
         """Bring ``carried`` up to date with ``trained`` at the start of an epoch; no gradient is recorded."""
+        del model, population
+        return state
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,)."""

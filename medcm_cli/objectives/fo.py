@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
-from medcm_cli.objectives.base import State
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.streams import Stream
 
 
 @dataclass(frozen=True)
-class Fo:
+class Fo(Objective):
     """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0 (METHODS,
     "Objectives").
 
@@ -24,7 +25,7 @@ class Fo:
 
     mode_tolerance: float = 1e-4
     mode_iterations: int = 100
-    mixed: bool = True
+    mixed: ClassVar[bool] = True
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -32,15 +33,6 @@ class Fo:
         """See ``Objective.init``."""
         del population
         return State(model.init(streams, dtype))
-
-    def noise_shape(self, model: Model, population: Population) -> None:
-        """No noise."""
-        del model, population
-
-    def refresh(self, model: Model, population: Population, state: State) -> State:
-        """Nothing is carried."""
-        del model, population
-        return state
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``; the gradient flows through G."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
-from medcm_cli.objectives.base import State
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.streams import Stream
@@ -17,7 +18,7 @@ from medcm_cli.variability import solve_lower, total
 
 
 @dataclass(frozen=True)
-class Foce:
+class Foce(Objective):
     """At eta_hat, found at the start of every epoch and then held fixed (METHODS, "Objectives"):
 
     - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y -
@@ -31,7 +32,7 @@ class Foce:
     formulation: str = "joint"
     mode_tolerance: float = 1e-4
     mode_iterations: int = 100
-    mixed: bool = True
+    mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.formulation not in ("joint", "linearised"):
@@ -45,10 +46,6 @@ class Foce:
         """See ``Objective.init``; the search for modes starts at zero."""
         zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
         return State(model.init(streams, dtype), {"eta": zero})
-
-    def noise_shape(self, model: Model, population: Population) -> None:
-        """No noise."""
-        del model, population
 
     def refresh(self, model: Model, population: Population, state: State) -> State:
         """Find the modes for the values as they stand."""

@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
-from medcm_cli.objectives.base import State
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.streams import Stream
 
 
 @dataclass(frozen=True)
-class Mse:
+class Mse(Objective):
     """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (METHODS, "Objectives")."""
 
-    mixed: bool = False
+    mixed: ClassVar[bool] = False
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -24,15 +25,6 @@ class Mse:
         """See ``Objective.init``."""
         del population
         return State(model.init(streams, dtype, typical_only=True))
-
-    def noise_shape(self, model: Model, population: Population) -> None:
-        """No noise."""
-        del model, population
-
-    def refresh(self, model: Model, population: Population, state: State) -> State:
-        """Nothing is carried."""
-        del model, population
-        return state
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""

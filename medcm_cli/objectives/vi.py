@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.objectives.base import State
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.streams import Stream
 from medcm_cli.variability import (
     LOG_2PI,
@@ -30,7 +31,7 @@ FAMILIES = ("full_rank", "mean_field")
 
 
 @dataclass(frozen=True)
-class Vi:
+class Vi(Objective):
     """Minus the ELBO, sum_i mean_s [log N(y; f(eta_s), Sigma) + log N(eta_s; 0, Omega) - log q(eta_s)].
 
     q_i = N(mu_i, L_i L_i'), eta_s = mu_i + L_i eps_s; ``family`` mean_field makes L_i diagonal.
@@ -41,7 +42,7 @@ class Vi:
     samples: int = 3
     estimator: str = "path_derivative"
     family: str = "full_rank"
-    mixed: bool = True
+    mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.samples, int) or self.samples < 1:
@@ -72,11 +73,6 @@ class Vi:
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N)."""
         return len(model.random_effects.names), self.samples, population.shape[1]
-
-    def refresh(self, model: Model, population: Population, state: State) -> State:
-        """Nothing is carried."""
-        del model, population
-        return state
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""
