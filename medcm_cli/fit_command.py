@@ -163,8 +163,7 @@ class _training_bar:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("objective {task.fields[objective]:.4g}"),
-            TextColumn("{task.fields[rate]:.0f} epochs/s"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -173,9 +172,7 @@ class _training_bar:
             transient=True,
         )
         noun = "fit" if fits == 1 else "fits"
-        self._task = self._bar.add_task(
-            f"{label}, {fits} {noun}", total=fits * epochs, objective=float("nan"), rate=0.0
-        )
+        self._task = self._bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
         self._fits = fits
         self._done: dict[int, tuple[int, int, float]] = {}
 
@@ -193,7 +190,8 @@ class _training_bar:
             f for f, _, _ in self._done.values()
         )
         rate = completed / self._fits / max(self._elapsed(), 1e-9)
-        self._bar.update(self._task, completed=completed, objective=mean, rate=rate)
+        state = f"objective {mean:.4g}, {rate:.0f} epochs/s"
+        self._bar.update(self._task, completed=completed, state=state)
 
     def _elapsed(self) -> float:
         return self._bar.tasks[0].elapsed or 0.0
