@@ -121,7 +121,12 @@ def _summarize(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.tail is not None and options.tail < 0:
         raise InputError(f"--tail is {options.tail}; expected 0 or more epochs")
-    summary = tables.summarize(options.folders, options.tail)
+    counter = Progress("{task.completed} fits read", console=ERR, disable=not ERR.is_terminal, transient=True)
+    with counter as bar:
+        task = bar.add_task("fits")
+        summary = tables.summarize(
+            options.folders, options.tail, lambda read: bar.update(task, completed=read)
+        )
     compared = None if options.expected is None else tables.compare(summary, options.expected)
     for section in tables.sections(summary):
         _print(section)

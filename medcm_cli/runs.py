@@ -153,6 +153,6 @@ def read_history(folder: Path) -> pa.Table:
     """A fit's history. :raises InputError: absent or damaged."""
     path = folder / "history.parquet"
     try:
-        return pyarrow.parquet.ParquetFile(path).read()
+        return pyarrow.parquet.ParquetFile(path).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

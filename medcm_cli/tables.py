@@ -1,10 +1,8 @@
 """Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files
 say."""
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 COUNTS = ["complete", "failed", "unfinished"]
 ESTIMATES = ["omega_1", "omega_2", "rho_21", "sigma_additive", "sigma_proportional"]
-_AT_ONCE = 512  # folders read ahead
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -43,11 +40,14 @@ class Section(NamedTuple):
     cells: list[list[str]]
 
 
-def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
+def summarize(
+    roots: Sequence[Path], tail: int | None = None, progress: Callable[[int], None] | None = None
+) -> Summary:
     """Read every run folder below ``roots``.
 
     :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default
         the last quarter, at most 500 (METHODS, "Protocol").
+    :param progress: told the number of folders read so far.
     :raises InputError: a root does not exist, or holds no run folder.
     """
     for root in roots:
@@ -57,15 +57,15 @@ def summarize(roots: Sequence[Path], tail: int | None = None) -> Summary:
     skipped: list[str] = []
     distinct = {root.resolve(): root for root in roots}
     separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
-    folders = (folder for root in separate for folder in runs.find(root))
-    # Reading a block of folders at a time keeps memory to one short row per fit, however many there are.
-    with ThreadPoolExecutor() as pool:
-        while block := list(islice(folders, _AT_ONCE)):
-            for outcome in pool.map(lambda folder: _read(folder, tail), block):
-                if isinstance(outcome, str):
-                    skipped.append(outcome)
-                else:
-                    rows.append(outcome)
+    # One folder at a time: memory holds one short row per fit, however many there are.
+    for folder in (folder for root in separate for folder in runs.find(root)):
+        outcome = _read(folder, tail)
+        if isinstance(outcome, str):
+            skipped.append(outcome)
+        else:
+            rows.append(outcome)
+        if progress is not None:
+            progress(len(rows) + len(skipped))
     if not rows:
         where = ", ".join(map(str, roots))
         if skipped:
@@ -111,7 +111,7 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
         return row
     table = runs.read_history(folder)
     names = table.column_names
-    history = dict(zip(names, table.to_pandas().to_numpy(dtype=np.float64).T, strict=True))
+    history = {name: np.asarray(table[name], dtype=np.float64) for name in names}
     last = history["epoch"].max()
     in_tail = history["epoch"] >= last - (min(500, last / 4) if tail is None else tail)
     estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
