@@ -5,6 +5,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 internal fault, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:]
-    # Shell completion calls the bare command with Hydra's own flag.
-    name = "fit" if arguments and arguments[0] in ("-sc", "--shell-completion") else None
-    if name is None and arguments and arguments[0] in COMMANDS:
-        name = arguments.pop(0)
     try:
-        if name is None:
-            _top(arguments)
+        if arguments and arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]][1](arguments[1:])
+        elif arguments and arguments[0] in ("-sc", "--shell-completion"):
+            _complete(arguments)
         else:
-            COMMANDS[name][1](arguments)
+            _top(arguments)
     except InputError as error:
         refuse(error)
     except KeyboardInterrupt:
@@ -62,6 +61,20 @@ def _top(arguments: list[str]) -> None:
     parser.add_argument("--version", action="version", version=f"medcm {__version__}")
     parser.add_argument("command", choices=list(COMMANDS), help=argparse.SUPPRESS)
     parser.parse_args(arguments)
+
+
+def _complete(arguments: list[str]) -> None:
+    """Tab completion. Hydra's knows the options of ``fit``, but no commands, so it sees the line without."""
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    command, typed, options = rest.lstrip().partition(" ")
+    if not any(argument.startswith("query") for argument in arguments):
+        _fit(arguments)
+    elif not typed:
+        OUT.print(" ".join(COMMANDS))
+    elif command == "fit":
+        os.environ["COMP_LINE"] = f"{program} {options}"
+        with suppress(InputError):  # a line that is not finished; nothing to offer, and no place to say so
+            _fit(arguments)
 
 
 def _parser(command: str, description: str) -> _Parser:

@@ -31,10 +31,9 @@ class Model:
     def __post_init__(self) -> None:
         given, needed = set(self.network.parameters), set(self.pk.parameters)
         if given != needed:
-            missing, extra = sorted(needed - given), sorted(given - needed)
             raise InputError(
-                f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}; the network "
-                f"lacks {', '.join(missing) or 'none'} and gives {', '.join(extra) or 'none'} too many"
+                f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}, "
+                f"the network's heads and globals are {', '.join(self.network.parameters) or 'none'}"
             )
         names = self.random_effects.names
         unknown = sorted(set(names) - needed)

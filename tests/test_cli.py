@@ -187,6 +187,25 @@ def test_from_simulation_to_table(place: Path) -> None:
     assert (place / "summary" / "table.md").read_text().rstrip().splitlines() == lines[:-3]
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("medcm f", {"fit", "simulate"}),
+        ("medcm fit -m objective=fo,vi error=", {"error=additive", "error=combined"}),
+        ("medcm fit obj", {"objective="}),
+        ("medcm summarize out", set()),
+        ("medcm fit objectivev err", set()),
+    ],
+)
+def test_tab_completion(tmp_path: Path, line: str, offered: set[str]) -> None:
+    environment = ENVIRONMENT | {"COMP_LINE": line}
+    command = [sys.executable, "-m", "medcm_cli", "-sc", "query=bash"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert offered <= set(shown.stdout.split())
+    assert bool(offered) == bool(shown.stdout.strip())
+    assert not shown.stderr
+
+
 def test_what_is_done_is_skipped(place: Path, quick: Quick) -> None:
     (run,) = statuses(place / "outputs" / "default")
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()}
