@@ -12,6 +12,7 @@ from torch import Tensor
 from medcm_cli.pk import (
     LinearModel,
     OdeModel,
+    PkModel,
     Schedule,
     one_compartment,
     sensitivities,
@@ -167,6 +168,23 @@ def check_slopes(
 def test_sensitivities_equal_finite_differences(pk: LinearModel) -> None:
     z, case = random_case(2, subjects=4)
     check_slopes(pk, {name: z[name] for name in pk.parameters}, case, pk.parameters, tolerance=2e-8)
+
+
+@pytest.mark.parametrize("pk", [one_compartment(), two_compartment(), ODE], ids=["one", "two", "ode"])
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_value_per_fit_is_that_of_every_subject(pk: PkModel, width: int) -> None:
+    """Of any number of parameters, and for any number of random effects, also where all values are global."""
+    z, case = random_case(2, subjects=3)
+    geometry = schedule(*case)
+    full = {name: z[name][:1].expand(3)[None, :, None].clone() for name in pk.parameters}
+    wrt = pk.parameters[:width]
+    wanted, wanted_slopes = sensitivities(pk, geometry, full, wrt)
+    for per_fit in (pk.parameters, pk.parameters[:1], pk.parameters[1:]):
+        mixed = {name: full[name][0, 0] if name in per_fit else full[name] for name in pk.parameters}
+        prediction, slopes = sensitivities(pk, geometry, mixed, wrt)
+        torch.testing.assert_close(solve(pk, geometry, mixed), prediction, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(prediction, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(list(slopes), list(wanted_slopes), rtol=1e-10, atol=1e-12)
 
 
 def test_sensitivities_of_torchdiffeq_path_equal_closed_form() -> None:

@@ -111,6 +111,7 @@ def _moment_recurrence(x: Tensor, n: int) -> Tensor:
 
 def predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
+    z = _ranked(z)
     response = pk.response(z)
     rates, weights = _per_dose(response.rates), _per_dose(response.weights)
     level = schedule.given / (pk.amount_per_level * z[pk.volume])
@@ -124,6 +125,7 @@ def sensitivities(
     pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
+    z = _ranked(z)
     response = pk.response(z)
     tangents = pk.tangents(z, response, wrt)
     rates, weights = _per_dose(response.rates), _per_dose(response.weights)
@@ -143,10 +145,14 @@ def sensitivities(
     ]
 
 
+def _ranked(z: Values) -> Values:
+    """Every value as (S, N, B): a value per fit only comes as (B,), and what is stacked before it would pass
+    for samples and subjects."""
+    return {name: value[(None,) * (3 - value.ndim)] for name, value in z.items()}
+
+
 def _per_dose(values: Tensor) -> Tensor:
-    """(..., J, S, N, B) -> (..., J, dose 1, observation 1, S, N, B); a value per fit only is (..., J, B)."""
-    while values.ndim < 4:
-        values = values.unsqueeze(-2)
+    """(..., J, S, N, B) -> (..., J, dose 1, observation 1, S, N, B)."""
     return values[..., None, None, :, :, :]
 
 
