@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 done, 1 internal fault, 2 bad input, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 internal error, 2 bad input or a file that cannot be
+    read or written, 130 interrupted."""
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0] in COMMANDS:
@@ -31,13 +32,19 @@ def main() -> NoReturn:
             _complete(arguments)
         else:
             _top(arguments)
-    except InputError as error:
-        refuse(error)
     except KeyboardInterrupt:
         print("medcm: interrupted; what is finished is kept", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        refuse(error)
+    except Exception as error:
+        if os.environ.get("MEDCM_TRACEBACK"):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"medcm: internal error, {text}; MEDCM_TRACEBACK=1 shows where", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 
@@ -92,7 +99,7 @@ def _fit(arguments: list[str]) -> None:
 
 
 def _simulate(arguments: list[str]) -> None:
-    from medcm_cli.simulate import Settings, settings_of, write_study
+    from medcm_cli.simulate import Settings, is_whole, settings_of, write_study
     from medcm_cli.study import default_data_folder
 
     default = Settings()
@@ -104,15 +111,19 @@ def _simulate(arguments: list[str]) -> None:
         "--fold-size", type=int, default=default.fold_size, help="subjects in each, drawn with replacement"
     )
     parser.add_argument("--out", type=Path, default=default_data_folder("outputs"), help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds other data")
+    parser.add_argument("--overwrite", action="store_true", help="replace patients that are there already")
     options = parser.parse_args(arguments)
     settings = Settings(options.n, options.seed, options.folds, options.fold_size)
     folder: Path = options.out
-    if folder.exists() and not options.overwrite:
-        if settings_of(folder) == settings:
+    held = settings_of(folder)
+    if held is None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: is there and holds no simulated patients; choose another --out")
+    if held is not None and not options.overwrite:
+        if held != settings:
+            raise InputError(f"{folder}: holds other patients already; choose another --out, or --overwrite")
+        if is_whole(folder, settings):
             OUT.print(f"{folder} already holds these patients")
             return
-        raise InputError(f"{folder}: holds something else already; choose another --out, or --overwrite")
     with Progress(console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
         task = bar.add_task("patients", total=settings.n)
         write_study(folder, settings, lambda done: bar.update(task, completed=done))
@@ -149,7 +160,7 @@ def _summarize(arguments: list[str]) -> None:
     if summary.skipped:
         ERR.print(f"skipped {len(summary.skipped)} that could not be read:")
         for reason in summary.skipped[:20]:
-            ERR.print(f"  {reason}", markup=False)
+            ERR.print(f"  {reason}")
         if len(summary.skipped) > 20:
             ERR.print(f"  and {len(summary.skipped) - 20} more")
     folder = options.out or options.folders[0] / "summary"
@@ -182,7 +193,7 @@ def _print(section: "Section") -> None:
     if not OUT.is_terminal:
         from medcm_cli.tables import markdown
 
-        OUT.print(markdown(section), markup=False)
+        OUT.print(markdown(section))
         return
     table = Table(
         title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False

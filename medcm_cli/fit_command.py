@@ -1,6 +1,7 @@
 """``medcm fit``: Hydra composes each job's configuration, the job trains what remains, a bar shows how far
 it is."""
 
+import hashlib
 import itertools
 import os
 import sys
@@ -21,6 +22,8 @@ from medcm_cli.study import Setup, as_config, axis, conf_dir
 from medcm_cli.terminal import ERR, OUT, refuse
 from medcm_cli.workers import Workers, batches, process_count
 
+_LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
+
 
 def fit(arguments: list[str]) -> None:
     """Hydra composes the configuration and runs one job per combination of swept options.
@@ -36,7 +39,7 @@ def fit(arguments: list[str]) -> None:
         def job(config: DictConfig) -> None:
             try:
                 _job(config, workers)
-            except (InputError, OmegaConfBaseException) as error:
+            except (InputError, OSError, OmegaConfBaseException) as error:
                 refuse(error)  # here, before Hydra adds lines of its own
             except Exception as error:
                 faults.append(error)
@@ -120,7 +123,7 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     hydra_config = HydraConfig.get()
     config = as_config(composed)
     choices = hydra_config.runtime.choices
-    variant = hydra_config.job.override_dirname.replace("/", "~")
+    variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     setup = Setup.build(config)
     plan = setup.plan()
@@ -129,7 +132,8 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     study = Path(config["outputs"]) / where.study
     if not plan.todo:
         OUT.print(
-            f"{label}: all {len(plan.done)} fits are done already, in {study}; overwrite=true repeats them"
+            f"{label}: {len(plan.done)} of {len(plan.done)} fits done already, in {study}; "
+            "overwrite=true repeats them"
         )
         return
     batch = config["batch"]
@@ -154,13 +158,20 @@ def _job(composed: DictConfig, workers: Workers) -> None:
         OUT.print(f"  and {len(failed) - 5} more; `medcm summarize {study}` counts them")
 
 
+def _short(variant: str) -> str:
+    """A variant that can be a folder's name: a long one keeps its beginning, and a hash tells the rest."""
+    if len(variant) <= _LONGEST_VARIANT:
+        return variant
+    return f"{variant[: _LONGEST_VARIANT - 9]}~{hashlib.sha256(variant.encode()).hexdigest()[:8]}"
+
+
 class _training_bar:
     """Progress of a job on a terminal: objective value, rate, time left. Silent where stderr is not a
     terminal."""
 
     def __init__(self, label: str, fits: int, epochs: int) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[state]}"),
@@ -190,7 +201,7 @@ class _training_bar:
             f for f, _, _ in self._done.values()
         )
         rate = completed / self._fits / max(self._elapsed(), 1e-9)
-        state = f"objective {mean:.4g}, {rate:.0f} epochs/s"
+        state = f"objective {mean:.4g}, {rate:.{0 if rate >= 10 else 1}f} epochs/s"
         self._bar.update(self._task, completed=completed, state=state)
 
     def _elapsed(self) -> float:

@@ -57,7 +57,17 @@ class CovariateNetwork:
         sources.
         """
         made: list[Branch] = []
+        if not isinstance(branches, list | tuple):
+            raise InputError(f"network.branches is {branches!r}; expected a list of branches")
+        if len(set(global_parameters)) < len(global_parameters):
+            raise InputError(
+                f"network.global_parameters is {list(global_parameters)}; expected each parameter once"
+            )
         for options in branches:
+            if not isinstance(options, Mapping):
+                raise InputError(
+                    f"network.branches: {options!r}; expected inputs, hidden, heads and activation"
+                )
             unknown = set(options) - {"inputs", "hidden", "heads", "activation"}
             if unknown:
                 raise InputError(f"network.branches: unknown option {min(unknown)!r}")
@@ -72,15 +82,16 @@ class CovariateNetwork:
                     raise InputError(
                         f"network.branches: {key!r} is {value!r}; expected a list that is not empty"
                     )
-            units: list[object] = list(values["hidden"])  # type: ignore[call-overload]
-            hidden = tuple(n for n in units if isinstance(n, int) and n > 0)
+            units: list[object] = list(values["hidden"])
+            hidden = tuple(n for n in units if isinstance(n, int) and not isinstance(n, bool) and n > 0)
             if len(hidden) < len(units):
                 raise InputError(
                     f"network.branches: 'hidden' is {units}; expected units per layer, 1 or more"
                 )
-            inputs, heads = (tuple(map(str, values[key])) for key in ("inputs", "heads"))  # type: ignore[call-overload]
-            if len(set(heads)) < len(heads):
-                raise InputError(f"network.branches: 'heads' is {list(heads)}; expected each parameter once")
+            inputs, heads = (tuple(map(str, values[key])) for key in ("inputs", "heads"))
+            for key, names in (("inputs", inputs), ("heads", heads)):
+                if len(set(names)) < len(names):
+                    raise InputError(f"network.branches: {key!r} is {list(names)}; expected each name once")
             alike = 1 + sum(branch.inputs == inputs for branch in made)
             name = "+".join(inputs) + (f"_{alike}" if alike > 1 else "")
             branch = Branch(inputs, hidden, heads, activation, name)

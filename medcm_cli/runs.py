@@ -16,9 +16,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -28,6 +29,7 @@ from medcm_cli.files import remove_partial, replaced, write_text
 
 RECORD = "run.json"
 FINISHED = ("complete", "failed")
+_LONGEST_NAME = 200  # bytes; a folder's name, variant=NAME, holds 255
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Address:
 
     def folder(self, root: Path) -> Path:
         """The fit's folder below ``root``."""
+        rate = self.learning_rate
         parts = {
             "dataset": self.dataset,
             "objective": self.objective,
             "error": self.error,
-            "lr": f"{self.learning_rate:g}",
+            "lr": next(text for text in (f"{rate:g}", repr(rate)) if float(text) == rate),
             "variant": self.variant,
             "fold": f"{self.fold:02d}",
             "replicate": str(self.replicate),
@@ -63,6 +66,8 @@ def check_name(option: str, value: str) -> str:
         raise InputError(
             f"{option} is {value!r}; expected a name without slashes that does not start with a dot"
         )
+    if len(value.encode()) > _LONGEST_NAME:
+        raise InputError(f"{option} is {value!r}; expected at most {_LONGEST_NAME} bytes")
     return value
 
 
@@ -78,6 +83,7 @@ class Record:
     truth: dict[str, Any] | None
     seed: int
     versions: dict[str, str]
+    tables: list[str] = field(default_factory=list)  # names of the fit's Parquet files, once it has finished
     failure: dict[str, Any] | None = None  # epoch and cause
     batch: dict[str, Any] = field(default_factory=dict)  # fits trained together and their training seconds
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
@@ -108,11 +114,34 @@ def read_record(folder: Path) -> Record | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**{**content, "address": Address(**content["address"])})
-        return replace(record, seconds=float(record.seconds))
+        for part in (record, record.address):
+            _check_types(part)
+        return record
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"{path}: is not a run record ({' '.join(str(error).split())})") from error
+
+
+def _check_types(part: Record | Address) -> None:
+    """:raises TypeError: a value of another type than its field's."""
+    for one in fields(part):
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        wanted = {get_origin(kind) or kind for kind in kinds}
+        wanted |= {int} if float in wanted else set()
+        value = getattr(part, one.name)
+        if type(value) not in wanted:
+            raise TypeError(f"{one.name} is {value!r}")
+
+
+def is_whole(folder: Path, record: Record) -> bool:
+    """Whether every table of a finished fit is there and has its end, where Parquet keeps what it holds."""
+    try:
+        for name in record.tables:
+            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
+    except (pa.ArrowException, OSError):
+        return False
+    return True
 
 
 def write_record(root: Path, record: Record) -> None:

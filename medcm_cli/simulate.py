@@ -108,6 +108,13 @@ def settings_of(folder: Path) -> Settings | None:
         return None
 
 
+def is_whole(folder: Path, settings: Settings) -> bool:
+    """Whether every file of a simulated data set is still there."""
+    folds = (f"train_set_{fold}.csv" for fold in range(1, settings.folds + 1))
+    names = ("simulation.parquet", "simulation.csv", "truth.parquet", *folds)
+    return all((folder / name).is_file() for name in names)
+
+
 _EVENT_COLUMNS = (
     *("id", "time", "dv", "mdv", "amt", "rate", "duration"),
     *("age", "ht", "wt", "bgo", "vwf", "pred", "ipred"),

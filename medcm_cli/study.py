@@ -86,6 +86,7 @@ class Setup:
     @classmethod
     def build(cls, config: Config) -> "Setup":
         """:raises InputError: bad data, or options that are unknown or do not fit together."""
+        _check_options(config)
         dataset = config["dataset"]
         for option, least in (("epochs", 1), ("checkpoint_every", 1), ("seed", 0)):
             whole(option, config[option], least)
@@ -97,8 +98,9 @@ class Setup:
         for option, value in (
             ("learning_rate", config["learning_rate"]),
             ("dataset.level_scale", dataset["level_scale"]),
+            ("pk.amount_per_level", config["pk"].get("amount_per_level", 1)),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
                 raise InputError(f"{option} is {value!r}; expected a number above 0")
         truth = _truth(dataset, tuple(config["random_effects"]))
         events_path = dataset_path(config)
@@ -110,6 +112,11 @@ class Setup:
             fold: _made(config["split"], "split", fold=fold, n_subjects=n, folder=folder)
             for fold in axis("fold", config["fold"])
         }
+        for fold, subjects in folds.items():
+            if not len(subjects.test):
+                raise InputError(
+                    f"fold={fold}: leaves no subject to test; every one is trained on or held out"
+                )
         network = _made(config["network"], "network", covariates=dataset["covariates"])
         model = Model(
             network,
@@ -152,6 +159,8 @@ class Setup:
                     found = None  # damaged: train it again
                 if found is None or found.status not in runs.FINISHED or self.config["overwrite"]:
                     continue
+                if found.config_hash == digest and not runs.is_whole(folder, found):
+                    continue  # a file was damaged or lost: train it again
                 if found.config_hash != digest:
                     what = _difference(found.config, record.config)
                     raise InputError(
@@ -251,6 +260,7 @@ class Setup:
                     record,
                     status="failed" if failure else "complete",
                     failure={"epoch": failure.epoch, "cause": failure.cause} if failure else None,
+                    tables=list(of_fit),
                     batch={"fits": len(fits), "seconds": trained.seconds},
                     unconverged_modes=float(trained.unconverged[fit]),
                     seconds=trained.seconds / len(fits),
@@ -258,6 +268,55 @@ class Setup:
             )
             runs.finish(root, finished[-1], of_fit)
         return finished
+
+
+_OPTIONS = {
+    *("dataset", "split", "network", "pk", "error", "objective", "optimizer", "study", "outputs", "fold"),
+    *(
+        "replicate",
+        "seed",
+        "epochs",
+        "checkpoint_every",
+        "learning_rate",
+        "random_effects",
+        "dtype",
+        "variant",
+    ),
+    *("overwrite", "batch", "labels"),
+}
+
+
+def _check_options(config: Config) -> None:
+    """Whether the options are those of ``conf/config.yaml``, each of its kind.
+
+    :raises InputError: otherwise.
+    """
+    unknown = sorted(set(config) - _OPTIONS)
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
+    missing = sorted(_OPTIONS - set(config))
+    if missing:
+        raise InputError(f"{missing[0]}: is missing; `medcm fit --help` lists the options")
+    if not isinstance(config["overwrite"], bool):
+        raise InputError(f"overwrite is {config['overwrite']!r}; expected true or false")
+    for option in ("study", "outputs"):
+        if config[option] is None or config[option] == "":
+            raise InputError(f"{option} is {config[option]!r}; expected a name")
+    for option in ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch"):
+        if not isinstance(config[option], Mapping):
+            raise InputError(f"{option} is {config[option]!r}; expected a group of options")
+    effects = config["random_effects"]
+    if not isinstance(effects, list) or not all(isinstance(name, str) for name in effects):
+        raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
+    covariates = config["dataset"]["covariates"]
+    if not isinstance(covariates, Mapping):
+        raise InputError(f"dataset.covariates is {covariates!r}; expected a group, {{}} for none")
+    for name, entry in covariates.items():
+        where = f"dataset.covariates.{name}"
+        if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
+            raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
+        if isinstance(entry["reference"], bool) or not isinstance(entry["reference"], int | float):
+            raise InputError(f"{where}.reference is {entry['reference']!r}; expected a number")
 
 
 def whole(option: str, value: object, least: int, other: str = "") -> int:
@@ -287,6 +346,8 @@ def dataset_path(config: Config) -> Path:
     exist yet."""
     dataset = config["dataset"]
     if dataset["path"] is None:
+        if dataset["events"] is None:
+            raise InputError("dataset.path is null; expected the event table, a .csv or .parquet file")
         folder = default_data_folder(str(config["outputs"]))
         if not folder.exists():
             write_study(folder, Settings())
@@ -294,7 +355,7 @@ def dataset_path(config: Config) -> Path:
         folder = Path(str(dataset["path"]))
     if dataset["events"] is None or folder.is_file():
         return folder
-    names = [str(name) for name in dataset["events"]]
+    names = [dataset["events"]] if isinstance(dataset["events"], str) else list(map(str, dataset["events"]))
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -345,8 +406,16 @@ def _truth(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] |
             f"dataset.truth is {truth!r}; expected sigma, random_effects (their names) and omega, a positive "
             "definite matrix with a row for each of them"
         )
+    sigma = truth.get("sigma")
+    if not isinstance(sigma, Mapping) or any(
+        name not in ("additive", "proportional") or not isinstance(value, int | float) or not value > 0
+        for name, value in sigma.items()
+    ):
+        raise InputError(
+            f"dataset.truth.sigma is {sigma!r}; expected additive, proportional or both, each above 0"
+        )
     same = tuple(names) == random_effects
-    return {"omega": omega.tolist() if same else None, "sigma": truth["sigma"]}
+    return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
 def _check_predose(events: EventTable, error: ResidualError) -> None:

@@ -96,7 +96,7 @@ def _read(folder: Path, tail: int | None) -> dict[str, Any] | str:
         return _row(folder, record, tail)
     except InputError as error:
         return str(error)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
 
 
@@ -104,7 +104,7 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
     address = record.address
     row: dict[str, Any] = {name: getattr(address, name) for name in (*GROUP, "fold", "replicate")}
     dataset = record.config["dataset"]
-    row |= {"status": record.status, "level_unit": dataset["level_unit"]}
+    row |= {"status": record.status, "level_unit": str(dataset["level_unit"])}
     if record.status == "failed" and record.failure:
         row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
     if record.status != "complete":
@@ -113,6 +113,8 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
     names = table.column_names
     history = {name: np.asarray(table[name], dtype=np.float64) for name in names}
     last = history["epoch"].max()
+    if not np.isfinite(last):
+        raise ValueError("an epoch is not a number")
     in_tail = history["epoch"] >= last - (min(500, last / 4) if tail is None else tail)
     estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
     scale = float(dataset["level_scale"])

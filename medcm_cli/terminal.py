@@ -5,11 +5,15 @@ from typing import NoReturn
 
 from rich.console import Console
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+# Names may hold brackets, which are not markup.
+OUT = Console(highlight=False, soft_wrap=True, markup=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def refuse(error: Exception) -> NoReturn:
-    """Say what is wrong in one line on stderr and exit with code 2."""
-    print(f"medcm: {' '.join(str(error).split())}", file=sys.stderr)
+    """Say what is wrong, with the input or with a file, in one line on stderr and exit with code 2."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"medcm: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(2)

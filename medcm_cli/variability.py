@@ -182,7 +182,8 @@ class ResidualError:
     components: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.components or set(self.components) - {"additive", "proportional"}:
+        distinct = set(self.components)
+        if not distinct or distinct - {"additive", "proportional"} or len(distinct) < len(self.components):
             raise InputError(
                 f"error.components is {list(self.components)}: expected additive, proportional or both"
             )

@@ -23,6 +23,7 @@ ENVIRONMENT = {
 }
 LIMIT = 120  # s, for a command that hangs
 SMALL = ("--n", "30", "--folds", "3", "--fold-size", "8")
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
 SHORT = ("epochs=4", "checkpoint_every=2", "dataset.path=data")
 
 
@@ -238,6 +239,64 @@ def test_only_results_are_left_behind(
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["default"]
 
 
+def test_options_without_a_folder_of_their_own_are_variants(place: Path, quick: Quick) -> None:
+    """Sweeps of them do not collide; a long one is shortened; brackets are shown and are no markup."""
+    branches = (
+        "network.branches=[{inputs:[weight],hidden:[3],heads:[CL,V1]},{inputs:[vwf],hidden:[2],heads:[CL]}]"
+    )
+    options = ("objective=mse", "study=variants", *SHORT)
+    succeeded(quick(place, "fit", "-m", "seed=1,2", "split=files,all", *options))
+    succeeded(quick(place, "fit", branches, *options))
+    succeeded(quick(place, "fit", branches.replace("3", "5"), *options))
+    runs = statuses(place / "outputs" / "variants")
+    assert set(runs.values()) == {"complete"}
+    assert len(runs) == 6
+    shown = "\n".join(succeeded(quick(place, "summarize", "outputs/variants", "--out", "s [b]")))
+    assert "seed-1+split-all" in shown
+    assert "{inputs:[weight],hidden:[3]" in shown
+    assert "-> s [b]" in shown
+
+
+@linux
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("fit", "objective=mse", "outputs=occupied", *SHORT), "occupied"),
+        (("fit", "objective=mse", "outputs=/proc/nope", *SHORT), "/proc/nope"),
+        (("summarize", "outputs/default", "--out", "occupied"), "occupied"),
+        (("simulate", "--out", "occupied/x"), "occupied"),
+        (("simulate", "--out", "/proc/x"), "/proc/"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_in_one_line(
+    place: Path, quick: Quick, arguments: tuple[str, ...], word: str
+) -> None:
+    (place / "occupied").write_text("a file")
+    result = quick(place, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("medcm: ")
+    assert word in line
+    assert (place / "occupied").read_text() == "a file"
+
+
+def test_simulate_replaces_patients_and_nothing_else(place: Path, quick: Quick) -> None:
+    mine = place / "mine"
+    mine.mkdir()
+    (mine / "thesis.doc").write_text("years of work")
+    result = quick(place, "simulate", *SMALL, "--out", "mine", "--overwrite")
+    assert result.returncode == 2
+    assert [path.name for path in mine.iterdir()] == ["thesis.doc"]
+    succeeded(quick(place, "simulate", *SMALL, "--out", "again"))
+    (place / "again" / "simulation.csv").unlink()
+    assert succeeded(quick(place, "simulate", *SMALL, "--out", "again")) == [
+        "30 patients and 3 folds -> again"
+    ]
+    assert (place / "again" / "simulation.csv").read_bytes() == (
+        place / "data" / "simulation.csv"
+    ).read_bytes()
+
+
 def test_version(place: Path, quick: Quick) -> None:
     assert succeeded(quick(place, "--version")) == [f"medcm {version('medcm')}"]
 
@@ -274,6 +333,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown choice of a group": (("fit", "objective=em", *SHORT), "em"),
     "unknown choice in a sweep": (("fit", "-m", "objective=fo,em", *SHORT), "em"),
     "unknown option": (("fit", "epoch=3"), "epoch"),
+    "unknown option that is added": (("fit", "+epoch=3", *SHORT), "epoch"),
+    "group that is taken away": (("fit", "~optimizer", *SHORT), "optimizer"),
     "unknown flag of fit": (("fit", "--epochs", "3"), "--epochs"),
     "flags that exclude each other": (("fit", "--cfg", "job", "-m"), "--multirun"),
     "bad value": (("fit", "epochs=0", "dataset.path=data"), "epochs"),
@@ -359,9 +420,6 @@ def whole(folder: Path) -> None:
     for path in tables:
         assert pyarrow.parquet.ParquetFile(path).read().num_columns > 0
     assert statuses(folder)
-
-
-linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by /proc")
 
 
 @linux

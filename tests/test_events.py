@@ -388,7 +388,24 @@ def test_a_bad_file_is_refused(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("name", ["absent.csv", "absent.parquet", "folder.csv"])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.csv").mkdir()
-    assert "no such file" in refusal(tmp_path / name)
+    assert ("a folder" if name == "folder.csv" else "no such file") in refusal(tmp_path / name)
+
+
+def test_a_damaged_parquet_table_is_refused(tmp_path: Path) -> None:
+    """With its footer whole and its pages overwritten, which pyarrow calls an OSError."""
+    path = tmp_path / "events.parquet"
+    pd.read_csv(io.StringIO(edited({}))).to_parquet(path, compression=None)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_column_of_lists_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    frame = pd.read_csv(io.StringIO(edited({})))
+    frame["id"] = [[name] for name in frame["id"]]
+    frame.to_parquet(path)
+    assert "'id'" in refusal(path)
 
 
 def test_a_parquet_table_without_rows_is_refused(tmp_path: Path) -> None:

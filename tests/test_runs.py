@@ -56,6 +56,7 @@ def test_folder_of_an_address(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.01}, "lr=0.01"),
         ({"learning_rate": 1.0}, "lr=1"),
+        ({"learning_rate": 0.1000000001}, "lr=0.1000000001"),
         ({"fold": 12}, "fold=12"),
         ({"fold": 123}, "fold=123"),
         ({"replicate": 40}, "replicate=40"),
@@ -137,6 +138,15 @@ def _other(**changes: object) -> bytes:
         _other(address={"study": "mine"}),
         _other(status="absent"),
         _other(unknown=1),
+        _other(status=["complete"]),
+        _other(seed=True),
+        _other(unconverged_modes="none"),
+        _other(truth=3),
+        *(
+            _other(address=asdict(ADDRESS) | change)
+            for change in ({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"})
+        ),
+        b"[" * 100_000,
     ],
 )
 def test_damaged_record_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:

@@ -158,6 +158,35 @@ REFUSED = [
     ("study=a/b", "study"),
     ("variant=.x", "variant"),
     ("dataset.name=a/b", "dataset.name"),
+    ("overwrite=no", "overwrite"),
+    ("overwrite=1", "overwrite"),
+    ("study=null", "study"),
+    ("outputs=null", "outputs"),
+    ("batch=null", "batch"),
+    ("learning_rate=inf", "learning_rate"),
+    ("pk.amount_per_level=0", "amount_per_level"),
+    ("pk.amount_per_level=abc", "amount_per_level"),
+    ("random_effects=null", "random_effects"),
+    ("random_effects=[1]", "random_effects"),
+    ("network.branches=null", "network.branches"),
+    ("network.branches=[1]", "network.branches"),
+    ("network.branches=[{inputs:[weight],hidden:[true],heads:[CL,V1]}]", "hidden"),
+    ("network.branches=[{inputs:[weight,weight],hidden:[2],heads:[CL,V1]}]", "inputs"),
+    ("network.global_parameters=[Q,V2,V2]", "global_parameters"),
+    ("error.components=[additive,additive]", "error"),
+    ("objective.samples=true", "samples"),
+    ("objective=foce objective.mode_iterations=0", "mode_iterations"),
+    ("objective=foce objective.mode_tolerance=abc", "mode_tolerance"),
+    ("split=bootstrap split.size=2.5", "split.size"),
+    ("split=bootstrap split.size=abc", "split.size"),
+    ("split.train=3", "split.train"),
+    ("dataset.covariates=null", "dataset.covariates"),
+    ("dataset.covariates.weight=abc", "dataset.covariates.weight"),
+    ("dataset.covariates.weight.reference=abc", "dataset.covariates.weight.reference"),
+    ("dataset.truth.sigma=3", "dataset.truth.sigma"),
+    ("dataset.truth.sigma.additive=-1", "dataset.truth.sigma"),
+    (f"study={'s' * 300}", "study"),
+    (f"variant={'v' * 300}", "variant"),
 ]
 
 
@@ -169,6 +198,14 @@ def test_bad_option_is_refused_before_training(data: Path, tmp_path: Path, optio
         Setup.build(config).plan()
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_fold_that_leaves_nobody_to_test_is_refused(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "everybody"))
+    (copy / "train_set_2.csv").write_text("idxs\n" + "\n".join(map(str, range(1, 31))) + "\n")
+    Setup.build(configuration(copy, tmp_path, "fold=1"))
+    with pytest.raises(InputError, match="fold=2"):
+        Setup.build(configuration(copy, tmp_path, "fold=[1,2]"))
 
 
 def one_observation_at_the_dose(path: Path) -> Path:
@@ -307,7 +344,6 @@ def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
         ("optimizer.fused=false", "optimizer.fused"),
         ("dataset.covariates.vwf.reference=90", "dataset.covariates.vwf.reference"),
         ("dataset.truth.sigma.additive=0.04", "dataset.truth.sigma.additive"),
-        ("learning_rate=0.1000000001", "learning_rate"),
         ("split.validation=null", "split.validation"),
     ],
 )
@@ -338,6 +374,17 @@ def test_options_that_change_no_result_are_no_other_configuration(
 @pytest.mark.parametrize("change", ["study=other", "variant=other", "objective=mse", "learning_rate=0.2"])
 def test_options_with_a_folder_of_their_own(data: Path, outputs: Path, change: str) -> None:
     assert len(Setup.build(configuration(data, outputs, *FOUR, change)).plan().todo) == 4
+
+
+@pytest.mark.parametrize("name", ["history", "parameters", "random_effects", "effects"])
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "cut off"])
+def test_a_fit_without_all_its_files_is_done_again(data: Path, outputs: Path, name: str, lost: bool) -> None:
+    path = folder_of(outputs, 1, 2) / f"{name}.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    if not lost:
+        path.write_bytes(content[:-100])
+    assert Setup.build(configuration(data, outputs, *FOUR)).plan().todo == ((1, 2),)
 
 
 def test_changed_data_are_refused(data: Path, outputs: Path, tmp_path: Path) -> None:

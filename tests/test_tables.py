@@ -342,6 +342,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record with a list for configuration": _edited(config=[1]),
     "record with a wrong truth": _edited(truth={"omega": [[1, 2, 3]], "sigma": {}}),
     "record with words for seconds": _edited(seconds="soon"),
+    "record with a number for sigma": _edited(truth={"omega": None, "sigma": 3}),
+    "record with nonsense for a scale": _edited(config={"dataset": {"level_unit": "x", "level_scale": [1]}}),
+    "history with an epoch that is no number": _history(
+        {"epoch": [0.0, float("nan")], "objective_value": [1.0, 2.0], "rmse": [1.0, 2.0]}
+    ),
 }
 
 

@@ -64,7 +64,8 @@ def read_events(path: Path, covariates: Mapping[str, str], predose_observations:
 def _load(path: Path) -> tuple[pd.DataFrame, Callable[[int], str]]:
     """The table, and the words for its row of a number from 0: a line of a text file, or a row."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected an event table (.csv or .parquet)")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {found}; expected an event table (.csv or .parquet)")
     is_text = path.suffix.lower() == ".csv"
     try:
         if is_text:
@@ -74,11 +75,16 @@ def _load(path: Path) -> tuple[pd.DataFrame, Callable[[int], str]]:
         else:
             raise InputError(f"{path}: expected a .csv or .parquet file")
         names = table.column_names
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as an event table: {error}") from error
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
         raise InputError(f"{path}: column {duplicated[0]!r} appears more than once")
+    nested = [field for field in table.schema if pa.types.is_nested(field.type)]
+    if nested:
+        raise InputError(
+            f"{path}, column {nested[0].name!r}: holds a {nested[0].type}; expected single values"
+        )
     if table.num_rows == 0:
         raise InputError(f"{path}: the table has a header and no rows")
     frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others

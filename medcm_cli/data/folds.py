@@ -30,6 +30,8 @@ def from_files(
     :param validation: file of subjects to leave out of the test set, where it exists.
     :raises InputError: file absent, not a whole number, or outside 1..``n_subjects``.
     """
+    if not isinstance(train, str):
+        raise InputError(f"split.train is {train!r}; expected a file name such as train_set_{{fold}}.csv")
     drawn = _read_numbers(folder / train.format(fold=fold), n_subjects)
     held_out = drawn
     if validation is not None and (path := folder / validation.format(fold=fold)).exists():
@@ -42,7 +44,7 @@ def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> 
     study)."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
-    if size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError(f"split.size={size}: expected the number of subjects to draw, at least 1")
     generator = np.random.default_rng([seed, fold])
     drawn = generator.integers(n_subjects, size=size)
@@ -76,7 +78,7 @@ def _read_numbers(path: Path, n_subjects: int) -> IntArray:
         if len(cells) != 1:
             raise InputError(f"{path}, line {line}: expected one column of subject numbers, got {len(cells)}")
         cell = cells[0].strip()
-        if not cell.isdecimal() or not 1 <= int(cell) <= n_subjects:
+        if not cell.isdecimal() or len(cell) > 18 or not 1 <= int(cell) <= n_subjects:
             raise InputError(
                 f"{path}, line {line}, column {header[0]!r}: {cell!r} is not a subject number 1..{n_subjects}"
             )

@@ -1,5 +1,6 @@
 """First-order conditional estimation: the model linearised at each subject's empirical Bayes estimate."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,14 @@ class Foce(Objective):
         if self.formulation not in ("joint", "linearised"):
             raise InputError(
                 f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'"
+            )
+        if not isinstance(self.mode_iterations, int) or self.mode_iterations < 1:
+            raise InputError(
+                f"objective.mode_iterations is {self.mode_iterations!r}: expected a whole number from 1"
+            )
+        if not isinstance(self.mode_tolerance, int | float) or not 0 < self.mode_tolerance < math.inf:
+            raise InputError(
+                f"objective.mode_tolerance is {self.mode_tolerance!r}: expected a number above 0"
             )
 
     def init(

@@ -45,7 +45,7 @@ class Vi(Objective):
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 1:
+        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
             raise InputError(f"objective.samples is {self.samples!r}: expected a whole number from 1")
         if self.estimator not in ESTIMATORS:
             raise InputError(
