@@ -174,8 +174,8 @@ def test_sensitivities_equal_finite_differences(pk: LinearModel) -> None:
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_a_value_per_fit_is_that_of_every_subject(pk: PkModel, width: int) -> None:
     """Of any number of parameters, and for any number of random effects, also where all values are global."""
-    z, case = random_case(2, subjects=3)
-    geometry = schedule(*case)
+    z, (time, *doses) = random_case(2, subjects=3)
+    geometry = schedule(time[:1], *(values[:1] for values in doses))
     full = {name: z[name][:1].expand(3)[None, :, None].clone() for name in pk.parameters}
     wrt = pk.parameters[:width]
     wanted, wanted_slopes = sensitivities(pk, geometry, full, wrt)
@@ -189,8 +189,7 @@ def test_a_value_per_fit_is_that_of_every_subject(pk: PkModel, width: int) -> No
 
 def test_sensitivities_of_torchdiffeq_path_equal_closed_form() -> None:
     z, (time, *doses) = random_case(2, subjects=2)
-    case = (time[::3], *doses)
-    geometry = schedule(*case)
+    geometry = schedule(time[1:4:2], *(values[:2] for values in doses))
     closed, wanted = sensitivities(two_compartment(), geometry, on_fits(z), NAMES)
     for differentiable in (True, False):
         with torch.set_grad_enabled(differentiable):
