@@ -131,8 +131,9 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     where = next(iter(plan.records.values())).address
     study = Path(config["outputs"]) / where.study
     if not plan.todo:
+        failures = f", {plan.previously_failed} failed" if plan.previously_failed else ""
         OUT.print(
-            f"{label}: {len(plan.done)} of {len(plan.done)} fits done already, in {study}; "
+            f"{label}: {len(plan.done)} of {len(plan.done)} fits done already{failures}, in {study}; "
             "overwrite=true repeats them"
         )
         return

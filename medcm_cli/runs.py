@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -150,7 +150,17 @@ def write_record(root: Path, record: Record) -> None:
 
 
 def start(root: Path, record: Record) -> None:
-    """Mark a fit as running; what an earlier, unfinished attempt left is no longer valid and is removed."""
+    """Mark a fit as running. A finished one that it is to replace stays as it is until ``finish``."""
+    try:
+        found = read_record(record.address.folder(root))
+    except InputError:
+        found = None
+    if found is None or found.status not in FINISHED:
+        _clear(root, record)
+
+
+def _clear(root: Path, record: Record) -> None:
+    """Mark a fit as running; what lies in its folder is no longer valid and is removed."""
     folder = record.address.folder(root)
     if folder.is_dir():
         (folder / RECORD).unlink(missing_ok=True)
@@ -162,6 +172,7 @@ def start(root: Path, record: Record) -> None:
 
 def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
     """Write a fit's tables, each whole, then its record."""
+    _clear(root, replace(record, status="running"))
     folder = record.address.folder(root)
     for name, table in tables.items():
         with replaced(folder / f"{name}.parquet") as partial:

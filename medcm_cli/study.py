@@ -1,5 +1,6 @@
 """One job: from a resolved configuration to finished run folders."""
 
+import functools
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +135,7 @@ class Setup:
             model=model,
             truth=truth,
             objective=_made(objective, "objective"),
-            make_optimizer=_made(config["optimizer"], "optimizer"),
+            make_optimizer=_optimizer(config["optimizer"]),
             dtype=DTYPES[config["dtype"]],
         )
 
@@ -142,7 +143,9 @@ class Setup:
         """Which fits of the job remain. :raises InputError: a folder holds a fit of another configuration."""
         root = Path(self.config["outputs"])
         identity = {key: value for key, value in self.config.items() if key not in _NOT_IDENTITY}
-        records, done, failed = {}, [], 0
+        records: dict[Fit, runs.Record] = {}
+        done: dict[Fit, None] = {}
+        failed = 0
         for fold in axis("fold", self.config["fold"]):
             subjects = {"train": self.folds[fold].train.tolist(), "test": self.folds[fold].test.tolist()}
             data = {key: value for key, value in self.data.items() if key != "source"} | subjects
@@ -167,9 +170,9 @@ class Setup:
                         f"{folder}: holds a fit with another configuration ({what}); "
                         "give this one its own name with study=... or variant=..., or overwrite=true"
                     )
-                done.append((fold, replicate))
+                done[fold, replicate] = None
                 failed += found.status == "failed"
-        todo = tuple(fit for fit in records if fit not in set(done))
+        todo = tuple(fit for fit in records if fit not in done)
         return Plan(records, tuple(done), todo, failed)
 
     def _record(self, fold: int, replicate: int, digest: str) -> runs.Record:
@@ -198,7 +201,7 @@ class Setup:
             data=self.data,
             truth=self.truth,
             seed=int(config["seed"]),
-            versions=versions(),
+            versions=dict(versions()),
         )
 
     def train(self, fits: Sequence[Fit], progress: Callable[[int, Tensor], None] | None = None) -> Trained:
@@ -328,8 +331,14 @@ def whole(option: str, value: object, least: int, other: str = "") -> int:
 
 
 def as_config(composed: DictConfig) -> dict[str, Any]:
-    """A composed configuration with every reference resolved; omegaconf's error for a missing value."""
-    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
+
+    :raises InputError: a value that must be given is not.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise InputError(f"{missing[0]} must be given: {missing[0]}=...")
+    config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
@@ -369,12 +378,23 @@ def default_data_folder(outputs: str) -> Path:
     return Path(outputs) / "data" / "simulated"
 
 
-def versions() -> dict[str, str]:
+@functools.cache  # reading packages' metadata takes milliseconds, and every fit's record has them
+def versions() -> Mapping[str, str]:
     """Versions that a result may depend on."""
     packages = ("torch", "torchdiffeq", "numpy", "scipy", "hydra-core")
     return {"medcm": __version__, "python": platform.python_version()} | {
         name: version(name) for name in packages
     }
+
+
+def _optimizer(config: Config) -> MakeOptimizer:
+    """:raises InputError: options that the optimiser refuses."""
+    make: MakeOptimizer = _made(config, "optimizer")
+    try:
+        make([torch.zeros(1, requires_grad=True)])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"optimizer: {error}") from error
+    return make
 
 
 def _made(config: Config, where: str, **arguments: Any) -> Any:

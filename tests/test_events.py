@@ -238,7 +238,7 @@ BAD_CELLS: dict[str, tuple[dict[int, str | None], int, str, str]] = {
     "subject without dose": ({2: None}, 2, "amt", "subject 'a' has no dose"),
     "evid is neither 0 nor 1": ({4: "a,24,,,,0.2,2,70"}, 4, "evid", "expected 0 or 1"),
     "evid is a fraction": ({4: "a,24,,,,0.2,0.5,70"}, 4, "evid", "expected 0 or 1"),
-    "evid missing": ({5: "b,0,2000,,,,,80"}, 5, "evid", "expected 0 or 1"),
+    "evid missing": ({5: "b,0,2000,,,,,80"}, 5, "evid", "is empty; expected 0 or 1"),
     "amount on an observation": ({4: "a,24,500,,,0.2,0,70"}, 4, "evid", "a row that has a dose"),
     "rate on an observation": ({4: "a,24,,500,1,0.2,0,70"}, 4, "evid", "a row that has a dose"),
     "amount negative": ({2: "a,0,-1000,,,,1,70"}, 2, "amt", "-1000"),

@@ -215,6 +215,18 @@ def test_finish_writes_tables_and_then_the_record(tmp_path: Path, monkeypatch: p
     ]
 
 
+def test_what_is_replaced_stays_until_its_successor_is_written(tmp_path: Path) -> None:
+    folder = ADDRESS.folder(tmp_path)
+    runs.finish(tmp_path, make_record(), {"history": a_table(3), "effects": a_table(5)})
+    runs.start(tmp_path, make_record("running"))
+    assert runs.read_record(folder) == make_record()
+    assert runs.read_history(folder).equals(a_table(3))
+    runs.finish(tmp_path, make_record("failed"), {"history": a_table(2)})
+    assert runs.read_record(folder) == make_record("failed")
+    assert sorted(path.name for path in folder.iterdir()) == ["history.parquet", "run.json"]
+    assert runs.read_history(folder).equals(a_table(2))
+
+
 def test_failure_while_a_table_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ADDRESS.folder(tmp_path)
     runs.start(tmp_path, make_record("running"))

@@ -141,6 +141,12 @@ REFUSED = [
     ("objective=foce objective.formulation=other", "formulation"),
     ("objective._target_=medcm_cli.objectives.Nothing", "objective"),
     ("optimizer._target_=torch.optim.Nothing", "optimizer"),
+    ("optimizer.lr=-1", "optimizer"),
+    ("optimizer.lr=text", "optimizer"),
+    ("pk=two_compartment_ode pk.method=nonsense", "pk.method"),
+    ("pk=two_compartment_ode pk.method=scipy_solver", "pk.method"),
+    ("pk=two_compartment_ode pk.rtol=0", "pk.rtol"),
+    ("pk=two_compartment_ode pk.atol=text", "pk.atol"),
     ("error.components=[]", "error"),
     ("error.components=[exponential]", "error"),
     ("fold=4", "train_set_4.csv"),
@@ -315,7 +321,7 @@ def test_failed_is_done_and_unfinished_or_damaged_is_not(data: Path, outputs: Pa
     runs.write_record(outputs, replace(record, status="failed", failure={"epoch": 2, "cause": "x"}))
     running = runs.read_record(folder_of(outputs, 1, 2))
     assert running is not None
-    runs.start(outputs, replace(running, status="running"))
+    runs.write_record(outputs, replace(running, status="running"))
     (folder_of(outputs, 2, 1) / "run.json").write_text('{"status": "comp')
     (folder_of(outputs, 2, 2) / "run.json").unlink()
     plan = Setup.build(configuration(data, outputs, *FOUR)).plan()

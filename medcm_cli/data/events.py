@@ -131,6 +131,8 @@ class _Checker:
             value = self.frame[column].iloc[row] if column in self.frame else None
             if isinstance(value, float) and value.is_integer():
                 value = int(value)  # as the file has it
+            elif pd.isna(value):
+                value = "empty"
             raise self.refuse(row, column, what.format(value=value))
 
     def number(self, column: str, default: float | None = None) -> FloatArray:

@@ -8,6 +8,7 @@ intervals, never over subjects, samples or fits.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from medcm_cli.errors import InputError
 from medcm_cli.pk.schedule import Schedule
+
+# torchdiffeq's methods that control their error and can be differentiated. The fixed-step ones would take one
+# step from breakpoint to breakpoint, and scipy's pass no gradient.
+METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 Values = Mapping[str, Tensor]
 Rate = Callable[[Tensor, Tensor, Values], Tensor]
@@ -28,6 +34,8 @@ class OdeModel:
 
     Doses go into compartment 0, whose amount divided by ``volume`` and ``amount_per_level`` is the
     prediction. ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts.
+
+    :raises InputError: a method that is not one of ``METHODS``, a tolerance that is not above 0.
     """
 
     rate: Rate
@@ -38,6 +46,14 @@ class OdeModel:
     method: str = "dopri5"
     rtol: float = 1e-6
     atol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"pk.method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        for option in ("rtol", "atol"):
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"pk.{option} is {value!r}; expected a number above 0")
 
 
 def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
