@@ -285,7 +285,7 @@ _OPTIONS = {
         "dtype",
         "variant",
     ),
-    *("overwrite", "batch", "labels"),
+    *("overwrite", "batch"),
 }
 
 
@@ -294,7 +294,7 @@ def _check_options(config: Config) -> None:
 
     :raises InputError: otherwise.
     """
-    unknown = sorted(set(config) - _OPTIONS)
+    unknown = sorted(set(config) - _OPTIONS - {"labels"})  # not an option: what the command calls its choices
     if unknown:
         raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
     missing = sorted(_OPTIONS - set(config))

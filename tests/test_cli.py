@@ -318,6 +318,27 @@ def test_help(place: Path, quick: Quick, arguments: list[str], words: list[str])
     assert not (place / "outputs" / "data").exists()
 
 
+def test_benchmark_measures_each_objective(place: Path, quick: Quick) -> None:
+    before = sorted(place.iterdir())
+    result = quick(place, "benchmark", "--epochs", "2", "--repeats", "1")
+    assert (result.returncode, result.stderr) == (0, "measurement 1 of 1\n")
+    lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    medians = {name: float(median.split()[0]) for name, median, _, _ in rows}
+    assert set(medians) == {
+        *(f"{objective}, 100 fits" for objective in ("mse", "fo", "foce", "vi")),
+        *("vi, 1 fit", "closed form", "torchdiffeq"),
+    }
+    for name, _, ratio, aim in rows:
+        if name not in ("vi, 1 fit", "closed form"):  # what the others are compared with
+            value, base = ratio.split(" x ")
+            # both medians are printed to two decimals
+            rounding = 0.005 * (1 / medians[name] + 1 / medians[base])
+            assert float(value) == pytest.approx(medians[name] / medians[base], rel=2 * rounding, abs=0.01)
+            assert aim
+    assert sorted(place.iterdir()) == before
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 EVENTS = """id,time,amt,rate,duration,dv,mdv,wt,vwf
@@ -330,6 +351,7 @@ TABLE = ("fit", "dataset=table", "split=all", "epochs=2")
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown command": (("train",), "train"),
     "no command": ((), "command"),
+    "benchmark of no epoch": (("benchmark", "--epochs", "0"), "--epochs"),
     "unknown choice of a group": (("fit", "objective=em", *SHORT), "em"),
     "unknown choice in a sweep": (("fit", "-m", "objective=fo,em", *SHORT), "em"),
     "unknown option": (("fit", "epoch=3"), "epoch"),
