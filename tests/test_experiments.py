@@ -12,18 +12,22 @@ import torch
 from conftest import make_events
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from test_study import configuration
 
 from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.objectives import Fo, Foce
+from medcm_cli.simulate import Settings, write_study
 from medcm_cli.streams import Stream
-from medcm_cli.study import axis, conf_dir
+from medcm_cli.study import Setup, axis, conf_dir
 from medcm_cli.tables import ESTIMATES, MEASURES
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS / "foce"))  # as the experiment's README has it
+sys.path.append(str(EXPERIMENTS / "table1"))  # as a script has its own folder
 
 from doubles import DetachedSlopes, ModesOfAnotherFold  # noqa: E402
+from rmse_by_test_set import by_test_set  # noqa: E402
 
 SWEEPS = sorted(EXPERIMENTS.glob("*/*.yaml"))
 F64 = torch.float64
@@ -73,6 +77,30 @@ def test_expected_values_belong_to_a_sweep_of_their_folder(path: Path) -> None:
         assert row.objective in swept[row.study]
         assert row.measure in {*MEASURES, *ESTIMATES, "failed"}
         assert row.statistic in {"median", "mean", "sd", "count"}
+
+
+# -- test subjects of Table 1 ----------------------------------------------------------------------
+
+
+def test_rmse_by_test_set_is_the_histories_on_their_own_fold(tmp_path: Path) -> None:
+    write_study(tmp_path / "data", Settings(n=40, folds=20, fold_size=8))
+    for objective in ("fo", "vi"):
+        config = configuration(
+            tmp_path / "data", tmp_path / "outputs", f"objective={objective}", "replicate=[1,2]"
+        )
+        setup = Setup.build(config)
+        setup.run(list(setup.plan().records.values()))
+    found = by_test_set(tmp_path / "outputs", 2)
+    assert sorted(found) == ["fo", "vi"]
+    for objective, fits in found.items():
+        folders = sorted((tmp_path / "outputs").rglob(f"objective={objective}/**/history.parquet"))
+        assert len(folders) == len(fits) == 2
+        histories = [pd.read_parquet(folder) for folder in folders]
+        tails = [history.loc[history["epoch"] >= 2, "rmse"].mean() for history in histories]
+        own, other, _ = np.array(fits).T
+        np.testing.assert_allclose(own, tails, rtol=1e-5)
+        # a second fit, in order of their folders, is taken for one of fold 2
+        assert (other == own).tolist() == ([True, False] if objective == "fo" else [False, False])
 
 
 # -- doubles of FOCE -------------------------------------------------------------------------------

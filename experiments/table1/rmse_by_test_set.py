@@ -19,18 +19,18 @@ from medcm_cli.data import Population
 from medcm_cli.streams import Stream
 from medcm_cli.study import Setup
 
-TAIL = 1500  # first epoch of the checkpoints that an estimate averages
+TAIL = 1500  # of 2000 epochs: the first of the checkpoints that an estimate averages
 FOLDS = list(range(1, 21))
 
 
-def squared_errors(setup: Setup, folder: Path) -> np.ndarray:
+def squared_errors(setup: Setup, folder: Path, tail: int) -> np.ndarray:
     """(T, N, C) squared errors of the typical predictions for every subject at a fit's last C checkpoints."""
     everyone = Population.from_events(setup.events, torch.float32)
     state = setup.objective.init(
         setup.model, everyone.select([np.arange(1)]), [Stream(0, 1, 1)], torch.float32
     )
     table = pyarrow.parquet.ParquetFile(folder / "parameters.parquet").read().to_pandas()
-    table = table[table["epoch"] >= TAIL]
+    table = table[table["epoch"] >= tail]
     checkpoints = table["epoch"].nunique()
     values = {}
     for name, rows in table.groupby("name", observed=True):
@@ -48,24 +48,36 @@ def rmse(errors: np.ndarray, subjects: np.ndarray, level_scale: float) -> float:
     return float(np.sqrt(errors[:, subjects].mean((0, 1))).mean() * level_scale)
 
 
-def main(root: Path) -> None:
-    """Print a row per objective: median over its fits, by test subjects."""
+def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, float, float]]]:
+    """RMSE of each fit of an objective: test subjects of fold 1, of the fold in its name, all subjects."""
     setups: dict[str, Setup] = {}
-    found: dict[str, list[tuple[float, ...]]] = {}
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for number, folder in enumerate(runs.find(root)):
         record = runs.read_record(folder)
         assert record is not None
         objective = record.address.objective
         if objective not in setups:
-            choices = {"fold": FOLDS, "batch": {"threads": 1, "fits": None}, "overwrite": False}
+            batch = {"threads": 1, "fits": None}
+            choices = {"fold": FOLDS, "replicate": 1, "batch": batch, "overwrite": False}
             setups[objective] = Setup.build({**record.config, **choices})
         setup = setups[objective]
-        errors = squared_errors(setup, folder)
+        errors = squared_errors(setup, folder, tail)
         scale = float(record.config["dataset"]["level_scale"])
         other = setup.folds[FOLDS[number % len(FOLDS)]]  # five fits for each fold, as in the published files
         everyone = np.arange(errors.shape[1])
-        sets = (setup.folds[1].test, other.test, everyone)
-        found.setdefault(objective, []).append(tuple(rmse(errors, subjects, scale) for subjects in sets))
+        found.setdefault(objective, []).append(
+            (
+                rmse(errors, setup.folds[1].test, scale),
+                rmse(errors, other.test, scale),
+                rmse(errors, everyone, scale),
+            )
+        )
+    return found
+
+
+def main(root: Path) -> None:
+    """Print a row per objective: median over its fits, by test subjects."""
+    found = by_test_set(root, TAIL)
     headers = ["objective", "fits", "test subjects of fold 1", "of the fold in the name", "all subjects"]
     rows = [
         [name, len(values), *np.median(np.array(values), axis=0)] for name, values in sorted(found.items())
