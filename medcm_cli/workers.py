@@ -4,6 +4,7 @@ them."""
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -43,8 +44,15 @@ def batches(records: Sequence[Record], most: int | None, processes: int) -> list
 def process_count(option: object, fits: int) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough."""
     if option == "auto":
-        return max(1, min(os.cpu_count() or 1, fits // _FITS_PER_PROCESS))
+        return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, "auto")
+
+
+def _cores() -> int:
+    """Those that this process may use: a cluster's scheduler lends a job some of the machine's."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_batches_cover_each_fit_once_and_evenly(count: int, most: int | None, pr
 def test_processes_chosen_by_the_machine(
     monkeypatch: pytest.MonkeyPatch, cores: int, fits: int, expected: int
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64 if sys.platform == "linux" else cores)
     assert process_count("auto", fits) == expected
 
 
