@@ -4,7 +4,6 @@ them."""
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -50,7 +49,7 @@ def process_count(option: object, fits: int) -> int:
 
 def _cores() -> int:
     """Those that this process may use: a cluster's scheduler lends a job some of the machine's."""
-    if sys.platform == "linux":
+    if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
