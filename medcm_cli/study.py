@@ -32,6 +32,12 @@ Fit = tuple[int, int]
 
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", "fold", "replicate", "variant", "overwrite", "batch", "labels")
+# The options of conf/config.yaml: groups of them, and values.
+_GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch")
+_VALUES = (
+    *("study", "outputs", "fold", "replicate", "seed", "epochs", "checkpoint_every", "learning_rate"),
+    *("random_effects", "dtype", "variant", "overwrite"),
+)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -273,39 +279,17 @@ class Setup:
         return finished
 
 
-_OPTIONS = {
-    *("dataset", "split", "network", "pk", "error", "objective", "optimizer", "study", "outputs", "fold"),
-    *(
-        "replicate",
-        "seed",
-        "epochs",
-        "checkpoint_every",
-        "learning_rate",
-        "random_effects",
-        "dtype",
-        "variant",
-    ),
-    *("overwrite", "batch"),
-}
-
-
 def _check_options(config: Config) -> None:
-    """Whether the options are those of ``conf/config.yaml``, each of its kind.
+    """Whether the options of ``conf/config.yaml`` are each of its kind.
 
     :raises InputError: otherwise.
     """
-    unknown = sorted(set(config) - _OPTIONS - {"labels"})  # not an option: what the command calls its choices
-    if unknown:
-        raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
-    missing = sorted(_OPTIONS - set(config))
-    if missing:
-        raise InputError(f"{missing[0]}: is missing; `medcm fit --help` lists the options")
     if not isinstance(config["overwrite"], bool):
         raise InputError(f"overwrite is {config['overwrite']!r}; expected true or false")
     for option in ("study", "outputs"):
         if config[option] is None or config[option] == "":
             raise InputError(f"{option} is {config[option]!r}; expected a name")
-    for option in ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch"):
+    for option in _GROUPS:
         if not isinstance(config[option], Mapping):
             raise InputError(f"{option} is {config[option]!r}; expected a group of options")
     effects = config["random_effects"]
@@ -333,8 +317,15 @@ def whole(option: str, value: object, least: int, other: str = "") -> int:
 def as_config(composed: DictConfig) -> dict[str, Any]:
     """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
 
-    :raises InputError: a value that must be given is not.
+    :raises InputError: an option that does not exist, or one or its value that is not there.
     """
+    options = {*_GROUPS, *_VALUES}
+    unknown = sorted({str(key) for key in composed} - options)
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
+    absent = sorted(options - {str(key) for key in composed})
+    if absent:
+        raise InputError(f"{absent[0]}: is missing; `medcm fit --help` lists the options")
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise InputError(f"{missing[0]} must be given: {missing[0]}=...")

@@ -356,6 +356,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown choice in a sweep": (("fit", "-m", "objective=fo,em", *SHORT), "em"),
     "unknown option": (("fit", "epoch=3"), "epoch"),
     "unknown option that is added": (("fit", "+epoch=3", *SHORT), "epoch"),
+    "unknown option that has the name of something else": (("fit", "+labels=3", *SHORT), "labels"),
     "group that is taken away": (("fit", "~optimizer", *SHORT), "optimizer"),
     "unknown flag of fit": (("fit", "--epochs", "3"), "--epochs"),
     "flags that exclude each other": (("fit", "--cfg", "job", "-m"), "--multirun"),

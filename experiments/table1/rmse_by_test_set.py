@@ -48,30 +48,24 @@ def rmse(errors: np.ndarray, subjects: np.ndarray, level_scale: float) -> float:
     return float(np.sqrt(errors[:, subjects].mean((0, 1))).mean() * level_scale)
 
 
-def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, float, float]]]:
+def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, ...]]]:
     """RMSE of each fit of an objective: test subjects of fold 1, of the fold in its name, all subjects."""
     setups: dict[str, Setup] = {}
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for number, folder in enumerate(runs.find(root)):
         record = runs.read_record(folder)
         assert record is not None
         objective = record.address.objective
         if objective not in setups:
-            batch = {"threads": 1, "fits": None}
-            choices = {"fold": FOLDS, "replicate": 1, "batch": batch, "overwrite": False}
+            choices = {"fold": FOLDS, "batch": {"threads": 1, "fits": None}, "overwrite": False}
             setups[objective] = Setup.build({**record.config, **choices})
         setup = setups[objective]
         errors = squared_errors(setup, folder, tail)
         scale = float(record.config["dataset"]["level_scale"])
         other = setup.folds[FOLDS[number % len(FOLDS)]]  # five fits for each fold, as in the published files
         everyone = np.arange(errors.shape[1])
-        found.setdefault(objective, []).append(
-            (
-                rmse(errors, setup.folds[1].test, scale),
-                rmse(errors, other.test, scale),
-                rmse(errors, everyone, scale),
-            )
-        )
+        sets = (setup.folds[1].test, other.test, everyone)
+        found.setdefault(objective, []).append(tuple(rmse(errors, subjects, scale) for subjects in sets))
     return found
 
 
