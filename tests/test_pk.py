@@ -20,7 +20,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
-from medcm_cli.pk.linear import moment
+from medcm_cli.pk.moments import moment
 
 NAMES = ("CL", "V1", "Q", "V2")
 ODE = OdeModel(two_compartment_rate, NAMES, 2, rtol=1e-8, atol=1e-8)
@@ -28,7 +28,7 @@ ODE = OdeModel(two_compartment_rate, NAMES, 2, rtol=1e-8, atol=1e-8)
 
 def schedule(time: Tensor, start: Tensor, duration: Tensor, rate: Tensor) -> Schedule:
     """From (T, N) and (E, N) float64."""
-    return Schedule.build(*(values[:, None, :, None] for values in (time, start, duration, rate)))
+    return Schedule.build(*(values[:, None, :, None] for values in (time, start, duration, rate * duration)))
 
 
 def random_case(seed: int, subjects: int = 12) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

@@ -1,16 +1,17 @@
 """Compartment models behind one pair of functions, whichever way a model is solved.
 
 ``solve(pk, schedule, z)`` gives predictions; ``sensitivities(pk, schedule, z, wrt)`` gives them with their
-derivatives.
+derivatives; ``check_schedule(pk, schedule)`` says whether a model can take the regimens of a table.
 """
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from medcm_cli.pk import linear, ode
-from medcm_cli.pk.linear import LinearModel, one_compartment, two_compartment
-from medcm_cli.pk.ode import OdeModel, two_compartment_rate
+from medcm_cli.pk import dosing, linear, ode
+from medcm_cli.pk.compartments import LinearModel, one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.neural import neural_elimination_rate
+from medcm_cli.pk.ode import OdeModel, michaelis_menten_rate, two_compartment_rate
 from medcm_cli.pk.schedule import Schedule
 
 PkModel = LinearModel | OdeModel
@@ -20,9 +21,13 @@ __all__ = [
     "OdeModel",
     "PkModel",
     "Schedule",
+    "check_schedule",
+    "michaelis_menten_rate",
+    "neural_elimination_rate",
     "one_compartment",
     "sensitivities",
     "solve",
+    "three_compartment",
     "two_compartment",
     "two_compartment_rate",
 ]
@@ -31,7 +36,8 @@ __all__ = [
 def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
     """Predicted level (IU/mL) at the schedule's observation times.
 
-    :param z: each of ``pk.parameters`` in its unit (L/h, L), shape (B,) or broadcastable to (S, N, B).
+    :param z: each of ``pk.parameters`` in its unit (L/h, L), shape (B,) or broadcastable to (S, N, B); (P,
+        S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """
     return linear.predict(pk, schedule, z) if isinstance(pk, LinearModel) else ode.predict(pk, schedule, z)
@@ -48,3 +54,14 @@ def sensitivities(
     if isinstance(pk, LinearModel):
         return linear.sensitivities(pk, schedule, z, wrt)
     return ode.sensitivities(pk, schedule, z, wrt)
+
+
+def check_schedule(pk: PkModel, schedule: Schedule, changing: bool = False) -> None:
+    """Whether ``pk`` can take the doses of ``schedule``.
+
+    :param changing: whether any parameter changes in time.
+    :raises InputError: a dose into a compartment that takes none (CMT), a duration that is to be a parameter
+        of the model but has no name there (RATE -2), a steady state on top of what is there (SS 2) in a
+        model that cannot add it.
+    """
+    dosing.check_doses(pk, schedule, stepwise=changing or isinstance(pk, OdeModel))

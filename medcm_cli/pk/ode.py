@@ -1,23 +1,19 @@
 """Compartment models given as dA/dt, integrated by torchdiffeq with every dose and observation as an exact
-breakpoint.
+breakpoint (``medcm_cli.pk.timeline``)."""
 
-Each subject's time line is cut at its infusion starts, infusion ends and observations. The p-th interval of
-every subject is mapped to s in [0, 1], so that one call of the integrator advances all subjects over their
-own p-th interval: breakpoints are exact although they differ between subjects, and the loop runs over
-intervals, never over subjects, samples or fits.
-"""
-
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
+from torchdiffeq import odeint, odeint_adjoint
 
 from medcm_cli.errors import InputError
+from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.dosing import with_dose_parameters
 from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.timeline import Series, follow, phases, timeline
 
 # torchdiffeq's methods that control their error and can be differentiated. The fixed-step ones would take one
 # step from breakpoint to breakpoint, and scipy's pass no gradient.
@@ -29,13 +25,20 @@ Rate = Callable[[Tensor, Tensor, Values], Tensor]
 
 @dataclass(frozen=True)
 class OdeModel:
-    """``rate(t, amounts, z)`` gives dA/dt without the infusion, amounts (compartments, S, N, B), t (S, N, B)
-    h.
+    """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h.
 
-    Doses go into compartment 0, whose amount divided by ``volume`` and ``amount_per_level`` is the
-    prediction. ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts.
+    The amount in compartment ``observed`` divided by ``volume`` and ``amount_per_level`` is the prediction;
+    doses go into ``dose_compartment`` unless they say otherwise; both count from 1. ``lag`` (h),
+    ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter of doses into
+    it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales the amount
+    and leaves a given duration as it is. A steady state is what ``steady_state_doses`` doses lead to.
 
-    :raises InputError: a method that is not one of ``METHODS``, a tolerance that is not above 0.
+    ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts. ``adjoint``: gradients by
+    the adjoint equations, whose memory does not grow with the steps taken, and not by backpropagation
+    through these; df/dlog z, whose own gradient objectives such as foce need, always comes from the latter.
+
+    :raises InputError: an option that is not of its kind, a dose parameter of a compartment that is not
+        there.
     """
 
     rate: Rate
@@ -43,6 +46,13 @@ class OdeModel:
     compartments: int
     volume: str = "V1"
     amount_per_level: float = 1000.0
+    observed: int = 1
+    dose_compartment: int = 1
+    lag: Mapping[int, str] = field(default_factory=dict)
+    bioavailability: Mapping[int, str] = field(default_factory=dict)
+    durations: Mapping[int, str] = field(default_factory=dict)
+    steady_state_doses: int = 50
+    adjoint: bool = False
     method: str = "dopri5"
     rtol: float = 1e-6
     atol: float = 1e-6
@@ -54,6 +64,31 @@ class OdeModel:
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"pk.{option} is {value!r}; expected a number above 0")
+        for option in ("compartments", "observed", "dose_compartment", "steady_state_doses"):
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"pk.{option} is {value!r}; expected a whole number from 1")
+        for option in ("observed", "dose_compartment"):
+            value = getattr(self, option)
+            if value > self.compartments:
+                raise InputError(
+                    f"pk.{option} is {value}; expected 1 to {self.compartments} (pk.compartments)"
+                )
+        if not isinstance(self.adjoint, bool):
+            raise InputError(f"pk.adjoint is {self.adjoint!r}; expected true or false")
+        object.__setattr__(self, "parameters", with_dose_parameters(self))
+        if self.volume not in self.parameters:
+            raise InputError(f"pk.volume is {self.volume!r}; expected one of {', '.join(self.parameters)}")
+
+    @property
+    def dosed(self) -> int:
+        """The compartment, from 0, of a dose that names none."""
+        return self.dose_compartment - 1
+
+    @property
+    def takes_doses(self) -> int:
+        """How many compartments, from the first, doses can go to: all."""
+        return self.compartments
 
 
 def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
@@ -64,68 +99,78 @@ def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     return torch.stack([-z["CL"] / z["V1"] * central - to_peripheral, to_peripheral])
 
 
+def michaelis_menten_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
+    """dA/dt = -VM C / (KM + C) with C = A / V1: one compartment, elimination that saturates.
+
+    VM in amount/h, KM in amount/L (doses in IU: 1000 IU/L are 1 IU/mL), V1 in L; t is not used.
+    """
+    del t
+    concentration = amounts / z["V1"]
+    return -z["VM"] * concentration / (z["KM"] + concentration)
+
+
 def predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
-    observations = schedule.time.shape[0]
-    shape = torch.broadcast_shapes(schedule.rate.shape[1:], *(z[name].shape for name in pk.parameters))
-    z = {name: z[name].expand(shape) for name in pk.parameters}
-    edges, order = _breakpoints(schedule)
-    amounts = schedule.rate.new_zeros((pk.compartments, *shape))
-    unit = schedule.rate.new_tensor([0.0, 1.0])
-    at_edges = [amounts[0]]
-    for left, right in itertools.pairwise(edges):
-        width = right - left
-        middle = (left + right) / 2
-        running = (schedule.start <= middle) & (middle < schedule.start + schedule.duration)
-        infusion = (schedule.rate * running).sum(0)
+    shapes = (z[name].shape[-3:] for name in pk.parameters)
+    shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
+    z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+    observed = pk.observed - 1
+    line = timeline(pk, observed, pk.compartments, schedule, z)
 
-        def derivative(
-            s: Tensor, state: Tensor, left: Tensor = left, width: Tensor = width, infusion: Tensor = infusion
-        ) -> Tensor:
-            change = pk.rate(left + s * width, state, z)
-            return width * torch.cat([change[:1] + infusion, change[1:]])
+    def advance(interval: int, amounts: Tensor) -> Tensor:
+        here = line.z_of(interval)
+        return _integrate(pk, amounts, here, line.left[interval], line.width[interval], line.inflow[interval])
 
-        if bool((width > 0).any()):
-            amounts = odeint(derivative, amounts, unit, method=pk.method, rtol=pk.rtol, atol=pk.atol)[-1]
-        at_edges.append(amounts[0])
-    # Where each observation went in the sorted breakpoints; observations are the first rows of the unsorted
-    # ones.
-    where = torch.argsort(order, dim=0)[:observations].expand(observations, *shape)
-    central = torch.stack(at_edges).gather(0, where)
-    return central / (pk.amount_per_level * z[pk.volume])
+    def steady(series: Series) -> Tensor:
+        stretches, at_once = phases(series, pk.compartments)
+        amounts = torch.zeros_like(line.jump[0])
+        # A rate that depends on t is taken at 0: a steady state needs one that does not.
+        now = torch.zeros_like(stretches[0][0]).expand(shape)
+        amounts = amounts + at_once
+        for _ in range(pk.steady_state_doses - 1):
+            for width, inflow in stretches:
+                amounts = _integrate(pk, amounts, series.z, now, width, inflow)
+            amounts = amounts + at_once
+        return amounts
+
+    amounts = follow(line, observed, advance, steady)
+    return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
 
 
-def _breakpoints(schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """All times at which something happens to a subject, sorted (P, 1, N, B), and the permutation that
-    sorted them."""
-    times = torch.cat([schedule.time, schedule.start, schedule.start + schedule.duration])
-    edges, order = torch.sort(times, dim=0, stable=True)
-    return edges, order
+def _integrate(
+    pk: OdeModel, amounts: Tensor, z: Values, left: Tensor, width: Tensor, inflow: Tensor
+) -> Tensor:
+    """Amounts (C, S, N, B) after ``width`` hours from the time ``left`` (S, N, B) with a constant
+    ``inflow``."""
+    if not bool((width > 0).any()):
+        return amounts
+
+    # The interval of every subject is mapped to s in [0, 1].
+    def derivative(s: Tensor, state: Tensor, *constants: Tensor) -> Tensor:
+        begin, length, rate, *values = constants
+        change = pk.rate(begin + s * length, state, dict(zip(z, values, strict=True)))
+        return length * (change + rate)
+
+    unit = amounts.new_tensor([0.0, 1.0])
+    # A step ends where the interval does: the state there is no interpolation, which is of low order.
+    options = {"method": pk.method, "rtol": pk.rtol, "atol": pk.atol, "options": {"step_t": unit}}
+    constants = (left, width, inflow, *z.values())
+    if not pk.adjoint:
+        path: Tensor = odeint(lambda s, state: derivative(s, state, *constants), amounts, unit, **options)
+        return path[-1]
+
+    # All that has a gradient is a state that does not move. As adjoint_params, what depends on another of
+    # them (a width on a lag time) would be counted twice.
+    def joint(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return derivative(s, *state), *(torch.zeros_like(values) for values in state[1:])
+
+    path, *_ = odeint_adjoint(joint, (amounts, *constants), unit, adjoint_params=(), **options)
+    return path[-1]
 
 
 def sensitivities(
     pk: OdeModel, schedule: Schedule, z: Values, wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution, by reverse mode
-    applied twice.
-
-    The gradient of <v, f> with respect to a shift d of log z is linear in v, and its derivative with respect
-    to v is df/dd: one pass per parameter, whatever the number of observations, through any solver that can
-    be differentiated twice.
-    """
-    shape = torch.broadcast_shapes(schedule.rate.shape[1:], *(z[name].shape for name in pk.parameters))
-    differentiate = torch.is_grad_enabled()
-    with torch.enable_grad():
-        shifts = [torch.zeros(shape, dtype=schedule.rate.dtype, requires_grad=True) for _ in wrt]
-        shifted = {name: value.detach() if not differentiate else value for name, value in z.items()}
-        shifted |= {name: shifted[name] * torch.exp(shift) for name, shift in zip(wrt, shifts, strict=True)}
-        prediction = predict(pk, schedule, shifted)
-        dual = torch.zeros_like(prediction, requires_grad=True)
-        gradients = torch.autograd.grad(prediction, shifts, dual, create_graph=True)
-        columns = [
-            torch.autograd.grad(gradient.sum(), dual, create_graph=differentiate, retain_graph=True)[0]
-            for gradient in gradients
-        ]
-    if not differentiate:
-        return prediction.detach(), [column.detach() for column in columns]
-    return prediction, columns
+    """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
+    direct = replace(pk, adjoint=False)
+    return reverse_over_reverse(lambda values: predict(direct, schedule, values), schedule, z, wrt)

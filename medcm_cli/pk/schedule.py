@@ -5,35 +5,115 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Walking along 2 E + T events costs about as much as this many pairs of a dose and an observation for each.
+_PAIRS_PER_EVENT = 3
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """Observation times and infusions of each subject, dimensions (dose E, observation T, sample 1, subject
-    N, fit B).
+    """Observation times and doses of each subject, dimensions (dose E, observation T, sample 1, subject N,
+    fit B), in hours on a clock that never runs back.
 
-    ``time`` (T, 1, N, B) h; ``start``, ``duration`` (E, 1, N, B) h; ``rate`` (E, 1, N, B) amount/h, 0 for
-    padding; ``since_end`` (E, T, 1, N, B): hours from the infusion's end to the observation, 0 before that
-    end; ``infused`` (E, T, 1, N, B): hours of the infusion that lie before the observation, and ``given``
-    the amount infused in them. Where no observation falls inside an infusion or before a dose, the T of
-    these two is 1 and what depends on them is computed once for all observations.
+    ``time`` (T, 1, N, B); ``start``, ``duration`` (E, 1, N, B), a duration of 0 is a dose given at once;
+    ``amount`` (E, 1, N, B), 0 for padding. None where nothing needs them: ``compartment`` (E, 1, N, B), from
+    0, -1 for the model's own choice; ``interval`` (E, 1, N, B) h, finite where a dose stands for an endless
+    series before it too, that of a steady state; ``modelled`` (E, 1, N, B), 1 where the duration is a
+    parameter of the model and ``duration`` 0; ``visible`` (E, T, 1, N, B), 1 where a dose can reach an
+    observation; ``reset`` (R, 1, N, B), when all amounts become 0, infinite for padding; ``change`` (P, 1,
+    N, B), when each regime of parameters that change ends (it holds until then, that time included), the
+    last infinite.
+
+    ``since_end`` (E, T, 1, N, B): hours from the end of a dose to the observation, 0 before that end;
+    ``infused`` (E, T, 1, N, B): hours of the infusion that lie before the observation, and ``given`` the
+    amount infused in them. Where no observation falls inside an infusion or before a dose, the T of these
+    two is 1 and what depends on them is computed once for all observations.
+
+    Where there are many doses and observations, and nothing that is None by default, the same as a sequence
+    of events P = 2 E + T: ``width`` (P, 1, N, B), hours since the event before; ``inflow`` (P, 1, N, B),
+    amount given in them at a constant rate; ``seen`` (T, 1, N, B), which event an observation is.
     """
 
     time: Tensor
     start: Tensor
     duration: Tensor
-    rate: Tensor
+    amount: Tensor
     since_end: Tensor
     infused: Tensor
     given: Tensor
+    compartment: Tensor | None = None
+    interval: Tensor | None = None
+    modelled: Tensor | None = None
+    visible: Tensor | None = None
+    reset: Tensor | None = None
+    change: Tensor | None = None
+    width: Tensor | None = None
+    inflow: Tensor | None = None
+    seen: Tensor | None = None
 
     @classmethod
-    def build(cls, time: Tensor, start: Tensor, duration: Tensor, rate: Tensor) -> "Schedule":
-        """From observation times (T, 1, N, B) and doses (E, 1, N, B)."""
+    def build(
+        cls,
+        time: Tensor,
+        start: Tensor,
+        duration: Tensor,
+        amount: Tensor,
+        *,
+        compartment: Tensor | None = None,
+        interval: Tensor | None = None,
+        modelled: Tensor | None = None,
+        visible: Tensor | None = None,
+        reset: Tensor | None = None,
+        change: Tensor | None = None,
+    ) -> "Schedule":
+        """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has."""
         elapsed = time - start[:, None]
-        infused = torch.minimum(elapsed.clamp(min=0), duration[:, None])
+        length = duration[:, None]
+        infused = torch.minimum(elapsed.clamp(min=0), length)
         # Not elapsed - infused: the difference of two large, nearly equal numbers would lose digits in
         # float32.
-        since_end = (elapsed - duration[:, None]).clamp(min=0)
-        if bool((infused == infused[:, :1]).all()):
-            infused = infused[:, :1]
-        return cls(time, start, duration, rate, since_end, infused, rate[:, None] * infused)
+        since_end = (elapsed - length).clamp(min=0)
+        # A dose given at once is there from its very start.
+        tiny = torch.finfo(length.dtype).tiny
+        part = torch.where(length > 0, infused / length.clamp(min=tiny), (elapsed >= 0).to(length.dtype))
+        given = amount[:, None] * (part if visible is None else part * visible)
+        if bool((given == given[:, :1]).all()) and bool((infused == infused[:, :1]).all()):
+            infused, given = infused[:, :1], given[:, :1]
+        width = inflow = seen = None
+        plain = all(values is None for values in (compartment, interval, modelled, visible, reset))
+        doses, observations = len(start), len(time)
+        if plain and doses * observations > _PAIRS_PER_EVENT * (2 * doses + observations):
+            width, inflow, seen = _events(time, start, duration, amount)
+        return cls(
+            time=time,
+            start=start,
+            duration=duration,
+            amount=amount,
+            since_end=since_end,
+            infused=infused,
+            given=given,
+            compartment=compartment,
+            interval=interval,
+            modelled=modelled,
+            visible=visible,
+            reset=reset,
+            change=change,
+            width=width,
+            inflow=inflow,
+            seen=seen,
+        )
+
+
+def _events(time: Tensor, start: Tensor, duration: Tensor, amount: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``width``, ``inflow`` and ``seen``. At equal times an observation comes last and sees what was
+    given."""
+    at, order = torch.sort(torch.cat([start, start + duration, time]), dim=0, stable=True)
+    place = torch.argsort(order, dim=0)
+    width = torch.diff(at, dim=0, prepend=at[:1])
+    number = torch.arange(len(at)).view(-1, 1, 1, 1)
+    inflow = torch.zeros_like(width)
+    begins, ends = place[: len(start)], place[len(start) : 2 * len(start)]
+    for begin, end, length, dose in zip(begins, ends, duration, amount, strict=True):
+        running = (number > begin) & (number <= end)
+        share = torch.where(length > 0, width / torch.where(length > 0, length, 1), (number == end).to(width))
+        inflow += torch.where(running, share * dose, 0)
+    return width, inflow, place[2 * len(start) :]

@@ -1,0 +1,59 @@
+"""Linear models whose parameters change in time: exact, by the exponential of the rate matrix over each
+interval between events."""
+
+import torch
+from torch import Tensor
+
+from medcm_cli.pk.compartments import LinearModel, Values, rate_matrix
+from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.timeline import Series, follow, phases, timeline
+
+
+def predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
+    """See ``medcm_cli.pk.solve``. Exact for parameters that do not change, too."""
+    shapes = (value.shape[-3:] for value in z.values())
+    shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
+    z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+    states = len(rate_matrix(pk, {name: value.flatten()[0] for name, value in z.items()}))
+    line = timeline(pk, pk.central, states, schedule, z)
+    transition, gain = _propagator(rate_matrix(pk, line.z), line.width, line.inflow)
+
+    def advance(interval: int, amounts: Tensor) -> Tensor:
+        return _times(transition[interval], amounts) + gain[interval]
+
+    def steady(series: Series) -> Tensor:
+        matrix = rate_matrix(pk, series.z)
+        stretches, at_once = phases(series, states)
+        total, taken_in = torch.eye(states, dtype=matrix.dtype), torch.zeros_like(at_once)
+        for width, inflow in stretches:
+            move, taken = _propagator(matrix, width, inflow)
+            total, taken_in = move @ total, _times(move, taken_in) + taken
+        rest = torch.eye(states, dtype=matrix.dtype) - total
+        solved: Tensor = torch.linalg.solve(rest, (taken_in + at_once).movedim(0, -1))
+        return solved.movedim(-1, 0)
+
+    amounts = follow(line, pk.central, advance, steady)
+    return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
+
+
+def _propagator(matrix: Tensor, width: Tensor, inflow: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(K w) and what is left at the end of ``inflow`` (..., C, S, N, B) over the width w (..., S, N, B):
+    (..., S, N, B, C, C) and (..., C, S, N, B), both from one exponential of [[K, inflow], [0, 0]] w.
+
+    The inflow is scaled to the size of one, since a large one would cost digits.
+    """
+    scale = (inflow.detach().abs().sum(-4) * width.detach()).clamp(min=1)
+    column = (inflow.movedim(-4, -1) * (width / scale)[..., None])[..., None]
+    upper = matrix * width[..., None, None]
+    shape = torch.broadcast_shapes(upper.shape[:-2], column.shape[:-2])
+    size = upper.shape[-1]
+    upper = torch.cat([upper.expand(*shape, size, size), column.expand(*shape, size, 1)], -1)
+    augmented = torch.cat([upper, upper.new_zeros((*shape, 1, size + 1))], -2)
+    exponential = torch.linalg.matrix_exp(augmented)
+    taken = exponential[..., :size, size] * scale[..., None]
+    return exponential[..., :size, :size], taken.movedim(-1, -4)
+
+
+def _times(matrix: Tensor, amounts: Tensor) -> Tensor:
+    """(S, N, B, C, C) times (C, S, N, B)."""
+    return (matrix @ amounts.movedim(0, -1)[..., None])[..., 0].movedim(-1, 0)
