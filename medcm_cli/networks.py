@@ -7,7 +7,7 @@ without a branch is one free scalar per fit. Which covariate feeds which paramet
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,11 +38,13 @@ class Branch:
 
 @dataclass(frozen=True)
 class CovariateNetwork:
-    """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]."""
+    """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]; ``initial`` holds
+    what a global parameter begins with, where that is not drawn."""
 
     branches: tuple[Branch, ...]
     global_parameters: tuple[str, ...]
     scales: Mapping[str, float]
+    initial: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -50,12 +52,23 @@ class CovariateNetwork:
         branches: Sequence[Mapping[str, object]],
         global_parameters: Sequence[str],
         covariates: Mapping[str, Mapping[str, object]],
+        initial: Mapping[str, float] | None = None,
     ) -> "CovariateNetwork":
-        """From configuration; ``covariates`` is the dataset's description of each, with its ``scale``.
+        """From configuration; ``covariates`` is the dataset's description of each, with its ``scale``;
+        ``initial`` gives initial values of global parameters, in their unit, as a model without a network
+        needs them.
 
-        :raises InputError: unknown covariate, activation or branch option, or a parameter that has two
-        sources.
+        :raises InputError: unknown covariate, activation or branch option, a parameter that has two sources,
+        or an initial value that is not above 0 or of no global parameter.
         """
+        for name, start in (initial or {}).items():
+            if name not in global_parameters:
+                raise InputError(
+                    f"network.initial.{name}: no such global parameter; expected some of "
+                    f"{', '.join(global_parameters) or 'none'}"
+                )
+            if isinstance(start, bool) or not isinstance(start, int | float) or not 0 < start < math.inf:
+                raise InputError(f"network.initial.{name} is {start!r}; expected a number above 0")
         made: list[Branch] = []
         if not isinstance(branches, list | tuple):
             raise InputError(f"network.branches is {branches!r}; expected a list of branches")
@@ -109,7 +122,12 @@ class CovariateNetwork:
         for name, scale in scales.items():
             if not isinstance(scale, int | float) or not 0 < scale < math.inf:
                 raise InputError(f"dataset.covariates.{name}.scale is {scale!r}; expected a positive number")
-        return cls(tuple(made), tuple(global_parameters), {name: float(str(s)) for name, s in scales.items()})
+        return cls(
+            tuple(made),
+            tuple(global_parameters),
+            {name: float(str(s)) for name, s in scales.items()},
+            dict(initial or {}),
+        )
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -124,7 +142,7 @@ class CovariateNetwork:
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals
-        +-sqrt(2).
+        +-sqrt(2) where no initial value is given.
 
         Weights are (out, in, B), biases (out, B), global scalars (B,).
         """
@@ -148,24 +166,42 @@ class CovariateNetwork:
         for parameter in self.global_parameters:
             name = f"global.{parameter}"
             values[name] = per_fit(streams, lambda g: g.uniform(-root, root), name, dtype)
+            if parameter in self.initial:
+                # softplus(raw) = value, by a form that neither overflows nor cancels.
+                value = self.initial[parameter]
+                raw = value + math.log(-math.expm1(-value))
+                values[name] = torch.full_like(values[name], raw)
         return values
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (B,) where it is global."""
+        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (P, 1, N, B) where on one
+        that changes in time, (P, 1, N, B), and (B,) where it is global."""
         zeta: dict[str, Tensor] = {}
         for branch in self.branches:
             # Batched matrix products want the fit dimension first: (B, features, N).
-            x = torch.cat([covariates[name] / self.scales[name] for name in branch.inputs])
+            x, regimes = _features([covariates[name] / self.scales[name] for name in branch.inputs])
             x = x.permute(2, 0, 1).contiguous()
             activation = ACTIVATIONS[branch.activation]
             for depth in range(1, len(branch.hidden) + 1):
                 x = activation(_dense(values, f"{branch.name}.hidden_{depth}", x))
             effects = F.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
             for head, effect in zip(branch.heads, effects.split(1), strict=True):
+                if regimes:
+                    effect = effect.view(regimes, 1, -1, effect.shape[-1])
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         for name in self.global_parameters:
             zeta[name] = F.softplus(values[f"global.{name}"])
         return zeta
+
+
+def _features(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Covariates as (features, N, B), or, where one changes in time, (features, P N, B) and P regimes, else
+    0."""
+    regimes = max(len(values) if values.ndim == 4 else 0 for values in inputs)
+    if not regimes:
+        return torch.cat(list(inputs)), 0
+    shape = (regimes, 1, *inputs[0].shape[-2:])
+    return torch.stack([values.expand(shape).reshape(-1, shape[-1]) for values in inputs]), regimes
 
 
 def _dense(values: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:

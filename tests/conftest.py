@@ -65,15 +65,27 @@ def table_of(
 ) -> EventTable:
     """From rows of subject, time, whether a dose, rate, duration, dv."""
     columns = [np.array(column) for column in zip(*rows, strict=True)]
+    subject, time, is_dose = columns[0].astype(np.int64), columns[1], columns[2].astype(bool)
+    nothing = np.zeros(len(rows), dtype=np.int64)
     return EventTable(
         source="made by hand",
         ids=tuple(ids),
-        subject=columns[0].astype(np.int64),
-        time=columns[1],
-        is_dose=columns[2].astype(bool),
-        rate=columns[3],
+        subject=subject,
+        time=time,
+        clock=time,
+        is_dose=is_dose,
+        amount=columns[3] * columns[4],
         duration=columns[4],
+        since=np.where(is_dose, time, np.nan),
+        added=nothing.astype(bool),
+        interval=np.where(is_dose, np.inf, np.nan),
         dv=columns[5],
+        censored=nothing.astype(bool),
+        compartment=nothing - 1,
+        segment=nothing,
+        occasion=nothing + 1,
+        reset_subject=np.zeros(0, dtype=np.int64),
+        reset_clock=np.zeros(0),
         covariates=covariates,
     )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from medcm_cli.data import EventTable, read_events
+from medcm_cli.data import EventTable, Format, read_events
 from medcm_cli.errors import InputError
 
 WEIGHT = {"weight": "wt"}
@@ -45,10 +45,10 @@ def write(folder: Path, text: str, suffix: str = ".csv") -> Path:
     return path
 
 
-def refusal(path: Path, covariates: Mapping[str, str] = WEIGHT) -> str:
+def refusal(path: Path, covariates: Mapping[str, str] = WEIGHT, how: Format | None = None) -> str:
     """The message that refuses a file: one line that begins with the file."""
     with pytest.raises(InputError) as caught:
-        read_events(path, covariates)
+        read_events(path, covariates, how)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(str(path))
@@ -165,7 +165,7 @@ def test_covariates_are_only_those_asked_for(tmp_path: Path) -> None:
 
 def test_an_observation_before_the_first_dose_can_be_kept(tmp_path: Path) -> None:
     path = write(tmp_path, edited({2: "a,1,,,,0.5,0,70", 3: "a,2,1000,,,,1,70"}))
-    table = read_events(path, WEIGHT, predose_observations="keep")
+    table = read_events(path, WEIGHT, Format(predose_observations="keep"))
     assert table.time.tolist() == [1, 2, 24, 0, 5]
     assert table.is_dose.tolist() == [False, True, False, True, False]
 
@@ -178,7 +178,7 @@ def test_an_observation_at_the_time_of_the_first_dose_is_not_before_it(tmp_path:
 def test_an_unknown_choice_for_early_observations_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, edited({}))
     with pytest.raises(InputError, match=r"^predose_observations is 'drop': expected 'error' or 'keep'$"):
-        read_events(path, WEIGHT, predose_observations="drop")
+        read_events(path, WEIGHT, Format(predose_observations="drop"))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -236,9 +236,19 @@ BAD_CELLS: dict[str, tuple[dict[int, str | None], int, str, str]] = {
     "id missing": ({4: ",24,,,,0.2,0,70"}, 4, "id", "missing"),
     "subject without observation": ({6: None}, 5, "dv", "subject 'b' has no observation"),
     "subject without dose": ({2: None}, 2, "amt", "subject 'a' has no dose"),
-    "evid is neither 0 nor 1": ({4: "a,24,,,,0.2,2,70"}, 4, "evid", "expected 0 or 1"),
-    "evid is a fraction": ({4: "a,24,,,,0.2,0.5,70"}, 4, "evid", "expected 0 or 1"),
-    "evid missing": ({5: "b,0,2000,,,,,80"}, 5, "evid", "is empty; expected 0 or 1"),
+    "evid is no event": ({4: "a,24,,,,0.2,5,70"}, 4, "evid", "is 5; expected 0, 1, 2, 3 or 4"),
+    "evid is a fraction": ({4: "a,24,,,,0.2,0.5,70"}, 4, "evid", "expected 0, 1, 2, 3 or 4"),
+    "evid missing": ({5: "b,0,2000,,,,,80"}, 5, "evid", "is empty; expected 0, 1, 2, 3 or 4"),
+    "amount on another event": (
+        {4: "a,24,500,,,0.2,2,70"},
+        4,
+        "evid",
+        "is 2 (no dose) on a row that has a dose",
+    ),
+    "amount on a reset": ({4: "a,24,500,,,0.2,3,70"}, 4, "evid", "is 3 (no dose) on a row that has a dose"),
+    "reset and dose of nothing": ({4: "a,24,,,,,4,70"}, 4, "amt", "missing or zero"),
+    "rate modelled": ({2: "a,0,1000,-1,,,1,70"}, 2, "rate", "is -1 (a rate that the model has)"),
+    "time falls without a reset": ({4: "a,1,500,,,,1,70"}, 4, "time", "or begin again with EVID 3 or 4"),
     "amount on an observation": ({4: "a,24,500,,,0.2,0,70"}, 4, "evid", "a row that has a dose"),
     "rate on an observation": ({4: "a,24,,500,1,0.2,0,70"}, 4, "evid", "a row that has a dose"),
     "amount negative": ({2: "a,0,-1000,,,,1,70"}, 2, "amt", "-1000"),
@@ -292,6 +302,219 @@ def test_a_bad_mdv_beside_a_good_evid_is_named(tmp_path: Path) -> None:
     lines = tuple(f"{line},{mdv}" for line, mdv in zip(LINES, ["mdv", 1, 0, 3, 1, 0], strict=True))
     path = write(tmp_path, edited({}, lines))
     assert refusal(path).startswith(f"{path}, line 4, column 'mdv': is 3; expected 0 or 1")
+
+
+# A table with every column that the field uses: two subjects, additional doses, a steady state, occasions.
+FULL = (
+    "ID,TIME,EVID,AMT,RATE,DURATION,ADDL,II,SS,CMT,OCC,DV,CENS,LLOQ,WT",
+    "a,0,1,1000,.,.,2,12,.,1,1,.,.,.,70",
+    "a,4,0,.,.,.,.,.,.,1,1,0.5,0,0.01,70",
+    "a,30,0,.,.,.,.,.,.,1,2,0.01,1,.,70",
+    "b,0,1,2000,500,.,.,24,1,1,1,.,.,.,80",
+    "b,5,0,.,.,.,.,.,.,1,1,0.4,0,0.01,80",
+)
+
+
+def full_row(line: int, **cells: str) -> dict[int, str | None]:
+    """A row of ``FULL`` with some cells replaced."""
+    row = dict(zip(FULL[0].split(","), FULL[line - 1].split(","), strict=True))
+    assert set(cells) <= set(row)
+    return {line: ",".join({**row, **cells}.values())}
+
+
+BAD_FULL: dict[str, tuple[dict[int, str | None], int, str, str]] = {
+    "addl negative": (full_row(2, ADDL="-1"), 2, "ADDL", "is -1; expected a whole number from 0"),
+    "addl a fraction": (full_row(2, ADDL="1.5"), 2, "ADDL", "is 1.5; expected a whole number"),
+    "addl text": (full_row(2, ADDL="many"), 2, "ADDL", "'many' is not a number"),
+    "addl without ii": (full_row(2, II="."), 2, "II", "is missing or zero on a dose row with additional"),
+    "addl on an observation": (full_row(3, ADDL="2"), 3, "ADDL", "is 2 on a row that is not a dose"),
+    "ii negative": (full_row(2, II="-12"), 2, "II", "-12 is negative"),
+    "ii on an observation": (full_row(3, II="12"), 3, "II", "is 12 on a row that is not a dose"),
+    "ss unknown": (full_row(5, SS="3"), 5, "SS", "is 3; expected 0, 1 or 2"),
+    "ss without ii": (full_row(5, II="0"), 5, "II", "at steady state"),
+    "ss on an observation": (full_row(6, SS="1"), 6, "SS", "is 1 on a row that is not a dose"),
+    "cmt negative": (full_row(2, CMT="-1"), 2, "CMT", "is -1; expected a whole number from 0"),
+    "cmt a fraction": (full_row(2, CMT="1.5"), 2, "CMT", "expected a whole number"),
+    "occ zero": (full_row(2, OCC="0"), 2, "OCC", "is 0; expected a whole number from 1"),
+    "occ missing": (full_row(4, OCC="."), 4, "OCC", "is empty; expected a whole number from 1"),
+    "occ falls": (full_row(4, OCC="1") | full_row(3, OCC="2"), 4, "OCC", "1 comes after a later occasion"),
+    "cens unknown": (full_row(4, CENS="-1"), 4, "CENS", "is -1; expected 0 or 1"),
+    "cens without a limit": (full_row(4, DV="."), 4, "DV", "expected the limit, there or in LLOQ"),
+    "limit of zero": (full_row(3, LLOQ="0"), 3, "LLOQ", "is 0; expected a level above 0"),
+    "limit is text": (full_row(3, LLOQ="<1"), 3, "LLOQ", "'<1' is not a number"),
+    "dv missing": (full_row(3, DV="NA"), 3, "DV", "is missing on an observation row"),
+    "rate of nothing at steady state": (full_row(5, AMT=".", RATE="."), 5, "AMT", "missing or zero"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FULL)
+def test_a_bad_cell_of_a_regimen_is_named(tmp_path: Path, case: str) -> None:
+    edits, line, column, reason = BAD_FULL[case]
+    path = write(tmp_path, edited(edits, FULL))
+    message = refusal(path, {"weight": "WT"})
+    assert message.startswith(f"{path}, line {line}, column {column!r}: ")
+    assert reason in message
+
+
+BAD_FORMATS: dict[str, tuple[dict[str, object], str]] = {
+    "unknown role": ({"columns": {"weight": "WT"}}, "dataset.columns: 'weight'; expected some of id, time"),
+    "column absent": ({"columns": {"time": "HOURS"}}, "column 'HOURS' is missing; the file has ID, TIME"),
+    "optional column absent": ({"columns": {"lloq": "LIMIT"}}, "column 'LIMIT' is missing"),
+    "keep of a column absent": ({"keep": {"DVID": [1]}}, "column 'DVID' is missing"),
+    "keep is no list": ({"keep": {"CMT": 1}}, "dataset.keep.CMT is 1; expected a list"),
+    "keep leaves nothing": ({"keep": {"CMT": [7]}}, "no row has CMT in [7]"),
+    "bolus negative": ({"bolus_duration": -1}, "dataset.bolus_duration is -1; expected hours, 0 or more"),
+    "bolus is text": ({"bolus_duration": "short"}, "dataset.bolus_duration is 'short'"),
+    "over time unknown": ({"over_time": {"weight": "last"}}, "dataset.over_time.weight is 'last'; expected"),
+    "over time of nothing": ({"over_time": {"vwf": "mean"}}, "dataset.over_time.vwf: no such covariate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FORMATS)
+def test_a_bad_way_to_read_is_refused(tmp_path: Path, case: str) -> None:
+    options, reason = BAD_FORMATS[case]
+    path = write(tmp_path, edited({}, FULL))
+    with pytest.raises(InputError) as caught:
+        read_events(path, {"weight": "WT"}, Format(**options))  # type: ignore[arg-type]
+    assert reason in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# -- what the field's columns mean -----------------------------------------------------------------
+
+
+def dose_rows(table: EventTable) -> list[tuple[float, ...]]:
+    """(subject, time, amount, duration, interval) of every dose given."""
+    names = ("subject", "time", "amount", "duration", "interval")
+    columns = (getattr(table, name)[table.is_dose].tolist() for name in names)
+    return [tuple(row) for row in zip(*columns, strict=True)]
+
+
+def test_additional_doses_and_steady_states_are_written_out(tmp_path: Path) -> None:
+    table = read_events(write(tmp_path, edited({}, FULL)), {"weight": "WT"})
+    inf = np.inf
+    expected = [(0, time, 1000, MINUTE, inf) for time in (0, 12, 24)]
+    # The steady state: an endless series, then one that may still run, then the dose itself.
+    expected += [(1, -48, 2000, 4, 24), (1, -24, 2000, 4, inf), (1, 0, 2000, 4, inf)]
+    np.testing.assert_allclose(dose_rows(table), expected)
+    assert table.ids == ("a", "b")
+    assert table.occasion[~table.is_dose].tolist() == [1, 2, 1]
+    assert table.censored[~table.is_dose].tolist() == [False, True, False]
+    assert set(table.compartment) == {0}
+
+
+def test_additional_doses_end_with_what_is_observed_or_reset(tmp_path: Path) -> None:
+    edits = full_row(2, ADDL="50") | {4: "a,0,4,500,.,.,.,.,.,1,2,.,.,.,70\na,8,0,.,.,.,.,.,.,1,2,0.1,0,.,70"}
+    table = read_events(write(tmp_path, edited(edits, FULL)), {"weight": "WT"})
+    assert [row[1] for row in dose_rows(table) if row[0] == 0] == [0, 0]  # 12 h comes after the last record
+    own = table.subject == 0
+    assert table.segment[own].tolist() == [0, 0, 1, 1]
+    assert table.time[own].tolist() == [0, 4, 0, 8]
+    clock = table.clock[own]
+    assert (np.diff(clock) > 0).all()
+    assert clock[2] > 4 + MINUTE
+    assert table.reset_clock.tolist() == [clock[2]]
+
+
+def test_an_infusion_longer_than_its_interval_at_steady_state(tmp_path: Path) -> None:
+    edits = full_row(5, RATE="40")  # 50 h, every 24 h: two earlier ones still run, one more for a lag time
+    table = read_events(write(tmp_path, edited(edits, FULL)), {"weight": "WT"})
+    assert [(row[1], row[4]) for row in dose_rows(table) if row[0] == 1] == [
+        (-96, 24),
+        *((-hours, np.inf) for hours in (72, 48, 24, 0)),
+    ]
+
+
+def test_a_constant_infusion_at_steady_state_ends_at_its_record(tmp_path: Path) -> None:
+    edits = full_row(5, AMT="0", RATE="40", II="0")
+    table = read_events(write(tmp_path, edited(edits, FULL)), {"weight": "WT"})
+    (_, start, amount, duration, interval) = next(row for row in dose_rows(table) if row[0] == 1)
+    assert start + duration == 0
+    assert amount / duration == 40
+    assert duration >= 1e5
+    assert interval == np.inf
+
+
+@pytest.mark.parametrize(
+    ("cells", "duration"), [({"DURATION": "3"}, 3.0), ({}, np.nan)], ids=["given", "modelled"]
+)
+def test_rate_minus_two_has_a_duration_given_or_modelled(
+    tmp_path: Path, cells: dict[str, str], duration: float
+) -> None:
+    table = read_events(write(tmp_path, edited(full_row(2, RATE="-2", **cells), FULL)), {"weight": "WT"})
+    np.testing.assert_array_equal(table.duration[table.is_dose][:3], [duration] * 3)
+    assert table.amount[0] == 1000
+
+
+def test_a_level_below_its_limit_is_censored_where_no_column_says_so(tmp_path: Path) -> None:
+    lines = tuple(",".join((*line.split(",")[:12], *line.split(",")[13:])) for line in FULL)
+    edits = {3: lines[2].replace("0.5,0.01", "0.005,0.01")}
+    table = read_events(write(tmp_path, edited(edits, lines)), {"weight": "WT"})
+    seen = ~table.is_dose
+    assert table.censored[seen].tolist() == [True, False, False]
+    assert table.dv[seen].tolist() == [0.01, 0.01, 0.4]  # the limit in place of the level
+
+
+def test_columns_of_other_names_and_rows_that_are_not_wanted(tmp_path: Path) -> None:
+    text = (
+        "patient;x\n".replace(";x", ",hours,event,iu,level,what\n").strip()
+        + "\n1,0,1,1000,,dose\n1,4,0,,0.5,fviii\n1,4,0,,88,vwf\n"
+    )
+    columns = {"id": "patient", "time": "hours", "evid": "event", "amt": "iu", "dv": "level"}
+    table = read_events(write(tmp_path, text), {}, Format(columns=columns, keep={"what": ["dose", "fviii"]}))
+    assert table.dv[~table.is_dose].tolist() == [0.5]
+    message = refusal(
+        write(tmp_path, text.replace("88", "high").replace(",vwf", ",fviii")),
+        {},
+        Format(columns=columns, keep={"what": ["dose", "fviii"]}),
+    )
+    assert "line 4, column 'level': 'high' is not a number" in message
+
+
+def test_a_dose_given_at_once(tmp_path: Path) -> None:
+    table = read_events(write(tmp_path, edited({})), WEIGHT, Format(bolus_duration=0))
+    assert table.duration[table.is_dose].tolist() == [0, 0]
+    assert table.amount[table.is_dose].tolist() == [1000, 2000]
+
+
+CHANGING = (
+    "id,time,amt,dv,evid,wt,vwf",
+    "a,0,1000,,1,70,100",
+    "a,4,,0.5,0,70,",
+    "a,10,,,2,70,150",
+    "a,24,,0.2,0,70,200",
+    "b,0,2000,,1,80,",
+    "b,5,,0.4,0,80,90",
+)
+BOTH = {"weight": "wt", "vwf": "vwf"}
+
+
+def test_a_covariate_in_force_at_each_record(tmp_path: Path) -> None:
+    """Until a record its own value holds, as in NONMEM; a record without one has the last before it, or the
+    first."""
+    table = read_events(write(tmp_path, edited({}, CHANGING)), BOTH, Format(over_time={"vwf": "record"}))
+    assert set(table.covariates) == {"weight"}
+    assert table.regimes is not None
+    assert table.regimes.subject.tolist() == [0, 0, 0, 1]
+    assert table.regimes.end.tolist() == [4, 10, np.inf, np.inf]
+    assert table.regimes.covariates["vwf"].tolist() == [100, 150, 200, 90]
+
+
+@pytest.mark.parametrize(("rule", "values"), [("mean", [150, 90]), ("first", [100, 90])])
+def test_one_value_for_a_subject_whose_covariate_changes(
+    tmp_path: Path, rule: str, values: list[float]
+) -> None:
+    table = read_events(write(tmp_path, edited({}, CHANGING)), BOTH, Format(over_time={"vwf": rule}))
+    assert table.regimes is None
+    assert table.covariates["vwf"].tolist() == values
+
+
+def test_a_covariate_that_may_be_missing(tmp_path: Path) -> None:
+    edits: dict[int, str | None] = {3: "a,4,,,,0.5,0,", 5: "b,0,2000,,,,1,", 6: "b,5,,,,0.4,0,"}
+    path = write(tmp_path, edited(edits))
+    table = read_events(path, WEIGHT, Format(optional=frozenset({"weight"})))
+    np.testing.assert_array_equal(table.covariates["weight"], [70, np.nan])
+    assert "line 3, column 'wt': is missing" in refusal(path)
 
 
 @pytest.mark.parametrize("blank_after", [1, 3, 4])

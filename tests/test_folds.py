@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcm_cli.data import all_subjects, bootstrap, from_files
+from medcm_cli.data import all_subjects, bootstrap, from_files, nested
 from medcm_cli.errors import InputError
 
 PATTERN = "train_set_{fold}.csv"
@@ -166,3 +166,54 @@ def test_splits_ignore_what_only_another_split_needs(tmp_path: Path) -> None:
     assert from_files(1, 2, tmp_path, "train.csv", size=3).train.tolist() == [0]
     assert len(bootstrap(1, 5, 3, 0, folder=tmp_path).train) == 3
     assert len(all_subjects(1, 5, folder=tmp_path).train) == 5
+
+
+# -- nested cross-validation -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("subjects", "parts"), [(69, 10), (66, 10), (10, 10), (7, 2)])
+def test_inner_folds_test_every_subject_of_a_shuffle_once(subjects: int, parts: int) -> None:
+    folds = [nested(3, inner, subjects, parts, seed=0) for inner in range(1, parts + 1)]
+    tested = np.concatenate([fold.test for fold in folds])
+    assert sorted(tested.tolist()) == list(range(subjects))
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for fold in folds:
+        assert sorted([*fold.train.tolist(), *fold.test.tolist()]) == list(range(subjects))
+
+
+def test_a_shuffle_is_the_same_each_time_and_another_has_other_parts() -> None:
+    def partition(outer: int, seed: int) -> set[frozenset[int]]:
+        return {frozenset(nested(outer, inner, 40, 10, seed).test.tolist()) for inner in range(1, 11)}
+
+    first = partition(1, 0)
+    assert partition(1, 0) == first
+    # A part of 4 of one shuffle is one of another by chance once in 9000.
+    for outer, seed in ((2, 0), (1, 1), (3, 0)):
+        assert len(partition(outer, seed) & first) <= 1
+
+
+def test_shuffles_put_any_two_subjects_together_alike() -> None:
+    together = 0
+    for outer in range(1, 1001):
+        tests = [nested(outer, inner, 20, 10, 0).test.tolist() for inner in range(1, 11)]
+        together += [0, 1] in tests
+    assert abs(together / 1000 - 1 / 19) < 4.5 * (1 / 19 * 18 / 19 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((1, 11, 30, 10, 0), "inner=11"),
+        ((1, 0, 30, 10, 0), "inner=0"),
+        ((0, 1, 30, 10, 0), "outer=0"),
+        ((1, 1, 9, 10, 0), "inner_folds"),
+        ((1, 1, 9, 1, 0), "inner_folds"),
+        ((1, 1, 9, True, 0), "inner_folds"),
+        ((1, 1, 9, 2.0, 0), "inner_folds"),
+    ],
+)
+def test_a_nested_fold_that_does_not_exist_is_refused(arguments: tuple[int, ...], word: str) -> None:
+    with pytest.raises(InputError, match=word) as caught:
+        nested(*arguments)
+    assert "\n" not in str(caught.value)

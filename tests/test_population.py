@@ -1,6 +1,7 @@
 """Padded populations against plain loops over the rows of an event table."""
 
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from conftest import table_of
 from torch import Tensor
 
-from medcm_cli.data import EventTable, Population
+from medcm_cli.data import EventTable, Format, Population, read_events
 from medcm_cli.pk import Schedule, solve, two_compartment
 
 F64 = torch.float64
@@ -46,7 +47,8 @@ def tensors_of(population: Population) -> dict[str, Tensor]:
     schedule = {f"schedule.{f.name}": getattr(population.schedule, f.name) for f in fields(Schedule)}
     names = ("present", "time", "dv", "observed")
     own = {name: getattr(population, name) for name in names}
-    return own | schedule | population.covariates
+    given = {name: values for name, values in schedule.items() if values is not None}
+    return own | given | population.covariates
 
 
 def check_subject(population: Population, n: int, fit: int, subject: int) -> None:
@@ -62,11 +64,12 @@ def check_subject(population: Population, n: int, fit: int, subject: int) -> Non
             got = (float(population.time[place, 0, n, fit]), float(population.dv[place, 0, n, fit]))
             assert got == pytest.approx(observations[place], rel=1e-7)
     for place in range(MOST_DOSES):
-        got = [float(v[place, 0, n, fit]) for v in (schedule.start, schedule.duration, schedule.rate)]
+        got = [float(v[place, 0, n, fit]) for v in (schedule.start, schedule.duration, schedule.amount)]
         if place < len(doses):
-            assert got == pytest.approx(doses[place], rel=1e-7)
+            start, duration, rate = doses[place]
+            assert got == pytest.approx((start, duration, rate * duration), rel=1e-7)
         else:
-            assert got[2] == 0  # no rate: nothing is given
+            assert got[2] == 0  # nothing is given
 
 
 @DTYPES
@@ -185,3 +188,75 @@ def test_a_population_cannot_be_changed_and_selecting_leaves_it_as_it_was() -> N
             setattr(population, name, None)
     with pytest.raises(FrozenInstanceError):
         population.schedule.time = population.time  # type: ignore[misc]
+
+
+REGIMEN = """\
+id,time,evid,amt,rate,addl,ii,ss,cmt,dv,cens,wt,vwf
+a,0,1,1000,0,1,12,,1,,,70,100
+a,12,0,,,,,,,0.5,0,70,120
+a,20,0,,,,,,,0.1,1,70,120
+a,0,4,500,-2,,,,2,,,70,90
+a,5,0,,,,,,,0.3,0,70,90
+b,0,1,800,200,,24,1,,,,80,150
+b,6,0,,,,,,,0.4,0,80,150
+"""
+
+
+@pytest.fixture
+def regimen(tmp_path: Path) -> Population:
+    path = tmp_path / "events.csv"
+    path.write_text(REGIMEN)
+    how = Format(over_time={"vwf": "record"}, bolus_duration=0)
+    return Population.from_events(read_events(path, {"weight": "wt", "vwf": "vwf"}, how), F64)
+
+
+def test_what_a_regimen_has_beyond_doses_and_levels(regimen: Population) -> None:
+    schedule = regimen.schedule
+    assert schedule.amount[:, 0, :, 0].T.tolist() == [[1000, 1000, 500], [800, 800, 800]]
+    assert schedule.compartment is not None
+    assert schedule.compartment[:, 0, :, 0].T.tolist() == [[0, 0, 1], [-1, -1, -1]]
+    assert schedule.interval is not None
+    assert schedule.interval[:, 0, :, 0].T.tolist() == [[np.inf] * 3, [24, np.inf, np.inf]]
+    assert schedule.modelled is not None
+    assert schedule.modelled[:, 0, :, 0].T.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert schedule.visible is not None
+    # Dose by observation: the second at 12 h comes after the trough then; the reset parts the third.
+    assert schedule.visible[:, :, 0, 0, 0].tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert schedule.reset is not None
+    assert schedule.reset[0, 0, 1, 0] == np.inf
+    assert schedule.reset[0, 0, 0, 0] == schedule.start[2, 0, 0, 0]
+    assert schedule.change is not None
+    assert schedule.change[:, 0, 1, 0].tolist() == [np.inf] * 3
+    assert schedule.change[:2, 0, 0, 0].tolist() == [0, 20]  # until a record its own value holds
+    assert regimen.covariates["vwf"][:, 0, :, 0].T.tolist() == [[100, 120, 90], [150, 150, 150]]
+    assert regimen.covariates["weight"].shape == (1, 2, 1)
+    assert regimen.censored is not None
+    assert regimen.censored[:, 0, :, 0].T.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert regimen.time[:, 0, 0, 0].tolist() == [12, 20, 5]
+    assert (schedule.time[1:, 0, 0, 0] > schedule.time[:-1, 0, 0, 0]).all()
+
+
+def test_some_subjects_of_each_fit(regimen: Population) -> None:
+    """The same as selecting them in the first place, every tensor of it."""
+    folds = [np.array([0, 1, 0]), np.array([1, 0])]
+    both = regimen.select(folds)
+    index = torch.tensor([[2, 0], [1, 2]])  # the second fit's third subject is padding
+    taken = both.take(index)
+    wanted = regimen.select([folds[0][[2, 1]], folds[1][[0]]])
+    assert taken.present.tolist() == [[1, 1], [1, 0]]
+    everything = {**tensors_of(taken), "censored": taken.censored}
+    for name, values in {**tensors_of(wanted), "censored": wanted.censored}.items():
+        got = everything[name]
+        assert values is not None
+        assert got is not None
+        torch.testing.assert_close(got[..., 0], values[..., 0], msg=name)
+        torch.testing.assert_close(got[..., 0, 1], values[..., 0, 1], msg=name)
+    assert taken.ragged
+
+
+def test_times_far_apart_keep_their_digits_in_float32(tmp_path: Path) -> None:
+    """A dose of a minute after a year: hours since its end are exact although the clock's float32 are not."""
+    path = tmp_path / "events.csv"
+    path.write_text("id,time,evid,amt,dv\na,0,1,1000,\na,8760,1,1000,\na,8760.25,0,,0.5\n")
+    single = Population.from_events(read_events(path, {}), torch.float32)
+    assert float(single.schedule.since_end[1, 0, 0, 0, 0]) == pytest.approx(0.25 - 1 / 60, rel=1e-6)

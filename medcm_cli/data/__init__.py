@@ -1,7 +1,20 @@
 """Event tables, padded populations and folds."""
 
-from medcm_cli.data.events import EventTable, read_events
-from medcm_cli.data.folds import Fold, all_subjects, bootstrap, from_files
+from medcm_cli.data.describe import describe
+from medcm_cli.data.events import EventTable, Format, plain_covariates, read_events
+from medcm_cli.data.folds import Fold, all_subjects, bootstrap, from_files, nested
 from medcm_cli.data.population import Population
 
-__all__ = ["EventTable", "Fold", "Population", "all_subjects", "bootstrap", "from_files", "read_events"]
+__all__ = [
+    "EventTable",
+    "Fold",
+    "Format",
+    "Population",
+    "all_subjects",
+    "bootstrap",
+    "describe",
+    "from_files",
+    "nested",
+    "plain_covariates",
+    "read_events",
+]

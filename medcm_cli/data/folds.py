@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medcm_cli.data.events import IntArray
+from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
 
 
@@ -57,6 +57,31 @@ def all_subjects(fold: int, n_subjects: int, **_: object) -> Fold:
         raise InputError(f"fold={fold}: a split that trains on all subjects has fold 1 only")
     everyone = np.arange(n_subjects)
     return Fold(everyone, everyone)
+
+
+def nested(outer: int, inner: int, n_subjects: int, inner_folds: int, seed: int, **_: object) -> Fold:
+    """Cross-validation within shuffles of the subjects (METHODS, "Protocol: real data").
+
+    Shuffle ``outer`` permutes the subjects and cuts them into ``inner_folds`` parts, as even as possible.
+    Fold ``inner`` is tested on its part and trained on all the others. Both count from 1.
+    """
+    if (
+        not isinstance(inner_folds, int)
+        or isinstance(inner_folds, bool)
+        or not 2 <= inner_folds <= n_subjects
+    ):
+        raise InputError(
+            f"split.inner_folds is {inner_folds!r}; expected a whole number from 2 to that of the subjects, "
+            f"{n_subjects}"
+        )
+    if not 1 <= inner <= inner_folds or outer < 1:
+        raise InputError(
+            f"outer={outer}, inner={inner}: expected outer from 1, and inner from 1 to {inner_folds} "
+            "(split.inner_folds)"
+        )
+    shuffled = np.random.default_rng([seed, outer]).permutation(n_subjects)
+    test = np.sort(np.array_split(shuffled, inner_folds)[inner - 1])
+    return Fold(np.setdiff1d(np.arange(n_subjects), test), test)
 
 
 def _read_numbers(path: Path, n_subjects: int) -> IntArray:

@@ -5,15 +5,19 @@ Dimensions are read from the right: fit, subject, sample, then observation or do
 batch makes long.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli.data.events import BoolArray, EventTable, FloatArray, IntArray
+from medcm_cli.data.events import EventTable
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.pk.schedule import Schedule
 
 
@@ -23,8 +27,10 @@ class Population:
     masked.
 
     ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for
-    padding; ``time`` (h), ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an observation, 0 for padding;
-    ``covariates`` name -> (1, N, B); ``ragged``: whether anything is padded at all.
+    padding; ``time`` (T, 1, N, B) h as in the file; ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an
+    observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere below ``dv``, None
+    where there is none; ``covariates`` name -> (1, N, B), or (P, 1, N, B) of one that changes in time, with
+    an entry per regime of the schedule; ``ragged``: whether anything is padded at all.
     """
 
     subject: Tensor
@@ -35,34 +41,35 @@ class Population:
     schedule: Schedule
     covariates: dict[str, Tensor]
     ragged: bool
+    censored: Tensor | None = None
 
     @classmethod
     def from_events(cls, table: EventTable, dtype: torch.dtype) -> "Population":
         """All subjects of the table once, as one fit (B = 1)."""
         n = len(table.ids)
-        at_dose, at_observation = table.is_dose, ~table.is_dose
-        time = _pad(table.time, table.subject, at_observation, n)
-        last_time = np.fmax.accumulate(time, axis=0)  # padding repeats the last time: no infusion of its own
-        doses = [
-            np.nan_to_num(_pad(values, table.subject, at_dose, n))
-            for values in (table.time, table.duration, table.rate)
-        ]
 
-        def tensor(values: FloatArray) -> Tensor:
-            return torch.as_tensor(values[..., None], dtype=dtype).unsqueeze(-3)
+        def observations(values: npt.NDArray[Any]) -> Tensor:
+            return _tensor(_pad(values, table.subject, ~table.is_dose, n))
 
-        observed = ~np.isnan(time)
-        schedule = Schedule.build(*(tensor(values) for values in (last_time, *doses)))
-        return cls(
+        time = observations(table.time)
+        observed = ~torch.isnan(time)
+        covariates = {name: _tensor(values[None])[:, 0] for name, values in table.covariates.items()}
+        if table.regimes is not None:
+            rows = np.ones(len(table.regimes.subject), dtype=bool)
+            for name, values in table.regimes.covariates.items():
+                covariates[name] = _repeat_last(_tensor(_pad(values, table.regimes.subject, rows, n)))
+        whole = cls(
             subject=torch.arange(n)[:, None],
             present=torch.ones(n, 1, dtype=dtype),
-            time=tensor(last_time),
-            dv=tensor(np.nan_to_num(_pad(table.dv, table.subject, at_observation, n))),
-            observed=tensor(observed.astype(np.float64)),
-            schedule=schedule,
-            covariates={name: tensor(values) for name, values in table.covariates.items()},
+            time=_repeat_last(time),
+            dv=torch.nan_to_num(observations(table.dv)),
+            observed=observed.to(dtype),
+            schedule=_schedule(table, n),
+            covariates=covariates,
             ragged=not bool(observed.all()),
+            censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
         )
+        return whole._each(lambda values: values.to(dtype) if values.is_floating_point() else values)
 
     def select(self, subjects: Sequence[IntArray]) -> "Population":
         """One fit per entry of ``subjects``, which lists that fit's subjects; self must have B = 1.
@@ -75,25 +82,31 @@ class Population:
         for fit, rows in enumerate(subjects):
             index[: len(rows), fit] = torch.as_tensor(rows)
             present[: len(rows), fit] = 1
+        chosen = self._each(lambda values: values[..., 0][..., index].contiguous())
+        return chosen._present(present)
+
+    def take(self, index: Tensor) -> "Population":
+        """Some subjects of each fit: ``index`` (n, B) into its N."""
 
         def gather(values: Tensor) -> Tensor:
-            return values[..., 0][..., index].contiguous()
+            shape = (*values.shape[:-2], *index.shape)
+            return values.gather(-2, index.expand(shape))
 
-        observed = gather(self.observed) * present
-        schedule = replace(
-            self.schedule, **{f.name: gather(getattr(self.schedule, f.name)) for f in fields(Schedule)}
-        )
-        return replace(
-            self,
-            subject=index,
-            present=present,
-            time=gather(self.time),
-            dv=gather(self.dv),
-            observed=observed,
-            schedule=schedule,
-            covariates={name: gather(values) for name, values in self.covariates.items()},
-            ragged=not bool(observed.all()),
-        )
+        return self._each(gather)._present(self.present.gather(0, index))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Population":
+        """Every tensor changed alike."""
+        schedule: dict[str, Any] = {f.name: getattr(self.schedule, f.name) for f in fields(Schedule)}
+        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        own |= {name: change(value) for name, value in own.items() if isinstance(value, Tensor)}
+        schedule |= {name: change(value) for name, value in schedule.items() if isinstance(value, Tensor)}
+        own["schedule"] = Schedule(**schedule)
+        own["covariates"] = {name: change(values) for name, values in self.covariates.items()}
+        return Population(**own)
+
+    def _present(self, present: Tensor) -> "Population":
+        observed = self.observed * present
+        return replace(self, present=present, observed=observed, ragged=not bool(observed.all()))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,7 +133,66 @@ class Population:
         return kept.sum(tuple(range(kept.ndim - 1)))
 
 
-def _pad(values: FloatArray, subject: IntArray, keep: BoolArray, n: int) -> FloatArray:
+def _schedule(table: EventTable, n: int) -> Schedule:
+    """In float64, whatever the model computes in: hours of a late observation and a short infusion differ by
+    more than float32 holds."""
+    at_dose = table.is_dose
+
+    def doses(values: npt.NDArray[Any], fill: float = 0.0) -> Tensor:
+        padded = _tensor(_pad(values, table.subject, at_dose, n))
+        return torch.nan_to_num(padded, nan=fill, posinf=np.inf)
+
+    def observations(values: npt.NDArray[Any]) -> Tensor:
+        return _tensor(_pad(values, table.subject, ~at_dose, n))
+
+    # Padding repeats the last observation: no infusion of its own, no breakpoint of its own.
+    time, start = _repeat_last(observations(table.clock)), doses(table.clock)
+    duration, amount = doses(table.duration), doses(table.amount)
+    compartment, interval = doses(table.compartment, -1), doses(table.interval, np.inf)
+    modelled = doses(at_dose & np.isnan(table.duration))
+    reset = np.ones(len(table.reset_subject), dtype=bool)
+    optional = {
+        "compartment": compartment.long() if bool((compartment >= 0).any()) else None,
+        "interval": interval if bool(torch.isfinite(interval).any()) else None,
+        "modelled": modelled if bool(modelled.any()) else None,
+        "visible": _visible(table, doses, observations, time, start, duration),
+        "reset": (
+            torch.nan_to_num(
+                _tensor(_pad(table.reset_clock, table.reset_subject, reset, n)), nan=np.inf, posinf=np.inf
+            )
+            if len(reset)
+            else None
+        ),
+    }
+    if table.regimes is not None:
+        rows = np.ones(len(table.regimes.end), dtype=bool)
+        ends = _tensor(_pad(table.regimes.end, table.regimes.subject, rows, n))
+        optional["change"] = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
+    return Schedule.build(time, start, duration, amount, **optional)
+
+
+def _visible(
+    table: EventTable,
+    doses: Callable[[npt.NDArray[Any]], Tensor],
+    observations: Callable[[npt.NDArray[Any]], Tensor],
+    time: Tensor,
+    start: Tensor,
+    duration: Tensor,
+) -> Tensor | None:
+    """(E, T, 1, N, 1): 1 where a dose can reach an observation; None where the times alone tell."""
+    row = np.arange(len(table.subject), dtype=np.float64)
+    elapsed = time - start[:, None]
+    after = observations(row) > doses(row)[:, None]
+    # At the very time of an additional dose the level is that before it, a trough.
+    trough = (doses(table.added)[:, None] > 0) & (elapsed == 0)
+    same = observations(table.segment) == doses(table.segment)[:, None]
+    visible = after & ~trough & same
+    matters = (elapsed > 0) | ((elapsed == 0) & (duration[:, None] == 0))
+    exists = (doses(table.amount)[:, None] > 0) & ~torch.isnan(observations(row))
+    return visible.to(torch.float64) if bool((~visible & matters & exists).any()) else None
+
+
+def _pad(values: npt.NDArray[Any], subject: IntArray, keep: BoolArray, n: int) -> FloatArray:
     """The kept rows as (most per subject, n), NaN where a subject has fewer."""
     kept, owner = values[keep], subject[keep]
     counts = np.bincount(owner, minlength=n)
@@ -128,3 +200,14 @@ def _pad(values: FloatArray, subject: IntArray, keep: BoolArray, n: int) -> Floa
     padded = np.full((int(counts.max()), n), np.nan)
     padded[position, owner] = kept
     return padded
+
+
+def _tensor(values: FloatArray) -> Tensor:
+    """(..., N) -> (..., 1, N, 1)."""
+    return torch.from_numpy(np.array(values[..., None, :, None], dtype=np.float64))
+
+
+def _repeat_last(values: Tensor) -> Tensor:
+    """NaN replaced by the last number before it along the first dimension."""
+    filled = pd.DataFrame(values[:, 0, :, 0].numpy()).ffill().to_numpy(dtype=np.float64, copy=True)
+    return _tensor(filled)

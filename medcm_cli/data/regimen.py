@@ -1,0 +1,135 @@
+"""What a regimen means: additional doses and steady states written out, and a clock that never runs back.
+
+A *segment* is what lies between two resets of a subject (EVID 3 or 4, or a dose at steady state, SS 1):
+nothing given in one is seen in another. The clock is the file's time, moved later in the second and further
+segments, so that every dose of a segment, also those given before its first record because it begins in a
+steady state, comes after all of the segment before.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
+
+# h; how long an infusion at steady state has been running (SS 1, AMT 0, RATE > 0, II 0).
+CONSTANT_INFUSION = 1e5
+_GAP = 100.0  # h between segments, more than a lag time moves a dose
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows of a file in its order, subjects together. ``amount`` in the data's unit, ``duration`` h (NaN
+    where the model has it), ``ii`` h; ``addl``, ``ii`` and ``ss`` are 0 where they say nothing."""
+
+    subject: IntArray
+    time: FloatArray
+    is_dose: BoolArray
+    is_reset: BoolArray
+    amount: FloatArray
+    duration: FloatArray
+    addl: IntArray
+    ii: FloatArray
+    ss: IntArray
+
+
+@dataclass(frozen=True)
+class GivenDoses:
+    """One entry per dose given. ``record``: row that orders it; ``clock`` h; ``since`` h, the clock from
+    which on it is seen; ``interval`` h, finite for the endless series of a steady state that ends with this
+    dose; ``added``: whether it is an additional one, given after an observation at its very time."""
+
+    record: IntArray
+    clock: FloatArray
+    since: FloatArray
+    amount: FloatArray
+    duration: FloatArray
+    interval: FloatArray
+    added: BoolArray
+
+
+@dataclass(frozen=True)
+class Regimen:
+    """``segment`` and ``clock`` of every record, the doses given, and the subject and clock of every
+    reset."""
+
+    segment: IntArray
+    clock: FloatArray
+    doses: GivenDoses
+    reset_subject: IntArray
+    reset_clock: FloatArray
+
+
+def write_out(records: Records) -> Regimen:
+    """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
+
+    Additional doses end with the segment. A dose at steady state stands for itself, for as many before it
+    as can still be running, and for an endless series before those.
+    """
+    opens = np.r_[True, np.diff(records.subject) != 0]
+    begins = records.is_reset | (records.is_dose & (records.ss == 1))
+    count = np.cumsum(begins & ~opens)
+    segment = count - count[opens][np.cumsum(opens) - 1]
+    part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
+    doses = _doses(records, part)
+    shift = _shifts(records, doses, part)
+    first = np.flatnonzero(opens | begins)
+    start = np.minimum.reduceat(records.time, first)  # of each part: its records, then its doses
+    np.minimum.at(start, part[doses.record], doses.clock)
+    resets = segment[first] > 0
+    moved = shift[part[doses.record]]
+    return Regimen(
+        segment=segment,
+        clock=records.time + shift[part],
+        doses=replace(doses, clock=doses.clock + moved, since=doses.since + moved),
+        reset_subject=records.subject[first][resets],
+        reset_clock=(start + shift)[resets],
+    )
+
+
+def _doses(records: Records, part: IntArray) -> GivenDoses:
+    """Doses in the order of their records, still in the file's time."""
+    row = np.flatnonzero(records.is_dose)
+    ii, time, duration = records.ii[row], records.time[row], records.duration[row]
+    last = np.full(part[-1] + 1, -np.inf)
+    np.maximum.at(last, part, records.time)
+    steady = records.ss[row] > 0
+    endless = steady & (ii == 0)
+    series = steady & ~endless
+    spacing = np.where(ii > 0, ii, 1.0)
+    left = np.maximum(np.floor((last[part[row]] - time) / spacing), 0)
+    after = np.minimum(records.addl[row], np.where(ii > 0, left, 0)).astype(np.int64)
+    # Those that may still run when the dose is given, and one more for a lag time.
+    before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0).astype(np.int64)
+    number = 1 + after + before + series
+    owner = np.repeat(np.arange(len(row)), number)
+    # -before - 1 is the series, then the explicit ones before, 0 the dose itself, then the additional ones.
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number + before + series, number)
+    at = time[owner] + place * np.where(place == 0, 0, ii[owner])
+    tail = place < -before[owner]
+    return GivenDoses(
+        record=row[owner],
+        clock=np.where(endless[owner], at - CONSTANT_INFUSION, at),
+        since=np.where(place > 0, at, time[owner]),
+        amount=np.where(endless, records.amount[row] * CONSTANT_INFUSION, records.amount[row])[owner],
+        duration=np.where(endless, CONSTANT_INFUSION, duration)[owner],
+        interval=np.where(tail, ii[owner], np.inf),
+        added=place > 0,
+    )
+
+
+def _shifts(records: Records, doses: GivenDoses, part: IntArray) -> FloatArray:
+    """Hours by which each part's times are moved to be on the clock."""
+    parts = int(part[-1]) + 1
+    start, end = np.full(parts, np.inf), np.full(parts, -np.inf)
+    np.minimum.at(start, part, records.time)
+    np.maximum.at(end, part, records.time)
+    np.minimum.at(start, part[doses.record], doses.clock)
+    np.maximum.at(end, part[doses.record], doses.clock + np.nan_to_num(doses.duration))
+    owner = np.zeros(parts, dtype=np.int64)
+    owner[part] = records.subject
+    opens = np.r_[True, np.diff(owner) != 0]
+    # A subject's first part stays where it is; each further one begins a gap after the end of the last.
+    width = end - start + _GAP
+    before = np.cumsum(width) - width
+    return np.where(opens, 0.0, before - before[opens][owner] + start[opens][owner] - start)
