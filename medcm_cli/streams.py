@@ -16,15 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stream:
-    """The random numbers of one fit, named by study seed, fold and replicate."""
+    """The random numbers of one fit, named by study seed, fold and replicate; ``attempt`` counts how often
+    all of them were drawn again."""
 
     seed: int
     fold: int
     replicate: int
+    attempt: int = 0
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A fresh generator; the same purpose gives the same numbers each time."""
         key = [self.seed, self.fold, self.replicate, zlib.crc32(purpose.encode())]
+        key += [self.attempt] if self.attempt else []
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
@@ -47,11 +50,16 @@ class Noise:
     """
 
     def __init__(
-        self, streams: Sequence[Stream], shape: tuple[int, ...], counts: Sequence[int], dtype: torch.dtype
+        self,
+        streams: Sequence[Stream],
+        shape: tuple[int, ...],
+        counts: Sequence[int],
+        dtype: torch.dtype,
+        purpose: str = "noise",
     ) -> None:
         """``shape`` is (..., N) of one epoch and one fit; fit b uses the first ``counts[b]`` of the N
         subjects."""
-        self._generators = [stream.generator("noise") for stream in streams]
+        self._generators = [stream.generator(purpose) for stream in streams]
         self._shape, self._counts = shape, counts
         self._dtype = np.float64 if dtype == torch.float64 else np.float32
         self._block: Tensor | None = None

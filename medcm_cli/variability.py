@@ -1,4 +1,5 @@
-"""Random effects and residual error: Omega from unconstrained values, error models, Gaussian densities.
+"""Random effects and residual error: Omega from unconstrained values, error models, Gaussian densities and
+the probability of lying below a limit.
 
 A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the
 tensors are large: every operation on such matrices is written out over K and vectorised over subjects,
@@ -8,6 +9,7 @@ samples and fits.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,21 +128,40 @@ def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -
     return rows
 
 
+def diagonal(scale: Sequence[Tensor]) -> Lower:
+    """diag(scale) as a lower-triangular matrix."""
+    zero = torch.zeros_like(scale[0])
+    return [[*[zero] * i, sd] for i, sd in enumerate(scale)]
+
+
+STRUCTURES = ("full", "diagonal")
+
+
 @dataclass(frozen=True)
 class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
-    of Omega."""
+    of Omega; ``structure`` full estimates its correlations, diagonal has none.
+
+    :raises InputError: another structure.
+    """
 
     names: tuple[str, ...]
+    structure: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.structure not in STRUCTURES:
+            raise InputError(f"omega is {self.structure!r}: expected one of {', '.join(STRUCTURES)}")
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Positions (i, j), i > j, of the correlations, row by row."""
-        return [(i, j) for i in range(len(self.names)) for j in range(i)]
+        """Positions (i, j), i > j, of the estimated correlations, row by row; none where Omega is
+        diagonal."""
+        size = len(self.names) if self.structure == "full" else 0
+        return [(i, j) for i in range(size) for j in range(i)]
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Raw values (K, B) and (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw correlation ~ N(0,
-        0.1)."""
+        """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
+        correlation ~ N(0, 0.1)."""
         k = len(self.names)
         values = {"omega": positive_init(streams, "omega", k, dtype)}
         if self.pairs:
@@ -149,8 +170,8 @@ class RandomEffects:
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""
-        correlation = values["correlation"].unbind(0) if self.pairs else ()
-        return lower_from_raw(F.softplus(values["omega"]).unbind(0), correlation)
+        scale = F.softplus(values["omega"]).unbind(0)
+        return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
 
 
 def positive_init(streams: Sequence[Stream], purpose: str, count: int, dtype: torch.dtype) -> Tensor:
@@ -221,3 +242,66 @@ def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
     dimensions."""
     white = solve_lower(lower, deviation)
     return -0.5 * (total([w * w for w in white]) + log_det(lower) + len(white) * LOG_2PI)
+
+
+# -- observations of which only a limit is known ---------------------------------------------------
+
+
+class _LogProbabilityBelow(torch.autograd.Function):
+    """See ``log_probability_below``. torch's own derivative of log_ndtr loses its digits in float32 from
+    z = -1e3 on and is 0 at -1e6, where an early epoch may well come."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        result: Tensor = torch.special.log_ndtr(z)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        rate, _ = hazard(z)
+        return grad * rate
+
+
+class _Excess(torch.autograd.Function):
+    """lambda(z) + z, with lambda as in ``hazard``; its derivative is 1 - lambda (lambda + z)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        far = _FAR[z.dtype]
+        near = z.clamp(min=far)
+        excess = math.sqrt(2 / math.pi) / torch.special.erfcx(near * -math.sqrt(0.5)) + near
+        # Far below, lambda and -z cancel: the asymptotic series of Mills' ratio (Abramowitz and Stegun
+        # 26.2.12), inverted.
+        u = -1 / z.clamp(max=far)
+        v = u * u
+        series = u * (1 + v * (-2 + v * (10 + v * (-74 + v * 706))))
+        return torch.where(z < far, series, excess)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        rate, excess = hazard(z)
+        return grad * (1 - rate * excess)
+
+
+# Where the series is as accurate as the quotient: the error of one falls as z^-10, that of the other grows as
+# z^2 times rounding.
+_FAR = {torch.float32: -9.0, torch.float64: -50.0}
+
+
+def log_probability_below(z: Tensor) -> Tensor:
+    """log Phi(z), the log probability that a standard normal lies below z; elementwise, differentiable."""
+    result = _LogProbabilityBelow.apply(z)  # type: ignore[no-untyped-call]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def hazard(z: Tensor) -> tuple[Tensor, Tensor]:
+    """lambda = phi(z) / Phi(z) and lambda + z, elementwise, differentiable: the slope of log Phi is lambda
+    and its curvature -lambda (lambda + z), which lies between -1 and 0."""
+    excess = _Excess.apply(z)  # type: ignore[no-untyped-call]
+    assert isinstance(excess, Tensor)
+    return excess - z, excess

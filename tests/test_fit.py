@@ -204,3 +204,60 @@ def test_same_seed_same_result_and_another_seed_another(model: Model) -> None:
     ]
     assert torch.equal(results[0], results[1])
     assert not torch.allclose(results[0], results[2])
+
+
+# -- initialisations that are drawn again ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unlucky(Vi):
+    """Replicate 2 begins with a value that is not finite until it has been drawn ``bad`` times again."""
+
+    bad: int = 0
+
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
+        state = super().init(model, population, streams, dtype)
+        unlucky = torch.tensor([stream.replicate == 2 and stream.attempt < self.bad for stream in streams])
+        return replace(
+            state, trained={**state.trained, "omega": state.trained["omega"].masked_fill(unlucky, torch.nan)}
+        )
+
+
+@pytest.mark.parametrize("batch_subjects", [None, 4])
+def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int | None) -> None:
+    streams = [Stream(0, 1, replicate) for replicate in (1, 2, 3)]
+    adam = functools.partial(torch.optim.Adam, lr=0.1)
+
+    def trained(objective: Objective, streams: Sequence[Stream], **options: int) -> Trained:
+        subjects = make_population(10, len(streams))
+        return train(
+            model,
+            objective,
+            subjects,
+            streams,
+            adam,
+            25,
+            25,
+            torch.float64,
+            batch_subjects=batch_subjects,
+            **options,
+        )
+
+    healthy = trained(Vi(), streams)
+    assert healthy.redraws.tolist() == [0, 0, 0]
+    drawn = trained(Unlucky(bad=3), streams)
+    assert drawn.redraws.tolist() == [0, 3, 0]
+    assert drawn.failures == (None,) * 3
+    assert torch.equal(drawn.checkpoints[..., [0, 2]], healthy.checkpoints[..., [0, 2]])
+    assert not torch.isclose(drawn.checkpoints[0, :, 1], healthy.checkpoints[0, :, 1]).all()
+    alone = trained(Unlucky(bad=3), streams[1:2])
+    torch.testing.assert_close(alone.checkpoints[..., 0], drawn.checkpoints[..., 1])
+    for limit in (0, 2):
+        failed = trained(Unlucky(bad=3), streams, redraws=limit)
+        assert failed.redraws.tolist() == [0, limit, 0]
+        assert failed.failures[1] is not None
+        assert failed.failures[1].epoch == 1
+        assert (failed.failures[0], failed.failures[2]) == (None, None)
+        assert torch.equal(failed.checkpoints[..., [0, 2]], healthy.checkpoints[..., [0, 2]])

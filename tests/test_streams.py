@@ -42,6 +42,8 @@ def test_a_stream_gives_the_same_numbers_each_time() -> None:
         (replace(BASE, seed=8), "network"),
         (replace(BASE, fold=3), "network"),
         (replace(BASE, replicate=4), "network"),
+        (replace(BASE, attempt=1), "network"),
+        (Stream(7, 2, 3, 3), "network"),
         (Stream(7, 3, 2), "network"),
         (Stream(2, 7, 3), "network"),
         (BASE, "noise"),
@@ -51,6 +53,8 @@ def test_a_stream_gives_the_same_numbers_each_time() -> None:
         "seed",
         "fold",
         "replicate",
+        "attempt",
+        "attempt like the replicate",
         "fold and replicate change places",
         "seed and fold",
         "purpose",
@@ -85,6 +89,12 @@ def test_per_fit_puts_the_fits_last(shape: tuple[int, ...], dtype: torch.dtype) 
         assert torch.equal(drawn[..., fit], expected)
         alone = per_fit([stream], lambda g: g.standard_normal(shape), "x", dtype)
         assert torch.equal(drawn[..., fit : fit + 1], alone)
+
+
+def test_streams_of_a_first_attempt_are_those_of_earlier_versions() -> None:
+    """Numbers that fits on disk began with."""
+    drawn = Stream(0, 1, 1).generator("noise").standard_normal(3)
+    np.testing.assert_allclose(drawn, [-0.9736729740460316, -1.8527063087080606, -0.3720635441585137])
 
 
 # -- noise -----------------------------------------------------------------------------------------

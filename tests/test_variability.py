@@ -15,7 +15,9 @@ from medcm_cli.variability import (
     cholesky,
     covariance,
     dense,
+    hazard,
     log_det,
+    log_probability_below,
     lower_from_raw,
     multiply_lower,
     multiply_lower_transposed,
@@ -117,3 +119,71 @@ def test_residual_sd(components: tuple[str, ...], want: float) -> None:
 def test_unknown_error_component(components: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="additive, proportional or both"):
         ResidualError(components)
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_a_diagonal_omega_has_no_correlations(k: int) -> None:
+    effects = RandomEffects(tuple("abcdef"[:k]), "diagonal")
+    values = effects.init([Stream(0, 1, 1), Stream(0, 1, 2)], torch.float64)
+    assert set(values) == {"omega"}
+    assert effects.pairs == []
+    omega = dense(covariance(effects.cholesky(values))).permute(2, 0, 1).numpy()
+    sd = np.log1p(np.exp(values["omega"].numpy()))
+    np.testing.assert_allclose(omega, np.stack([np.diag(column**2) for column in sd.T]), atol=1e-15)
+
+
+def test_a_full_omega_has_a_correlation_for_each_pair() -> None:
+    effects = RandomEffects(tuple("abcdef"))
+    values = effects.init([Stream(0, 1, 1)], torch.float64)
+    assert values["correlation"].shape == (15, 1)
+    assert effects.pairs[:3] == [(1, 0), (2, 0), (2, 1)]
+    assert len(effects.pairs) == 15
+    same = RandomEffects(tuple("abcdef"), "diagonal").init([Stream(0, 1, 1)], torch.float64)
+    assert torch.equal(same["omega"], values["omega"])
+
+
+def test_unknown_structure_of_omega() -> None:
+    with pytest.raises(InputError, match="omega is 'block': expected one of full, diagonal"):
+        RandomEffects(("CL",), "block")
+
+
+# -- the probability of lying below a limit --------------------------------------------------------
+
+# The asymptotic branch and its neighbourhood, the middle, and where the probability is 1 to rounding.
+FAR_AND_NEAR = np.r_[-np.geomspace(1e6, 5, 40), np.linspace(-4.9, 12, 40), 40.0]
+
+
+def exact_hazard(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """lambda and lambda (lambda + z): by scipy, and far below 0 by the continued fraction of Mills' ratio,
+    which does not cancel."""
+    near = np.exp(stats.norm.logpdf(z) - stats.norm.logcdf(z))
+    x = np.maximum(-z, 5.0)
+    tail = np.zeros_like(x)  # lambda - x = 1 / (x + 2 / (x + 3 / (x + ...)))
+    for n in range(400, 0, -1):
+        tail = n / (x + tail)
+    excess = np.where(z < -5, tail, near + z)
+    rate = np.where(z < -5, x + tail, near)
+    return rate, rate * excess
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_log_probability_below_and_its_derivatives(dtype: torch.dtype, accuracy: float) -> None:
+    z = torch.tensor(FAR_AND_NEAR, dtype=dtype, requires_grad=True)
+    exactly = z.detach().double().numpy()
+    value = log_probability_below(z)
+    np.testing.assert_allclose(value.detach().numpy(), stats.norm.logcdf(exactly), rtol=accuracy, atol=1e-30)
+    rate, curvature = exact_hazard(exactly)
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+    np.testing.assert_allclose(slope.detach().numpy(), rate, rtol=accuracy, atol=accuracy / 10)
+    (curved,) = torch.autograd.grad(slope.sum(), z)
+    np.testing.assert_allclose(-curved.numpy(), curvature, rtol=accuracy, atol=accuracy)
+    first, excess = hazard(z.detach())
+    np.testing.assert_allclose(first * excess, curvature, rtol=accuracy, atol=accuracy)
+
+
+def test_hazard_is_differentiable_to_third_order() -> None:
+    z = torch.tensor(
+        [-80.0, -50.5, -20.0, -3.0, -0.2, 0.0, 1.5, 6.0], dtype=torch.float64, requires_grad=True
+    )
+    assert torch.autograd.gradcheck(lambda x: hazard(x)[0] * hazard(x)[1], z)
+    assert torch.autograd.gradgradcheck(lambda x: hazard(x)[0] * hazard(x)[1], z)

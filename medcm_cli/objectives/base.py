@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.streams import Stream
 
@@ -16,11 +17,13 @@ from medcm_cli.streams import Stream
 class State:
     """``trained``: unconstrained values by name, fit dimension last, which the optimiser moves.
 
-    ``carried``: tensors that an objective keeps between epochs and no gradient flows to (FOCE's modes).
+    ``carried``: tensors (..., N, B) that an objective keeps between epochs and no gradient flows to (FOCE's
+    modes). ``per_subject``: names of the trained values (..., N, B), of which each subject has its own.
     """
 
     trained: dict[str, Tensor]
     carried: dict[str, Tensor] = field(default_factory=dict)
+    per_subject: tuple[str, ...] = ()
 
 
 class Objective(Protocol):
@@ -47,10 +50,28 @@ class Objective(Protocol):
         return state
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
-        """Value to minimise per fit, (B,)."""
+        """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
+
+    def divisor(self, population: Population) -> Tensor | float:
+        """What the loss of ``population`` is divided by, (B,) or 1: with it, losses of parts of a population
+        can be put together to that of the whole."""
+        del population
+        return 1.0
 
     def random_effects(
         self, model: Model, population: Population, state: State
     ) -> tuple[Tensor, Tensor] | None:
         """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without
         eta."""
+
+
+def refuse_censored(objective: str, population: Population) -> None:
+    """For objectives that need a normal density for every observation.
+
+    :raises InputError: the population has censored observations.
+    """
+    if population.censored is not None:
+        raise InputError(
+            f"{objective} has no likelihood for observations below the limit of quantification (cens 1); "
+            "choose objective=foce (joint) or vi"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
-from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.base import Objective, State, refuse_censored
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.streams import Stream
@@ -30,8 +30,8 @@ class Fo(Objective):
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """See ``Objective.init``."""
-        del population
+        """See ``Objective.init``. :raises InputError: censored observations."""
+        refuse_censored("objective=fo", population)
         return State(model.init(streams, dtype))
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,21 +11,24 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
-from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.base import Objective, State, refuse_censored
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.modes import find_modes, laplace_covariance, moving_modes
 from medcm_cli.streams import Stream
 from medcm_cli.variability import solve_lower, total
 
 
 @dataclass(frozen=True)
 class Foce(Objective):
-    """At eta_hat, found at the start of every epoch and then held fixed (METHODS, "Objectives"):
+    """At eta_hat, found at the start of every epoch (METHODS, "Objectives"):
 
     - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y -
         f(eta_hat);
     - ``linearised`` (Eq. s9): log|C| + r' C^-1 r, r = y - (f(eta_hat) - G eta_hat).
 
+    ``mode_gradient``: with ``fixed``, eta_hat is a constant of the epoch's step (METHODS); with ``implicit``
+    the gradient follows eta_hat as the trained values move it, so that what is minimised is the objective as
+    a function of them alone, as in NONMEM and its like.
     ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an
     epoch; the search starts from the last epoch's estimates.
     """
@@ -33,12 +36,17 @@ class Foce(Objective):
     formulation: str = "joint"
     mode_tolerance: float = 1e-4
     mode_iterations: int = 100
+    mode_gradient: str = "fixed"
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.formulation not in ("joint", "linearised"):
             raise InputError(
                 f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'"
+            )
+        if self.mode_gradient not in ("fixed", "implicit"):
+            raise InputError(
+                f"objective.mode_gradient is {self.mode_gradient!r}: expected 'fixed' or 'implicit'"
             )
         if not isinstance(self.mode_iterations, int) or self.mode_iterations < 1:
             raise InputError(
@@ -52,7 +60,12 @@ class Foce(Objective):
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """See ``Objective.init``; the search for modes starts at zero."""
+        """See ``Objective.init``; the search for modes starts at zero.
+
+        :raises InputError: censored observations in the linearised formulation.
+        """
+        if self.formulation == "linearised":
+            refuse_censored("objective.formulation=linearised", population)
         zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
         return State(model.init(streams, dtype), {"eta": zero})
 
@@ -60,13 +73,16 @@ class Foce(Objective):
         """Find the modes for the values as they stand."""
         start = state.carried["eta"].split(1)
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
-        return State(state.trained, {"eta": torch.cat(modes.eta), "converged": modes.converged})
+        return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
-        """See ``Objective.loss``; the gradient flows through G but not through eta_hat."""
+        """See ``Objective.loss``; the gradient flows through G, and through eta_hat where it is implicit."""
         del noise
         values = state.trained
-        eta = state.carried["eta"].split(1)
+        eta: Sequence[Tensor] = state.carried["eta"].split(1)
+        if self.mode_gradient == "implicit" and torch.is_grad_enabled():
+            eta = moving_modes(model, values, population, eta)
+            state = replace(state, carried={**state.carried, "eta": torch.cat(list(eta))})
         prediction, columns = self.linearise(model, state, population)
         sd, _ = model.error.sd(values, prediction)
         omega = model.omega_cholesky(values)

@@ -8,12 +8,24 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.variability import Lower, cholesky, log_det, multiply_lower_transposed, solve_lower, total
+from medcm_cli.variability import (
+    Lower,
+    cholesky,
+    hazard,
+    log_det,
+    log_probability_below,
+    multiply_lower_transposed,
+    solve_lower,
+    total,
+)
 
 
 class Marginal(NamedTuple):
-    """Per subject, (1, N, B): ``log_det`` = log|C|, ``quadratic`` = r' C^-1 r, ``residual`` = r' Sigma^-1
-    r."""
+    """Per subject, (1, N, B): ``log_det`` = log|C|, ``quadratic`` = r' C^-1 r, ``residual`` = r' Sigma^-1 r.
+
+    With censored observations C is no matrix of data: ``log_det`` = log|Sigma| of the others + log|M|,
+    ``residual`` has -2 log Phi for each censored one, and ``quadratic`` has no meaning.
+    """
 
     log_det: Tensor
     quadratic: Tensor
@@ -29,20 +41,32 @@ def marginal(
     r'C^-1 r = r'Sigma^-1 r - |chol(M)^-1 W' Sigma^-1/2 r|^2. Omega is never inverted, so it may be nearly
     singular.
 
-    :param deviation: r, (T, 1, N, B). :param columns: those of G. :param sd: (B,) or (T, 1, N, B).
+    An observation known to lie below a limit (Population.censored) has likelihood Phi(z), z = (limit - f) /
+    sd, in place of a normal density: its information on f is lambda (lambda + z) / sd^2 in place of 1 / sd^2
+    (see ``variability.hazard``), and it has no part in Sigma.
+
+    :param deviation: r, (T, 1, N, B), limit - f where censored. :param columns: those of G. :param sd: (B,)
+        or (T, 1, N, B).
     """
     precision = 1 / sd
     white = deviation * precision
     loadings = [loading * precision for loading in multiply_lower_transposed(omega, columns)]
-    if population.ragged:
-        white = white * population.observed
+    informing, below = loadings, None
+    if population.censored is not None:
+        below = population.censored > 0
+        rate, excess = hazard(white)
+        weight = torch.where(below, rate * excess, 1.0)
+        informing = [loading * weight for loading in loadings]
     matrix: Lower = []
     for i, left in enumerate(loadings):
-        row = [population.sum_observations(left * right) for right in loadings[:i]]
-        matrix.append([*row, 1 + population.sum_observations(left * left)])
+        row = [population.sum_observations(left * right) for right in informing[:i]]
+        matrix.append([*row, 1 + population.sum_observations(left * informing[i])])
     projected = [population.sum_observations(loading * white) for loading in loadings]
     factor = cholesky(matrix)
     explained = total([x * x for x in solve_lower(factor, projected)])
-    residual = (white * white).sum(0)
-    log_sigma = population.sum_observations(torch.log(sd).expand_as(deviation))
-    return Marginal(2 * log_sigma + log_det(factor), residual - explained, residual)
+    misfit, log_sd = white * white, torch.log(sd).expand_as(deviation)
+    if below is not None:
+        misfit = torch.where(below, -2 * log_probability_below(white), misfit)
+        log_sd = torch.where(below, 0.0, log_sd)
+    residual = population.sum_observations(misfit)
+    return Marginal(2 * population.sum_observations(log_sd) + log_det(factor), residual - explained, residual)

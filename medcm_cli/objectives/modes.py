@@ -13,6 +13,8 @@ from medcm_cli.variability import (
     Lower,
     cholesky,
     dense,
+    hazard,
+    log_probability_below,
     multiply_lower,
     multiply_lower_transposed,
     solve_lower,
@@ -57,6 +59,9 @@ def find_modes(
     not lower a subject's value is refused; damping rises where the value falls by less than a quarter of
     what the quadratic predicts, which also ends the overshooting from side to side, and falls where it falls
     by more than three quarters.
+
+    A censored observation has -2 log Phi((limit - f) / s) in place of its two terms, and its observed
+    curvature, of which what the change of s adds is left out so that it stays positive.
 
     :param start: first guess, one (1, N, B) per random effect.
     :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
@@ -106,6 +111,35 @@ def find_modes(
     return Modes(multiply_lower(omega, u), converged)
 
 
+def moving_modes(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> list[Tensor]:
+    """Modes ``eta`` as functions of the trained values: equal to ``eta``, with the derivative that the
+    implicit function theorem gives, -H^-1 dg, for the gradient g and the exact Hessian H of what the modes
+    minimise.
+
+    It is the derivative of one Newton step from the mode, whose length there is zero. A mode at a bound, and
+    one where H is not positive definite since the search has not got there, does not move.
+    """
+    zeta = model.typical(values, population)
+    omega = model.omega_cholesky(values)
+    start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
+    gradient = _evaluate(model, values, zeta, omega, population, start).gradient
+    # Subjects do not share etas, so a sum over them has the gradient of each.
+    hessian = [torch.autograd.grad(part.sum(), start, retain_graph=True) for part in gradient]
+    with torch.no_grad():
+        factor = cholesky(hessian)
+        zero = torch.zeros_like(start[0])
+        inverse = []
+        for i in range(len(start)):
+            unit = [zero + 1 if i == j else zero for j in range(len(start))]
+            inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
+        moves = (torch.stack(list(eta)).abs() < BOUND * (1 - 1e-6)).all(0)
+        moves &= torch.isfinite(dense(inverse)).all(0).all(0)
+        inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
+    change = [part - part.detach() for part in gradient]
+    u = [x.detach() - _dot(row, change) for x, row in zip(start, inverse, strict=True)]
+    return [torch.where(moves, m, e) for m, e in zip(multiply_lower(omega, u), eta, strict=True)]
+
+
 @torch.no_grad()
 def laplace_covariance(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
     """Covariance of Laplace's approximation to the posterior at its mode ``eta``, from the expected
@@ -135,6 +169,16 @@ def _evaluate(
     else:  # the sd depends on eta too
         pull = slope * (1 - residual * residual) - residual
         curved = [loading * (1 + 2 * slope * slope) for loading in loadings]
+    if population.censored is not None:
+        below = population.censored > 0
+        rate, excess = hazard(residual)
+        tilt = 1.0 if slope is None else 1 + slope * residual  # d residual / df = -tilt / sd
+        terms = torch.where(below, -2 * log_probability_below(residual), terms)
+        pull = torch.where(below, rate * tilt, pull)
+        curved = [
+            torch.where(below, loading * (rate * excess * tilt * tilt), other)
+            for loading, other in zip(loadings, curved, strict=True)
+        ]
     information = []
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]

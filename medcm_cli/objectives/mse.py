@@ -15,7 +15,8 @@ from medcm_cli.streams import Stream
 
 @dataclass(frozen=True)
 class Mse(Objective):
-    """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (METHODS, "Objectives")."""
+    """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (METHODS, "Objectives"). Censored ones are
+    left out (Beal's method M1)."""
 
     mixed: ClassVar[bool] = False
 
@@ -30,7 +31,16 @@ class Mse(Objective):
         """See ``Objective.loss``."""
         del noise
         prediction = model.predict(model.typical(state.trained, population), population)
-        return population.sum_all((prediction - population.dv).square()) / population.observation_count
+        squared = (prediction - population.dv).square()
+        if population.censored is not None:
+            squared = torch.where(population.censored > 0, 0.0, squared)
+        return population.sum_all(squared) / self.divisor(population)
+
+    def divisor(self, population: Population) -> Tensor:
+        """Observations that count, (B,)."""
+        if population.censored is None:
+            return population.observation_count.clamp(min=1)
+        return population.sum_all(1 - population.censored).clamp(min=1)
 
     def random_effects(self, model: Model, population: Population, state: State) -> None:
         """No random effects."""

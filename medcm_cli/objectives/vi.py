@@ -18,7 +18,9 @@ from medcm_cli.variability import (
     Lower,
     covariance,
     dense,
+    diagonal,
     log_det,
+    log_probability_below,
     lower_from_raw,
     multiply_lower,
     normal_log_density,
@@ -59,7 +61,8 @@ class Vi(Objective):
     ) -> State:
         """See ``Objective.init``: mu 0, raw sd -1, raw correlations ~ N(0, 0.1)."""
         _, n, fits = population.shape
-        k, pairs = len(model.random_effects.names), len(model.random_effects.pairs)
+        k = len(model.random_effects.names)
+        pairs = k * (k - 1) // 2  # those of q, which is correlated where Omega is diagonal too
         values = model.init(streams, dtype)
         values["q.mean"] = torch.zeros(k, n, fits, dtype=dtype)
         values["q.sd"] = torch.full((k, n, fits), -1.0, dtype=dtype)
@@ -68,7 +71,7 @@ class Vi(Objective):
             values["q.correlation"] = raw_correlation_init(
                 streams, "q.correlation", (n, pairs), dtype
             ).transpose(0, 1)
-        return State(values)
+        return State(values, per_subject=tuple(name for name in values if name.startswith("q.")))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N)."""
@@ -90,16 +93,21 @@ class Vi(Objective):
     def _log_likelihood(
         self, model: Model, values: Values, population: Population, prediction: Tensor
     ) -> Tensor:
-        """sum over subjects and samples of log N(y; f, Sigma), (B,)."""
+        """sum over subjects and samples of log N(y; f, Sigma), log Phi((limit - f) / sd) where censored:
+        (B,)."""
         sd, _ = model.error.sd(values, prediction)
         deviation = population.dv - prediction
-        if sd.ndim == 1:  # additive error: one sd per fit, which need not be spread over the observations
+        if sd.ndim == 1 and population.censored is None:
+            # Additive error: one sd per fit, which need not be spread over the observations.
             count = self.samples * population.observation_count
             return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
                 torch.log(sd) + 0.5 * LOG_2PI
             )
         white = deviation / sd
-        return -population.sum_all(0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI)
+        terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
+        if population.censored is not None:
+            terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
+        return -population.sum_all(terms)
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of q."""
@@ -112,8 +120,7 @@ class Vi(Objective):
         sd = F.softplus(values["q.sd"]).unbind(0)
         if len(sd) > 1 and self.family == "full_rank":
             return mean, lower_from_raw(sd, values["q.correlation"].unbind(0))
-        zero = torch.zeros_like(sd[0])
-        return mean, [[*[zero] * i, scale] for i, scale in enumerate(sd)]
+        return mean, diagonal(sd)
 
     def _log_q(self, mean: list[Tensor], lower: Lower, eta: list[Tensor], eps: Sequence[Tensor]) -> Tensor:
         """mean_s log q(eta_s), (N, B), with the gradient that the estimator prescribes."""
