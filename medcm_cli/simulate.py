@@ -13,8 +13,9 @@ import pyarrow.parquet
 import torch
 
 from medcm_cli.covariates import Covariates, draw_covariates, truncated_normal
-from medcm_cli.data.events import BOLUS_DURATION, FloatArray
+from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.folds import bootstrap
+from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.pk import Schedule, solve, two_compartment
@@ -61,6 +62,20 @@ def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dic
         "Q": np.full_like(weight, truth.q),
         "V2": np.full_like(weight, truth.v2),
     }
+
+
+def levels(
+    time: FloatArray, start: FloatArray, duration: FloatArray, amount: FloatArray, z: dict[str, FloatArray]
+) -> FloatArray:
+    """Levels (IU/mL) of the two-compartment model at each time (samples, n), from doses (doses, n) that begin
+    at ``start`` (h), last ``duration`` (h) and hold ``amount`` (IU, 0 for none), with parameters (n)."""
+
+    def tensor(values: FloatArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))[..., None, :, None]
+
+    schedule = Schedule.build(*map(tensor, (time, start, duration, amount)))
+    predicted = solve(two_compartment(), schedule, {name: tensor(values) for name, values in z.items()})
+    return np.asarray(predicted[:, 0, :, 0].numpy(), dtype=np.float64)
 
 
 def write_study(folder: Path, settings: Settings, progress: Callable[[int], None] | None = None) -> None:
@@ -140,26 +155,13 @@ def _patients(
     dose = np.maximum(np.round(DOSE_PER_KG * covariates.weight / VIAL), 1) * VIAL
     zeta = typical_parameters(covariates.weight, covariates.vwf, truth)
     individual = {**zeta, "CL": zeta["CL"] * np.exp(eta[0]), "V1": zeta["V1"] * np.exp(eta[1])}
-    pred, ipred = (_levels(time, dose, z) for z in (zeta, individual))
+    at_once = np.zeros((1, n)), np.full((1, n), BOLUS_DURATION), dose[None]
+    pred, ipred = (levels(time, *at_once, z) for z in (zeta, individual))
     dv = np.maximum(ipred + truth.sigma * generator.standard_normal(ipred.shape), 0.0)
     ids = pa.array([f"virtual_{number}" for number in range(start + 1, start + n + 1)])
     truths = {"id": ids, "eta_CL": pa.array(eta[0]), "eta_V1": pa.array(eta[1])}
     truths |= {name: pa.array(values) for name, values in individual.items()}
     return _rows(ids, time, dose, dv, pred, ipred, covariates), truths
-
-
-def _levels(time: FloatArray, dose: FloatArray, z: dict[str, FloatArray]) -> FloatArray:
-    """Level (IU/mL) at each time (samples, n) after one dose (n)."""
-
-    def tensor(values: FloatArray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values))[..., None, :, None]
-
-    duration = np.full_like(dose, BOLUS_DURATION)[None]
-    schedule = Schedule.build(
-        *map(tensor, (time, np.zeros_like(duration), duration, dose[None] / BOLUS_DURATION))
-    )
-    levels = solve(two_compartment(), schedule, {name: tensor(values) for name, values in z.items()})
-    return np.asarray(levels[:, 0, :, 0].numpy(), dtype=np.float64)
 
 
 def _rows(

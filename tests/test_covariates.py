@@ -8,7 +8,17 @@ import yaml
 from conftest import SHARED
 from scipy import stats
 
-from medcm_cli.covariates import Covariates, draw_covariates, truncated_normal, weight_given_height
+from medcm_cli.covariates import (
+    Covariates,
+    bmi,
+    draw_covariates,
+    fat_free_mass,
+    height_mode,
+    truncated_normal,
+    vwf_mode,
+    weight_given_height,
+    weight_mode,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +178,83 @@ def test_the_same_generator_gives_the_same_patients() -> None:
     for name in ("age", "height", "weight", "blood_group_o", "vwf"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
         assert not np.array_equal(getattr(first, name), getattr(other, name))
+
+
+# -- conditional modes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height", [60.0, 70.0, 92.5, 130.0, 160.0, 178.0, 200.0, 215.0])
+def test_the_mode_of_weight_is_where_its_density_is_highest(height: float) -> None:
+    """The density of weight, by numerical derivative of weight as a function of its normal score."""
+    z = np.linspace(-3, 3, 60_001)
+    weight = weight_given_height(np.full_like(z, height), z)
+    density = stats.norm.pdf(z) / np.gradient(weight, z)
+    highest = weight[int(np.argmax(density))]
+    mode = float(weight_mode(np.array([height]))[0])
+    assert mode == pytest.approx(highest, rel=1e-4)
+    assert mode < 0.995 * float(weight_given_height(np.array([height]), np.zeros(1))[0])  # not the median
+
+
+def test_the_mode_of_weight_is_that_of_draws() -> None:
+    generator = np.random.default_rng(2)
+    z = truncated_normal(1_000_000, -3, 3, generator)
+    weight = weight_given_height(np.full_like(z, 176.0), z)
+    count, edges = np.histogram(weight, np.arange(60, 96, 0.5))
+    middle = (edges[1:] + edges[:-1]) / 2
+    # A parabola through the log counts near the highest one finds its place better than the bin.
+    near = np.abs(middle - middle[int(np.argmax(count))]) < 6
+    fit = np.polyfit(middle[near], np.log(count[near]), 3)
+    slopes = np.roots(np.polyder(fit))
+    peak = slopes[int(np.argmin(np.abs(slopes - middle[int(np.argmax(count))])))]
+    assert float(weight_mode(np.array([176.0]))[0]) == pytest.approx(float(peak.real), abs=0.3)
+
+
+@pytest.mark.parametrize("age", [1.0, 33.0, 40.0, 61.0, 85.0])
+@pytest.mark.parametrize("group", [0.0, 1.0, np.nan])
+def test_the_mode_of_vwf_is_where_its_density_is_highest(
+    reference: dict[str, Any], age: float, group: float
+) -> None:
+    vwf, share = reference["vwf_ag"], reference["blood_group_o"]
+    scale = np.exp(vwf["mu"] + vwf["a"] + vwf["b"] * max(age, 40) / 45)
+    other, group_o = (stats.lognorm(vwf["sigma"], scale=scale * factor) for factor in (1, vwf["c"]))
+    x = np.linspace(20, 400, 1_000_001)
+    density = {0.0: other.pdf, 1.0: group_o.pdf}.get(
+        group, lambda x: share * group_o.pdf(x) + (1 - share) * other.pdf(x)
+    )(x)
+    mode = vwf_mode(np.array([age]), np.array([group]))
+    np.testing.assert_allclose(mode, x[int(np.argmax(density))], rtol=2e-4)
+
+
+def test_modes_are_vectors_and_ages_beyond_the_graph_count_as_its_ends(reference: dict[str, Any]) -> None:
+    table = reference["height_given_age"]
+    np.testing.assert_allclose(height_mode(np.array(table["age"], dtype=float)), table["mean"], rtol=1e-12)
+    np.testing.assert_allclose(height_mode(np.array([0.2, 101.0])), [table["mean"][0], table["mean"][-1]])
+    group = np.array([0.0, 1.0, np.nan])
+    ages = np.array([40.0, 62.5, 85.0])
+    alone = [float(vwf_mode(ages[i : i + 1], group[i : i + 1])[0]) for i in range(3)]
+    np.testing.assert_array_equal(vwf_mode(ages, group), alone)
+    np.testing.assert_array_equal(vwf_mode(np.full(3, 100.0), group), vwf_mode(np.full(3, 85.0), group))
+
+
+# -- body size -------------------------------------------------------------------------------------
+
+
+def test_fat_free_mass_by_hand() -> None:
+    """80 kg and 180 cm: BMI 24.6914, 9270 x 80 / (6680 + 216 x 24.6914) = 741600 / 12013.33 = 61.7314 kg for
+    an adult. At 13.4 y the maturation is 0.88 + 0.12 / 2, at birth 0.88."""
+    age, weight, height = (
+        np.array([40.0, 13.4, 13.4, 0.0]),
+        np.array([80.0, 80, 45, 3.5]),
+        np.array([180.0, 180, 160, 50]),
+    )
+    expected = [
+        61.7314,
+        0.94 * 61.7314,
+        0.94 * 417150 / (6680 + 216 * 17.578125),
+        0.88 * 32445 / (6680 + 216 * 14),
+    ]
+    np.testing.assert_allclose(fat_free_mass(age, weight, height), expected, rtol=1e-6)
+    np.testing.assert_allclose(bmi(weight, height), [24.691358, 24.691358, 17.578125, 14.0], rtol=1e-7)
+    # 10 y: (10 / 13.4)^-12.7 = exp(12.7 x 0.2926696) = 41.1305, so 0.88 + 0.12 / 42.1305 = 0.8828483.
+    (child,) = fat_free_mass(np.array([10.0]), np.array([32.0]), np.array([140.0]))
+    assert child == pytest.approx(0.8828483 * 296640 / (6680 + 216 * 16.3265306), rel=1e-6)
