@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
@@ -154,7 +154,10 @@ def _summarize(arguments: list[str]) -> None:
     compared = None if options.expected is None else tables.compare(summary, options.expected)
     for section in tables.sections(summary):
         _print(section)
-    OUT.print("Median (sd) over complete fits of the mean over a fit's last checkpoints.")
+    OUT.print(
+        "Median (sd) over complete fits, or over the outer shuffles of a nested split, "
+        "of the mean over a fit's last checkpoints."
+    )
     if compared is not None:
         _print(compared)
     if summary.skipped:
@@ -168,21 +171,72 @@ def _summarize(arguments: list[str]) -> None:
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
 
 
+def _data(arguments: list[str]) -> None:
+    from medcm_cli.data import Format, describe, plain_covariates, read_events
+    from medcm_cli.data.sheet import ROLES
+    from medcm_cli.tables import characteristics
+
+    parser = _parser("data", "Check an event table without fitting it, and print what it holds.")
+    parser.add_argument("action", choices=["check"])
+    parser.add_argument("file", type=Path, help="event table, .csv or .parquet")
+    repeated: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument(
+        "--column", metavar="ROLE=NAME", help=f"a column's name; roles: {', '.join(ROLES)}", **repeated
+    )
+    parser.add_argument(
+        "--keep", metavar="NAME=VALUES", help="only rows with one of these values, as in DVID=1,2", **repeated
+    )
+    parser.add_argument(
+        "--covariate",
+        metavar="NAME",
+        help="a column to describe (all that hold numbers, if none)",
+        **repeated,
+    )
+    parser.add_argument("--level-unit", default="IU/mL", help="of DV")
+    parser.add_argument("--amount-unit", default="IU", help="of AMT")
+    parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
+    options = parser.parse_args(arguments)
+    columns = dict(_pair("--column", text) for text in options.column)
+    keep = {name: values.split(",") for name, values in (_pair("--keep", text) for text in options.keep)}
+    how = Format(columns, keep, predose_observations="keep" if options.predose else "error")
+    covariates, how = plain_covariates(options.file, how, options.covariate)
+    held = describe(read_events(options.file, covariates, how))
+    _print(characteristics(str(options.file), held, options.amount_unit, options.level_unit))
+    OUT.print(f"{options.file}: no fault found")
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    """:raises InputError: not of the form NAME=VALUE."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise InputError(f"{option} {text}: expected NAME=VALUE")
+    return name, value
+
+
 def _benchmark(arguments: list[str]) -> None:
     from medcm_cli import benchmark
 
     parser = _parser("benchmark", "Measure speed on this machine, as ratios within one run.")
     parser.add_argument("--epochs", type=int, default=200, help="epochs per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each; the median counts")
+    parser.add_argument(
+        "--large",
+        action="store_true",
+        help="in place of these, one fit of thousands of subjects, measured once",
+    )
     options = parser.parse_args(arguments)
     if options.epochs < 1 or options.repeats < 1:
         raise InputError("benchmark: --epochs and --repeats are whole numbers from 1")
+    if options.large:
+        _print(benchmark.large_study(options.epochs, ERR.print))
+        return
     _print(benchmark.measure(options.epochs, options.repeats, ERR.print))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "simulate": ("write virtual patients", _simulate),
     "fit": ("train models, one or a whole study", _fit),
+    "data": ("check an event table", _data),
     "summarize": ("compare finished fits in tables", _summarize),
     "benchmark": ("measure speed here", _benchmark),
 }

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medcm_cli.errors import InputError
-from medcm_cli.study import Setup, as_config, axis, conf_dir
+from medcm_cli.options import AXES, as_config, axis, conf_dir
+from medcm_cli.study import Setup
 from medcm_cli.terminal import ERR, OUT, refuse
 from medcm_cli.workers import Workers, batches, process_count
 
@@ -65,8 +66,8 @@ def _check_flags(arguments: Sequence[str]) -> None:
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:
-    """Turn sweeps over the batched axes, fold and replicate, into lists, so that Hydra runs one job for all
-    of them.
+    """Turn sweeps over the batched axes (fold, outer, inner and replicate) into lists, so that Hydra runs one
+    job for all of them.
 
     With ``batch.fits=N`` in a multirun they become a sweep over lists of at most N fits, for launchers that
     spread jobs.
@@ -80,7 +81,7 @@ def coalesce(arguments: Sequence[str]) -> list[str]:
             raise InputError(f"{argument}: expected OPTION=VALUE")
         if name == "batch.fits" and value.isdigit() and int(value) > 0:
             most = int(value)
-        if equals and name in ("fold", "replicate") and value:
+        if equals and name in AXES and value not in ("", "null"):
             try:
                 swept = OverridesParser.create().parse_override(argument).is_sweep_override()
             except HydraException as error:
@@ -98,15 +99,14 @@ def coalesce(arguments: Sequence[str]) -> list[str]:
 
 def _split(axes: dict[str, list[int]], most: int) -> list[str]:
     """Sweeps over lists whose product has at most ``most`` fits: replicates are split where they alone are
-    too many."""
-    folds, replicates = axes.get("fold"), axes.get("replicate")
-    per_fold = min(len(replicates), most) if replicates else 1
-    parts = {"replicate": (replicates, per_fold), "fold": (folds, max(1, most // per_fold))}
-    return [
-        f"{name}={','.join(map(_list, _chunks(values, size)))}"
-        for name, (values, size) in parts.items()
-        if values
-    ]
+    too many, then the next axis inwards."""
+    parts, room = [], most
+    for name in reversed(AXES):
+        if name in axes:
+            size = min(len(axes[name]), room)
+            room //= size
+            parts.append(f"{name}={','.join(map(_list, _chunks(axes[name], size)))}")
+    return parts
 
 
 def _chunks(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -128,8 +128,7 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     setup = Setup.build(config)
     plan = setup.plan()
     label = str(choices["objective"])
-    where = next(iter(plan.records.values())).address
-    study = Path(config["outputs"]) / where.study
+    study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study
     if not plan.todo:
         failures = f", {plan.previously_failed} failed" if plan.previously_failed else ""
         OUT.print(
@@ -151,10 +150,8 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     )
     for record in failed[:5]:
         assert record.failure is not None
-        OUT.print(
-            f"  failed: fold {record.address.fold} replicate {record.address.replicate} "
-            f"at epoch {record.failure['epoch']}: {record.failure['cause']}"
-        )
+        where = " ".join(f"{name} {int(number)}" for name, number in record.address.where.items())
+        OUT.print(f"  failed: {where} at epoch {record.failure['epoch']}: {record.failure['cause']}")
     if len(failed) > 5:
         OUT.print(f"  and {len(failed) - 5} more; `medcm summarize {study}` counts them")
 

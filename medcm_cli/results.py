@@ -87,9 +87,11 @@ def _history(
 ) -> dict[str, Tensor]:
     """Columns of the history, (C, B) each."""
     columns: dict[str, list[Tensor]] = {}
+    # What lies below a limit is not known.
+    known = test.observed if test.censored is None else test.observed * (1 - test.censored)
     for values in map(trained.layout.unpack, trained.checkpoints):
         prediction = model.predict(model.typical(values, test), test)
-        row = {"rmse": rmse(prediction, test.dv, test.observed) * level_scale}
+        row = {"rmse": rmse(prediction, test.dv, known) * level_scale}
         if objective.mixed:
             omega = dense(covariance(model.omega_cholesky(values)))  # (K, K, B)
             sd = omega.diagonal().T.sqrt()
@@ -117,7 +119,8 @@ def _parameters(trained: Trained, fit: int, epochs: np.ndarray, subjects: int) -
     name, position, kept = [], [], []
     for number, (label, shape) in enumerate(zip(trained.layout.names, trained.layout.shapes, strict=True)):
         index = np.arange(torch.Size(shape).numel())
-        own = index % shape[-1] < subjects if label.startswith("q.") else np.ones(len(index), dtype=bool)
+        per_subject = label in trained.state.per_subject
+        own = index % shape[-1] < subjects if per_subject else np.ones(len(index), dtype=bool)
         kept.append(own)
         position.append(np.arange(own.sum(), dtype=np.int32))
         name.append(np.full(own.sum(), number, dtype=np.int32))

@@ -8,6 +8,9 @@ touches them.
       random_effects.parquet  a row per training subject: mean and covariance of eta
       effects.parquet         learned covariate effects at every checkpoint
 
+A fit of a nested split has ``outer=03/inner=07/`` in place of ``fold=01/``. Where covariates were prepared,
+``dataset=.../preparation.parquet`` says how each value of each subject came about.
+
 The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. ``run.json`` is
 written last: a folder whose status is neither complete nor failed is unfinished, whatever else lies in it.
 """
@@ -42,8 +45,21 @@ class Address:
     error: str
     learning_rate: float
     variant: str
-    fold: int
+    fold: int  # its number; of one in a nested split (outer - 1) x inner folds + inner
     replicate: int
+    outer: int | None = None
+    inner: int | None = None
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The fit's place in its group, as its last folders have it."""
+        if self.outer is None or self.inner is None:
+            return {"fold": f"{self.fold:02d}", "replicate": str(self.replicate)}
+        return {
+            "outer": f"{self.outer:02d}",
+            "inner": f"{self.inner:02d}",
+            "replicate": str(self.replicate),
+        }
 
     def folder(self, root: Path) -> Path:
         """The fit's folder below ``root``."""
@@ -54,8 +70,7 @@ class Address:
             "error": self.error,
             "lr": next(text for text in (f"{rate:g}", repr(rate)) if float(text) == rate),
             "variant": self.variant,
-            "fold": f"{self.fold:02d}",
-            "replicate": str(self.replicate),
+            **self.where,
         }
         return root.joinpath(self.study, *(f"{key}={value}" for key, value in parts.items()))
 
@@ -79,13 +94,14 @@ class Record:
     address: Address
     config_hash: str
     config: dict[str, Any]
-    data: dict[str, Any]  # source, fingerprint and number of subjects
+    data: dict[str, Any]  # source, fingerprint, number of subjects and their characteristics
     truth: dict[str, Any] | None
     seed: int
     versions: dict[str, str]
     tables: list[str] = field(default_factory=list)  # names of the fit's Parquet files, once it has finished
     failure: dict[str, Any] | None = None  # epoch and cause
     batch: dict[str, Any] = field(default_factory=dict)  # fits trained together and their training seconds
+    redraws: int = 0  # initialisations given up because their first gradient was not finite
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
     seconds: float = 0.0  # batch seconds divided by the batch's fits
 
@@ -178,6 +194,13 @@ def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
         with replaced(folder / f"{name}.parquet") as partial:
             pyarrow.parquet.write_table(table, partial, compression="zstd")
     write_record(root, record)
+
+
+def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
+    """Write how the covariates of a study's dataset came about, once beside all its fits."""
+    address = record.address
+    with replaced(root / address.study / f"dataset={address.dataset}" / "preparation.parquet") as partial:
+        pyarrow.parquet.write_table(table, partial, compression="zstd")
 
 
 def find(root: Path) -> Iterator[Path]:

@@ -2,43 +2,34 @@
 
 import functools
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from medcm_cli import __version__, results, runs
-from medcm_cli.data import EventTable, Fold, Population, read_events
+from medcm_cli.cohorts import made_cohort, truth_of
+from medcm_cli.data import EventTable, Fold, Format, Population, describe, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.fit import MakeOptimizer, Trained, train
 from medcm_cli.model import Model
 from medcm_cli.objectives import Objective
+from medcm_cli.options import AXES, DTYPES, Config, axis, complete, difference, folds_of, identity, made
+from medcm_cli.pk import check_schedule
+from medcm_cli.preparation import DERIVED, RAW, Preparation, check_baseline, prepare, subtract_baseline
+from medcm_cli.preparation import table as preparation_table
 from medcm_cli.simulate import Settings, write_study
 from medcm_cli.streams import Stream
 from medcm_cli.variability import RandomEffects, ResidualError
 
-Config = Mapping[str, Any]
 Fit = tuple[int, int]
 """(fold, replicate)"""
-
-# What a result does not depend on.
-_NOT_IDENTITY = ("study", "outputs", "fold", "replicate", "variant", "overwrite", "batch", "labels")
-# The options of conf/config.yaml: groups of them, and values.
-_GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch")
-_VALUES = (
-    *("study", "outputs", "fold", "replicate", "seed", "epochs", "checkpoint_every", "learning_rate"),
-    *("random_effects", "dtype", "variant", "overwrite"),
-)
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -51,38 +42,15 @@ class Plan:
     previously_failed: int
 
 
-def axis(name: str, value: object) -> list[int]:
-    """The values of a batched axis: an int, a list, or Hydra's sweep syntax such as ``range(1,21)`` or
-    ``1,2,5``."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        values = list(value)
-    else:
-        try:
-            override = OverridesParser.create().parse_override(f"{name}={value}")
-            given = override.sweep_iterator() if override.is_sweep_override() else override.value()
-            values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-        except HydraException as error:
-            raise InputError(f"{name}={value}: {' '.join(str(error).split())}") from error
-    try:
-        numbers = [int(v) for v in values]
-    except (TypeError, ValueError):
-        numbers = []
-    if not numbers or any(str(n) != str(v) for n, v in zip(numbers, values, strict=True)) or min(numbers) < 1:
-        raise InputError(
-            f"{name}={value}: expected whole numbers from 1: {name}=3, {name}=[1,2] or {name}='range(1,21)'"
-        )
-    if len(set(numbers)) < len(numbers):
-        raise InputError(f"{name}={value}: a number stands there twice")
-    return numbers
-
-
 @dataclass(frozen=True)
 class Setup:
     """Everything a batch needs, built from the configuration; the same in every process."""
 
     config: Config
     events: EventTable
+    everyone: Population
     data: dict[str, Any]
+    preparation: pa.Table | None
     folds: dict[int, Fold]
     truth: dict[str, Any] | None
     model: Model
@@ -93,54 +61,50 @@ class Setup:
     @classmethod
     def build(cls, config: Config) -> "Setup":
         """:raises InputError: bad data, or options that are unknown or do not fit together."""
-        _check_options(config)
+        config = _with_stand_in(complete(config))
         dataset = config["dataset"]
-        for option, least in (("epochs", 1), ("checkpoint_every", 1), ("seed", 0)):
-            whole(option, config[option], least)
-        whole("batch.threads", config["batch"]["threads"], 1)
-        if config["batch"]["fits"] is not None:
-            whole("batch.fits", config["batch"]["fits"], 1, "null")
-        if config["dtype"] not in DTYPES:
-            raise InputError(f"dtype is {config['dtype']!r}; expected one of {', '.join(DTYPES)}")
-        for option, value in (
-            ("learning_rate", config["learning_rate"]),
-            ("dataset.level_scale", dataset["level_scale"]),
-            ("pk.amount_per_level", config["pk"].get("amount_per_level", 1)),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-                raise InputError(f"{option} is {value!r}; expected a number above 0")
         truth = _truth(dataset, tuple(config["random_effects"]))
         events_path = dataset_path(config)
-        folder = events_path.parent
-        columns = {name: entry["column"] for name, entry in dataset["covariates"].items()}
-        events = read_events(events_path, columns, dataset["predose_observations"])
+        events, held, preparation = _events(events_path, dataset)
         n = len(events.ids)
         folds = {
-            fold: _made(config["split"], "split", fold=fold, n_subjects=n, folder=folder)
-            for fold in axis("fold", config["fold"])
+            number: made(config["split"], "split", **name, n_subjects=n, folder=events_path.parent)
+            for number, name in folds_of(config).items()
         }
-        for fold, subjects in folds.items():
+        for number, subjects in folds.items():
             if not len(subjects.test):
                 raise InputError(
-                    f"fold={fold}: leaves no subject to test; every one is trained on or held out"
+                    f"fold={number}: leaves no subject to test; every one is trained on or held out"
                 )
-        network = _made(config["network"], "network", covariates=dataset["covariates"])
+        network = made(config["network"], "network", covariates=dataset["covariates"])
         model = Model(
             network,
-            _made(config["pk"], "pk"),
-            RandomEffects(tuple(config["random_effects"])),
-            _made(config["error"], "error"),
+            made(config["pk"], "pk"),
+            RandomEffects(tuple(config["random_effects"]), config["omega"]),
+            made(config["error"], "error"),
         )
         _check_predose(events, model.error)
-        objective = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
+        everyone = Population.from_events(events, DTYPES[config["dtype"]])
+        check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
+        options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
+        objective: Objective = made(options, "objective")
+        # What an objective cannot take of these data it says when it begins; here nothing is written yet.
+        objective.init(model, everyone, [Stream(int(config["seed"]), 1, 1)], DTYPES[config["dtype"]])
         return cls(
             config=config,
             events=events,
-            data={"source": str(events_path), "fingerprint": runs.fingerprint([events_path]), "subjects": n},
+            everyone=everyone,
+            data={
+                "source": str(events_path),
+                "fingerprint": runs.fingerprint([events_path]),
+                "subjects": n,
+                "characteristics": held,
+            },
+            preparation=preparation,
             folds=folds,
             model=model,
             truth=truth,
-            objective=_made(objective, "objective"),
+            objective=objective,
             make_optimizer=_optimizer(config["optimizer"]),
             dtype=DTYPES[config["dtype"]],
         )
@@ -148,18 +112,16 @@ class Setup:
     def plan(self) -> Plan:
         """Which fits of the job remain. :raises InputError: a folder holds a fit of another configuration."""
         root = Path(self.config["outputs"])
-        identity = {key: value for key, value in self.config.items() if key not in _NOT_IDENTITY}
+        described = identity(self.config)
         records: dict[Fit, runs.Record] = {}
         done: dict[Fit, None] = {}
         failed = 0
-        for fold in axis("fold", self.config["fold"]):
+        for fold, name in folds_of(self.config).items():
             subjects = {"train": self.folds[fold].train.tolist(), "test": self.folds[fold].test.tolist()}
-            data = {key: value for key, value in self.data.items() if key != "source"} | subjects
-            # Where the data lie is not what they are.
-            described = {**identity, "dataset": {k: v for k, v in identity["dataset"].items() if k != "path"}}
+            data = {key: self.data[key] for key in ("fingerprint", "subjects")} | subjects
             digest = runs.config_hash(described, data)
             for replicate in axis("replicate", self.config["replicate"]):
-                record = self._record(fold, replicate, digest)
+                record = self._record({"fold": fold, **name, "replicate": replicate}, digest)
                 records[fold, replicate] = record
                 folder = record.address.folder(root)
                 try:
@@ -171,7 +133,7 @@ class Setup:
                 if found.config_hash == digest and not runs.is_whole(folder, found):
                     continue  # a file was damaged or lost: train it again
                 if found.config_hash != digest:
-                    what = _difference(found.config, record.config)
+                    what = difference(found.config, self.config) or "its data or folds differ"
                     raise InputError(
                         f"{folder}: holds a fit with another configuration ({what}); "
                         "give this one its own name with study=... or variant=..., or overwrite=true"
@@ -181,7 +143,7 @@ class Setup:
         todo = tuple(fit for fit in records if fit not in done)
         return Plan(records, tuple(done), todo, failed)
 
-    def _record(self, fold: int, replicate: int, digest: str) -> runs.Record:
+    def _record(self, fit: dict[str, int], digest: str) -> runs.Record:
         config = self.config
         address = runs.Address(
             study=runs.check_name("study", str(config["study"])),
@@ -192,18 +154,13 @@ class Setup:
             variant=runs.check_name(
                 "variant", str(config["variant"] or config["labels"]["variant"] or "default")
             ),
-            fold=fold,
-            replicate=replicate,
+            **fit,
         )
         return runs.Record(
             status="running",
             address=address,
             config_hash=digest,
-            config={
-                key: value
-                for key, value in config.items()
-                if key not in ("fold", "replicate", "batch", "overwrite")
-            },
+            config={key: value for key, value in config.items() if key not in (*AXES, "batch", "overwrite")},
             data=self.data,
             truth=self.truth,
             seed=int(config["seed"]),
@@ -224,14 +181,15 @@ class Setup:
             self.config["checkpoint_every"],
             self.dtype,
             progress,
+            redraws=self.config["redraws"],
+            batch_subjects=self.config["dataset"]["batch_subjects"],
         )
 
     def populations(self, fits: Sequence[Fit]) -> tuple[Population, Population]:
         """Training and test subjects of a batch."""
-        everyone = Population.from_events(self.events, self.dtype)
         train_rows = [self.folds[fold].train for fold, _ in fits]
         test_rows = [self.folds[fold].test for fold, _ in fits]
-        return everyone.select(train_rows), everyone.select(test_rows)
+        return self.everyone.select(train_rows), self.everyone.select(test_rows)
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
@@ -239,6 +197,8 @@ class Setup:
         """Train the fits of ``records`` as one batch and write their folders; returns the finished
         records."""
         root = Path(self.config["outputs"])
+        if self.preparation is not None:
+            runs.write_preparation(root, records[0], self.preparation)
         for record in records:
             runs.start(root, record)
         fits = [(record.address.fold, record.address.replicate) for record in records]
@@ -272,6 +232,7 @@ class Setup:
                     tables=list(of_fit),
                     batch={"fits": len(fits), "seconds": trained.seconds},
                     unconverged_modes=float(trained.unconverged[fit]),
+                    redraws=int(trained.redraws[fit]),
                     seconds=trained.seconds / len(fits),
                 )
             )
@@ -279,72 +240,23 @@ class Setup:
         return finished
 
 
-def _check_options(config: Config) -> None:
-    """Whether the options of ``conf/config.yaml`` are each of its kind.
-
-    :raises InputError: otherwise.
-    """
-    if not isinstance(config["overwrite"], bool):
-        raise InputError(f"overwrite is {config['overwrite']!r}; expected true or false")
-    for option in ("study", "outputs"):
-        if config[option] is None or config[option] == "":
-            raise InputError(f"{option} is {config[option]!r}; expected a name")
-    for option in _GROUPS:
-        if not isinstance(config[option], Mapping):
-            raise InputError(f"{option} is {config[option]!r}; expected a group of options")
-    effects = config["random_effects"]
-    if not isinstance(effects, list) or not all(isinstance(name, str) for name in effects):
-        raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
-    covariates = config["dataset"]["covariates"]
-    if not isinstance(covariates, Mapping):
-        raise InputError(f"dataset.covariates is {covariates!r}; expected a group, {{}} for none")
-    for name, entry in covariates.items():
-        where = f"dataset.covariates.{name}"
-        if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
-            raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
-        if isinstance(entry["reference"], bool) or not isinstance(entry["reference"], int | float):
-            raise InputError(f"{where}.reference is {entry['reference']!r}; expected a number")
-
-
-def whole(option: str, value: object, least: int, other: str = "") -> int:
-    """A whole number from ``least``. :raises InputError: otherwise; ``other`` is what else is allowed."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return value
-    choice = f"{other} or " if other else ""
-    raise InputError(f"{option} is {value!r}; expected {choice}a whole number from {least}")
-
-
-def as_config(composed: DictConfig) -> dict[str, Any]:
-    """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
-
-    :raises InputError: an option that does not exist, or one or its value that is not there.
-    """
-    options = {*_GROUPS, *_VALUES}
-    unknown = sorted({str(key) for key in composed} - options)
-    if unknown:
-        raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
-    absent = sorted(options - {str(key) for key in composed})
-    if absent:
-        raise InputError(f"{absent[0]}: is missing; `medcm fit --help` lists the options")
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise InputError(f"{missing[0]} must be given: {missing[0]}=...")
-    config = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
-
-
-def conf_dir() -> Path:
-    """The configuration folder: the checkout's, or the one inside an installed package."""
-    here = Path(__file__).resolve().parent
-    beside = here.parent / "conf"
-    return beside if (beside / "config.yaml").is_file() else here / "conf"
+def _with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
+    """Without a path, a cohort whose data are not public is a synthetic one, by name too, whose truth is
+    known."""
+    dataset = config["dataset"]
+    if dataset["cohort"] is None or dataset["path"] is not None:
+        return config
+    truth = truth_of(dataset["cohort"])
+    name = f"synthetic_{str(dataset['name']).removeprefix('synthetic_')}"
+    return {**config, "dataset": {**dataset, "name": name, "truth": truth}}
 
 
 def dataset_path(config: Config) -> Path:
-    """The event table that a configuration names; the default simulated data set is made where it does not
-    exist yet."""
+    """The event table that a configuration names; the default simulated data set, or the stand-in for a
+    cohort, is made where it does not exist yet."""
     dataset = config["dataset"]
+    if dataset["path"] is None and dataset["cohort"] is not None:
+        return made_cohort(config["outputs"], dataset["cohort"]) / "events.csv"
     if dataset["path"] is None:
         if dataset["events"] is None:
             raise InputError("dataset.path is null; expected the event table, a .csv or .parquet file")
@@ -380,24 +292,12 @@ def versions() -> Mapping[str, str]:
 
 def _optimizer(config: Config) -> MakeOptimizer:
     """:raises InputError: options that the optimiser refuses."""
-    make: MakeOptimizer = _made(config, "optimizer")
+    make: MakeOptimizer = made(config, "optimizer")
     try:
         make([torch.zeros(1, requires_grad=True)])
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"optimizer: {error}") from error
     return make
-
-
-def _made(config: Config, where: str, **arguments: Any) -> Any:
-    """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not
-    fit."""
-    try:
-        return instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from error
-        reason = error.__cause__ or error
-        raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
 
 
 def _truth(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] | None:
@@ -429,30 +329,48 @@ def _truth(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] |
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
+def _events(path: Path, dataset: Config) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
+    """The events that fits see; what the file holds; and, of prepared covariates, what was done."""
+    columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
+    how = Format(
+        columns=dataset["columns"],
+        keep=dataset["keep"],
+        bolus_duration=dataset["bolus_duration"],
+        predose_observations=dataset["predose_observations"],
+        over_time=dataset["over_time"],
+    )
+    if dataset["preparation"] is None:
+        events = read_events(path, columns, how)
+        return events, describe(events), None
+    steps = Preparation.build(dataset["preparation"])
+    given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
+    others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
+    raw = read_events(path, {**others, **given}, replace(how, optional=frozenset(given)))
+    if raw.regimes is not None:
+        name = min(raw.regimes.covariates)
+        raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
+    prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
+    wanted = [column for column in columns.values() if column not in others]
+    found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
+    dv, baseline = raw.dv, None
+    if steps.baseline:
+        baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
+        dv = subtract_baseline(dv, raw.subject, baseline)
+    events = replace(raw, dv=dv, covariates={name: found[column] for name, column in columns.items()})
+    return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
+
+
 def _check_predose(events: EventTable, error: ResidualError) -> None:
     if "additive" in error.components:
         return
-    first_dose = np.full(len(events.ids), np.inf)
-    np.minimum.at(first_dose, events.subject[events.is_dose], events.time[events.is_dose])
-    early = ~events.is_dose & (events.time <= first_dose[events.subject])
+    # Of each segment: a reset empties the compartments too.
+    part = events.subject * (events.segment.max() + 1) + events.segment
+    first_dose = np.full(part.max() + 1, np.inf)
+    np.minimum.at(first_dose, part[events.is_dose], events.clock[events.is_dose])
+    early = ~events.is_dose & (events.clock <= first_dose[part])
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(
             f"{events.source}: subject {subject!r} has an observation no later than its first dose, where "
             "the prediction and so the sd of a proportional error are zero; choose error=additive or combined"
         )
-
-
-def _difference(old: Config, new: Config, prefix: str = "") -> str:
-    """The first option in which two configurations differ, in words."""
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if a == b or f"{prefix}{key}" in ("dataset.path", *_NOT_IDENTITY):
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            inner = _difference(a, b, f"{prefix}{key}.")
-            if inner:
-                return inner
-            continue
-        return f"{prefix}{key} is {a!r} there and {b!r} here"
-    return "" if prefix else "its data or folds differ"

@@ -1,35 +1,33 @@
-"""Run folders -> the comparison of estimation methods (the paper's Table 1). No torch: only what the files
-say."""
+"""What is in run folders as tables to read and to publish: the comparison of estimation methods, estimates,
+patients (the paper's Tables 1 to 3), and expected values beside measured ones."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tabulate import tabulate
 
-from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
+from medcm_cli.summary import COUNTS, ESTIMATES, GROUP, MEASURES, Summary, summarize, unit_of
 
-GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
-MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
-COUNTS = ["complete", "failed", "unfinished"]
-ESTIMATES = ["omega_1", "omega_2", "rho_21", "sigma_additive", "sigma_proportional"]
-FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be
-    read, and why."""
-
-    fits: pd.DataFrame
-    table: pd.DataFrame
-    skipped: list[str]
+__all__ = [
+    "COUNTS",
+    "ESTIMATES",
+    "GROUP",
+    "MEASURES",
+    "Section",
+    "Summary",
+    "characteristics",
+    "compare",
+    "latex",
+    "markdown",
+    "sections",
+    "summarize",
+    "write",
+]
 
 
 class Section(NamedTuple):
@@ -40,171 +38,133 @@ class Section(NamedTuple):
     cells: list[list[str]]
 
 
-def summarize(
-    roots: Sequence[Path], tail: int | None = None, progress: Callable[[int], None] | None = None
-) -> Summary:
-    """Read every run folder below ``roots``.
-
-    :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default
-        the last quarter, at most 500 (METHODS, "Protocol").
-    :param progress: told the number of folders read so far.
-    :raises InputError: a root does not exist, or holds no run folder.
-    """
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder")
-    rows: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    distinct = {root.resolve(): root for root in roots}
-    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
-    # One folder at a time: memory holds one short row per fit, however many there are.
-    for folder in (folder for root in separate for folder in runs.find(root)):
-        outcome = _read(folder, tail)
-        if isinstance(outcome, str):
-            skipped.append(outcome)
-        else:
-            rows.append(outcome)
-        if progress is not None:
-            progress(len(rows) + len(skipped))
-    if not rows:
-        where = ", ".join(map(str, roots))
-        if skipped:
-            raise InputError(
-                f"{where}: none of {len(skipped)} run folders can be read; the first: {skipped[0]}"
-            )
-        raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
-    fits = pd.DataFrame(rows)
-    return Summary(fits, _table(fits), skipped)
-
-
-def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
-    """KL(N(0, true) || N(0, estimated)) of K x K covariances; NaN where ``estimated`` is not positive
-    definite."""
-    sign, log_det = np.linalg.slogdet(estimated)
-    if sign <= 0 or not np.isfinite(log_det):
-        return float("nan")
-    trace = np.trace(np.linalg.solve(estimated, true))
-    return float(0.5 * (trace - len(true) + log_det - np.linalg.slogdet(true)[1]))
-
-
-def _read(folder: Path, tail: int | None) -> dict[str, Any] | str:
-    """One fit's row, or why it has none."""
-    try:
-        record = runs.read_record(folder)
-        if record is None:
-            return f"{folder}: vanished while it was read"
-        return _row(folder, record, tail)
-    except InputError as error:
-        return str(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
-
-
-def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
-    address = record.address
-    row: dict[str, Any] = {name: getattr(address, name) for name in (*GROUP, "fold", "replicate")}
-    dataset = record.config["dataset"]
-    row |= {"status": record.status, "level_unit": str(dataset["level_unit"])}
-    if record.status == "failed" and record.failure:
-        row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
-    if record.status != "complete":
-        return row
-    table = runs.read_history(folder)
-    names = table.column_names
-    history = {name: np.asarray(table[name], dtype=np.float64) for name in names}
-    last = history["epoch"].max()
-    if not np.isfinite(last):
-        raise ValueError("an epoch is not a number")
-    in_tail = history["epoch"] >= last - (min(500, last / 4) if tail is None else tail)
-    estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
-    scale = float(dataset["level_scale"])
-    row |= {
-        "objective_value": estimate["objective_value"],
-        "rmse": estimate["rmse"],
-        "seconds": record.seconds,
-        "unconverged_modes": record.unconverged_modes,
-    }
-    row |= {name: estimate[name] for name in names if name.startswith(("omega_", "rho_", "sigma_"))}
-    if "sigma_additive" in row:
-        row["sigma_additive"] *= scale
-    if record.truth and "omega_1" in row:
-        row |= _distances(row, record.truth, scale)
-    return row
-
-
-def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
-    """How far a fit's reported estimates (tail means) are from the truth."""
-    result = {}
-    if truth["omega"] is not None:
-        true = np.asarray(truth["omega"], dtype=np.float64)
-        k = len(true)
-        sd = np.array([row[f"omega_{i + 1}"] for i in range(k)])
-        correlation = np.eye(k)
-        for i in range(k):
-            for j in range(i):
-                correlation[i, j] = correlation[j, i] = row[f"rho_{i + 1}{j + 1}"]
-        result["kl"] = kl_zero_mean(true, correlation * np.outer(sd, sd))
-        result["omega_mae"] = float(np.abs(sd - np.sqrt(np.diag(true))).mean())
-    errors = [
-        abs(row[f"sigma_{part}"] - value * (scale if part == "additive" else 1))
-        for part, value in truth["sigma"].items()
-        if f"sigma_{part}" in row
-    ]
-    return result | ({"sigma_mae": float(np.mean(errors))} if errors else {})
-
-
-def _table(fits: pd.DataFrame) -> pd.DataFrame:
-    """Per group: fits complete, failed and unfinished; n, median, mean and sd of every measure over complete
-    fits."""
-    rows = []
-    for key, group in fits.groupby(GROUP, sort=True):
-        status = group["status"]
-        row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
-        row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
-        row["unfinished"] = len(group) - row["complete"] - row["failed"]
-        units = group["level_unit"].unique()
-        row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
-        done = group[status == "complete"]
-        for name in (*MEASURES, *ESTIMATES):
-            values = done[name].dropna() if name in done else pd.Series(dtype=float)
-            row[f"{name}_median"] = values.median() if len(values) else np.nan
-            row[f"{name}_mean"] = values.mean() if len(values) else np.nan
-            row[f"{name}_sd"] = values.std() if len(values) > 1 else np.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 # -- presentation ----------------------------------------------------------------------------------
 
 
 def sections(summary: Summary) -> list[Section]:
     """Per study and dataset a table of the comparison and one of the estimates: median (sd) over the complete
-    fits. Columns that say nothing are left out: measures that no row has, and what tells no rows apart."""
+    fits, or over the shuffles of a nested split; where both were fitted, combined beside additive error. Per
+    study one of its patients. Columns that say nothing are left out: measures that no row has, and what tells
+    no rows apart."""
     result = []
     for (study, dataset), table in summary.table.groupby(["study", "dataset"], sort=True):
         unit = ", ".join(table["level_unit"].unique())
-        counts = ["complete", "failed", *(["unfinished"] if table["unfinished"].any() else [])]
+        nested = bool(table["nested"].all())
+        optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
+        optional += ["epochs"] if nested or len(table["epochs"].unique()) > 1 else []
         comparison = {
             "objective_value": ("objective value", 1),
             "rmse": (f"RMSE, {unit}", 2),
             "kl": ("KL of Omega", 4),
             "seconds": ("s per fit", 2),
         }
-        estimates = {
-            "omega_1": ("omega 1", 3),
-            "omega_2": ("omega 2", 3),
-            "rho_21": ("rho", 3),
-            "sigma_additive": (f"sigma, {unit}", 2),
-            "sigma_proportional": ("sigma prop.", 3),
-            "omega_mae": ("omega MAE", 4),
-            "sigma_mae": (f"sigma MAE, {unit}", 3),
-        }
         title = f"{study}, {dataset}"
-        result.append(_section(title, table, counts, comparison))
+        result.append(
+            _section(
+                f"{title}: over outer shuffles, of means over inner folds" if nested else title,
+                table,
+                ["complete", "failed", *optional],
+                comparison,
+            )
+        )
         mixed = table[table["omega_1_median"].notna()]
         if len(mixed):
-            result.append(_section(f"{title}: estimates", mixed, [], estimates))
+            result.append(_section(f"{title}: estimates", mixed, [], _estimates(table, unit)))
+        fits = summary.fits
+        both = _error_models(fits[(fits["study"] == study) & (fits["dataset"] == dataset)])
+        if both:
+            headers = ["objective", "additive error", "combined error", "difference within fits"]
+            result.append(Section(f"{title}: objective value by error model", headers, both))
+    for study in sorted({study for study, _ in summary.cohorts}):
+        cohorts = {name: held for (of, name), held in sorted(summary.cohorts.items()) if of == study}
+        result.append(_patients(f"{study}: patients", cohorts))
     return result
+
+
+def _estimates(table: pd.DataFrame, unit: str) -> dict[str, tuple[str, int]]:
+    """Estimates -> their headers and digits, in the order in which they are shown."""
+    names = [str(name).removesuffix("_median") for name in table]
+    places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
+    single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
+    shown = {f"omega_{i}": (f"omega {i}", 3) for i in single} | {f"cv_{i}": (f"CV% {i}", 1) for i in single}
+    shown |= {f"rho_{ij}": ("rho" if len(pairs) == 1 else f"rho {ij}", 3) for ij in pairs}
+    return shown | {
+        "sigma_additive": (f"sigma, {unit}", 2),
+        "sigma_proportional": ("sigma prop.", 3),
+        "omega_mae": ("omega MAE", 4),
+        "sigma_mae": (f"sigma MAE, {unit}", 3),
+    }
+
+
+def _error_models(fits: pd.DataFrame) -> list[list[str]]:
+    """Rows of objectives that were fitted with additive and with combined error and otherwise alike: median
+    (sd) of the objective value with each, and of the difference between two fits of the same subjects."""
+    rows: list[list[str]] = []
+    done = fits[(fits["status"] == "complete") & fits["error"].isin(["additive", "combined"])]
+    if "sigma_additive" not in done:
+        return rows
+    done = done[done["sigma_additive"].notna()]
+    for (objective, _, variant), group in done.groupby(["objective", "learning_rate", "variant"]):
+        additive, combined = (
+            part.groupby(unit_of(part))["objective_value"].mean()
+            for part in (group[group["error"] == name] for name in ("additive", "combined"))
+        )
+        if len(additive) and len(combined):
+            columns = (additive, combined, (combined - additive).dropna())
+            label = str(objective) if variant == "default" else f"{objective}, {variant}"
+            rows.append([label, *(_cell(column.median(), column.std(), 1) for column in columns)])
+    return rows
+
+
+def characteristics(title: str, held: Mapping[str, Any], amount_unit: str, level_unit: str) -> Section:
+    """What ``medcm_cli.data.describe`` found in an event table, in the form of the paper's Table 2."""
+    rows = _characteristics(held, f"amount per subject, {amount_unit}", level_unit)
+    return Section(title, ["characteristic", "median (least to most)"], [list(row) for row in rows.items()])
+
+
+def _patients(title: str, cohorts: Mapping[str, Mapping[str, Any]]) -> Section:
+    """The characteristics of several data sets side by side."""
+    columns = [_characteristics(held, "amount per subject", held["level_unit"]) for held in cohorts.values()]
+    labels = dict.fromkeys(label for rows in columns for label in rows)
+    cells = [[label, *(rows.get(label, "") for rows in columns)] for label in labels]
+    return Section(title, ["median (least to most)", *cohorts], cells)
+
+
+def _characteristics(held: Mapping[str, Any], amount: str, level_unit: str) -> dict[str, str]:
+    """Label -> text. What hardly any table has stands there only where this one has it."""
+    rows = {
+        "subjects": str(held["subjects"]),
+        "doses": str(held["doses"]),
+        "doses per subject": _spread(held["doses_per_subject"]),
+        amount: _spread(held["amount_given"]),
+        "infusions of more than 1 h": str(held["infusions_over_an_hour"]),
+        "infusions of a modelled length": str(held["modelled_durations"]),
+        "steady states": str(held["steady_states"]),
+        "resets": str(held["resets"]),
+        "occasions": str(held["occasions"]),
+        "observations": str(held["observations"]),
+        "observations per subject": _spread(held["observations_per_subject"]),
+        "observations below the limit of quantification": str(held["below_limit"]),
+        f"level, {level_unit}": _spread(held["level"]),
+        "follow-up, h": _spread(held["follow_up"]),
+    }
+    for label in ("steady states", "resets", "infusions of a modelled length"):
+        if rows[label] == "0":
+            del rows[label]
+    for name, covariate in held["covariates"].items():
+        missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
+        changes = "changes in time" if name in held["changing"] else ""
+        notes = ", ".join(note for note in (_spread(covariate["values"]), missing, changes) if note)
+        rows[f"covariate {name}"] = notes
+    return rows
+
+
+def _spread(values: Sequence[float] | None) -> str:
+    """A median with the range around it, where there is any."""
+    if values is None:
+        return "-"
+    median, least, most = (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}" for value in values)
+    return median if least == most else f"{median} ({least} to {most})"
 
 
 def _section(
@@ -219,7 +179,7 @@ def _section(
     cells = [
         [
             *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in keys),
-            *(str(row[name]) for name in counts),
+            *("-" if np.isnan(row[name]) else f"{row[name]:g}" for name in counts),
             *(
                 _cell(row[f"{name}_median"], row[f"{name}_sd"], digits)
                 for name, (_, digits) in present.items()
@@ -244,7 +204,7 @@ def compare(summary: Summary, expected: Path) -> Section:
 
     ``expected`` is a CSV with the columns objective, measure, statistic, value, tolerance, source, and any
     of the columns study, dataset, error, learning_rate, variant to choose the group. ``statistic`` is median,
-    mean or sd of a measure, or count, where ``measure`` is complete, failed or unfinished.
+    mean or sd of a measure, or count, where ``measure`` is complete, failed, unfinished or redrawn.
 
     :raises InputError: a column is missing, or a measure unknown.
     """

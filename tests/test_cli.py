@@ -318,6 +318,24 @@ def test_help(place: Path, quick: Quick, arguments: list[str], words: list[str])
     assert not (place / "outputs" / "data").exists()
 
 
+def test_a_table_is_checked_without_fitting_it(place: Path, quick: Quick) -> None:
+    (place / "clinic.csv").write_text(EVENTS.replace("high", "0.4").replace("mdv", "MISSING"))
+    before = sorted(place.iterdir())
+    options = ("--column", "mdv=MISSING", "--level-unit", "IU/dL", "--covariate", "wt")
+    lines = succeeded(quick(place, "data", "check", "clinic.csv", *options))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    shown = {row[0]: row[1] for row in cells}
+    assert shown["subjects"] == "2"
+    assert shown["doses per subject"] == "1"
+    assert shown["observations"] == "2"
+    assert shown["level, IU/dL"] == "0.45 (0.4 to 0.5)"
+    assert shown["follow-up, h"] == "4"
+    assert shown["covariate wt"] == "70"
+    assert "covariate vwf" not in shown
+    assert lines[-1] == "clinic.csv: no fault found"
+    assert sorted(place.iterdir()) == before
+
+
 def test_benchmark_measures_each_objective(place: Path, quick: Quick) -> None:
     before = sorted(place.iterdir())
     result = quick(place, "benchmark", "--epochs", "2", "--repeats", "1")
@@ -369,6 +387,13 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "absent data": (("fit", "dataset.path=absent"), "absent"),
     "data not given": (("fit", "dataset=table"), "dataset.path"),
     "bad cell": ((*TABLE, "dataset.path=bad.csv"), "bad.csv, line 5, column 'dv'"),
+    "bad cell of a table to check": (("data", "check", "bad.csv"), "bad.csv, line 5, column 'dv'"),
+    "table to check absent": (("data", "check", "absent.csv"), "absent.csv: no such file"),
+    "something else to do with data": (("data", "clean", "bad.csv"), "'clean'"),
+    "column without a name": (("data", "check", "bad.csv", "--column", "dv"), "--column dv: expected NAME="),
+    "column for no role": (("data", "check", "bad.csv", "--column", "level=dv"), "'level'; expected some of"),
+    "covariate that is absent": (("data", "check", "bad.csv", "--covariate", "age"), "'age' is missing"),
+    "rows to keep that are not there": (("data", "check", "bad.csv", "--keep", "id=c"), "['c']"),
     "other configuration": (
         ("fit", "objective=fo", "variant=first", *SHORT, "epochs=5"),
         "epochs",

@@ -8,10 +8,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from test_study import SMALL, composed, configuration
 
-from medcm_cli import study
+from medcm_cli import options
+from medcm_cli.options import conf_dir
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.simulate import SAMPLE_TIMES, Settings, Truth, write_study
-from medcm_cli.study import Setup, conf_dir
+from medcm_cli.study import Setup
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))
@@ -19,7 +20,25 @@ NAMES = [leaf.as_posix() for leaf in LEAVES]
 # What a choice needs beside it.
 PARTNERS = {
     "pk/one_compartment": ("network.global_parameters=[]",),
+    "pk/one_compartment_oral": ("network.global_parameters=[KA]",),
+    "pk/two_compartment_oral": ("network.global_parameters=[Q,V2,KA]",),
+    "pk/three_compartment": ("network.global_parameters=[Q,V2,Q3,V3]",),
+    "pk/three_compartment_oral": ("network.global_parameters=[Q,V2,Q3,V3,KA]",),
+    "pk/michaelis_menten": (
+        "network=none",
+        "network.global_parameters=[VM,KM,V1]",
+        "random_effects=[VM,V1]",
+        "dataset.truth=null",
+    ),
+    "pk/neural_ode": (
+        "network.global_parameters=[UP1,UP2,UP3,DOWN1,DOWN2,DOWN3,SLOPE1,SLOPE2,SLOPE3]",
+        "random_effects=[V1]",
+        "dataset.truth=null",
+    ),
     "dataset/table": ("split=bootstrap",),
+    "dataset/prophylaxis": ("network=real_data", "split=nested"),
+    "dataset/perioperative": ("network=real_data", "split=nested"),
+    "network/real_data": ("dataset=prophylaxis", "split=nested"),
 }
 
 
@@ -65,7 +84,8 @@ def test_a_leaf_has_one_target_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -> None:
-    path = data / "simulation.csv" if name == "dataset/table" else data
+    path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
+    path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
     setup = Setup.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
     trained = setup.train([(1, 1), (1, 2)])
@@ -96,6 +116,8 @@ def test_defaults_are_those_of_the_simulation_study() -> None:
     assert config.objective.estimator == "path_derivative"
     assert config.error.components == ["additive"]
     assert composed("split=bootstrap").split.size == 60
+    assert composed("split=nested").split.inner_folds == 10
+    assert config.omega == "full"
     assert composed("objective=foce").objective.formulation == "joint"
     rates = {name: composed(f"objective={name}").learning_rate for name in ("mse", "fo", "foce", "vi")}
     assert rates == {"mse": 0.1, "fo": 0.1, "foce": 0.01, "vi": 0.1}
@@ -107,11 +129,19 @@ def test_the_optimizer_follows_the_learning_rate() -> None:
         assert config.optimizer.lr == config.learning_rate == config.objective.learning_rate
 
 
-@pytest.mark.parametrize("dataset", ["simulated", "table"])
-def test_covariates_of_the_methods(dataset: str) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "size", "column", "reference"),
+    [
+        ("simulated", "weight", "wt", 70),
+        ("table", "weight", "wt", 70),
+        ("prophylaxis", "ffm", "ffm", 60),
+        ("perioperative", "ffm", "ffm", 60),
+    ],
+)
+def test_covariates_of_the_methods(dataset: str, size: str, column: str, reference: float) -> None:
     config = OmegaConf.load(ROOT / "conf" / "dataset" / f"{dataset}.yaml")
-    weight, vwf = config.covariates.weight, config.covariates.vwf
-    assert (weight.column, weight.scale, weight.reference) == ("wt", 150, 70)
+    of_size, vwf = config.covariates[size], config.covariates.vwf
+    assert (of_size.column, of_size.scale, of_size.reference) == (column, 150, reference)
     assert (vwf.column, vwf.scale, vwf.reference) == ("vwf", 350, 100)
     assert config.level_scale == 100  # IU/mL to IU/dL
 
@@ -157,7 +187,7 @@ def test_where_the_configuration_is_looked_for(tmp_path: Path, monkeypatch: pyte
     installed = tmp_path / "site-packages" / "medcm_cli"
     (installed / "conf").mkdir(parents=True)
     (installed / "conf" / "config.yaml").touch()
-    monkeypatch.setattr(study, "__file__", str(installed / "study.py"))
+    monkeypatch.setattr(options, "__file__", str(installed / "options.py"))
     assert conf_dir() == installed / "conf"
     # A folder named conf beside an installation is somebody else's.
     (installed.parent / "conf").mkdir()

@@ -17,9 +17,10 @@ from test_study import configuration
 from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.objectives import Fo, Foce
+from medcm_cli.options import axis, conf_dir, folds_of
 from medcm_cli.simulate import Settings, write_study
 from medcm_cli.streams import Stream
-from medcm_cli.study import Setup, axis, conf_dir
+from medcm_cli.study import Setup
 from medcm_cli.tables import ESTIMATES, MEASURES
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -40,10 +41,15 @@ def composed(sweep: Path, *overrides: str) -> DictConfig:
         return compose(sweep.stem, [searchpath, *overrides], return_hydra_config=True)
 
 
+def objectives_of(config: DictConfig) -> list[str]:
+    """Those that are swept, or else the one."""
+    swept = config.hydra.sweeper.params or {}
+    return str(swept.get("objective", config.hydra.runtime.choices.objective)).split(",")
+
+
 @pytest.mark.parametrize("sweep", SWEEPS, ids=[f"{path.parent.name}/{path.stem}" for path in SWEEPS])
 def test_a_sweep_names_objectives_that_exist(sweep: Path) -> None:
-    swept = composed(sweep).hydra.sweeper.params.objective
-    for name in swept.split(","):
+    for name in objectives_of(composed(sweep)):
         assert composed(sweep, f"objective={name}").objective.learning_rate > 0
 
 
@@ -65,17 +71,46 @@ def test_a_sweep_has_the_fits_that_its_readme_says(sweep: str, folds: int, repli
     assert config.study == sweep.replace("/", "_")
 
 
+@pytest.mark.parametrize(
+    ("dataset", "objective", "epochs"),
+    [
+        ("prophylaxis", "mse", 1000),
+        ("prophylaxis", "fo", 1000),
+        ("prophylaxis", "foce", 2000),
+        ("prophylaxis", "vi", 1000),
+        ("perioperative", "mse", 1000),
+        ("perioperative", "fo", 1000),
+        ("perioperative", "foce", 2000),
+        ("perioperative", "vi", 1250),
+    ],
+)
+def test_table3_is_the_protocol_of_the_real_data(dataset: str, objective: str, epochs: int) -> None:
+    """METHODS, "Protocol: real data"."""
+    choices = (f"dataset={dataset}", f"objective={objective}")
+    config = composed(EXPERIMENTS / "table3" / "combined.yaml", *choices)
+    assert (config.epochs, config.tail, config.checkpoint_every) == (epochs, 250, 25)
+    assert config.learning_rate == (0.01 if objective == "foce" else 0.1)
+    assert list(config.error.components) == ["additive", "proportional"]
+    assert [branch.inputs for branch in config.network.branches] == [["ffm"], ["vwf"]]
+    assert len(folds_of(config)) == 100
+    assert config.study == "table3"
+    additive = composed(EXPERIMENTS / "table3" / "additive.yaml", *choices)
+    assert list(additive.error.components) == ["additive"]
+    differing = {"error"} | {key for key in config if config[key] != additive[key]} - {"hydra"}
+    assert differing == {"error"}
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/expected*.csv")), ids=lambda p: p.parent.name)
 def test_expected_values_belong_to_a_sweep_of_their_folder(path: Path) -> None:
     frame = pd.read_csv(path)
     assert len(frame) > 5
-    swept = {}
+    swept = set()
     for sweep in path.parent.glob("*.yaml"):
         config = composed(sweep)
-        swept[config.study] = config.hydra.sweeper.params.objective.split(",")
+        swept |= {(config.study, name) for name in objectives_of(config)}
     for row in frame.itertuples():
-        assert row.objective in swept[row.study]
-        assert row.measure in {*MEASURES, *ESTIMATES, "failed"}
+        assert (row.study, row.objective) in swept
+        assert row.measure in {*MEASURES, *ESTIMATES, "failed"} or row.measure.startswith("omega_")
         assert row.statistic in {"median", "mean", "sd", "count"}
 
 

@@ -57,7 +57,20 @@ def test_batches_of_a_multirun_cover_each_fit_once(folds: int, replicates: int, 
     assert f"batch.fits={most}" in result
 
 
-@pytest.mark.parametrize("name", ["fold", "replicate"])
+@pytest.mark.parametrize("most", [1, 3, 10, 25, 100, 1000])
+def test_batches_of_a_nested_split_cover_each_fit_once(most: int) -> None:
+    given = ["-m", "split=nested", "outer=range(1,4)", "inner=range(1,11)", "replicate=1,2"]
+    result = coalesce([*given, f"batch.fits={most}"])
+    jobs = list(itertools.product(*(swept(result, name) for name in ("outer", "inner", "replicate"))))
+    fits = [fit for job in jobs for fit in itertools.product(*job)]
+    assert sorted(fits) == list(itertools.product(range(1, 4), range(1, 11), range(1, 3)))
+    assert all(0 < len(outer) * len(inner) * len(replicate) <= most for outer, inner, replicate in jobs)
+    assert len(jobs) >= 60 / most
+    if most >= 60:
+        assert len(jobs) == 1
+
+
+@pytest.mark.parametrize("name", ["fold", "outer", "inner", "replicate"])
 def test_batches_of_one_axis(name: str) -> None:
     result = coalesce(["--multirun", "batch.fits=3", f"{name}=range(1,8)"])
     assert swept(result, name) == [[1, 2, 3], [4, 5, 6], [7]]
@@ -82,6 +95,7 @@ def test_without_a_multirun_a_batch_stays_one_job() -> None:
         ["dataset.path=a=b", "variant=fold=1"],
         ["folds=1,2", "fold.x=1,2", "+fold=1", "~fold", "fold", "batch.fits=null"],
         ["-m", "batch.fits=2", "study=x"],
+        ["outer=null", "inner=null"],
     ],
 )
 def test_the_rest_passes_untouched(arguments: list[str]) -> None:
@@ -94,7 +108,7 @@ def test_lists_of_lists_are_left_alone(more: list[str]) -> None:
     assert coalesce(given) == given
 
 
-@pytest.mark.parametrize("name", ["fold", "replicate"])
+@pytest.mark.parametrize("name", ["fold", "outer", "inner", "replicate"])
 @pytest.mark.parametrize(
     "value", ["0", "one", "1.5", "-1", "range(1,", "[1", "1,1", "[2,2]", "range(5,1)", "[]"]
 )

@@ -17,8 +17,9 @@ LAYERS = (
     ("medcm_cli", "errors", "files", "terminal", "metrics"),  # medcm_cli: the package itself, its version
     ("pk", "streams"),
     ("data", "networks", "variability", "runs"),
-    ("covariates", "model"),
-    ("objectives", "simulate", "tables"),
+    ("covariates", "model", "options", "summary"),
+    ("objectives", "simulate", "preparation", "tables"),
+    ("cohorts", "evaluation"),
     ("fit",),
     ("results",),
     ("study",),
@@ -100,10 +101,10 @@ def test_torchdiffeq_is_behind_pk() -> None:
 
 def test_hydra_is_where_configurations_are_composed() -> None:
     users = {unit(name) for name in SOURCES if top_level(name) & {"hydra", "omegaconf"}}
-    assert users == {"study", "fit_command", "benchmark"}
+    assert users == {"options", "fit_command", "benchmark"}
 
 
-@pytest.mark.parametrize("name", ["medcm_cli.fit", "medcm_cli.results"])
+@pytest.mark.parametrize("name", ["medcm_cli.evaluation", "medcm_cli.fit", "medcm_cli.results"])
 def test_the_training_loop_names_no_objective(name: str) -> None:
     assert {other for other in ours(name) if unit(other) == "objectives"} == {"medcm_cli.objectives.base"}
     text = SOURCES[name].read_text(encoding="utf-8").lower()
@@ -113,7 +114,7 @@ def test_the_training_loop_names_no_objective(name: str) -> None:
     assert not words & {"mse", "fo", "foce", "vi"}
 
 
-@pytest.mark.parametrize("name", ["runs", "tables", "files", "terminal", "errors", "cli"])
+@pytest.mark.parametrize("name", ["runs", "summary", "tables", "files", "terminal", "errors", "cli"])
 def test_what_only_reads_files_imports_no_torch(name: str) -> None:
     assert "torch" not in top_level(f"medcm_cli.{name}")
 

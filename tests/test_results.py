@@ -1,7 +1,7 @@
 """Tables of a trained batch, recomputed by numpy and scipy from nothing but the stored parameters."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -130,6 +130,26 @@ def test_history_follows_from_the_parameters(of_vi: Tables, fit: int) -> None:
             + np.log(np.linalg.det(estimated) / np.linalg.det(OMEGA))
         )
         assert row["kl"] == pytest.approx(kl, rel=1e-9)
+
+
+def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
+    """Their dv is the limit, not a level."""
+    rows = np.flatnonzero(~EVENTS.is_dose)
+    below = np.zeros(len(EVENTS.time), dtype=bool)
+    below[rows[::4]] = True
+    events = replace(EVENTS, censored=below, dv=np.where(below, 7.0, EVENTS.dv))
+    everyone = Population.from_events(events, torch.float64)
+    population, test = everyone.select([TRAIN[0]]), everyone.select([TEST[0]])
+    trained = train(model, Vi(), population, [Stream(0, 1, 1)], optimizer, 2, 2, torch.float64)
+    (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, 100.0)
+    left = ~below | EVENTS.is_dose
+    known = replace(
+        EVENTS, **{name: getattr(EVENTS, name)[left] for name in ("subject", "time", "is_dose", "dv")}
+    )
+    known = replace(known, **{name: getattr(EVENTS, name)[left] for name in ("amount", "duration")})
+    for row in of_fit["history"].to_pylist():
+        values = values_at(of_fit["parameters"], row["epoch"])
+        assert row["rmse"] == pytest.approx(100 * error_on(known, TEST[0], values), rel=1e-8)
 
 
 def test_history_of_mse_has_no_random_effects(model: Model) -> None:

@@ -61,12 +61,24 @@ def test_folder_of_an_address(tmp_path: Path) -> None:
         ({"fold": 123}, "fold=123"),
         ({"replicate": 40}, "replicate=40"),
         ({"variant": "epochs-4+seed-2"}, "variant=epochs-4+seed-2"),
+        ({"fold": 27, "outer": 3, "inner": 7}, "outer=03"),
+        ({"fold": 27, "outer": 3, "inner": 7}, "inner=07"),
     ],
 )
 def test_each_field_has_its_own_folder(tmp_path: Path, change: dict[str, object], part: str) -> None:
     folder = replace(ADDRESS, **change).folder(tmp_path)
     assert part in folder.parts
     assert folder != ADDRESS.folder(tmp_path)
+
+
+def test_folder_of_a_fit_in_a_nested_split(tmp_path: Path) -> None:
+    address = replace(ADDRESS, fold=27, outer=3, inner=7, replicate=2)
+    folder = address.folder(tmp_path)
+    assert folder.parts[-4:] == ("variant=default", "outer=03", "inner=07", "replicate=2")
+    runs.write_record(tmp_path, replace(make_record(), address=address))
+    found = runs.read_record(folder)
+    assert found is not None
+    assert found.address == address
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "a\0b"])
@@ -144,7 +156,10 @@ def _other(**changes: object) -> bytes:
         _other(truth=3),
         *(
             _other(address=asdict(ADDRESS) | change)
-            for change in ({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"})
+            for change in (
+                *({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"}),
+                *({"outer": "1"}, {"inner": 2.5}),
+            )
         ),
         b"[" * 100_000,
     ],
@@ -155,6 +170,22 @@ def test_damaged_record_is_named_in_one_line(tmp_path: Path, content: bytes) -> 
         runs.read_record(tmp_path)
     assert str(tmp_path / "run.json") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_record_of_a_time_before_there_were_nested_splits(tmp_path: Path) -> None:
+    content = asdict(make_record())
+    del content["address"]["outer"], content["address"]["inner"], content["redraws"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert runs.read_record(tmp_path) == make_record()
+
+
+def test_preparation_lies_beside_the_fits_of_its_dataset(tmp_path: Path) -> None:
+    runs.write_record(tmp_path, make_record())
+    for rows in (2, 3):  # whatever was there before
+        runs.write_preparation(tmp_path, make_record(), a_table(rows))
+    path = tmp_path / "mine" / "dataset=simulated" / "preparation.parquet"
+    assert pyarrow.parquet.ParquetFile(path).read().equals(a_table(3))
+    assert list(runs.find(tmp_path)) == [ADDRESS.folder(tmp_path)]
 
 
 def test_record_cut_off_anywhere_is_damaged(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from medcm_cli import runs
+from medcm_cli.data import nested
 from medcm_cli.errors import InputError
+from medcm_cli.options import as_config, axis, conf_dir
 from medcm_cli.simulate import Settings, write_study
-from medcm_cli.study import Setup, as_config, axis, conf_dir
+from medcm_cli.study import Setup
 
 SMALL = Settings(n=30, folds=3, fold_size=8)
 
@@ -44,7 +46,7 @@ def configuration(data: Path | None, outputs: Path, *overrides: str) -> dict[str
     config = copy.deepcopy(composed(*(f"{group}={choice}" for group, choice in sorted(groups.items()))))
     for override in parsed:
         if override.key_or_group not in groups:
-            OmegaConf.update(config, override.key_or_group, override.value())
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     labels = {"objective": "vi", "error": "additive", "variant": ""}
     return as_config(config) | {"labels": {name: groups.get(name, label) for name, label in labels.items()}}
 
@@ -191,6 +193,37 @@ REFUSED = [
     ("dataset.covariates.weight.reference=abc", "dataset.covariates.weight.reference"),
     ("dataset.truth.sigma=3", "dataset.truth.sigma"),
     ("dataset.truth.sigma.additive=-1", "dataset.truth.sigma"),
+    ("outer=1", "outer=1: this split has fold"),
+    ("inner=[1,2]", "inner"),
+    ("split=bootstrap outer=1", "outer=1: this split has fold"),
+    ("split=nested fold=2", "fold=2: split=nested has outer and inner"),
+    ("split=nested fold=[1,2]", "fold"),
+    ("split=nested inner=11", "inner=11"),
+    ("split=nested outer=0", "outer=0"),
+    ("split=nested outer=one", "outer=one"),
+    ("split=nested split.inner_folds=31", "split.inner_folds"),
+    ("split=nested split.inner_folds=1", "split.inner_folds"),
+    ("split=nested split.inner_folds=few", "split.inner_folds"),
+    ("omega=block", "omega"),
+    ("omega=null", "omega"),
+    ("redraws=-1", "redraws"),
+    ("redraws=null", "redraws"),
+    ("tail=-1", "tail"),
+    ("tail=last", "tail"),
+    ("dataset.batch_subjects=0", "dataset.batch_subjects"),
+    ("dataset.batch_subjects=half", "dataset.batch_subjects"),
+    ("dataset.columns=DV", "dataset.columns"),
+    ("dataset.columns={dv:LEVEL}", "LEVEL"),
+    ("dataset.columns={depth:x}", "depth"),
+    ("dataset.keep=null", "dataset.keep"),
+    ("dataset.keep={id:[nobody]}", "nobody"),
+    ("dataset.bolus_duration=-1", "dataset.bolus_duration"),
+    ("dataset.bolus_duration=short", "dataset.bolus_duration"),
+    ("dataset.over_time=mean", "dataset.over_time"),
+    ("dataset.over_time={weight:last}", "dataset.over_time.weight"),
+    ("dataset.cohort=surgery dataset.path=null", "surgery"),
+    ("dataset.preparation=full", "dataset.preparation"),
+    ("dataset.preparation={columns:{}}", "dataset.preparation.columns"),
     (f"study={'s' * 300}", "study"),
     (f"variant={'v' * 300}", "variant"),
 ]
@@ -351,6 +384,12 @@ def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
         ("dataset.covariates.vwf.reference=90", "dataset.covariates.vwf.reference"),
         ("dataset.truth.sigma.additive=0.04", "dataset.truth.sigma.additive"),
         ("split.validation=null", "split.validation"),
+        ("omega=diagonal", "omega"),
+        ("dataset.over_time={vwf:mean}", "dataset.over_time.vwf"),
+        ("redraws=0", "redraws"),
+        ("dataset.batch_subjects=4", "dataset.batch_subjects"),
+        ("dataset.keep={bgo:[0,1]}", "dataset.keep.bgo"),
+        ("dataset.bolus_duration=0", "dataset.bolus_duration"),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_refused(
@@ -368,7 +407,16 @@ def test_another_configuration_in_the_same_folder_is_refused(
 
 
 @pytest.mark.parametrize(
-    "change", ["batch.fits=1", "batch.processes=1", "batch.threads=2", "replicate=[2,1]", "fold=2"]
+    "change",
+    [
+        "batch.fits=1",
+        "batch.processes=1",
+        "batch.threads=2",
+        "replicate=[2,1]",
+        "fold=2",
+        "tail=1",
+        "outer=null",
+    ],
 )
 def test_options_that_change_no_result_are_no_other_configuration(
     data: Path, outputs: Path, change: str
@@ -412,6 +460,210 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="fold=02"):
         Setup.build(configuration(copy, outputs, *FOUR)).plan()
     assert Setup.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
+
+
+LATER = ("outer", "inner", "omega", "redraws", "tail")
+LATER_OF_DATASET = ("columns", "keep", "bolus_duration", "over_time", "preparation", "batch_subjects")
+
+
+def test_results_of_before_there_were_these_options_stay_valid(data: Path, outputs: Path) -> None:
+    """A configuration without an option is one in which it has the value that it now has by default."""
+    config = configuration(data, outputs, *FOUR)
+    for option in LATER:
+        del config[option]
+    config["dataset"] = {k: v for k, v in config["dataset"].items() if k not in LATER_OF_DATASET}
+    assert Setup.build(config).plan().todo == ()
+    digest = runs.config_hash(
+        identity_before(config),
+        {
+            "fingerprint": runs.fingerprint([data / "simulation.parquet"]),
+            "subjects": 30,
+            "train": Setup.build(config).folds[1].train.tolist(),
+            "test": Setup.build(config).folds[1].test.tolist(),
+        },
+    )
+    record = runs.read_record(folder_of(outputs, 1, 1))
+    assert record is not None
+    assert record.config_hash == digest
+
+
+def identity_before(config: dict[str, Any]) -> dict[str, Any]:
+    """What a result was identified by before there were options to leave out."""
+    own = ("study", "outputs", "fold", "replicate", "variant", "overwrite", "batch", "labels")
+    dataset = {k: v for k, v in config["dataset"].items() if k != "path"}
+    return {k: v for k, v in config.items() if k not in own} | {"dataset": dataset}
+
+
+# -- nested cross-validation -----------------------------------------------------------------------
+
+NESTED = ("split=nested", "split.inner_folds=3", "outer=[1,2]", "inner=[1,3]", "objective=fo")
+
+
+@pytest.fixture(scope="module")
+def crossed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("crossed")
+    setup = Setup.build(configuration(data, outputs, *NESTED))
+    setup.run(list(setup.plan().records.values()))
+    return outputs
+
+
+def test_outer_and_inner_are_one_batch_with_folders_of_their_own(crossed: Path) -> None:
+    found = [folder.parts[-4:] for folder in runs.find(crossed)]
+    assert found == [
+        ("variant=default", f"outer=0{outer}", f"inner=0{inner}", "replicate=1")
+        for outer in (1, 2)
+        for inner in (1, 3)
+    ]
+    for folder in runs.find(crossed):
+        record = runs.read_record(folder)
+        assert record is not None
+        assert record.status == "complete"
+        assert record.batch["fits"] == 4
+        assert record.address.fold == 3 * (record.address.outer - 1) + record.address.inner
+        trained_on = (
+            pyarrow.parquet.ParquetFile(folder / "random_effects.parquet").read()["subject"].to_pylist()
+        )
+        fold = nested(record.address.outer, record.address.inner, 30, 3, 0)
+        assert trained_on == (fold.train + 1).tolist()
+        assert not set(trained_on) & set(fold.test + 1)
+
+
+def test_a_nested_study_goes_on_where_it_was(data: Path, crossed: Path) -> None:
+    wider = ("inner=[1,2,3]", "replicate=[1,2]", "outer=1")
+    plan = Setup.build(configuration(data, crossed, *NESTED[:2], *wider, "objective=fo")).plan()
+    assert plan.done == ((1, 1), (3, 1))
+    assert plan.todo == ((1, 2), (2, 1), (2, 2), (3, 2))
+    with pytest.raises(InputError, match=r"split\.seed is 0 there and 1 here"):
+        Setup.build(configuration(data, crossed, *NESTED, "split.seed=1")).plan()
+
+
+def test_one_nested_fold_without_a_word_about_which(data: Path, tmp_path: Path) -> None:
+    setup = Setup.build(configuration(data, tmp_path, "split=nested"))
+    ((_, record),) = setup.plan().records.items()
+    assert (record.address.outer, record.address.inner, record.address.fold) == (1, 1, 1)
+    assert len(setup.folds[1].train) == 27
+
+
+def test_random_numbers_of_a_nested_fit_are_those_of_its_number(
+    data: Path, crossed: Path, tmp_path: Path
+) -> None:
+    """Fit (outer 2, inner 1) of three inner folds starts where fold 4 of any split starts."""
+    four = configuration(data, tmp_path, "split=bootstrap", "fold=4", "objective=fo")
+    plain = Setup.build(four).train([(4, 1)])
+    start = plain.layout.unpack(plain.checkpoints[0])
+    (folder,) = crossed.glob("**/outer=02/inner=01/replicate=1")
+    frame = pyarrow.parquet.ParquetFile(folder / "parameters.parquet").read().to_pandas()
+    first = frame[frame["epoch"] == 0].astype({"name": str})
+    # After one step of Adam each value has moved by the learning rate at most.
+    for name in ("global.Q", "omega", "weight.hidden_1.weight"):
+        found = first[first["name"] == name]["value"].to_numpy()
+        np.testing.assert_allclose(found, start[name][..., 0].flatten(), atol=0.2001)
+    again = Setup.build(configuration(data, tmp_path, *NESTED))
+    same = again.train([(4, 1)])
+    np.testing.assert_allclose(
+        frame["value"], same.checkpoints[:, :, 0].flatten().numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+# -- cohorts and their preparation -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "subjects"), [("prophylaxis", 69), ("perioperative", 66)])
+def test_without_a_path_a_cohort_is_a_synthetic_one_and_says_so(
+    tmp_path: Path, kind: str, subjects: int
+) -> None:
+    choices = (f"dataset={kind}", "network=real_data", "split=nested", "objective=fo", "error=combined")
+    setup = Setup.build(configuration(None, tmp_path, *choices))
+    setup.run(list(setup.plan().records.values()))
+    (folder,) = runs.find(tmp_path)
+    assert f"dataset=synthetic_{kind}" in folder.parts
+    record = runs.read_record(folder)
+    assert record is not None
+    assert record.truth is not None
+    assert set(record.truth["sigma"]) == {"additive", "proportional"}
+    assert record.data["subjects"] == record.data["characteristics"]["subjects"] == subjects
+    assert record.data["characteristics"]["covariates"]["vwf"]["missing"] > 0.1
+    path = tmp_path / "default" / f"dataset=synthetic_{kind}" / "preparation.parquet"
+    prepared = pyarrow.parquet.ParquetFile(path).read().to_pandas()
+    assert prepared["id"].tolist() == list(setup.events.ids)
+    np.testing.assert_allclose(prepared["ffm"], setup.events.covariates["ffm"])
+    assert set(prepared["ffm_origin"]) == {"derived"}
+    again = Setup.build(setup.config)  # as in another process
+    assert again.plan().todo == ()
+
+
+def cohort_file(path: Path) -> Path:
+    """Four subjects: one complete; one without weight; one without VWF:Ag; one with a historic one."""
+    rows = ["id,time,evid,amt,duration,dv,age,ht,wt,bgo,vwf,vwf_hist,baseline"]
+    for name, covariates in (
+        ("whole", "30,180,80,0,120,,0.01"),
+        ("light", "30,180,,0,120,,0.02"),
+        ("plain", "30,180,80,1,NA,.,0"),
+        ("known", "30,180,80,1,,90,0"),
+    ):
+        rows.append(f"{name},0,1,2000,0.1,,{covariates}")
+        rows += [f"{name},{time},0,,,{level},{covariates}" for time, level in ((4, 0.5), (24, 0.2))]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_a_cohort_of_ones_own_is_prepared(tmp_path: Path) -> None:
+    path = cohort_file(tmp_path / "mine.csv")
+    choices = ("dataset=prophylaxis", "network=real_data", "split=all")
+    setup = Setup.build(configuration(path, tmp_path, *choices))
+    assert setup.config["dataset"]["name"] == "prophylaxis"
+    assert setup.truth is None
+    ffm, vwf = setup.events.covariates["ffm"], setup.events.covariates["vwf"]
+    weight, bmi = 80.0, 80 / 1.8**2
+    expected = (0.88 + 0.12 / (1 + (30 / 13.4) ** -12.7)) * 9270 * weight / (6680 + 216 * bmi)
+    np.testing.assert_allclose(ffm[[0, 2, 3]], expected)
+    assert ffm[1] != ffm[0]
+    np.testing.assert_allclose(vwf[:2], 120)
+    assert vwf[3] == pytest.approx((90 + vwf[2]) / 2)
+    levels = setup.events.dv[~setup.events.is_dose]
+    np.testing.assert_allclose(levels, [0.49, 0.19, 0.48, 0.18, 0.5, 0.2, 0.5, 0.2])
+    held = setup.data["characteristics"]["covariates"]
+    assert {name: held[name]["missing"] for name in ("weight", "vwf", "vwf_historic")} == {
+        "weight": 0.25,
+        "vwf": 0.5,
+        "vwf_historic": 0.75,
+    }
+    assert setup.preparation is not None
+    assert setup.preparation["vwf_origin"].to_pylist() == ["measured", "measured", "imputed", "averaged"]
+    assert setup.preparation["weight_origin"].to_pylist()[1] == "imputed"
+    assert setup.preparation["baseline_subtracted"].to_pylist() == [0.01, 0.02, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("dataset.covariates.ffm.column=fat", "fat"),
+        ("dataset.preparation.impute=[height,weight]", "vwf_historic"),
+        ("dataset.preparation.impute=[height,vwf]", "'light' has no ffm"),
+        ("dataset.preparation.baseline=ground", "ground"),
+        ("dataset.over_time={age:record}", "dataset.over_time.age=record"),
+        ("dataset.path=null dataset.cohort=null dataset.events=null", "dataset.path"),
+    ],
+)
+def test_a_preparation_that_cannot_be_done_is_refused(tmp_path: Path, options: str, word: str) -> None:
+    path = cohort_file(tmp_path / "mine.csv")
+    choices = ("dataset=prophylaxis", "network=real_data", "split=all")
+    given = None if "dataset.path" in options else path
+    config = configuration(given, tmp_path, *choices, *options.split(" "))
+    with pytest.raises(InputError) as caught:
+        Setup.build(config)
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_covariate_that_is_not_prepared_comes_from_the_file(tmp_path: Path) -> None:
+    path = cohort_file(tmp_path / "mine.csv")
+    path.write_text(path.read_text().replace("baseline\n", "baseline,dim\n").replace(",0.01\n", ",0.01,7\n"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line if line.count(",") == 13 else f"{line},5" for line in lines) + "\n")
+    choices = ("dataset=prophylaxis", "network=real_data", "split=all", "dataset.covariates.vwf.column=dim")
+    setup = Setup.build(configuration(path, tmp_path, *choices))
+    assert setup.events.covariates["vwf"].tolist() == [7, 5, 5, 5]
 
 
 # -- running ---------------------------------------------------------------------------------------

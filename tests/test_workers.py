@@ -122,6 +122,19 @@ def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_pat
             pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_nested_fits_of_a_synthetic_cohort_on_two_processes(workers: Workers, tmp_path: Path) -> None:
+    """A process that builds its batch anew finds the same cohort, under the same name, and the same folds."""
+    choices = ("dataset=prophylaxis", "network=real_data", "split=nested", "outer=[1,2]", "inner=[4,9]")
+    setup = Setup.build(configuration(None, tmp_path, *choices, "objective=fo", "error=combined"))
+    plan = setup.plan()
+    assert plan.todo == ((4, 1), (9, 1), (14, 1), (19, 1))
+    records = workers.run(setup, batches(list(plan.records.values()), None, 2), 2, lambda *_: None)
+    found = sorted((record.address.outer, record.address.inner) for record in records)
+    assert found == [(1, 4), (1, 9), (2, 4), (2, 9)]
+    assert {record.address.dataset for record in records} == {"synthetic_prophylaxis"}
+    assert Setup.build(setup.config).plan().todo == ()
+
+
 def without_data(data: Path, folder: Path) -> Setup:
     """A job whose data vanish before a training process reads them."""
     moving = Path(shutil.copytree(data, folder / "moving"))

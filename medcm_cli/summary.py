@@ -1,0 +1,204 @@
+"""Run folders -> estimates and statistics over fits. No torch: only what the files say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+
+GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
+MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
+COUNTS = ["complete", "failed", "unfinished", "redrawn"]
+# Those of further random effects follow, where there are any.
+ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", "sigma_additive", "sigma_proportional"]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be
+    read, and why; ``cohorts``: (study, dataset) -> the characteristics of its subjects
+    (``medcm_cli.data.describe``), levels in the reported unit, where the fits' records have them."""
+
+    fits: pd.DataFrame
+    table: pd.DataFrame
+    skipped: list[str]
+    cohorts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+
+def summarize(
+    roots: Sequence[Path], tail: int | None = None, progress: Callable[[int], None] | None = None
+) -> Summary:
+    """Read every run folder below ``roots``.
+
+    :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default
+        as many as it was configured with, or else the last quarter, at most 500 (METHODS, "Protocol").
+    :param progress: told the number of folders read so far.
+    :raises InputError: a root does not exist, or holds no run folder.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder")
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    cohorts: dict[tuple[str, str], dict[str, Any]] = {}
+    distinct = {root.resolve(): root for root in roots}
+    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
+    # One folder at a time: memory holds one short row per fit, however many there are.
+    for folder in (folder for root in separate for folder in runs.find(root)):
+        outcome = _read(folder, tail)
+        if isinstance(outcome, str):
+            skipped.append(outcome)
+        else:
+            cohort = outcome.pop("cohort")
+            if cohort:
+                cohorts.setdefault((outcome["study"], outcome["dataset"]), cohort)
+            rows.append(outcome)
+        if progress is not None:
+            progress(len(rows) + len(skipped))
+    if not rows:
+        where = ", ".join(map(str, roots))
+        if skipped:
+            raise InputError(
+                f"{where}: none of {len(skipped)} run folders can be read; the first: {skipped[0]}"
+            )
+        raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
+    fits = pd.DataFrame(rows)
+    return Summary(fits, _table(fits), skipped, cohorts)
+
+
+def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
+    """KL(N(0, true) || N(0, estimated)) of K x K covariances; NaN where ``estimated`` is not positive
+    definite."""
+    sign, log_det = np.linalg.slogdet(estimated)
+    if sign <= 0 or not np.isfinite(log_det):
+        return float("nan")
+    trace = np.trace(np.linalg.solve(estimated, true))
+    return float(0.5 * (trace - len(true) + log_det - np.linalg.slogdet(true)[1]))
+
+
+def _read(folder: Path, tail: int | None) -> dict[str, Any] | str:
+    """One fit's row, or why it has none."""
+    try:
+        record = runs.read_record(folder)
+        if record is None:
+            return f"{folder}: vanished while it was read"
+        return _row(folder, record, tail)
+    except InputError as error:
+        return str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
+
+
+def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
+    address = record.address
+    places = ("fold", "replicate", "outer", "inner")
+    row: dict[str, Any] = {name: getattr(address, name) for name in (*GROUP, *places)}
+    dataset = record.config["dataset"]
+    row |= {"status": record.status, "level_unit": str(dataset["level_unit"]), "redraws": record.redraws}
+    row["cohort"] = _cohort(record, dataset)
+    if record.status == "failed" and record.failure:
+        row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
+    if record.status != "complete":
+        return row
+    table = runs.read_history(folder)
+    names = table.column_names
+    history = {name: np.asarray(table[name], dtype=np.float64) for name in names}
+    last = history["epoch"].max()
+    if not np.isfinite(last):
+        raise ValueError("an epoch is not a number")
+    own = record.config.get("tail") if tail is None else tail
+    in_tail = history["epoch"] >= last - (min(500, last / 4) if own is None else own)
+    estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
+    scale = float(dataset["level_scale"])
+    row |= {
+        "objective_value": estimate["objective_value"],
+        "rmse": estimate["rmse"],
+        "epochs": last,
+        "seconds": record.seconds,
+        "unconverged_modes": record.unconverged_modes,
+    }
+    row |= {name: estimate[name] for name in names if name.startswith(("omega_", "rho_", "sigma_"))}
+    for name in names:
+        if name.startswith("omega_"):  # of a log-normal parameter (METHODS, "Protocol: real data")
+            row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
+    if "sigma_additive" in row:
+        row["sigma_additive"] *= scale
+    if record.truth and "omega_1" in row:
+        row |= _distances(row, record.truth, scale)
+    return row
+
+
+def _cohort(record: runs.Record, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The characteristics of a fit's dataset, with levels in the reported unit; empty where it has none."""
+    cohort = dict(record.data.get("characteristics") or {})
+    if cohort.get("level"):
+        cohort["level"] = [level * float(dataset["level_scale"]) for level in cohort["level"]]
+    return {**cohort, "level_unit": str(dataset["level_unit"])} if cohort else {}
+
+
+def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
+    """How far a fit's reported estimates (tail means) are from the truth."""
+    result = {}
+    if truth["omega"] is not None:
+        true = np.asarray(truth["omega"], dtype=np.float64)
+        k = len(true)
+        sd = np.array([row[f"omega_{i + 1}"] for i in range(k)])
+        correlation = np.eye(k)
+        for i in range(k):
+            for j in range(i):
+                correlation[i, j] = correlation[j, i] = row.get(f"rho_{i + 1}{j + 1}", 0.0)
+        result["kl"] = kl_zero_mean(true, correlation * np.outer(sd, sd))
+        result["omega_mae"] = float(np.abs(sd - np.sqrt(np.diag(true))).mean())
+    errors = [
+        abs(row[f"sigma_{part}"] - value * (scale if part == "additive" else 1))
+        for part, value in truth["sigma"].items()
+        if f"sigma_{part}" in row
+    ]
+    return result | ({"sigma_mae": float(np.mean(errors))} if errors else {})
+
+
+def unit_of(fits: pd.DataFrame) -> pd.Series:
+    """What a median and its sd are over: fits, and of a nested split its shuffles, each of which is the mean
+    over its inner folds (METHODS, "Protocol: real data")."""
+    fit = "fold " + fits["fold"].astype(str) + " replicate " + fits["replicate"].astype(str)
+    return fit.where(fits["outer"].isna(), "outer " + fits["outer"].astype(str))
+
+
+def estimates_of(fits: pd.DataFrame) -> list[str]:
+    """Names of estimates: those of two random effects, and of as many more as there are."""
+    names = map(str, fits)
+    more = sorted(name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
+    return [*ESTIMATES, *(name for name in more if name not in ESTIMATES)]
+
+
+def _table(fits: pd.DataFrame) -> pd.DataFrame:
+    """Per group: fits complete, failed and unfinished; median, mean and sd of every measure over complete
+    fits or, in a nested split, over its shuffles."""
+    rows = []
+    names = [*MEASURES, *estimates_of(fits)]
+    for key, group in fits.groupby(GROUP, sort=True):
+        status = group["status"]
+        row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
+        row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
+        row["unfinished"] = len(group) - row["complete"] - row["failed"]
+        row["redrawn"] = int((group["redraws"] > 0).sum())
+        row["nested"] = bool(group["outer"].notna().any())
+        units = group["level_unit"].unique()
+        row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
+        done = group[status == "complete"]
+        row["epochs"] = done["epochs"].median() if len(done) else np.nan
+        averaged = done.groupby(unit_of(done))[[name for name in names if name in done]].mean()
+        for name in names:
+            values = averaged[name].dropna() if name in averaged else pd.Series(dtype=float)
+            row[f"{name}_median"] = values.median() if len(values) else np.nan
+            row[f"{name}_mean"] = values.mean() if len(values) else np.nan
+            row[f"{name}_sd"] = values.std() if len(values) > 1 else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
