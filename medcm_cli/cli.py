@@ -112,7 +112,20 @@ def _simulate(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, default=default_data_folder("outputs"), help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace patients that are there already")
+    parser.add_argument(
+        "--cohort",
+        metavar="KIND",
+        help="prophylaxis or perioperative: a synthetic cohort in place of the simulation study's patients; "
+        "--n is its own size if not given",
+    )
+    parser.add_argument("--complete", action="store_true", help="of a cohort: with no covariate missing")
+    parser.add_argument("--censor", action="store_true", help="of a cohort: levels below 0.01 IU/mL censored")
     options = parser.parse_args(arguments)
+    if options.cohort is not None:
+        _simulate_cohort(options, None if options.n == default.n else options.n)
+        return
+    if options.complete or options.censor:
+        raise InputError("--complete and --censor belong to a cohort; give --cohort KIND")
     settings = Settings(options.n, options.seed, options.folds, options.fold_size)
     folder: Path = options.out
     held = settings_of(folder)
@@ -128,6 +141,22 @@ def _simulate(arguments: list[str]) -> None:
         task = bar.add_task("patients", total=settings.n)
         write_study(folder, settings, lambda done: bar.update(task, completed=done))
     OUT.print(f"{settings.n} patients and {settings.folds} folds -> {folder}")
+
+
+def _simulate_cohort(options: argparse.Namespace, n: int | None) -> None:
+    from medcm_cli.cohorts import FILES, cohort_folder, write_cohort
+    from medcm_cli.study import default_data_folder
+
+    folder: Path = options.out
+    if folder == default_data_folder("outputs"):
+        folder = cohort_folder("outputs", options.cohort)
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not options.overwrite:
+        raise InputError(f"{folder}: is there already; choose another --out, or --overwrite")
+    if not empty and {path.name for path in folder.iterdir()} - set(FILES):
+        raise InputError(f"{folder}: holds other files than a synthetic cohort; choose another --out")
+    write_cohort(folder, options.cohort, options.seed, n, options.complete, options.censor)
+    OUT.print(f"synthetic {options.cohort} cohort -> {folder}")
 
 
 def _summarize(arguments: list[str]) -> None:

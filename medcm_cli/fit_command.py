@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from yaml import YAMLError
 
 from medcm_cli.errors import InputError
 from medcm_cli.options import AXES, as_config, axis, conf_dir
@@ -48,7 +49,7 @@ def fit(arguments: list[str]) -> None:
 
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
             if faults:
                 raise
             raise InputError(str(error).partition("Config search path")[0]) from error

@@ -318,6 +318,20 @@ def test_help(place: Path, quick: Quick, arguments: list[str], words: list[str])
     assert not (place / "outputs" / "data").exists()
 
 
+def test_a_synthetic_cohort_is_written_and_nothing_else_replaced(place: Path, quick: Quick) -> None:
+    arguments = ("simulate", "--cohort", "prophylaxis", "--n", "40", "--out", "cohort")
+    assert "synthetic prophylaxis" in succeeded(quick(place, *arguments))[-1]
+    first = (place / "cohort" / "events.csv").read_bytes()
+    shown = "\n".join(succeeded(quick(place, "data", "check", "cohort/events.csv")))
+    assert "| subjects " in shown
+    assert "missing 65.0 %" in shown  # VWF:Ag
+    assert quick(place, *arguments).returncode == 2
+    succeeded(quick(place, *arguments, "--overwrite", "--complete"))
+    lines = succeeded(quick(place, "data", "check", "cohort/events.csv", "--covariate", "vwf"))
+    assert "missing" not in "\n".join(lines)
+    assert (place / "cohort" / "events.csv").read_bytes() != first
+
+
 def test_a_table_is_checked_without_fitting_it(place: Path, quick: Quick) -> None:
     (place / "clinic.csv").write_text(EVENTS.replace("high", "0.4").replace("mdv", "MISSING"))
     before = sorted(place.iterdir())
@@ -394,6 +408,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "column for no role": (("data", "check", "bad.csv", "--column", "level=dv"), "'level'; expected some of"),
     "covariate that is absent": (("data", "check", "bad.csv", "--covariate", "age"), "'age' is missing"),
     "rows to keep that are not there": (("data", "check", "bad.csv", "--keep", "id=c"), "['c']"),
+    "cohort that there is not": (("simulate", "--cohort", "children", "--out", "none"), "'children'"),
+    "missing values of no cohort": (("simulate", "--complete", "--out", "none"), "--cohort KIND"),
+    "something else where a cohort is to be": (
+        ("simulate", "--cohort", "prophylaxis", "--out", "outputs", "--overwrite"),
+        "outputs: holds other files",
+    ),
     "other configuration": (
         ("fit", "objective=fo", "variant=first", *SHORT, "epochs=5"),
         "epochs",
