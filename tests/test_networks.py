@@ -319,3 +319,59 @@ def test_two_branches_of_the_same_covariate_are_refused_or_have_values_of_their_
     assert weights == len(STREAMS) * 2 * (3 + hidden)
     zeta = network.typical(values, covariates(4, 3))
     assert not torch.allclose(zeta["CL"], zeta["V1"])
+
+
+# -- initial values and covariates that change in time ---------------------------------------------
+
+
+def test_a_global_parameter_begins_where_it_is_told_to() -> None:
+    network = CovariateNetwork.build([], ["CL", "V1", "Q"], {}, {"CL": 0.003, "V1": 250.0})
+    streams = [Stream(0, 1, replicate) for replicate in (1, 2)]
+    values = network.init(streams, torch.float64)
+    zeta = network.typical(values, {})
+    np.testing.assert_allclose(zeta["CL"], [0.003, 0.003], rtol=1e-12)
+    np.testing.assert_allclose(zeta["V1"], [250, 250], rtol=1e-12)
+    drawn = CovariateNetwork.build([], ["CL", "V1", "Q"], {}).init(streams, torch.float64)
+    torch.testing.assert_close(values["global.Q"], drawn["global.Q"], rtol=0, atol=0)  # as without the others
+
+
+@pytest.mark.parametrize(
+    ("initial", "reason"),
+    [
+        ({"KA": 1.0}, "network.initial.KA: no such global parameter; expected some of CL, V1"),
+        ({"CL": 0}, "network.initial.CL is 0; expected a number above 0"),
+        ({"CL": "low"}, "network.initial.CL is 'low'; expected a number above 0"),
+    ],
+)
+def test_bad_initial_values_are_refused(initial: dict[str, float], reason: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CovariateNetwork.build([], ["CL", "V1"], {}, initial)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["two branches", "one branch"])
+def test_a_covariate_that_changes_has_a_typical_value_in_each_regime(together: bool) -> None:
+    """Each regime's is that of a population with the regime's covariates."""
+    covariates = {"weight": {"scale": 150}, "vwf": {"scale": 350}}
+    branches: list[dict[str, object]] = (
+        [{"inputs": ["weight", "vwf"], "hidden": [5], "heads": ["CL", "V1"]}]
+        if together
+        else [
+            {"inputs": ["weight"], "hidden": [5], "heads": ["CL", "V1"]},
+            {"inputs": ["vwf"], "hidden": [4, 3], "heads": ["CL"]},
+        ]
+    )
+    network = CovariateNetwork.build(branches, ["Q"], covariates)
+    values = network.init([Stream(0, 1, 1), Stream(0, 2, 1)], torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    weight = 50 + 50 * torch.rand(1, 4, 2, generator=generator, dtype=torch.float64)
+    vwf = 50 + 200 * torch.rand(3, 1, 4, 2, generator=generator, dtype=torch.float64)
+    zeta = network.typical(values, {"weight": weight, "vwf": vwf})
+    assert zeta["CL"].shape == (3, 1, 4, 2)
+    assert zeta["Q"].shape == (2,)
+    assert zeta["V1"].shape == ((3, 1, 4, 2) if together else (1, 4, 2))
+    for regime in range(3):
+        alone = network.typical(values, {"weight": weight, "vwf": vwf[regime]})
+        torch.testing.assert_close(zeta["CL"][regime], alone["CL"], rtol=1e-12, atol=0)
+        got = zeta["V1"][regime] if together else zeta["V1"]
+        torch.testing.assert_close(got, alone["V1"], rtol=1e-12, atol=0)
