@@ -42,7 +42,9 @@ _LATER_OF: dict[str, Config] = {
         "cohort": None,
         "batch_subjects": None,
     },
+    "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed"},
+    "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
 }
 
 

@@ -136,7 +136,7 @@ def check_doses(pk: Dosed, schedule: Schedule, stepwise: bool) -> None:
             if number + 1 not in pk.durations:
                 raise InputError(
                     f"a dose into compartment {number + 1} has a duration that is a parameter (RATE -2); "
-                    f"name it, as in ++pk.durations={{{number + 1}: D{number + 1}}}"
+                    f"name it, as in +pk.durations={{{number + 1}: D{number + 1}}}"
                 )
     if stepwise and schedule.interval is not None and bool(_on_top(schedule, real).any()):
         raise InputError(
