@@ -723,7 +723,7 @@ def test_doses_that_a_model_cannot_take() -> None:
         check_schedule(two_compartment(), third)
     check_schedule(ORAL, third)
     modelled = built(Regimen([Dose(0.0), Dose(1.0, modelled=True)]))
-    with pytest.raises(InputError, match=r"RATE -2\); name it, as in \+\+pk.durations=\{1: D1\}$"):
+    with pytest.raises(InputError, match=r"RATE -2\); name it, as in \+pk.durations=\{1: D1\}$"):
         check_schedule(two_compartment(), modelled)
     check_schedule(two_compartment(durations={1: "D"}), modelled)
 
