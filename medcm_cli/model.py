@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.networks import Network
 from medcm_cli.pk import PkModel, sensitivities, solve
 from medcm_cli.streams import Stream
 from medcm_cli.variability import Lower, RandomEffects, ResidualError
@@ -23,7 +23,7 @@ class Model:
     """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as
     ``values``."""
 
-    network: CovariateNetwork
+    network: Network
     pk: PkModel
     random_effects: RandomEffects
     error: ResidualError

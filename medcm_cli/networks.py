@@ -8,7 +8,7 @@ without a branch is one free scalar per fit. Which covariate feeds which paramet
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Network(Protocol):
+    """What gives the typical parameters of a model."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the typical parameters that it gives."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the covariates that it reads."""
+
+    @property
+    def effects(self) -> tuple[tuple[str, str], ...]:
+        """(covariate, parameter): which depends on which."""
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Initial values of what is trained, fit dimension last."""
+
+    def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (P, 1, N, B) where on one
+        that changes in time, (P, 1, N, B), and (B,) where it is global."""
+
+
 @dataclass(frozen=True)
 class Branch:
     """inputs -> hidden layers -> one head Dense(., 1) with softplus for each parameter in ``heads``."""
@@ -37,7 +60,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class CovariateNetwork:
+class CovariateNetwork(Network):
     """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]; ``initial`` holds
     what a global parameter begins with, where that is not drawn."""
 
@@ -131,14 +154,20 @@ class CovariateNetwork:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the typical parameters that this network gives."""
+        """See ``Network.parameters``."""
         heads = dict.fromkeys(head for branch in self.branches for head in branch.heads)
         return (*heads, *self.global_parameters)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the covariates that it reads."""
+        """See ``Network.inputs``."""
         return tuple(dict.fromkeys(name for branch in self.branches for name in branch.inputs))
+
+    @property
+    def effects(self) -> tuple[tuple[str, str], ...]:
+        """See ``Network.effects``."""
+        pairs = ((name, head) for b in self.branches for name in b.inputs for head in b.heads)
+        return tuple(dict.fromkeys(pairs))
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals
@@ -174,8 +203,7 @@ class CovariateNetwork:
         return values
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (P, 1, N, B) where on one
-        that changes in time, (P, 1, N, B), and (B,) where it is global."""
+        """See ``Network.typical``."""
         zeta: dict[str, Tensor] = {}
         for branch in self.branches:
             # Batched matrix products want the fit dimension first: (B, features, N).

@@ -27,11 +27,11 @@ _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "la
 _GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch")
 _VALUES = (
     *("study", "outputs", *AXES, "seed", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail"),
-    *("random_effects", "omega", "dtype", "variant", "overwrite"),
+    *("random_effects", "omega", "fixed", "dtype", "variant", "overwrite"),
 )
 # Options that configurations of earlier results do not have, and what they mean then. At these values they
 # are no part of what identifies a result, so that the earlier ones stay valid.
-_LATER = {"outer": None, "inner": None, "omega": "full", "redraws": 20, "tail": None}
+_LATER = {"outer": None, "inner": None, "omega": "full", "fixed": None, "redraws": 20, "tail": None}
 _LATER_OF: dict[str, Config] = {
     "dataset": {
         "columns": {},
@@ -114,6 +114,34 @@ def complete(config: Config) -> dict[str, Any]:
             raise InputError(f"{option} is {value!r}; expected a number above 0")
     _check_dataset(dataset)
     return config
+
+
+def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Omega (a matrix, None where it is estimated) and the sigmas that are known, from option ``fixed``.
+
+    :raises InputError: neither null, truth nor values, or no truth to take them from.
+    """
+    given, truth = config["fixed"], config["dataset"]["truth"]
+    if given is None:
+        return None, {}
+    if given == "truth":
+        if truth is None:
+            raise InputError("fixed=truth: the truth of this dataset is not known (dataset.truth is null)")
+        if truth["random_effects"] != config["random_effects"]:
+            raise InputError(
+                f"fixed=truth: the true Omega is that of {truth['random_effects']}, "
+                f"random_effects is {config['random_effects']}"
+            )
+        return truth["omega"], dict(truth["sigma"])
+    if not isinstance(given, Mapping) or not given or set(given) - {"omega", "sigma"}:
+        raise InputError(f"fixed is {given!r}; expected null, truth or omega, sigma or both, as in {_FIXED}")
+    sigma = given.get("sigma", {})
+    if not isinstance(sigma, Mapping):
+        raise InputError(f"fixed.sigma is {sigma!r}; expected components of the error, as in {_FIXED}")
+    return given.get("omega"), dict(sigma)
+
+
+_FIXED = "fixed='{omega: [[0.04, 0], [0, 0.02]], sigma: {additive: 0.03}}'"
 
 
 def _check_dataset(dataset: Config) -> None:

@@ -176,9 +176,7 @@ def _effects(
         grid = torch.linspace(0, covariates[name].scale, GRID_POINTS, dtype=flat.dtype)
         moved = at({other: grid if other == name else base[other].expand(GRID_POINTS) for other in inputs})
         for parameter, zeta in moved.items():
-            if zeta.ndim == 1 or not any(
-                name in b.inputs and parameter in b.heads for b in model.network.branches
-            ):
+            if (name, parameter) not in model.network.effects:
                 continue
             shape = (GRID_POINTS, checkpoints, fits)
             absolute = zeta[0].reshape(shape).transpose(0, 1)

@@ -212,6 +212,12 @@ def find(root: Path) -> Iterator[Path]:
             subfolders.clear()
 
 
+def tail_start(last: float, tail: int | None) -> float:
+    """The epoch from which checkpoints count for a fit's estimates, given its ``last`` one: that of the last
+    ``tail`` epochs, by default the last quarter, at most 500 (METHODS, "Protocol")."""
+    return last - (min(500, last / 4) if tail is None else tail)
+
+
 def read_history(folder: Path) -> pa.Table:
     """A fit's history. :raises InputError: absent or damaged."""
     path = folder / "history.parquet"

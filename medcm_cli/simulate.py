@@ -2,8 +2,8 @@
 noise."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+from torch import Tensor
 
 from medcm_cli.covariates import Covariates, draw_covariates, truncated_normal
 from medcm_cli.data.events import BOLUS_DURATION
@@ -18,9 +19,12 @@ from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
+from medcm_cli.networks import Network
 from medcm_cli.pk import Schedule, solve, two_compartment
+from medcm_cli.streams import Stream
 
 SAMPLE_TIMES = ((4.0, 1.5), (24.0, 4.0), (48.0, 4.0))  # mean, sd, h; truncated above 0
+_TRUE_UNITS = {"weight": "kg", "vwf": "IU/dL"}
 DOSE_PER_KG, VIAL = 25.0, 250.0  # IU/kg, IU
 CHUNK = 100_000  # patients in memory at a time
 
@@ -62,6 +66,50 @@ def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dic
         "Q": np.full_like(weight, truth.q),
         "V2": np.full_like(weight, truth.v2),
     }
+
+
+@dataclass(frozen=True)
+class TrueParameters(Network):
+    """The simulation study's true typical parameters, in place of a network: nothing is trained."""
+
+    covariates: Mapping[str, Mapping[str, object]]
+    truth: Truth = field(default_factory=Truth)
+
+    def __post_init__(self) -> None:
+        units = {name: entry["unit"] for name, entry in self.covariates.items()}
+        for name, unit in _TRUE_UNITS.items():
+            if units.get(name) != unit:
+                raise InputError(
+                    f"network=truth needs the covariate {name} in {unit}; the dataset has "
+                    f"{', '.join(f'{name} in {unit}' for name, unit in units.items()) or 'no covariates'}"
+                )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """See ``Network.parameters``."""
+        return "CL", "V1", "Q", "V2"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See ``Network.inputs``."""
+        return tuple(_TRUE_UNITS)
+
+    @property
+    def effects(self) -> tuple[tuple[str, str], ...]:
+        """See ``Network.effects``."""
+        return ("weight", "CL"), ("weight", "V1"), ("vwf", "CL")
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Nothing."""
+        del streams, dtype
+        return {}
+
+    def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Network.typical``; computed in double precision."""
+        del values
+        weight, vwf = (covariates[name] for name in _TRUE_UNITS)
+        zeta = typical_parameters(weight.double().numpy(), vwf.double().numpy(), self.truth)
+        return {name: torch.from_numpy(np.asarray(value)).to(weight.dtype) for name, value in zeta.items()}
 
 
 def levels(

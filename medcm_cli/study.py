@@ -20,7 +20,18 @@ from medcm_cli.errors import InputError
 from medcm_cli.fit import MakeOptimizer, Trained, train
 from medcm_cli.model import Model
 from medcm_cli.objectives import Objective
-from medcm_cli.options import AXES, DTYPES, Config, axis, complete, difference, folds_of, identity, made
+from medcm_cli.options import (
+    AXES,
+    DTYPES,
+    Config,
+    axis,
+    complete,
+    difference,
+    fixed,
+    folds_of,
+    identity,
+    made,
+)
 from medcm_cli.pk import check_schedule
 from medcm_cli.preparation import DERIVED, RAW, Preparation, check_baseline, prepare, subtract_baseline
 from medcm_cli.preparation import table as preparation_table
@@ -77,11 +88,12 @@ class Setup:
                     f"fold={number}: leaves no subject to test; every one is trained on or held out"
                 )
         network = made(config["network"], "network", covariates=dataset["covariates"])
+        omega, sigma = fixed(config)
         model = Model(
             network,
             made(config["pk"], "pk"),
-            RandomEffects(tuple(config["random_effects"]), config["omega"]),
-            made(config["error"], "error"),
+            RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
+            made(config["error"], "error", fixed=sigma),
         )
         _check_predose(events, model.error)
         everyone = Population.from_events(events, DTYPES[config["dtype"]])
@@ -89,7 +101,9 @@ class Setup:
         options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
         objective: Objective = made(options, "objective")
         # What an objective cannot take of these data it says when it begins; here nothing is written yet.
-        objective.init(model, everyone, [Stream(int(config["seed"]), 1, 1)], DTYPES[config["dtype"]])
+        begun = objective.init(model, everyone, [Stream(int(config["seed"]), 1, 1)], DTYPES[config["dtype"]])
+        if not begun.trained:
+            raise InputError("nothing to train: the network, Omega and sigma are known (network, fixed)")
         return cls(
             config=config,
             events=events,

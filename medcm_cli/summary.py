@@ -114,7 +114,7 @@ def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
     if not np.isfinite(last):
         raise ValueError("an epoch is not a number")
     own = record.config.get("tail") if tail is None else tail
-    in_tail = history["epoch"] >= last - (min(500, last / 4) if own is None else own)
+    in_tail = history["epoch"] >= runs.tail_start(float(last), own)
     estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
     scale = float(dataset["level_scale"])
     row |= {

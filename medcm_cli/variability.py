@@ -8,7 +8,7 @@ samples and fits.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -140,17 +140,24 @@ STRUCTURES = ("full", "diagonal")
 @dataclass(frozen=True)
 class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
-    of Omega; ``structure`` full estimates its correlations, diagonal has none.
+    of Omega; ``structure`` full estimates its correlations, diagonal has none. ``fixed`` is Omega where it is
+    known, and not estimated.
 
-    :raises InputError: another structure.
+    :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
 
     names: tuple[str, ...]
     structure: str = "full"
+    fixed: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         if self.structure not in STRUCTURES:
             raise InputError(f"omega is {self.structure!r}: expected one of {', '.join(STRUCTURES)}")
+        if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
+            raise InputError(
+                f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
+                f"{', '.join(self.names)}"
+            )
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -161,7 +168,9 @@ class RandomEffects:
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
-        correlation ~ N(0, 0.1)."""
+        correlation ~ N(0, 0.1); none where Omega is fixed."""
+        if self.fixed is not None:
+            return {}
         k = len(self.names)
         values = {"omega": positive_init(streams, "omega", k, dtype)}
         if self.pairs:
@@ -170,8 +179,26 @@ class RandomEffects:
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""
+        if self.fixed is not None:
+            factor = torch.linalg.cholesky(torch.tensor(self.fixed, dtype=torch.float64)).tolist()
+            return [[_constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
         scale = F.softplus(values["omega"]).unbind(0)
         return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
+
+
+def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:
+    try:
+        m = torch.tensor(matrix, dtype=torch.float64)
+    except (TypeError, ValueError):
+        return False
+    fits = m.shape == (size, size) and bool(torch.isfinite(m).all()) and bool((m == m.mT).all())
+    return fits and int(torch.linalg.cholesky_ex(m).info) == 0
+
+
+def _constant(values: Mapping[str, Tensor], number: float) -> Tensor:
+    """A number that is the same for every fit, (B,), as the fits' ``values`` are."""
+    like = next(iter(values.values()))
+    return like.new_full(like.shape[-1:], number)
 
 
 def positive_init(streams: Sequence[Stream], purpose: str, count: int, dtype: torch.dtype) -> Tensor:
@@ -197,10 +224,11 @@ class ResidualError:
     """Residual sd of an observation with prediction f: the sum of its components' sds (METHODS).
 
     ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
-    (sigma_proportional * f).
+    (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
     """
 
     components: tuple[str, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         distinct = set(self.components)
@@ -208,20 +236,35 @@ class ResidualError:
             raise InputError(
                 f"error.components is {list(self.components)}: expected additive, proportional or both"
             )
+        for name, sigma in self.fixed.items():
+            number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
+            if name not in self.components or not number or not 0 < sigma < math.inf:
+                raise InputError(
+                    f"fixed.sigma.{name} is {sigma!r}: expected a number above 0 for a component of the "
+                    f"error, {' or '.join(self.components)}"
+                )
 
     @property
     def names(self) -> list[str]:
         """Names of the sigmas in reports."""
         return [f"sigma_{component}" for component in self.components]
 
+    @property
+    def free(self) -> list[str]:
+        """The components whose sigma is estimated."""
+        return [component for component in self.components if component not in self.fixed]
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Raw sigmas (components, B)."""
-        return {"sigma": positive_init(streams, "sigma", len(self.components), dtype)}
+        """Raw sigmas (free components, B); none where all are fixed."""
+        return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}
 
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """component -> sigma, (B,)."""
-        sigma = F.softplus(values["sigma"]).unbind(0)
-        return dict(zip(self.components, sigma, strict=True))
+        free = self.free
+        raw = F.softplus(values["sigma"]).unbind(0) if free else ()
+        known = {name: _constant(values, sigma) for name, sigma in self.fixed.items()}
+        sigmas = known | dict(zip(free, raw, strict=True))
+        return {component: sigmas[component] for component in self.components}
 
     def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
         """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None

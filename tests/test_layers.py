@@ -23,7 +23,7 @@ LAYERS = (
     ("fit",),
     ("results",),
     ("study",),
-    ("workers",),
+    ("workers", "restored"),
     ("benchmark", "fit_command"),
     ("cli",),
     ("__main__",),

@@ -11,12 +11,14 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import solve_ivp
+from test_study import configuration
 
 from medcm_cli import simulate
 from medcm_cli.data import Population, bootstrap, from_files, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.pk import solve, two_compartment
 from medcm_cli.simulate import Settings, Truth, settings_of, typical_parameters, write_study
+from medcm_cli.study import Setup
 
 N = 20_000
 COVARIATES = {"weight": "wt", "vwf": "vwf", "age": "age"}
@@ -299,3 +301,19 @@ def test_true_parameters_give_the_published_levels(published: Path) -> None:
     z = {name: torch.tensor(values)[None, :, None] for name, values in zeta.items()}
     got = solve(two_compartment(), population.schedule, z)[:, 0, :, 0].numpy()
     np.testing.assert_allclose(got.T, samples(frame, "pred"), rtol=1e-3)
+
+
+def test_true_parameters_stand_in_for_a_network(tmp_path: Path) -> None:
+    """The predictions of a model with them are the true typical levels that the simulator wrote."""
+    data = tmp_path / "data"
+    write_study(data, Settings(n=25, folds=1, fold_size=5))
+    choices = ("network=truth", "split=all", "dtype=float64", "fixed=truth")
+    setup = Setup.build(configuration(data, tmp_path, *choices))
+    population, _ = setup.populations([(1, 1), (1, 2)])
+    zeta = setup.model.typical({}, population)
+    predicted = setup.model.predict(zeta, population)
+    events = pd.read_parquet(data / "simulation.parquet")
+    expected = events.loc[events["mdv"] == 0, "pred"].to_numpy().reshape(25, 3).T
+    for fit in range(2):
+        np.testing.assert_allclose(predicted[:, 0, :, fit % predicted.shape[-1]], expected, rtol=1e-10)
+    assert setup.model.network.effects == (("weight", "CL"), ("weight", "V1"), ("vwf", "CL"))

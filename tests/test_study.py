@@ -151,6 +151,15 @@ REFUSED = [
     ("pk=two_compartment_ode pk.atol=text", "pk.atol"),
     ("error.components=[]", "error"),
     ("error.components=[exponential]", "error"),
+    ("fixed=nothing", "fixed"),
+    ("fixed={}", "fixed"),
+    ("fixed={rho:1}", "fixed"),
+    ("fixed={sigma:0.1}", "fixed.sigma"),
+    ("fixed={omega:[[1,2],[2,1]]}", "fixed.omega"),
+    ("fixed=truth dataset.truth=null", "fixed=truth"),
+    ("fixed=truth random_effects=[V1,CL]", "random_effects"),
+    ("fixed=truth network=truth objective=fo", "nothing to train"),
+    ("network=truth dataset.covariates.vwf.unit=fraction", "vwf in IU/dL"),
     ("fold=4", "train_set_4.csv"),
     ("fold=0", "fold"),
     ("replicate=0", "replicate"),
@@ -462,7 +471,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Setup.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "redraws", "tail")
+LATER = ("outer", "inner", "omega", "fixed", "redraws", "tail")
 LATER_OF_DATASET = ("columns", "keep", "bolus_duration", "over_time", "preparation", "batch_subjects")
 
 

@@ -1,5 +1,7 @@
 """Omega, residual errors and densities against torch.distributions, numpy and scipy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -187,3 +189,44 @@ def test_hazard_is_differentiable_to_third_order() -> None:
     )
     assert torch.autograd.gradcheck(lambda x: hazard(x)[0] * hazard(x)[1], z)
     assert torch.autograd.gradgradcheck(lambda x: hazard(x)[0] * hazard(x)[1], z)
+
+
+# -- known, not estimated --------------------------------------------------------------------------
+
+
+def test_a_fixed_omega_is_not_trained_and_is_what_was_given() -> None:
+    known = [[0.5, 0.1, 0.0], [0.1, 0.3, -0.1], [0.0, -0.1, 0.2]]
+    effects = RandomEffects(("CL", "V1", "Q"), fixed=known)
+    assert effects.init([Stream(0, 1, 1)] * 2, torch.float64) == {}
+    lower = effects.cholesky({"anything": torch.zeros(4, 2, dtype=torch.float64)})
+    matrix = dense(covariance(lower))
+    assert matrix.shape == (3, 3, 2)
+    for fit in range(2):
+        np.testing.assert_allclose(matrix[..., fit], known, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "omega",
+    [[[1.0, 2.0], [2.0, 1.0]], [[1.0]], [[1.0, 0.1], [0.2, 1.0]], "large", [[1.0, None], [None, 1.0]]],
+)
+def test_a_fixed_omega_that_is_none(omega: Any) -> None:
+    with pytest.raises(InputError, match=r"fixed\.omega"):
+        RandomEffects(("CL", "V1"), fixed=omega)
+
+
+def test_a_fixed_sigma_beside_one_that_is_trained() -> None:
+    error = ResidualError(("additive", "proportional"), {"additive": 0.02})
+    raw = error.init([Stream(0, 1, 1)], torch.float64)
+    assert raw["sigma"].shape == (1, 1)
+    sigmas = error.sigmas(raw)
+    assert list(sigmas) == ["additive", "proportional"]
+    assert sigmas["additive"].tolist() == [0.02]
+    np.testing.assert_allclose(sigmas["proportional"].numpy(), np.log1p(np.exp(raw["sigma"][0].numpy())))
+    alone = ResidualError(("proportional",), {"proportional": 0.3})
+    assert alone.init([Stream(0, 1, 1)], torch.float64) == {}
+
+
+@pytest.mark.parametrize("sigma", [{"additive": 0}, {"additive": "much"}, {"proportional": 0.1}])
+def test_a_fixed_sigma_that_is_none(sigma: Any) -> None:
+    with pytest.raises(InputError, match=r"fixed\.sigma"):
+        ResidualError(("additive",), sigma)

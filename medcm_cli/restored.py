@@ -1,0 +1,155 @@
+"""Finished fits, brought back from their run folders to be used: with their model, data and estimates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from medcm_cli import runs
+from medcm_cli.data import Population
+from medcm_cli.errors import InputError
+from medcm_cli.objectives import State
+from medcm_cli.options import AXES
+from medcm_cli.streams import Stream
+from medcm_cli.study import Setup
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Fits of one configuration, B of them, as one batch.
+
+    ``population`` holds the subjects they were trained on; ``state`` the estimates, which are the means of
+    the unconstrained values over the checkpoints of a fit's tail, as everything reported of it is.
+    """
+
+    setup: Setup
+    records: tuple[runs.Record, ...]
+    folders: tuple[Path, ...]
+    population: Population
+    state: State
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The random numbers of each fit."""
+        return _streams(self.records)
+
+
+def finished(roots: Sequence[Path]) -> list[tuple[Path, runs.Record]]:
+    """The complete fits below folders.
+
+    :raises InputError: a folder that is not there, or none in which a fit is complete.
+    """
+    found: dict[Path, runs.Record] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
+        for folder in runs.find(root):
+            record = runs.read_record(folder)
+            if record is not None and record.status == "complete":
+                found[folder] = record
+    if not found:
+        raise InputError(f"{', '.join(map(str, roots))}: no complete fit here; `medcm fit` makes them")
+    return list(found.items())
+
+
+def restore(
+    fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, Any] | None = None
+) -> list[Restored]:
+    """Bring fits back, those of one configuration and data set as one batch.
+
+    :param overrides: options of ``dataset`` that take the place of the fits' own, such as ``path``, for the
+        same model with other subjects; the data need not be those that the fits were trained on then.
+    :raises InputError: their data are gone or are not what they were trained on, or a folder is damaged.
+    """
+    groups: dict[str, list[tuple[Path, runs.Record]]] = {}
+    for folder, record in fits:
+        a = record.address
+        group = (a.study, a.dataset, a.objective, a.error, a.learning_rate, a.variant)
+        key = json.dumps([group, record.config, record.data], sort_keys=True)
+        groups.setdefault(key, []).append((folder, record))
+    return [_restore(group, overrides or {}) for group in groups.values()]
+
+
+def _restore(fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, Any]) -> Restored:
+    folders, records = zip(*fits, strict=True)
+    first = records[0]
+    config = _config(records, overrides)
+    if not Path(config["dataset"]["path"]).exists():
+        raise InputError(f"{folders[0]}: its data, {config['dataset']['path']}, are not there any more")
+    setup = Setup.build(config)
+    if not overrides and setup.data["fingerprint"] != first.data["fingerprint"]:
+        raise InputError(f"{folders[0]}: its data, {first.data['source']}, have changed since it was trained")
+    numbers = [(record.address.fold, record.address.replicate) for record in records]
+    population, _ = setup.populations(numbers)
+    begun = setup.objective.init(setup.model, population, _streams(records), setup.dtype)
+    estimates = [_estimate(folder) for folder in folders]
+    trained = {
+        name: torch.stack(
+            [
+                _filled(estimate, name, value.shape[:-1], name in begun.per_subject, folder)
+                for estimate, folder in zip(estimates, folders, strict=True)
+            ],
+            -1,
+        ).to(setup.dtype)
+        for name, value in begun.trained.items()
+    }
+    state = State(trained, begun.carried, begun.per_subject)
+    return Restored(setup, tuple(records), tuple(folders), population, state)
+
+
+def _streams(records: Sequence[runs.Record]) -> list[Stream]:
+    return [Stream(r.seed, r.address.fold, r.address.replicate) for r in records]
+
+
+def _config(records: Sequence[runs.Record], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a batch: what its records share, and the folds and replicates of all."""
+    config = dict(records[0].config)
+    axes: dict[str, Any] = dict.fromkeys(AXES)
+    nested = records[0].address.outer is not None
+    axes["fold"] = 1
+    for axis in ("outer", "inner", "replicate") if nested else ("fold", "replicate"):
+        axes[axis] = sorted({getattr(record.address, axis) for record in records})
+    batch = {"fits": None, "processes": 1, "threads": 1}
+    dataset = {**config["dataset"], "path": records[0].data["source"], **overrides}
+    return {**config, **axes, "batch": batch, "overwrite": False, "dataset": dataset}
+
+
+def _estimate(folder: Path) -> dict[str, Tensor]:
+    """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
+    record = runs.read_record(folder)
+    assert record is not None
+    path = folder / "parameters.parquet"
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    epoch = table["epoch"].to_numpy()
+    start = runs.tail_start(int(epoch.max()), record.config.get("tail"))
+    kept = table.filter(pc.greater_equal(table["epoch"], start))
+    epochs = len(np.unique(epoch[epoch >= start]))
+    names = kept["name"].combine_chunks().dictionary_decode().to_numpy(zero_copy_only=False)
+    values = kept["value"].to_numpy().astype(np.float64)
+    # Every checkpoint holds the same values in the same order.
+    names, mean = names[: len(names) // epochs], values.reshape(epochs, -1).mean(0)
+    return {str(name): torch.from_numpy(mean[names == name]) for name in dict.fromkeys(names)}
+
+
+def _filled(
+    estimate: Mapping[str, Tensor], name: str, shape: torch.Size, per_subject: bool, folder: Path
+) -> Tensor:
+    """A fit's values as its batch has them: with zeros for subjects that others have and it has not."""
+    if name not in estimate:
+        raise InputError(f"{folder}/parameters.parquet: holds no {name}")
+    values = estimate[name]
+    if per_subject:
+        values = values.reshape(*shape[:-1], -1)
+        return torch.nn.functional.pad(values, (0, shape[-1] - values.shape[-1]))
+    return values.reshape(shape)
