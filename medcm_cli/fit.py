@@ -230,7 +230,8 @@ def _steppers(
 
 def _cause(model: Model, objective: Objective, values: Mapping[str, Tensor], loss: Tensor, fit: int) -> str:
     if objective.mixed:
-        diagonal = torch.stack([row[-1] for row in model.omega_cholesky(values)])[:, fit]
+        omega = model.omega_cholesky(objective.estimates(model, values))
+        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
         if not bool((diagonal > 0).all()):
             return "Omega is not positive definite"
     return "gradient is not finite" if bool(torch.isfinite(loss[fit])) else "objective is not finite"

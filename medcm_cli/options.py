@@ -43,7 +43,7 @@ _LATER_OF: dict[str, Config] = {
         "batch_subjects": None,
     },
     "network": {"initial": {}},
-    "objective": {"mode_gradient": "fixed"},
+    "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
     "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
 }
 

@@ -93,13 +93,14 @@ def _history(
         prediction = model.predict(model.typical(values, test), test)
         row = {"rmse": rmse(prediction, test.dv, known) * level_scale}
         if objective.mixed:
-            omega = dense(covariance(model.omega_cholesky(values)))  # (K, K, B)
+            estimates = objective.estimates(model, values)
+            omega = dense(covariance(model.omega_cholesky(estimates)))  # (K, K, B)
             sd = omega.diagonal().T.sqrt()
             row |= {f"omega_{i + 1}": sd[i] for i in range(len(sd))}
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            sigmas = model.error.sigmas(values)
+            sigmas = model.error.sigmas(estimates)
             row |= {
                 name: sigmas[part]
                 for name, part in zip(model.error.names, model.error.components, strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
+from medcm_cli.model import Model, Values
 from medcm_cli.streams import Stream
 
 
@@ -57,6 +57,12 @@ class Objective(Protocol):
         can be put together to that of the whole."""
         del population
         return 1.0
+
+    def estimates(self, model: Model, values: Values) -> Values:
+        """Trained values with estimates of Omega and sigma among them, as ``Model.init`` lays them out: the
+        values themselves where those are what is trained."""
+        del model
+        return values
 
     def random_effects(
         self, model: Model, population: Population, state: State

@@ -1,5 +1,7 @@
-"""Variational inference: a Gaussian q over each subject's random effects, fitted together with the model."""
+"""Variational inference: a q over each subject's random effects, and, where they have priors, over sigma and
+Omega, fitted together with the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,93 +13,146 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Objective, State
-from medcm_cli.streams import Stream
-from medcm_cli.variability import (
-    LOG_2PI,
-    Lower,
-    covariance,
-    dense,
-    diagonal,
-    log_det,
-    log_probability_below,
-    lower_from_raw,
-    multiply_lower,
-    normal_log_density,
-    raw_correlation_init,
-    total,
-)
+from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
+from medcm_cli.priors import PopulationPrior
+from medcm_cli.streams import Stream, per_fit
+from medcm_cli.variability import LOG_2PI, log_probability_below, normal_log_density, raw_correlation_init
 
 ESTIMATORS = ("path_derivative", "standard", "entropy")
-FAMILIES = ("full_rank", "mean_field")
+POPULATIONS = ("point", "variational")
 
 
 @dataclass(frozen=True)
 class Vi(Objective):
-    """Minus the ELBO, sum_i mean_s [log N(y; f(eta_s), Sigma) + log N(eta_s; 0, Omega) - log q(eta_s)].
+    """Minus the ELBO, sum_i E_q [log N(y; f(eta), Sigma) + log N(eta; 0, Omega) - log q(eta)].
 
-    q_i = N(mu_i, L_i L_i'), eta_s = mu_i + L_i eps_s; ``family`` mean_field makes L_i diagonal.
+    ``family`` of q_i: full_rank N(mu_i, L_i L_i'), mean_field with L_i diagonal, a mixture of ``components``
+    Gaussians, or a normalising flow. The expectation is the mean of ``samples`` draws, of each component of a
+    mixture.
     ``estimator`` chooses the gradient of log q: path_derivative detaches q's own parameters in it (Roeder et
-    al. 2017), standard does not, entropy uses the closed-form entropy in its place.
+    al. 2017), standard does not, entropy uses a Gaussian's closed-form entropy in its place.
+    ``population`` variational adds a Gaussian q over the log sigmas, log omegas and raw correlations that are
+    not fixed, one per fit, drawn afresh for each sample; minus the ELBO then has log q - log prior of these
+    (``PopulationPrior`` with LKJ(``lkj``)), once.
     """
 
     samples: int = 3
     estimator: str = "path_derivative"
     family: str = "full_rank"
+    components: int = 2
+    population: str = "point"
+    lkj: float = 1.0
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or isinstance(self.samples, bool) or self.samples < 1:
-            raise InputError(f"objective.samples is {self.samples!r}: expected a whole number from 1")
-        if self.estimator not in ESTIMATORS:
+        for option in ("samples", "components"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"objective.{option} is {value!r}: expected a whole number from 1")
+        for option, choices in (
+            ("estimator", ESTIMATORS),
+            ("family", families.FAMILIES),
+            ("population", POPULATIONS),
+        ):
+            if getattr(self, option) not in choices:
+                raise InputError(
+                    f"objective.{option} is {getattr(self, option)!r}: expected one of {', '.join(choices)}"
+                )
+        if self.estimator == "entropy" and self.family in ("mixture", "flow"):
             raise InputError(
-                f"objective.estimator is {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}"
+                f"objective.estimator=entropy: the entropy of objective.family={self.family} has no closed "
+                "form; choose path_derivative or standard"
             )
-        if self.family not in FAMILIES:
-            raise InputError(f"objective.family is {self.family!r}: expected one of {', '.join(FAMILIES)}")
+        number = isinstance(self.lkj, int | float) and not isinstance(self.lkj, bool)
+        if not number or not 0 < self.lkj < math.inf:
+            raise InputError(f"objective.lkj is {self.lkj!r}: expected a number above 0")
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """See ``Objective.init``: mu 0, raw sd -1, raw correlations ~ N(0, 0.1)."""
-        _, n, fits = population.shape
-        k = len(model.random_effects.names)
-        pairs = k * (k - 1) // 2  # those of q, which is correlated where Omega is diagonal too
+        """See ``Objective.init``. q of the population parameters begins at the values that they would have
+        without it, with raw sds -1 and raw correlations ~ N(0, 0.1).
+
+        :raises InputError: ``population`` is variational and sigma and Omega are fixed.
+        """
         values = model.init(streams, dtype)
-        values["q.mean"] = torch.zeros(k, n, fits, dtype=dtype)
-        values["q.sd"] = torch.full((k, n, fits), -1.0, dtype=dtype)
-        if pairs and self.family == "full_rank":
-            # A fit's own subjects come first, so their numbers do not depend on padding.
-            values["q.correlation"] = raw_correlation_init(
-                streams, "q.correlation", (n, pairs), dtype
-            ).transpose(0, 1)
-        return State(values, per_subject=tuple(name for name in values if name.startswith("q.")))
+        carried = {}
+        if self.population == "variational":
+            if not model.error.free and model.random_effects.fixed is not None:
+                raise InputError(
+                    "objective.population=variational: sigma and Omega are fixed, nothing of them is to be "
+                    "estimated"
+                )
+            values = _population_init(values, streams, dtype)
+            # What a minibatch has of the terms that belong to the fit as a whole.
+            carried["share"] = population.present / population.present.sum(0)
+        shape = len(model.random_effects.names), population.shape[1]
+        own = families.init(self.family, self.components, streams, shape, dtype)
+        return State(values | own, carried, per_subject=tuple(own))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
-        """eps: (K, S, N)."""
-        return len(model.random_effects.names), self.samples, population.shape[1]
+        """eps: (K, S, N), and P more with P population parameters, for which the first subject's are used."""
+        k = len(model.random_effects.names)
+        if self.population == "variational":
+            k += PopulationPrior(model, self.lkj).size
+        return k, self._draws, population.shape[1]
+
+    @property
+    def _draws(self) -> int:
+        return self.samples * (self.components if self.family == "mixture" else 1)
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""
         assert noise is not None
-        values = state.trained
-        mean, lower = self._posterior(values)
-        eps = noise.unbind(0)
-        eta = [m + shift for m, shift in zip(mean, multiply_lower(lower, eps), strict=True)]
+        values, k = state.trained, len(model.random_effects.names)
+        eps = noise[:k].unbind(0)
+        q = families.posterior(self.family, values)
+        eta = q.points(eps)
+        weights = q.weights(self._draws)
+        known = values
+        of_population: Tensor | float = 0.0
+        if self.population == "variational":
+            prior, q_population = PopulationPrior(model, self.lkj), _population_posterior(values)
+            numbers = noise[k:, :, :1].unbind(0)  # (S, 1, B) each
+            point = q_population.points(numbers)
+            drawn = torch.stack(point)
+            known = {**values, **prior.values(drawn)}
+            log_q = self._log_q(q_population, point, numbers) - prior.log_density(drawn)
+            of_population = log_q.mean((0, 1)) * population.sum_subjects(state.carried["share"])
         prediction = model.predict(model.typical(values, population), population, eta)
-        prior = normal_log_density(model.omega_cholesky(values), eta)
-        log_q = self._log_q(mean, lower, eta, eps)
-        likelihood = self._log_likelihood(model, values, population, prediction)
-        return population.sum_subjects(log_q) - (likelihood + population.sum_subjects(prior)) / self.samples
+        log_prior = normal_log_density(model.omega_cholesky(known), eta)
+        log_q = self._log_q(q, eta, eps)
+        likelihood = self._log_likelihood(model, known, population, prediction, weights)
+        if weights is not None:
+            return population.sum_subjects(weights * (log_q - log_prior)) - likelihood + of_population
+        log_q = population.sum_subjects(log_q.mean(0))
+        return log_q - (likelihood + population.sum_subjects(log_prior)) / self.samples + of_population
+
+    def _log_q(self, q: families.Posterior, points: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
+        """log q at points, (S, N, B), with the gradient that the estimator prescribes; minus the entropy, (1,
+        N, B), where it prescribes that."""
+        if self.estimator == "path_derivative":
+            return q.detach().log_density(points)
+        if self.estimator == "standard":
+            return q.log_density_at(numbers, points)
+        assert isinstance(q, Gaussian)
+        return -q.entropy().expand(1, *points[0].shape[1:])
 
     def _log_likelihood(
-        self, model: Model, values: Values, population: Population, prediction: Tensor
+        self,
+        model: Model,
+        values: Values,
+        population: Population,
+        prediction: Tensor,
+        weights: Tensor | None,
     ) -> Tensor:
-        """sum over subjects and samples of log N(y; f, Sigma), log Phi((limit - f) / sd) where censored:
-        (B,)."""
+        """sum over subjects and samples, with ``weights``, of log N(y; f, Sigma), log Phi((limit - f) / sd)
+        where censored: (B,)."""
         sd, _ = model.error.sd(values, prediction)
         deviation = population.dv - prediction
-        if sd.ndim == 1 and population.censored is None:
+        if sd.ndim == 1 and population.censored is None and weights is None:
             # Additive error: one sd per fit, which need not be spread over the observations.
             count = self.samples * population.observation_count
             return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
@@ -107,29 +162,52 @@ class Vi(Objective):
         terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
         if population.censored is not None:
             terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
-        return -population.sum_all(terms)
+        return -population.sum_all(terms if weights is None else terms * weights)
+
+    def estimates(self, model: Model, values: Values) -> Values:
+        """See ``Objective.estimates``. Where they have a q: its median of sigma and omega, and the
+        correlations of its mean raw ones, which for K = 2 is the median too."""
+        if self.population == "point":
+            return values
+        return {**values, **PopulationPrior(model, self.lkj).values(values["population.mean"])}
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of q."""
+        """Mean and covariance of q; of a flow, over a fixed quasi-random sample."""
         del model, population
-        mean, lower = self._posterior(state.trained)
-        return torch.stack(mean), dense(covariance(lower))
+        return families.posterior(self.family, state.trained).moments()
 
-    def _posterior(self, values: Values) -> tuple[list[Tensor], Lower]:
-        mean = list(values["q.mean"].unbind(0))
-        sd = F.softplus(values["q.sd"]).unbind(0)
-        if len(sd) > 1 and self.family == "full_rank":
-            return mean, lower_from_raw(sd, values["q.correlation"].unbind(0))
-        return mean, diagonal(sd)
+    @torch.no_grad()
+    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor:
+        """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers."""
+        q = families.posterior(self.family, state.trained)
+        *_, n, _ = state.trained["q.mean"].shape
+        shape = n, q.numbers, count
+        noise = per_fit(streams, lambda g: g.standard_normal(shape), "draws", state.trained["q.mean"].dtype)
+        return torch.stack(q.draw(noise.permute(1, 2, 0, 3).unbind(0)))
 
-    def _log_q(self, mean: list[Tensor], lower: Lower, eta: list[Tensor], eps: Sequence[Tensor]) -> Tensor:
-        """mean_s log q(eta_s), (N, B), with the gradient that the estimator prescribes."""
-        if self.estimator == "entropy":
-            return -0.5 * log_det(lower) - 0.5 * len(lower) * (1 + LOG_2PI)
-        if self.estimator == "standard":
-            # L^-1 (eta - mu) is eps whatever the parameters, so only the determinant has a gradient.
-            square = total([e.square().mean(0) for e in eps])
-            return -0.5 * (square + log_det(lower) + len(lower) * LOG_2PI)
-        fixed = [[entry.detach() for entry in row] for row in lower]
-        deviation = [effect - m.detach() for effect, m in zip(eta, mean, strict=True)]
-        return normal_log_density(fixed, deviation).mean(0)
+    def population_moments(self, values: Values) -> tuple[Tensor, Tensor]:
+        """Mean (P, B) and covariance (P, P, B) of q over the coordinates of ``PopulationPrior``."""
+        return _population_posterior(values).moments()
+
+
+def _population_init(
+    values: dict[str, Tensor], streams: Sequence[Stream], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Initial values of q in place of those of sigma, omega and raw correlations."""
+    point = {name: values.pop(name) for name in ("sigma", "omega", "correlation") if name in values}
+    mean = torch.cat([raw if name == "correlation" else F.softplus(raw).log() for name, raw in point.items()])
+    size = len(mean)
+    values["population.mean"] = mean
+    values["population.sd"] = torch.full_like(mean, RAW_SD)
+    if size > 1:
+        pairs = (size * (size - 1) // 2,)
+        values["population.correlation"] = raw_correlation_init(
+            streams, "population.correlation", pairs, dtype
+        )
+    return values
+
+
+def _population_posterior(values: Values) -> Gaussian:
+    return Gaussian.from_raw(
+        values["population.mean"], values["population.sd"], values.get("population.correlation")
+    )

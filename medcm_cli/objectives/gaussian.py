@@ -1,0 +1,81 @@
+"""A Gaussian q, of a subject's random effects or of a fit's population parameters."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcm_cli.variability import (
+    LOG_2PI,
+    Lower,
+    covariance,
+    dense,
+    diagonal,
+    log_det,
+    lower_from_raw,
+    multiply_lower,
+    normal_log_density,
+    total,
+)
+
+RAW_SD = -1.0  # softplus of it is q's initial sd (METHODS, "Objectives")
+
+
+class Gaussian(NamedTuple):
+    """N(mean, L L'), ``mean`` of K tensors and ``lower`` = L; see ``families.Posterior``."""
+
+    mean: list[Tensor]
+    lower: Lower
+
+    @classmethod
+    def from_raw(cls, mean: Tensor, sd: Tensor, correlation: Tensor | None) -> "Gaussian":
+        """From values with K, or its pairs, as first dimension; uncorrelated where there are none."""
+        scale = F.softplus(sd).unbind(0)
+        lower = diagonal(scale) if correlation is None else lower_from_raw(scale, correlation.unbind(0))
+        return cls(list(mean.unbind(0)), lower)
+
+    def points(self, eps: Sequence[Tensor]) -> list[Tensor]:
+        """mu + L eps."""
+        return [m + shift for m, shift in zip(self.mean, multiply_lower(self.lower, eps), strict=True)]
+
+    def draw(self, noise: Sequence[Tensor]) -> list[Tensor]:
+        """See ``Posterior``."""
+        return self.points(noise)
+
+    @property
+    def numbers(self) -> int:
+        """See ``Posterior``."""
+        return len(self.mean)
+
+    def weights(self, draws: int) -> None:
+        """Equal."""
+        del draws
+
+    def deviation(self, eta: Sequence[Tensor]) -> list[Tensor]:
+        """eta - mu."""
+        return [effect - m for effect, m in zip(eta, self.mean, strict=True)]
+
+    def log_density(self, eta: Sequence[Tensor]) -> Tensor:
+        """See ``Posterior``."""
+        return normal_log_density(self.lower, self.deviation(eta))
+
+    def log_density_at(self, eps: Sequence[Tensor], eta: Sequence[Tensor]) -> Tensor:
+        """See ``Posterior``: L^-1 (eta - mu) is eps whatever the parameters, so that only the determinant has
+        a gradient."""
+        del eta
+        return -0.5 * (total([e * e for e in eps]) + log_det(self.lower) + len(eps) * LOG_2PI)
+
+    def entropy(self) -> Tensor:
+        """-E log q, without a dimension for draws."""
+        return 0.5 * log_det(self.lower) + 0.5 * len(self.lower) * (1 + LOG_2PI)
+
+    def detach(self) -> "Gaussian":
+        """See ``Posterior``."""
+        lower = [[entry.detach() for entry in row] for row in self.lower]
+        return Gaussian([m.detach() for m in self.mean], lower)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See ``Posterior``."""
+        return torch.stack(self.mean), dense(covariance(self.lower))

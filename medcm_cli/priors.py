@@ -1,0 +1,117 @@
+"""Priors of the population parameters (METHODS, "Objectives"), on the unconstrained scale that they are
+sampled on."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.model import Model
+from medcm_cli.variability import LOG_2PI, covariance, lower_from_raw, total
+
+SIGMA = -3.0, 1.0  # of log sigma, log IU/mL: mean and sd
+OMEGA = -1.5, 1.0  # of log omega
+
+
+@dataclass(frozen=True)
+class PopulationPrior:
+    """sigma ~ LogNormal(-3, 1), omega ~ LogNormal(-1.5, 1), C ~ LKJ(``lkj``), over those of a model that
+    are not fixed.
+
+    Its coordinates, (P, ...), are log sigma of each free component, log omega of each random effect, and the
+    raw correlations, whose tanh are the canonical partial correlations (``variability.lower_from_raw``).
+
+    :raises InputError: a shape of LKJ's that is not above 0, or everything is fixed.
+    """
+
+    model: Model
+    lkj: float = 1.0
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.lkj, int | float) and not isinstance(self.lkj, bool)
+        if not number or not 0 < self.lkj < math.inf:
+            raise InputError(f"lkj is {self.lkj!r}: expected a number above 0")
+        size = len(self._free) + self._effects + len(self._columns)
+        if not size:
+            raise InputError("sigma and Omega are fixed: they have no posterior")
+        object.__setattr__(self, "size", size)
+
+    @property
+    def _free(self) -> list[str]:
+        return self.model.error.free
+
+    @property
+    def _effects(self) -> int:
+        effects = self.model.random_effects
+        return len(effects.names) if effects.fixed is None else 0
+
+    @property
+    def _columns(self) -> list[int]:
+        """The column of each estimated correlation."""
+        effects = self.model.random_effects
+        return [j for _, j in effects.pairs] if effects.fixed is None else []
+
+    @property
+    def location(self) -> list[float]:
+        """The prior median of each coordinate."""
+        return [*[SIGMA[0]] * len(self._free), *[OMEGA[0]] * self._effects, *[0.0] * len(self._columns)]
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = len(self._free)
+        return x[:first], x[first : first + self._effects], x[first + self._effects :]
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log prior density of coordinates (P, ...), Jacobians included: (...)."""
+        log_sigma, log_omega, raw = self._parts(x)
+        terms = [_normal(log_sigma, *SIGMA).sum(0), _normal(log_omega, *OMEGA).sum(0)]
+        terms += [
+            lkj_partial(value, column, self._effects, self.lkj)
+            for value, column in zip(raw, self._columns, strict=True)
+        ]
+        return total(terms)
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """The model's unconstrained values at coordinates (P, B)."""
+        log_sigma, log_omega, raw = self._parts(x)
+        named = {"sigma": _softplus_inverse(log_sigma), "omega": _softplus_inverse(log_omega)}
+        named |= {"correlation": raw}
+        return {name: value for name, value in named.items() if len(value)}
+
+    def report(self, x: Tensor) -> dict[str, Tensor]:
+        """sigma_*, omega_*, rho_* as reported, (...) each, from coordinates (P, ...)."""
+        log_sigma, log_omega, raw = self._parts(x)
+        rows = {f"sigma_{name}": v.exp() for name, v in zip(self._free, log_sigma, strict=True)}
+        rows |= {f"omega_{i + 1}": v.exp() for i, v in enumerate(log_omega)}
+        if len(raw):
+            one = torch.ones_like(raw[0])
+            correlation = covariance(lower_from_raw([one] * self._effects, raw.unbind(0)))
+            rows |= {f"rho_{i + 1}{j + 1}": correlation[i][j] for i, j in self.model.random_effects.pairs}
+        return rows
+
+
+def lkj_partial(raw: Tensor, column: int, size: int, shape: float) -> Tensor:
+    """Log density of atanh of a canonical partial correlation in a column, from 0, of the ``size`` x ``size``
+    Cholesky factor when C ~ LKJ(``shape``); elementwise.
+
+    The partial correlation is Beta(b, b) on (-1, 1) with b = shape + (size - 2 - column) / 2 (Lewandowski,
+    Kurowicka and Joe 2009, section 2.4), and tanh has the derivative 1 - tanh^2.
+    """
+    b = shape + (size - 2 - column) / 2
+    # log(1 - tanh^2), by a form that does not cancel where tanh is 1 to rounding.
+    log_left = 2 * (math.log(2) - raw.abs() - F.softplus(-2 * raw.abs()))
+    log_beta = 2 * math.lgamma(b) - math.lgamma(2 * b)
+    return b * log_left - (2 * b - 1) * math.log(2) - log_beta
+
+
+def _normal(x: Tensor, mean: float, sd: float) -> Tensor:
+    return -0.5 * (((x - mean) / sd) ** 2 + LOG_2PI) - math.log(sd)
+
+
+def _softplus_inverse(log_value: Tensor) -> Tensor:
+    """Raw value whose softplus is exp(``log_value``)."""
+    value = log_value.exp()
+    return value + torch.log(-torch.expm1(-value))
