@@ -1,0 +1,352 @@
+"""What a finished fit says of its own subjects: predictions, residuals, a visual predictive check, random
+effects and individual curves. Numbers in data frames, for figures or for a look."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from medcm_cli import cohorts, simulate
+from medcm_cli.data import EventTable, Population
+from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.model import Model, Values
+from medcm_cli.objectives.modes import find_modes
+from medcm_cli.restored import Restored
+from medcm_cli.results import GRID_POINTS
+from medcm_cli.streams import Stream, per_fit
+from medcm_cli.variability import covariance, dense, multiply_lower
+
+SIMULATIONS = 500  # data sets of a predictive check
+DRAWS = 500  # of each subject's random effects, for its credible bands
+MOST_SUBJECTS = 500  # of a fit that are looked at
+PERCENTILES = (5, 50, 95)
+CURVE_POINTS = 60
+_PER_BIN, _MOST_BINS = 25, 8  # observations in a bin of a predictive check, at least; bins
+_TOLERANCE, _ITERATIONS = 1e-5, 200
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of one fit. Levels in the reported unit, times in h.
+
+    ``observations``: ``subject``, ``time``, ``dv``, ``censored``, ``typical``, ``individual`` (NaN without
+    random effects) and ``residual``: CWRES, NaN where censored, or dv - typical without random effects.
+    ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects, ``median`` and the
+    ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each subject once,
+    however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often as it was
+    drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its median) and
+    ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
+    """
+
+    mixed: bool
+    observations: pd.DataFrame
+    curves: pd.DataFrame
+    etas: pd.DataFrame
+    omega: Mapping[str, float]
+    check: pd.DataFrame
+    simulations: int = SIMULATIONS
+
+
+@torch.no_grad()
+def diagnose(restored: Restored) -> Diagnosis:
+    """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
+    setup, scale = restored.setup, float(restored.setup.config["dataset"]["level_scale"])
+    model, whole, state = setup.model, restored.population, restored.state
+    rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
+    subjects, first = np.unique(rows, return_index=True)
+    subjects, first = subjects[:MOST_SUBJECTS], first[:MOST_SUBJECTS]
+    index = torch.from_numpy(first)[:, None]
+    population = whole.take(index)
+    ids = np.array(setup.events.ids)
+    values, stream = restored.values, restored.streams[0]
+    posterior = setup.objective.random_effects(model, whole, state)
+    zeta = model.typical(values, population)
+    typical = model.predict(zeta, population)
+    seen = (population.observed[:, 0, :, 0] > 0).T  # (N, T): in the order of subjects
+
+    def flat(of: Tensor) -> FloatArray:
+        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
+
+    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    observations = pd.DataFrame(
+        {
+            "subject": ids[np.repeat(subjects, seen.sum(1).numpy())],
+            "time": flat(population.time),
+            "dv": flat(population.dv) * scale,
+            "censored": flat(censored) > 0,
+            "typical": flat(typical) * scale,
+        }
+    )
+    if posterior is None:
+        observations["individual"] = np.nan
+        observations["residual"] = observations["dv"] - observations["typical"]
+        curves = _curves(restored, subjects, None, scale)
+        return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame())
+    mean, spread = posterior
+    eta = [part[index[:, 0]][None] for part in mean]
+    observations["individual"] = flat(model.predict(zeta, population, eta)) * scale
+    residual = cwres(model, values, population)
+    observations["residual"] = np.where(observations["censored"], np.nan, flat(residual))
+    names = model.random_effects.names
+    count = len(rows)
+    etas = pd.DataFrame(
+        {"subject": ids[rows]} | {n: m[:count, 0].double().numpy() for n, m in zip(names, mean, strict=True)}
+    )
+    omega = dense(covariance(model.omega_cholesky(values)))[..., 0].diagonal().sqrt()
+    simulated = simulations(model, values, population, stream) * scale
+    check = predictive_check(
+        observations["time"].to_numpy(),
+        observations["dv"].to_numpy(),
+        observations["typical"].to_numpy(),
+        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, seen].double().numpy()),
+    )
+    # A root by eigenvalues, since rounding can make a covariance near zero indefinite.
+    eigenvalue, vector = torch.linalg.eigh(spread[:, :, index[:, 0], 0].permute(2, 0, 1).double())
+    factor = vector * eigenvalue.clamp(min=0).sqrt()[:, None]  # (N, K, K)
+    normal = per_fit(
+        [stream], lambda g: g.standard_normal((DRAWS, len(subjects), len(names))), "curves", torch.float64
+    )
+    shift = torch.einsum("nkl,snl->ksn", factor, normal[..., 0])
+    draws = [m[index[:, 0], 0] + s.to(m.dtype) for m, s in zip(mean, shift, strict=True)]  # (S, N) each
+    curves = _curves(restored, subjects, [d[..., None] for d in draws], scale)
+    return Diagnosis(True, observations, curves, etas, dict(zip(names, omega.tolist(), strict=True)), check)
+
+
+def cwres(model: Model, values: Values, population: Population) -> Tensor:
+    """Conditional weighted residuals (Hooker, Staatz and Karlsson 2007, Pharm Res 24:2187-2197): C^-1/2 (y -
+    f(eta_hat) + G eta_hat), with C = G Omega G' + Sigma, all at the empirical Bayes estimate eta_hat.
+
+    Of a right model they have mean 0 and variance 1, as far as linearising at eta_hat holds; the root is the
+    symmetric one. They need no simulation, and mean the same for every objective.
+
+    :returns: (T, 1, N, B), 0 where there is no observation; a censored one has no part in the others'.
+    """
+    start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
+    eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
+    prediction, columns = model.linearise(model.typical(values, population), population, eta)
+    sd, _ = model.error.sd(values, prediction)
+    kept = (
+        population.observed
+        if population.censored is None
+        else population.observed * (1 - population.censored)
+    )
+    columns = [column * kept for column in columns]
+    deviation = (population.dv - prediction) * kept
+    for column, effect in zip(columns, eta, strict=True):
+        deviation = deviation + column * effect
+    loadings = torch.stack([*_times_cholesky(model, values, columns)])[:, :, 0].permute(2, 3, 1, 0).double()
+    variance = torch.where(kept > 0, sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
+    matrix = loadings @ loadings.mT + torch.diag_embed(variance)  # (N, B, T, T)
+    eigenvalue, vector = torch.linalg.eigh(matrix)
+    rotated = vector.mT @ deviation[:, 0].permute(1, 2, 0).double()[..., None]
+    white = vector @ (rotated / eigenvalue.sqrt()[..., None])
+    result: Tensor = white[..., 0].permute(2, 0, 1)[:, None].to(prediction.dtype)
+    return result
+
+
+def _times_cholesky(model: Model, values: Values, columns: list[Tensor]) -> list[Tensor]:
+    """Columns of G L."""
+    lower = model.omega_cholesky(values)
+    size = len(lower)
+    return [
+        sum((columns[i] * lower[i][j] for i in range(j, size)), torch.zeros_like(columns[0]))
+        for j in range(size)
+    ]
+
+
+def simulations(
+    model: Model, values: Values, population: Population, stream: Stream, count: int = SIMULATIONS
+) -> Tensor:
+    """``count`` data sets S that the model draws for the same subjects and times: (T, S, N, 1)."""
+    t, n, _ = population.shape
+    k = len(model.random_effects.names)
+    dtype = population.dv.dtype
+    normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
+    eta = multiply_lower(model.omega_cholesky(values), normal.unbind(0))
+    prediction = model.predict(model.typical(values, population), population, eta)
+    sd, _ = model.error.sd(values, prediction)
+    noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
+    return prediction + sd * noise
+
+
+def predictive_check(
+    time: FloatArray, dv: FloatArray, typical: FloatArray, simulated: FloatArray
+) -> pd.DataFrame:
+    """Prediction-corrected visual predictive check (Bergstrand, Hooker, Wallin and Karlsson 2011, AAPS J
+    13:143-151): each level, observed or simulated, times the median typical prediction of its bin over its
+    own.
+
+    Bins hold equally many observations, about 25 or more, but are parted at the widest gaps nearby. A
+    censored observation counts at its limit.
+
+    :param time: (M,) h, likewise ``dv`` and ``typical``. :param simulated: (S, M).
+    :returns: see ``Diagnosis.check``.
+    """
+    bins = _bins(time)
+    frames = []
+    grouped = pd.DataFrame({"bin": bins, "time": time, "typical": typical}).groupby("bin")
+    middle = grouped["typical"].transform("median").to_numpy()
+    factor = np.divide(middle, typical, out=np.ones_like(middle), where=typical > 0)
+    corrected = np.vstack([dv[None], simulated]) * factor  # observed first
+    for _, part in grouped:
+        percentiles = np.percentile(corrected[:, part.index.to_numpy()], PERCENTILES, axis=1)  # (3, 1 + S)
+        low, median, high = np.percentile(percentiles[:, 1:], (5, 50, 95), axis=1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "from": part["time"].min(),
+                    "to": part["time"].max(),
+                    "time": part["time"].median(),
+                    "observations": len(part),
+                    "percentile": PERCENTILES,
+                    "observed": percentiles[:, 0],
+                    "low": low,
+                    "median": median,
+                    "high": high,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _bins(time: FloatArray) -> IntArray:
+    """A bin's number for each time. Equal counts, then each edge moved to the widest gap within half a
+    bin, so that samples planned for the same time stay together."""
+    ordered = np.sort(time)
+    gaps = np.diff(ordered)
+    count = min(max(1, len(time) // _PER_BIN), _MOST_BINS)
+    size = len(time) / count
+    reach = int(size // 2)
+    nominal = np.round(np.arange(1, count) * size).astype(np.int64) - 1
+    window = np.clip(nominal[:, None] + np.arange(-reach, reach + 1), 0, max(len(gaps) - 1, 0))
+    if not count - 1 or not len(gaps) or not gaps.max() > 0:
+        return np.zeros(len(time), dtype=np.int64)
+    place = window[np.arange(len(nominal)), gaps[window].argmax(1)]
+    place = np.unique(place[gaps[place] > 0])
+    return np.searchsorted((ordered[place] + ordered[place + 1]) / 2, time).astype(np.int64)
+
+
+def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
+    """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
+    begin and end."""
+    setup, values = restored.setup, restored.values
+    table, grid = _on_grid(setup.events)
+    population = Population.from_events(table, setup.dtype).select([subjects])
+    zeta = setup.model.typical(values, population)
+    columns = {"typical": setup.model.predict(zeta, population)[:, 0, :, 0]}
+    if draws is not None:
+        levels = setup.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
+        at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=levels.dtype)
+        names = ("low_90", "low_50", "median", "high_50", "high_90")
+        ordered = torch.sort(levels, 1)[0]
+        place = (at * (levels.shape[1] - 1)).round().long()
+        columns |= dict(zip(names, ordered[:, place].unbind(1), strict=True))
+    exists = (population.observed[:, 0, :, 0] > 0).T
+    grid = grid[np.isin(grid["subject"], subjects)]
+    ids = np.array(setup.events.ids)
+    return grid.assign(
+        subject=ids[grid["subject"].to_numpy()],
+        **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
+    )
+
+
+def _on_grid(events: EventTable) -> tuple[EventTable, pd.DataFrame]:
+    """The doses of a table with a grid in place of its observations, and that grid: ``subject`` (number),
+    ``segment``, ``time`` as in the file."""
+    clock = np.where(events.is_dose, events.since, events.clock)
+    part = events.subject * (int(events.segment.max()) + 1) + events.segment
+    seen = pd.DataFrame({"part": part, "clock": clock, "shift": events.clock - events.time})[~events.is_dose]
+    ends = seen.groupby("part").agg(end=("clock", "max"), shift=("shift", "first"))
+    ends["start"] = pd.Series(clock).groupby(part).min()
+    share = np.linspace(0, 1, CURVE_POINTS) ** 2  # denser in the beginning, where levels change most
+    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
+    doses = np.flatnonzero(events.is_dose)
+    begin = clock[doses]
+    # Just before, at the start, and at the end: where a curve turns.
+    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[doses]])
+    points = pd.DataFrame(
+        {
+            "part": np.r_[np.repeat(ends.index.to_numpy(), CURVE_POINTS), np.tile(part[doses], 3)],
+            "clock": np.r_[regular.ravel(), turns],
+        }
+    ).join(ends, on="part")
+    inside = (points["clock"] >= points["start"]) & (points["clock"] <= points["end"])
+    points = points[inside].drop_duplicates(["part", "clock"]).sort_values(["part", "clock"])
+    width = int(events.segment.max()) + 1
+    of = (points["part"] // width).to_numpy(dtype=np.int64)
+    segment = (points["part"] % width).to_numpy(dtype=np.int64)
+    count, at = len(points), points["clock"].to_numpy()
+    time = at - points["shift"].to_numpy()
+    nothing = np.full(count, np.nan)
+    kept = events.is_dose
+
+    def joined(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([old[kept], new.astype(old.dtype)])
+
+    columns = {
+        "subject": joined(events.subject, of),
+        "time": joined(events.time, time),
+        "clock": joined(events.clock, at),
+        "is_dose": joined(events.is_dose, np.zeros(count)),
+        "added": joined(events.added, np.zeros(count)),
+        "dv": joined(events.dv, np.zeros(count)),
+        "censored": joined(events.censored, np.zeros(count)),
+        "compartment": joined(events.compartment, np.full(count, -1)),
+        "segment": joined(events.segment, segment),
+        "occasion": joined(events.occasion, np.ones(count)),
+    }
+    columns |= {
+        name: joined(getattr(events, name), nothing) for name in ("amount", "duration", "since", "interval")
+    }
+    key = np.r_[clock[kept], at]
+    order = np.lexsort((~columns["is_dose"], key, columns["subject"]))  # a dose before a point at its time
+    written: dict[str, Any] = {name: values[order] for name, values in columns.items()}
+    grid = pd.DataFrame({"subject": of, "segment": segment, "time": time})
+    return replace(events, **written), grid.reset_index(drop=True)
+
+
+def covariates(restored: Restored) -> dict[str, FloatArray]:
+    """Name -> the values of all subjects of the data set; of a covariate that changes, of all its regimes."""
+    found = restored.setup.everyone.covariates
+    return {
+        name: np.asarray(values.double().numpy(), dtype=np.float64).ravel() for name, values in found.items()
+    }
+
+
+def true_effects(config: Mapping[str, Any]) -> pd.DataFrame | None:
+    """The covariate functions that simulated data were drawn from, relative to the reference covariates, on
+    the grid of ``effects.parquet``: ``covariate``, ``parameter``, ``x``, ``relative``. None where they are
+    not known: the data set has no truth, or not that of ``simulate`` or ``cohorts``."""
+    dataset = config["dataset"]
+    if dataset["truth"] is None:
+        return None
+    omega, entries = dataset["truth"]["omega"], dataset["covariates"]
+    kind = dataset.get("cohort")
+    if set(entries) == {"ffm", "vwf"} and kind is not None and omega == cohorts.truth_of(kind)["omega"]:
+
+        def zeta(at: dict[str, FloatArray]) -> dict[str, FloatArray]:
+            return cohorts.typical_parameters(kind, at["ffm"], at["vwf"])
+
+    elif set(entries) == {"weight", "vwf"} and np.array_equal(omega, simulate.Truth().omega):
+
+        def zeta(at: dict[str, FloatArray]) -> dict[str, FloatArray]:
+            return simulate.typical_parameters(at["weight"], at["vwf"], simulate.Truth())
+
+    else:
+        return None
+    parts = []
+    reference = {name: np.full(GRID_POINTS, float(entry["reference"])) for name, entry in entries.items()}
+    base = zeta(reference)
+    for name, entry in entries.items():
+        x = np.linspace(0, float(entry["scale"]), GRID_POINTS)
+        moved = zeta({**reference, name: x})
+        parts += [
+            pd.DataFrame({"covariate": name, "parameter": p, "x": x, "relative": moved[p] / base[p]})
+            for p in moved
+        ]
+    return pd.concat(parts, ignore_index=True)

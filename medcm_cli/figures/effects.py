@@ -1,0 +1,155 @@
+"""Learned covariate effects beside the truth, over the covariates that the subjects have (the paper's Figures
+4, S4, S6 and S7)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from medcm_cli.figures import style
+from medcm_cli.figures.collected import Sweep
+
+FloatArray = npt.NDArray[np.float64]
+_BINS = 25
+
+
+def covariate_effects(
+    sweep: Sweep,
+    learned: Mapping[str, pd.DataFrame],
+    epoch: float | None = None,
+    truth: pd.DataFrame | None = None,
+    covariates: Mapping[str, FloatArray] | None = None,
+) -> style.Drawn | None:
+    """A row of panels per method and a column per effect, None where nothing was learned.
+
+    :param learned: method's label -> ``collected.effects`` of it. :param epoch: one of its epochs, None for
+        the mean over the tail.
+    :param truth: ``covariate``, ``parameter``, ``x``, ``relative``, where it is known.
+    :param covariates: name -> the values that subjects have, for the histograms, where the data are there.
+    """
+    at = {
+        label: frame[frame["epoch"].isna() if epoch is None else frame["epoch"] == epoch]
+        for label, frame in learned.items()
+        if len(frame)
+    }
+    rows = [method for method in sweep.methods if len(at.get(method.label, ()))]
+    if not rows:
+        return None
+    keys = ["covariate", "parameter"]
+    pairs = list(pd.concat(at.values())[keys].drop_duplicates().itertuples(index=False, name=None))
+    known = {pair: _of(truth, pair) for pair in pairs} if truth is not None else {}
+    described = sweep.described["covariates"]
+    with style.styled():
+        figure, grid, under = _grid(len(rows), len(pairs), bool(covariates))
+        for row, method in enumerate(rows):
+            for column, pair in enumerate(pairs):
+                axis = grid[row][column]
+                curve = _of(at[method.label], pair)
+                axis.fill_between(
+                    curve["x"], curve["low"], curve["high"], color=method.colour, alpha=0.22, lw=0
+                )
+                axis.plot(
+                    curve["x"], curve["median"], color=method.colour, marker=method.marker, ms=3, markevery=8
+                )
+                if pair in known:
+                    axis.plot(known[pair]["x"], known[pair]["relative"], **style.TRUTH)
+                axis.tick_params(labelbottom=row == len(rows) - 1 and not under)
+        for column, (covariate, parameter) in enumerate(pairs):
+            entry = described[covariate]
+            label = f"{covariate}, {entry['unit']}"
+            grid[0][column].set_title(f"{parameter}, relative to {entry['reference']:g} {entry['unit']}")
+            _limit(
+                grid[0][column],
+                [_of(at[m.label], (covariate, parameter)) for m in rows],
+                known.get((covariate, parameter)),
+            )
+            if under and covariates and covariate in covariates:
+                _histogram(under[column], covariates[covariate], float(entry["scale"]))
+                under[column].set_xlabel(label)
+            else:
+                grid[-1][column].set_xlabel(label)
+        for method, row_axes in zip(rows, grid, strict=True):
+            row_axes[0].set_ylabel(f"{method.label}\nratio (-)")
+        if under:
+            under[0].set_ylabel("subjects")
+        handles: list[Artist] = [Line2D([], [], color="0.4", label="median")]
+        handles.append(Patch(color="0.5", alpha=0.4, lw=0, label="95 % of fits"))
+        if known:
+            handles.append(Line2D([], [], **style.TRUTH, label="truth"))
+        style.legend(figure, handles)
+    when = "mean over the last checkpoints" if epoch is None else f"epoch {epoch:g}"
+    where = f"{sweep.study}, {sweep.dataset}"
+    fits = ", ".join(f"{method.label} {len(method.complete)}" for method in rows)
+    caption = (
+        f"Learned covariate effects ({where}; {when}), relative to the reference value: median (line) and "
+        f"2.5 to 97.5 % quantiles (band) over complete fits ({fits})."
+    )
+    caption += " Dashed black: truth." if known else ""
+    caption += " Below: the subjects' covariates." if covariates else ""
+    return style.Drawn(
+        "effects" if epoch is None else f"effects_epoch_{epoch:g}",
+        "Covariate effects" if epoch is None else f"Covariate effects at epoch {epoch:g}",
+        figure,
+        caption,
+        f"Curves of {', '.join(f'{p} against {c}' for c, p in pairs)}, a row of panels for each of "
+        f"{', '.join(m.label for m in rows)}. " + " ".join(_said(m.label, at[m.label], known) for m in rows),
+        _numbers(at, known),
+    )
+
+
+def _grid(rows: int, columns: int, histogram: bool) -> tuple[Figure, list[list[Axes]], list[Axes]]:
+    width = style.SINGLE if columns == 1 else style.DOUBLE
+    height = 1.35 if rows > 1 else 1.9
+    figure = Figure(figsize=(width, rows * height + 0.95), layout="constrained")
+    ratios = [height] * rows + ([0.45] if histogram else [])
+    axes = figure.subplots(len(ratios), columns, sharex="col", height_ratios=ratios, squeeze=False)
+    for column in range(columns):
+        for row in range(1, rows):
+            axes[row][column].sharey(axes[0][column])
+    grid = [list(row) for row in axes]
+    return figure, grid[:rows], grid[rows] if histogram else []
+
+
+def _of(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    return frame[(frame["covariate"] == pair[0]) & (frame["parameter"] == pair[1])]
+
+
+def _limit(axis: Axes, frames: list[pd.DataFrame], truth: pd.DataFrame | None) -> None:
+    """From 0; a band that goes far beyond medians and truth is cut."""
+    curves = pd.concat(frames)
+    most = max(curves["median"].max(), truth["relative"].max() if truth is not None else 0)
+    axis.set_ylim(0, 1.05 * min(curves["high"].max(), 2 * most) if most > 0 else 1)
+
+
+def _histogram(axis: Axes, values: FloatArray, scale: float) -> None:
+    axis.hist(values, bins=_BINS, range=(0, max(scale, float(values.max()))), color="0.6", lw=0)
+    axis.set_xlim(0, scale)
+    axis.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+
+
+def _said(label: str, curves: pd.DataFrame, known: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    """The ends of the median, and how far it is from the truth in the worst place."""
+    parts = []
+    pairs = curves[["covariate", "parameter"]].drop_duplicates().itertuples(index=False, name=None)
+    for pair in pairs:
+        curve = _of(curves, pair)
+        ends = curve["median"].iloc[[0, -1]]
+        text = f"{pair[1]} goes from {ends.iloc[0]:.2f} to {ends.iloc[1]:.2f} with {pair[0]}"
+        if pair in known:
+            ends = known[pair]["relative"].iloc[[0, -1]]
+            text += f" (truth {ends.iloc[0]:.2f} to {ends.iloc[1]:.2f})"
+        parts.append(text)
+    return f"{label}: {'; '.join(parts)}."
+
+
+def _numbers(at: Mapping[str, pd.DataFrame], known: Mapping[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    parts = [frame.assign(method=label) for label, frame in at.items()]
+    parts += [frame.rename(columns={"relative": "median"}).assign(method="truth") for frame in known.values()]
+    return pd.concat(parts, ignore_index=True)

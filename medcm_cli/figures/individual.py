@@ -1,0 +1,130 @@
+"""A patient's predicted levels: a panel for each regimen, with what was measured and what is typical."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from medcm_cli.figures import style
+from medcm_cli.prediction import GIVEN, Prediction
+
+_COLOUR = "#0072B2"
+_TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}
+_MEASURED: dict[str, Any] = {"color": _COLOUR, "lw": 0.7, "ls": (0, (1, 1.2))}
+_DECADES = 3.5  # of levels that a panel shows, from the highest down
+
+
+def patient(prediction: Prediction, name: str) -> style.Drawn:
+    """One patient's figure: median and 50 and 90 % bands of the level, the 90 % band of a measured one,
+    the typical curve, doses along the bottom and thresholds across."""
+    curve = prediction.curve[prediction.curve["patient"] == name]
+    regimens = list(dict.fromkeys(curve["regimen"]))
+    thresholds = sorted(prediction.thresholds["threshold"].unique()) if len(prediction.thresholds) else []
+    seen = prediction.observations[prediction.observations["patient"] == name]
+    top = float(max(curve["measured_upper_90"].max(), seen["level"].max() if len(seen) else 0.0)) * 1.3
+    floor = max(top * 10**-_DECADES, min([*thresholds, top]) / 3)
+    with style.styled():
+        width = style.DOUBLE if len(regimens) > 1 else 4.6
+        figure, axes = style.panels(len(regimens), 2, 2.5 if len(regimens) > 1 else 3.0, width, sharey=True)
+        for axis, regimen in zip(axes, regimens, strict=True):
+            of_regimen = curve[curve["regimen"] == regimen]
+            _curve(axis, of_regimen, floor)
+            if regimen == GIVEN and len(seen):
+                _points(axis, seen, floor)
+            doses = prediction.doses.query("patient == @name and regimen == @regimen")["time"]
+            inside = doses[(doses >= prediction.times[0]) & (doses <= prediction.times[-1])]
+            axis.plot(inside, np.full(len(inside), floor), "^", color="black", ms=4, clip_on=False, zorder=5)
+            for threshold in thresholds:
+                axis.axhline(threshold, color="0.6", lw=0.6, zorder=0)
+                axis.annotate(
+                    f"{threshold:g}",
+                    (1.0, threshold),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(2, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=6.5,
+                    color="0.4",
+                )
+            axis.set_yscale("log")
+            axis.set_ylim(floor, top)
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_xlim(prediction.times[0], prediction.times[-1])
+            _hours(axis)
+            axis.set_xlabel("time, h")
+            axis.set_title("as given" if regimen == GIVEN else regimen)
+        axes[0].set_ylabel(f"level, {prediction.unit}")
+        style.legend(figure, _handles(bool(len(seen))))
+        figure.supxlabel(_wrapped(prediction, width), fontsize=6, color="0.35", x=0.01, ha="left")
+        figure.suptitle(f"{name}", fontsize=9, x=0.01, ha="left")
+    words = (
+        f"Predicted levels of {name} ({prediction.label}): median, 50 and 90 % bands over the patient's "
+        "posterior and the fits (shaded), 90 % band of a measured level (dotted), typical patient of the "
+        f"same covariates (dashed). {prediction.disclaimer}"
+    )
+    last = curve.groupby("regimen", sort=False).tail(1)
+    alt = f"Line chart of level against time for {name}. " + " ".join(
+        f"Regimen {row.regimen}: {row.median:.3g} {prediction.unit} at {row.time:g} h."
+        for row in last[["regimen", "median", "time"]].itertuples()
+    )
+    return style.Drawn(f"patient_{style.slug(name)}", f"Levels of {name}", figure, words, alt, curve)
+
+
+def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
+    shown = curve.assign(**{name: curve[name].clip(lower=floor / 2) for name in curve.columns[3:]})
+    for bound, alpha in ((90, 0.18), (50, 0.32)):
+        axis.fill_between(
+            shown["time"],
+            shown[f"lower_{bound}"],
+            shown[f"upper_{bound}"],
+            color=_COLOUR,
+            alpha=alpha,
+            lw=0,
+        )
+    for name in ("measured_lower_90", "measured_upper_90"):
+        axis.plot(shown["time"], shown[name], **_MEASURED)
+    axis.plot(shown["time"], shown["median"], color=_COLOUR)
+    axis.plot(shown["time"], shown["typical"], **_TYPICAL)
+
+
+def _points(axis: Axes, seen: pd.DataFrame, floor: float) -> None:
+    """Levels that were measured; those below a limit, or below the axis, as triangles that point down."""
+    low = seen["censored"] | (seen["level"] < floor)
+    for rows, marker in ((~low, "o"), (low, "v")):
+        at = seen[rows]
+        axis.plot(at["time"], at["level"].clip(lower=floor * 1.1), marker, color="black", ms=4, zorder=4)
+
+
+def _hours(axis: Axes) -> None:
+    low, high = axis.get_xlim()
+    step = next((s for s in (1, 2, 4, 6, 12, 24, 48, 72, 168, 336) if (high - low) / s <= 8), None)
+    if step is not None:
+        axis.set_xticks(np.arange(np.ceil(low / step) * step, high + 1e-9, step))
+
+
+def _handles(measured: bool) -> list[Any]:
+    handles: list[Any] = [
+        Line2D([], [], color=_COLOUR, label="median"),
+        Patch(color=_COLOUR, alpha=0.45, lw=0, label="50 %"),
+        Patch(color=_COLOUR, alpha=0.18, lw=0, label="90 %"),
+        Line2D([], [], **_MEASURED, label="90 %, as measured"),
+        Line2D([], [], **_TYPICAL, label="typical"),
+    ]
+    if measured:
+        handles.append(Line2D([], [], marker="o", color="black", ls="none", ms=4, label="measured"))
+    return handles
+
+
+def _wrapped(prediction: Prediction, width: float) -> str:
+    """The study and what predictions are for, in lines that fit."""
+    text = f"{prediction.label[0].upper()}{prediction.label[1:]}. {prediction.disclaimer}"
+    lines, line = [], ""
+    for word in text.split():
+        if len(line) + len(word) > width * 21:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])

@@ -1,0 +1,136 @@
+"""All figures that run folders have, one at a time: what ``medcm plot`` writes and a report shows."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from medcm_cli.errors import InputError
+from medcm_cli.figures import effects, goodness, posteriors, style, training
+from medcm_cli.figures.collected import Fit, Found, Method, Sweep, collect, typical_fit
+from medcm_cli.figures.collected import effects as learned_effects
+from medcm_cli.files import write_text
+
+if TYPE_CHECKING:
+    from medcm_cli.diagnostics import Diagnosis
+    from medcm_cli.restored import Restored
+
+
+def figures(
+    sweep: Sweep,
+    missing: list[str],
+    epochs: Sequence[int] = (),
+    fold: int | None = None,
+    replicate: int | None = None,
+) -> Iterator[style.Drawn]:
+    """The figures of one study and data set, drawn as they are asked for.
+
+    :param missing: gets a line for each thing that cannot be drawn, and why.
+    :param epochs: at which learned effects are shown too.
+    :param fold: which fit stands for its method where one is looked at, ``replicate`` likewise; by default
+        the one with the median objective value.
+    """
+    where = f"{sweep.study}, {sweep.dataset}"
+    if sweep.unfinished:
+        missing.append(f"{where}: {sweep.unfinished} fits have not finished")
+    for measure in training.MEASURES:
+        drawn = training.over_epochs(sweep, measure)
+        if drawn is not None:
+            yield drawn
+    chosen = _restored(sweep, missing, fold, replicate)
+    yield from _effects(sweep, [restored for _, _, restored in chosen], missing, epochs)
+    yield from _posteriors(sweep, missing)
+    from medcm_cli.diagnostics import diagnose
+
+    diagnosed: list[tuple[Method, Fit, Diagnosis]] = []
+    for method, fit, restored in chosen:
+        diagnosed.append((method, fit, diagnose(restored)))
+    for method, fit, diagnosis in diagnosed:
+        yield goodness.observed_and_predicted(sweep, method, fit, diagnosis)
+    for drawn in (goodness.predictive_check(sweep, diagnosed), goodness.random_effects(sweep, diagnosed)):
+        if drawn is not None:
+            yield drawn
+    for method, fit, diagnosis in diagnosed:
+        for page in range(1, goodness.individual_pages(diagnosis) + 1):
+            yield goodness.individuals(sweep, method, fit, diagnosis, page)
+
+
+def _restored(
+    sweep: Sweep, missing: list[str], fold: int | None, replicate: int | None
+) -> list[tuple[Method, Fit, "Restored"]]:
+    """Of each method the fit that stands for it, with its model and data."""
+    from medcm_cli.restored import restore
+
+    result = []
+    for method in sweep.methods:
+        where = f"{sweep.study}, {sweep.dataset}, {method.label}"
+        fit = typical_fit(method, fold, replicate)
+        if fit is None:
+            which = " of this fold and replicate" if (fold, replicate) != (None, None) else ""
+            failed = len(method.fits) - len(method.complete)
+            missing.append(f"{where}: no complete fit{which} ({failed} failed), so no goodness of fit")
+            continue
+        try:
+            (restored,) = restore([(fit.folder, fit.record)])
+        except InputError as error:
+            missing.append(f"{where}: no goodness of fit ({error})")
+            continue
+        result.append((method, fit, restored))
+    return result
+
+
+def _effects(
+    sweep: Sweep, restored: Sequence["Restored"], missing: list[str], epochs: Sequence[int]
+) -> Iterator[style.Drawn]:
+    from medcm_cli.diagnostics import covariates, true_effects
+
+    where = f"{sweep.study}, {sweep.dataset}"
+    learned: dict[str, pd.DataFrame] = {}
+    for method in sweep.methods:
+        try:
+            learned[method.label] = learned_effects(method, epochs)
+        except InputError as error:
+            missing.append(str(error))
+    truth = true_effects(sweep.methods[0].config)
+    values = covariates(restored[0]) if restored else None
+    for epoch in (None, *epochs):
+        drawn = effects.covariate_effects(sweep, learned, epoch, truth, values)
+        if drawn is not None:
+            yield drawn
+        elif epoch is not None:
+            missing.append(f"{where}: no learned effects at epoch {epoch}, which is no checkpoint")
+
+
+def _posteriors(sweep: Sweep, missing: list[str]) -> Iterator[style.Drawn]:
+    for folder in posteriors.folders(sweep):
+        try:
+            drawn = posteriors.ellipses(sweep, folder)
+        except InputError as error:
+            missing.append(str(error))
+            continue
+        if drawn is not None:
+            yield drawn
+
+
+def write_all(
+    found: Found,
+    out: Path,
+    formats: Sequence[str] = style.FORMATS,
+    epochs: Sequence[int] = (),
+    fold: int | None = None,
+    replicate: int | None = None,
+) -> Iterator[tuple[Path, style.Drawn]]:
+    """Write every figure to ``out``/study/dataset/, each with its numbers and, in ``figures.md``, its
+    caption; gives each with its folder. What is missing is added to ``found.missing``."""
+    for sweep in found.sweeps:
+        folder = out / sweep.study / sweep.dataset
+        lines = [f"# {sweep.study}, {sweep.dataset}", ""]
+        for drawn in figures(sweep, found.missing, epochs, fold, replicate):
+            style.write(drawn, folder, formats)
+            lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
+            yield folder, drawn
+        write_text(folder / "figures.md", "\n".join(lines))
+
+
+__all__ = ["collect", "figures", "write_all"]

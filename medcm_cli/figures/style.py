@@ -1,0 +1,149 @@
+"""How figures look: one colour per objective, sizes of a journal's columns, units, files."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medcm_cli.files import replaced
+
+SINGLE, DOUBLE = 3.5, 7.0  # widths of one and of two columns, inches
+FORMATS = ("png", "svg", "pdf")
+# Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Fixed for an
+# objective's name, so that it does not depend on what else a study holds.
+COLOURS = {"mse": "#CC79A7", "fo": "#D55E00", "foce": "#009E73", "vi": "#0072B2", "vi_1": "#56B4E9"}
+OTHER = "#E69F00"
+MARKERS = {"mse": "D", "fo": "s", "foce": "^", "vi": "o", "vi_1": "v"}
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
+TRUTH: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.0}
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.3,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "medcm",
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure. ``stem`` of its files; ``title``, ``caption`` and ``alt``, the text in its place for who does
+    not see it; ``data``: the numbers that it shows."""
+
+    stem: str
+    title: str
+    figure: Figure
+    caption: str
+    alt: str
+    data: pd.DataFrame
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """What is drawn or saved inside looks alike."""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # matplotlib lists the names, one by one
+        yield
+
+
+def colour_of(objective: str) -> str:
+    """Of an objective's name: its own, or that of the one it is a variant of (foce_implicit: foce)."""
+    return COLOURS.get(objective, COLOURS.get(objective.split("_")[0], OTHER))
+
+
+def marker_of(objective: str) -> str:
+    """Likewise its marker."""
+    return MARKERS.get(objective, MARKERS.get(objective.split("_")[0], "P"))
+
+
+def name_of(objective: str) -> str:
+    """vi -> VI, foce_implicit -> FOCE implicit."""
+    first, *rest = objective.split("_")
+    return " ".join([first.upper(), *rest])
+
+
+def slug(text: str) -> str:
+    """What can stand in a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def symbol(letter: str, *names: str) -> str:
+    r"""omega, CL -> $\omega_{\mathrm{CL}}$."""
+    inside = ",".join(re.sub(r"[^A-Za-z0-9]", "", name) for name in names)
+    return rf"$\{letter}_{{\mathrm{{{inside}}}}}$"
+
+
+def panels(
+    count: int, per_row: int, height: float, width: float | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels, at most ``per_row`` in a row and as many in each, ``height`` inches
+    high."""
+    rows = -(-count // per_row)
+    columns = -(-count // rows)
+    chosen = width or (SINGLE if columns == 1 else DOUBLE)
+    figure = Figure(figsize=(chosen, rows * height + 0.35), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
+    axes = list(grid.ravel())
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, axes[:count]
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One for all panels, above them, so that it covers no data. Of handles with the same label, the
+    first."""
+    distinct: dict[str, Artist] = {}
+    for handle in handles:
+        distinct.setdefault(str(handle.get_label()), handle)
+    if distinct:
+        # Inches: a handle with its spaces, and a letter.
+        widest = 0.5 + 0.062 * max(map(len, distinct))
+        columns = max(1, min(len(distinct), int(figure.get_figwidth() / widest)))
+        figure.set_figheight(figure.get_figheight() + 0.16 * (-(-len(distinct) // columns) - 1))
+        figure.legend(
+            handles=list(distinct.values()),
+            loc="outside upper center",
+            ncols=columns,
+            handlelength=2.4,
+            columnspacing=1.2,
+        )
+
+
+def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a figure in each format, and its numbers as CSV beside it; the same figure gives the same
+    bytes."""
+    paths = [folder / f"{drawn.stem}.{kind}" for kind in (*formats, "csv")]
+    without_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with styled():
+        if drawn.figure.get_layout_engine() is not None:
+            drawn.figure.draw_without_rendering()
+            drawn.figure.set_layout_engine("none")  # what was laid out once stays, whatever the format
+        for path, kind in zip(paths, formats, strict=False):
+            with replaced(path) as partial:
+                drawn.figure.savefig(partial, format=kind, metadata=without_date.get(kind))
+    with replaced(paths[-1]) as partial:
+        drawn.data.to_csv(partial, index=False)
+    return paths
