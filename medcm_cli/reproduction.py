@@ -1,0 +1,260 @@
+"""The ``medcm fit`` commands that repeat what run folders hold, from their recorded configurations."""
+
+import functools
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medcm_cli.errors import InputError
+from medcm_cli.options import Config, as_config, complete, conf_dir, difference, identity
+from medcm_cli.runs import Address, Record
+
+_GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer")
+# No part of what a result is, but of where it lies and how it is reported.
+_PLACES = ("study", "outputs", "tail")
+
+
+@dataclass(frozen=True)
+class Command:
+    """``arguments`` of ``medcm``, of ``fits`` fits, none where they cannot be found; ``note``: why, or in
+    what they differ from what was run, empty where they are the same to the last option, folder included."""
+
+    arguments: tuple[str, ...]
+    fits: int
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """For a shell; the value alone is quoted, as one types it."""
+        parts = (argument.partition("=") for argument in self.arguments)
+        return " ".join(["medcm", *(name + equals + _quoted(value) for name, equals, value in parts)])
+
+
+def _quoted(value: str) -> str:
+    return shlex.quote(value) if value else ""
+
+
+def commands(records: Sequence[Record]) -> list[Command]:
+    """As few as name every fit: one for all objectives that have the same options and fits."""
+    held: dict[str, list[Record]] = {}
+    for record in records:
+        of = record.address
+        key = [of.study, of.dataset, of.objective, of.error, of.learning_rate, of.variant, record.config]
+        held.setdefault(json.dumps(key, sort_keys=True), []).append(record)
+    merged: dict[tuple[tuple[str, ...], tuple[str, ...], str], tuple[list[str], int]] = {}
+    unknown: list[Command] = []
+    for group in held.values():
+        options, note = overrides(group[0].config, group[0].address)
+        if not options and note:
+            unknown.append(Command((), len(group), note))
+            continue
+        names = [option for option in options if option.startswith("objective=")]
+        rest = tuple(option for option in options if option not in names)
+        objective = names[0].partition("=")[2] if names else _choices()["objective"]
+        for product in _products([tuple(map(int, r.address.where.values())) for r in group]):
+            axes = zip(group[0].address.where, product, strict=True)
+            values = tuple(f"{name}={_axis(numbers)}" for name, numbers in axes)
+            objectives, fits = merged.get((rest, values, note), ([], 0))
+            count = fits + math.prod(map(len, product))
+            merged[rest, values, note] = [*objectives, objective], count
+    result = []
+    for (rest, values, note), (objectives, fits) in merged.items():
+        many = ("-m",) if len(objectives) > 1 else ()
+        first = f"objective={','.join(dict.fromkeys(objectives))}"
+        result.append(Command(("fit", *many, first, *rest, *values), fits, note))
+    return [*result, *unknown]
+
+
+def _products(places: Iterable[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
+    """Sets of numbers, one for each axis, whose products together hold every place once."""
+    behind: dict[int, set[tuple[int, ...]]] = {}
+    for first, *rest in places:
+        behind.setdefault(first, set()).add(tuple(rest))
+    alike: dict[frozenset[tuple[int, ...]], list[int]] = {}
+    for first in sorted(behind):
+        alike.setdefault(frozenset(behind[first]), []).append(first)
+    result = []
+    for rests, firsts in alike.items():
+        inner = _products(rests) if any(rests) else [()]
+        result += [(tuple(firsts), *product) for product in inner]
+    return result
+
+
+def _axis(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) == 1:
+        return str(first)
+    if len(numbers) > 2 and list(numbers) == list(range(first, last + 1)):
+        return f"range({first},{last + 1})"
+    return ",".join(map(str, numbers))
+
+
+def overrides(config: Config, address: Address) -> tuple[list[str], str]:
+    """The options, relative to the defaults, that give a recorded configuration and a fit's folder; and a
+    note, empty where they give just these."""
+    try:
+        # Of no consequence to a result, and not recorded.
+        recorded = _as_given(complete({"batch": _composed(())["batch"], "overwrite": False, **config}))
+        chosen, note = _chosen(recorded)
+        options = [f"{group}={name}" for group, name in chosen.items() if name != _choices()[group]]
+        plain = [key for key, value in _composed(()).items() if not isinstance(value, Mapping)]
+        # Of values that follow others, as the optimiser's learning rate does, those that then still differ.
+        for keys in (plain, [*_GROUPS, *plain]):
+            base = _composed(tuple(options))
+            options += _differences(_part(recorded, keys), _part(base, keys), recorded, base)
+        found, folder = _final(tuple(options))
+        renamed = [str(name) for group, name in recorded["labels"].items() if name != chosen.get(group, name)]
+        named = [address.variant] if address.variant != "default" or not renamed else []
+        variant = "+".join([*renamed, *named])
+        if variant != folder:
+            options.append(f"variant={_value(variant)}")
+        if _comparable(recorded) != _comparable(found):
+            note = f"not quite what was recorded: {difference(recorded, _as_given(found))}"
+    except (InputError, HydraException, OmegaConfBaseException, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        return [], f"cannot be derived from what was recorded ({type(error).__name__}: {reason})"
+    return options, note
+
+
+def _chosen(recorded: Config) -> tuple[dict[str, str], str]:
+    """Of each group the choice that was made, where its name is recorded, or that comes nearest."""
+    result, notes = {}, []
+    for group in _GROUPS:
+        name = recorded["labels"].get(group)
+        names = _leaves(group)
+        if name in names:
+            result[group] = str(name)
+            continue
+        given = _flat(recorded[group])
+        default = _choices()[group]
+        order = sorted(names, key=lambda leaf: leaf != default)
+        result[group] = min(order, key=lambda leaf: _distance(given, names[leaf]))
+        if name is not None:
+            notes.append(
+                f"{group}={name} is a choice of a folder that was given with -cd, which is not recorded; "
+                f"here it is spelt out, under {group}={result[group]} and a variant of that name"
+            )
+    return result, "; ".join(notes)
+
+
+@functools.cache
+def _leaves(group: str) -> dict[str, dict[str, str]]:
+    """The choices of a group and their values."""
+    files = sorted((conf_dir() / group).glob("*.yaml"))
+    return {file.stem: _flat(OmegaConf.to_container(OmegaConf.load(file))) for file in files}
+
+
+def _flat(options: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> value, as text."""
+    if not isinstance(options, Mapping) or not options:
+        return {prefix: _value(options)}
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in options.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _distance(given: Mapping[str, str], leaf: Mapping[str, str]) -> int:
+    """How many values differ; one that follows another option equals any."""
+    names = [name for name in {*given, *leaf} if "${" not in leaf.get(name, "")]
+    return sum(given.get(name) != leaf.get(name) for name in names)
+
+
+def _composed(options: tuple[str, ...]) -> dict[str, Any]:
+    """What Hydra makes of options, with ``???`` where one is missing."""
+    return _hydra(options)[0]
+
+
+@functools.cache
+def _hydra(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], str]:
+    """The configuration, the choices of its groups, and the variant that names its folder."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("config", list(options), return_hydra_config=True)
+    hydra = composed.hydra
+    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    variant = str(hydra.job.override_dirname).replace("/", "~") or "default"
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}, choices, variant
+
+
+def _choices() -> dict[str, str]:
+    return _hydra(())[1]
+
+
+def _final(options: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The complete configuration, checked as ``medcm fit`` does, and its variant."""
+    config, _, variant = _hydra(options)
+    return complete(as_config(OmegaConf.create(config))), variant
+
+
+def _as_given(config: Config) -> dict[str, Any]:
+    """A configuration without what a fit itself adds to it: the name and truth of a cohort's stand-in."""
+    dataset = dict(config["dataset"])
+    if dataset.get("cohort") is not None and dataset.get("path") is None:
+        dataset |= {"name": str(dataset["name"]).removeprefix("synthetic_"), "truth": None}
+    return {**config, "dataset": dataset}
+
+
+def _comparable(config: Config) -> list[Any]:
+    own = identity(_as_given(config))
+    return [own, config["dataset"]["path"], *(config[name] for name in _PLACES)]
+
+
+def _part(config: Config, keys: Iterable[str]) -> dict[str, Any]:
+    """What matters of some options: that of their identity, and where results and data lie."""
+    own = identity(config)
+    own["dataset"] = {**own["dataset"], "path": config["dataset"]["path"]}
+    own |= {name: config[name] for name in _PLACES}
+    return {key: own[key] for key in keys if key in own}
+
+
+def _differences(new: Config, old: Config, every: Config, base: Config, prefix: str = "") -> list[str]:
+    """Overrides that turn ``old`` into ``new``; ``every`` and ``base``: all that they are a part of."""
+    result = []
+    for key in dict.fromkeys([*new, *old]):
+        name = f"{prefix}{key}"
+        if key not in new and key not in every:
+            result.append(f"~{name}")
+            continue
+        wanted = new.get(key, every.get(key))
+        there = old.get(key, base.get(key))
+        if isinstance(wanted, Mapping) and isinstance(there, Mapping):
+            parts = (every.get(key) or {}, base.get(key) or {})
+            result += _differences(wanted, there, *parts, f"{name}.")
+        elif wanted != there or key not in base:
+            result.append(f"{'' if key in base else '+'}{name}={_value(wanted)}")
+    return result
+
+
+def _value(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and not _plain(value):
+        return QuotedString(value, Quote.single).with_quotes()
+    return str(value)
+
+
+def _plain(text: str) -> bool:
+    """Whether it needs no quotes: letters, digits and a few signs, and no number or word that means more."""
+    letters = text.replace("_", "a").replace("/", "a").replace(".", "a").replace("-", "a")
+    start = text[:1].isalpha() or text[:1] in "./_"
+    words = ("null", "true", "false", "nan", "inf")
+    return letters.isalnum() and letters.isascii() and start and text.lower() not in words
+
+
+__all__ = ["Command", "commands", "overrides"]
