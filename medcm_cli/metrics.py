@@ -41,7 +41,7 @@ def squared_wasserstein(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov
     return distance
 
 
-DIRECTIONS = 64
+DIRECTIONS = 32
 
 
 def sliced_wasserstein(draws: Tensor, other: Tensor) -> Tensor:
