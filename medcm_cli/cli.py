@@ -200,6 +200,130 @@ def _summarize(arguments: list[str]) -> None:
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
 
 
+def _plot(arguments: list[str]) -> None:
+    from medcm_cli.figures import plot, style
+
+    parser = _parser("plot", "Figures of what is in run folders, each with the numbers that it shows.")
+    parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
+    parser.add_argument("--out", type=Path, help="where to write the figures (FOLDER/figures if not given)")
+    parser.add_argument("--format", default=",".join(style.FORMATS), help="some of these")
+    parser.add_argument("--epochs", default="", help="at which covariate effects are shown too, as in 25,100")
+    parser.add_argument(
+        "--fold", type=int, help="of the fit whose goodness is shown (that of median objective)"
+    )
+    parser.add_argument("--replicate", type=int, help="likewise")
+    options = parser.parse_args(arguments)
+    formats = options.format.split(",")
+    for kind in formats:
+        if kind not in style.FORMATS:
+            raise InputError(f"--format {kind}: expected some of {','.join(style.FORMATS)}")
+    try:
+        epochs = [int(epoch) for epoch in options.epochs.split(",") if epoch]
+    except ValueError as error:
+        raise InputError(f"--epochs {options.epochs}: expected whole numbers, as in 25,100") from error
+    out = options.out or options.folders[0] / "figures"
+    with Progress("{task.description}", console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading fits")
+        found = plot.collect(options.folders, lambda read: bar.update(task, description=f"{read} fits read"))
+        for folder, drawn in plot.write_all(found, out, formats, epochs, options.fold, options.replicate):
+            bar.update(task, description=f"{folder}: {drawn.title}")
+    for reason in found.missing[:20]:
+        ERR.print(reason, soft_wrap=True)
+    if len(found.missing) > 20:
+        ERR.print(f"and {len(found.missing) - 20} more")
+    if found.sweeps:
+        OUT.print(f"{', '.join(formats)} and numbers -> {out}")
+
+
+def _uncertainty(arguments: list[str]) -> None:
+    from medcm_cli import uncertainty
+
+    parser = _parser(
+        "uncertainty", "Standard errors and confidence intervals of estimates, into each fit's folder."
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
+    parser.add_argument("--method", default=uncertainty.METHODS[0], help="to show: hessian or sandwich")
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals")
+    options = parser.parse_args(arguments)
+    counter = Progress("{task.completed} fits done", console=ERR, disable=not ERR.is_terminal, transient=True)
+    with counter as bar:
+        task = bar.add_task("fits")
+        found = uncertainty.report(
+            options.folders, options.method, options.level, lambda done: bar.update(task, completed=done)
+        )
+    for section in found.sections:
+        _print(section)
+    for note in found.notes:
+        OUT.print(note)
+    if found.skipped:
+        ERR.print(f"{len(found.skipped)} without standard errors:")
+        for reason in found.skipped[:20]:
+            ERR.print(f"  {reason}")
+        if len(found.skipped) > 20:
+            ERR.print(f"  and {len(found.skipped) - 20} more")
+    if not found.sections:
+        raise InputError("no fit has standard errors")
+
+
+def _predict(arguments: list[str]) -> None:
+    from medcm_cli import predict_command
+
+    parser = _parser(
+        "predict",
+        "Individual predictions of patients that a study has not seen, as an ensemble over all its fits. For "
+        "research use only, not for treatment decisions.",
+    )
+    predict_command.add_options(parser)
+    predict_command.run(parser.parse_args(arguments), _print)
+
+
+def _report(arguments: list[str]) -> None:
+    from medcm_cli import report
+
+    parser = _parser("report", "One page of what is in run folders: tables, figures, failures, commands.")
+    parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
+    parser.add_argument("--out", type=Path, help="the page to write (FOLDER/report.html if not given)")
+    parser.add_argument("--question", metavar="TEXT", help="what the study asks, to stand below its title")
+    parser.add_argument("--expected", type=Path, help="CSV of expected values to show beside the measured")
+    options = parser.parse_args(arguments)
+    out = options.out or options.folders[0] / "report.html"
+    with Progress("{task.description}", console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading fits")
+        fits = report.write(
+            options.folders,
+            out,
+            options.question,
+            options.expected,
+            lambda what: bar.update(task, description=what),
+        )
+    OUT.print(f"{fits} {'fit' if fits == 1 else 'fits'}, {out.stat().st_size / 1e6:.1f} MB -> {out}")
+
+
+def _posterior(arguments: list[str]) -> None:
+    from medcm_cli.posterior_command import posterior
+
+    posterior(arguments, _print)
+
+
+def _distance(arguments: list[str]) -> None:
+    from medcm_cli.distances import distances, section
+    from medcm_cli.files import replaced
+
+    parser = _parser("distance", "How far the posteriors of fits are from draws of NUTS (Wasserstein).")
+    parser.add_argument("posterior", type=Path, help="a folder of draws that `medcm posterior` wrote")
+    parser.add_argument("folders", type=Path, nargs="+", help="fits of the same subjects, or folders of them")
+    parser.add_argument("--out", type=Path, help="CSV, a row per fit (POSTERIOR/distances.csv if not given)")
+    options = parser.parse_args(arguments)
+    found = distances(options.posterior, options.folders)
+    _print(section(found))
+    path = options.out or options.posterior / "distances.csv"
+    with replaced(path) as partial:
+        found.to_csv(partial, index=False)
+    if "floor" in found:
+        OUT.print(f"sliced, draws of NUTS from as many others: {1000 * found['floor'].mean():.3g}")
+    OUT.print(f"mean (sd over fits) of means over subjects; a row per fit -> {path}")
+
+
 def _data(arguments: list[str]) -> None:
     from medcm_cli.data import Format, describe, plain_covariates, read_events
     from medcm_cli.data.sheet import ROLES
@@ -267,6 +391,12 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "fit": ("train models, one or a whole study", _fit),
     "data": ("check an event table", _data),
     "summarize": ("compare finished fits in tables", _summarize),
+    "plot": ("draw what is in run folders", _plot),
+    "report": ("put it all on one page", _report),
+    "uncertainty": ("standard errors and confidence intervals of estimates", _uncertainty),
+    "predict": ("levels of patients that a study has not seen", _predict),
+    "posterior": ("sample random effects by NUTS", _posterior),
+    "distance": ("compare posteriors of fits with draws of NUTS", _distance),
     "benchmark": ("measure speed here", _benchmark),
 }
 

@@ -63,7 +63,7 @@ def diagnose(restored: Restored) -> Diagnosis:
     index = torch.from_numpy(first)[:, None]
     population = whole.take(index)
     ids = np.array(setup.events.ids)
-    values, stream = restored.values, restored.streams[0]
+    values, stream = restored.estimates, restored.streams[0]
     posterior = setup.objective.random_effects(model, whole, state)
     zeta = model.typical(values, population)
     typical = model.predict(zeta, population)
@@ -234,7 +234,7 @@ def _bins(time: FloatArray) -> IntArray:
 def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
-    setup, values = restored.setup, restored.values
+    setup, values = restored.setup, restored.estimates
     table, grid = _on_grid(setup.events)
     population = Population.from_events(table, setup.dtype).select([subjects])
     zeta = setup.model.typical(values, population)

@@ -16,10 +16,11 @@ from torch import Tensor
 from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.objectives import State
-from medcm_cli.options import AXES
+from medcm_cli.model import Model, Values
+from medcm_cli.objectives import Objective, State
+from medcm_cli.options import AXES, complete, made
 from medcm_cli.streams import Stream
-from medcm_cli.study import Setup
+from medcm_cli.study import Setup, model_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,31 @@ class Restored:
     folders: tuple[Path, ...]
     population: Population
     state: State
+
+    @property
+    def estimates(self) -> Values:
+        """The estimates with Omega and sigma among them as the model has them, whatever the objective trains
+        in their place."""
+        return self.setup.objective.estimates(self.setup.model, self.state.trained)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The random numbers of each fit."""
+        return _streams(self.records)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The same without any data: the model of B fits of one configuration and their ``estimates``, by name
+    (..., B), of the network and, but for objectives that have none (``mixed`` false), Omega and sigma;
+    float64."""
+
+    model: Model
+    estimates: dict[str, Tensor]
+    mixed: bool
+    config: dict[str, Any]
+    records: tuple[runs.Record, ...]
+    folders: tuple[Path, ...]
 
     @property
     def streams(self) -> list[Stream]:
@@ -69,13 +95,45 @@ def restore(
         same model with other subjects; the data need not be those that the fits were trained on then.
     :raises InputError: their data are gone or are not what they were trained on, or a folder is damaged.
     """
+    return [_restore(group, overrides or {}) for group in grouped(fits)]
+
+
+def grouped(fits: Sequence[tuple[Path, runs.Record]]) -> list[list[tuple[Path, runs.Record]]]:
+    """Fits of one configuration and data set, together."""
     groups: dict[str, list[tuple[Path, runs.Record]]] = {}
     for folder, record in fits:
         a = record.address
         group = (a.study, a.dataset, a.objective, a.error, a.learning_rate, a.variant)
         key = json.dumps([group, record.config, record.data], sort_keys=True)
         groups.setdefault(key, []).append((folder, record))
-    return [_restore(group, overrides or {}) for group in groups.values()]
+    return list(groups.values())
+
+
+def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
+    """Fits of one configuration as one batch, without their data.
+
+    :raises InputError: a folder is damaged.
+    """
+    folders, records = zip(*fits, strict=True)
+    config = complete(_config(records, {}))
+    model = model_of(config)
+    options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
+    objective: Objective = made(options, "objective")
+    begun = model.init(_streams(records), torch.float64, typical_only=not objective.mixed)
+    found = [_estimate(folder) for folder in folders]
+    # What a fit has of each of its own subjects, fits do not share.
+    shared = {
+        name: one.shape
+        for name, one in found[0].items()
+        if len({e[name].shape for e in found if name in e}) == 1
+    }
+    shapes = shared | {name: value.shape[:-1] for name, value in begun.items() if name in shared}
+    estimates = objective.estimates(model, _stacked(found, folders, shapes))
+    absent = sorted(set(begun) - set(estimates))
+    if absent:
+        raise InputError(f"{folders[0]}/parameters.parquet: holds no {absent[0]}")
+    kept = {name: estimates[name] for name in begun}
+    return Ensemble(model, kept, objective.mixed, config, tuple(records), tuple(folders))
 
 
 def _restore(fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, Any]) -> Restored:
@@ -90,19 +148,30 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, A
     numbers = [(record.address.fold, record.address.replicate) for record in records]
     population, _ = setup.populations(numbers)
     begun = setup.objective.init(setup.model, population, _streams(records), setup.dtype)
-    estimates = [_estimate(folder) for folder in folders]
-    trained = {
+    shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
+    estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
+    trained = {name: value.to(setup.dtype) for name, value in estimates.items()}
+    state = State(trained, begun.carried, begun.per_subject)
+    return Restored(setup, tuple(records), tuple(folders), population, state)
+
+
+def _stacked(
+    estimates: Sequence[Mapping[str, Tensor]],
+    folders: Sequence[Path],
+    shapes: Mapping[str, torch.Size],
+    per_subject: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """name -> the estimates of each fit, (..., B), float64."""
+    return {
         name: torch.stack(
             [
-                _filled(estimate, name, value.shape[:-1], name in begun.per_subject, folder)
+                _filled(estimate, name, shape, name in per_subject, folder)
                 for estimate, folder in zip(estimates, folders, strict=True)
             ],
             -1,
-        ).to(setup.dtype)
-        for name, value in begun.trained.items()
+        )
+        for name, shape in shapes.items()
     }
-    state = State(trained, begun.carried, begun.per_subject)
-    return Restored(setup, tuple(records), tuple(folders), population, state)
 
 
 def _streams(records: Sequence[runs.Record]) -> list[Stream]:
@@ -119,7 +188,14 @@ def _config(records: Sequence[runs.Record], overrides: Mapping[str, Any]) -> dic
         axes[axis] = sorted({getattr(record.address, axis) for record in records})
     batch = {"fits": None, "processes": 1, "threads": 1}
     dataset = {**config["dataset"], "path": records[0].data["source"], **overrides}
-    return {**config, **axes, "batch": batch, "overwrite": False, "dataset": dataset}
+    # JSON has no keys but text; those of lag and such are numbers of compartments.
+    pk = {
+        key: {int(k) if k.isdecimal() else k: v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+        for key, value in config["pk"].items()
+    }
+    return {**config, **axes, "batch": batch, "overwrite": False, "dataset": dataset, "pk": pk}
 
 
 def _estimate(folder: Path) -> dict[str, Tensor]:

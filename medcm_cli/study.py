@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class Setup:
         dataset = config["dataset"]
         truth = _truth(dataset, tuple(config["random_effects"]))
         events_path = dataset_path(config)
-        events, held, preparation = _events(events_path, dataset)
+        events, held, preparation = read_dataset(events_path, dataset)
         n = len(events.ids)
         folds = {
             number: made(config["split"], "split", **name, n_subjects=n, folder=events_path.parent)
@@ -87,15 +88,8 @@ class Setup:
                 raise InputError(
                     f"fold={number}: leaves no subject to test; every one is trained on or held out"
                 )
-        network = made(config["network"], "network", covariates=dataset["covariates"])
-        omega, sigma = fixed(config)
-        model = Model(
-            network,
-            made(config["pk"], "pk"),
-            RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
-            made(config["error"], "error", fixed=sigma),
-        )
-        _check_predose(events, model.error)
+        model = model_of(config)
+        check_predose(events, model.error)
         everyone = Population.from_events(events, DTYPES[config["dtype"]])
         check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
         options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
@@ -254,6 +248,21 @@ class Setup:
         return finished
 
 
+def model_of(config: Config) -> Model:
+    """The model that a complete configuration describes.
+
+    :raises InputError: options that are unknown or do not fit together.
+    """
+    network = made(config["network"], "network", covariates=config["dataset"]["covariates"])
+    omega, sigma = fixed(config)
+    return Model(
+        network,
+        made(config["pk"], "pk"),
+        RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
+        made(config["error"], "error", fixed=sigma),
+    )
+
+
 def _with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
     """Without a path, a cohort whose data are not public is a synthetic one, by name too, whose truth is
     known."""
@@ -343,8 +352,14 @@ def _truth(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] |
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
-def _events(path: Path, dataset: Config) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
-    """The events that fits see; what the file holds; and, of prepared covariates, what was done."""
+def read_dataset(
+    path: Path | pd.DataFrame, dataset: Config, patients: bool = False
+) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
+    """The events that fits see; what the file holds; and, of prepared covariates, what was done.
+
+    :param patients: read for prediction (``Format.patients``).
+    :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
+    """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
     how = Format(
         columns=dataset["columns"],
@@ -352,6 +367,7 @@ def _events(path: Path, dataset: Config) -> tuple[EventTable, dict[str, Any], pa
         bolus_duration=dataset["bolus_duration"],
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],
+        patients=patients,
     )
     if dataset["preparation"] is None:
         events = read_events(path, columns, how)
@@ -374,7 +390,8 @@ def _events(path: Path, dataset: Config) -> tuple[EventTable, dict[str, Any], pa
     return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
 
 
-def _check_predose(events: EventTable, error: ResidualError) -> None:
+def check_predose(events: EventTable, error: ResidualError) -> None:
+    """:raises InputError: an observation where the prediction is zero and with it the sd of the error."""
     if "additive" in error.components:
         return
     # Of each segment: a reset empties the compartments too.

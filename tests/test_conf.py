@@ -35,6 +35,7 @@ PARTNERS = {
         "random_effects=[V1]",
         "dataset.truth=null",
     ),
+    "split/blocks": ("split.size=15",),
     "dataset/table": ("split=bootstrap",),
     "dataset/prophylaxis": ("network=real_data", "split=nested"),
     "dataset/perioperative": ("network=real_data", "split=nested"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcm_cli.data import all_subjects, bootstrap, from_files, nested
+from medcm_cli.data import all_subjects, blocks, bootstrap, from_files, nested
 from medcm_cli.errors import InputError
 
 PATTERN = "train_set_{fold}.csv"
@@ -166,6 +166,31 @@ def test_splits_ignore_what_only_another_split_needs(tmp_path: Path) -> None:
     assert from_files(1, 2, tmp_path, "train.csv", size=3).train.tolist() == [0]
     assert len(bootstrap(1, 5, 3, 0, folder=tmp_path).train) == 3
     assert len(all_subjects(1, 5, folder=tmp_path).train) == 5
+
+
+# -- blocks ----------------------------------------------------------------------------------------
+
+
+def test_blocks_train_on_every_subject_once_and_test_on_the_next_block() -> None:
+    folds = [blocks(fold, 17, 5) for fold in (1, 2, 3)]  # two subjects are left over
+    assert [fold.train.tolist() for fold in folds] == [list(range(k, k + 5)) for k in (0, 5, 10)]
+    assert [fold.test.tolist() for fold in folds] == [list(range(k, k + 5)) for k in (5, 10, 0)]
+
+
+@pytest.mark.parametrize(
+    ("fold", "size", "words"),
+    [
+        (0, 5, "folds 1 to 3"),
+        (4, 5, "fold=4: .* folds 1 to 3"),
+        (1, 0, "split.size=0: .* 1 to half of the subjects, 8"),
+        (1, 9, "split.size=9"),
+        (1, 2.0, "split.size=2.0"),
+        (1, True, "split.size=True"),
+    ],
+)
+def test_a_block_that_does_not_exist_is_refused(fold: int, size: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        blocks(fold, 17, size)
 
 
 # -- nested cross-validation -----------------------------------------------------------------------

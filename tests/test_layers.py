@@ -15,16 +15,24 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # of one package may import each other.
 LAYERS = (
     ("medcm_cli", "errors", "files", "terminal", "metrics"),  # medcm_cli: the package itself, its version
-    ("pk", "streams"),
+    ("pk", "streams", "nuts"),
     ("data", "networks", "variability", "runs"),
     ("covariates", "model", "options", "summary"),
-    ("objectives", "simulate", "preparation", "tables"),
-    ("cohorts", "evaluation"),
-    ("fit",),
+    ("priors",),
+    ("objectives", "simulate", "preparation", "tables", "plans"),
+    ("cohorts", "evaluation", "individual", "posterior"),
+    ("fit", "information"),
     ("results",),
     ("study",),
     ("workers", "restored"),
-    ("benchmark", "fit_command"),
+    ("plausibility", "uncertainty", "distances"),
+    ("fitted",),
+    ("prediction",),
+    ("retrospective",),
+    ("diagnostics",),
+    ("benchmark", "fit_command", "posterior_command", "figures", "reproduction"),
+    ("predict_command", "provenance"),
+    ("report",),
     ("cli",),
     ("__main__",),
 )
@@ -101,7 +109,7 @@ def test_torchdiffeq_is_behind_pk() -> None:
 
 def test_hydra_is_where_configurations_are_composed() -> None:
     users = {unit(name) for name in SOURCES if top_level(name) & {"hydra", "omegaconf"}}
-    assert users == {"options", "fit_command", "benchmark"}
+    assert users == {"options", "fit_command", "posterior_command", "benchmark", "reproduction"}
 
 
 @pytest.mark.parametrize("name", ["medcm_cli.evaluation", "medcm_cli.fit", "medcm_cli.results"])
@@ -114,7 +122,9 @@ def test_the_training_loop_names_no_objective(name: str) -> None:
     assert not words & {"mse", "fo", "foce", "vi"}
 
 
-@pytest.mark.parametrize("name", ["runs", "summary", "tables", "files", "terminal", "errors", "cli"])
+@pytest.mark.parametrize(
+    "name", ["runs", "summary", "tables", "files", "terminal", "errors", "cli", "figures.plot", "report"]
+)
 def test_what_only_reads_files_imports_no_torch(name: str) -> None:
     assert "torch" not in top_level(f"medcm_cli.{name}")
 

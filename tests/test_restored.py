@@ -120,3 +120,12 @@ def test_nothing_to_restore(tmp_path: Path, fitted: Path) -> None:
             restore([(path, record)])
     finally:
         (folder / "parameters.parquet").write_bytes(content)
+
+
+def test_options_whose_keys_are_numbers(data: Path, tmp_path: Path) -> None:
+    """A run folder's JSON has text for them."""
+    lag = ("+pk.lag={1: LAG}", "network.global_parameters=[Q,V2,LAG]")
+    setup = Setup.build(configuration(data, tmp_path, "objective=fo", *lag))
+    setup.run(list(setup.plan().records.values()))
+    (batch,) = restore(finished([tmp_path]))
+    assert batch.setup.model.pk == setup.model.pk

@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 import numpy as np
+import pandas as pd
 import torch
 from arviz_stats.base.array import array_stats
 from tabulate import tabulate
@@ -125,7 +126,7 @@ def nutpie(problem: Problem, draws: int, warmup: int, seed: int, low_rank: bool 
     trace = library.sample(
         compiled, draws=draws, tune=warmup, chains=CHAINS, cores=1, seed=seed, progress_bar=False, **options
     )
-    return trace.posterior["eta"].values, int(trace.sample_stats["diverging"].sum())
+    return trace.posterior["eta"].to_numpy(), int(trace.sample_stats["diverging"].sum())
 
 
 def pyro(problem: Problem, draws: int, warmup: int, seed: int) -> Result:
@@ -154,8 +155,8 @@ def pyro(problem: Problem, draws: int, warmup: int, seed: int) -> Result:
 
 
 def lanes(problem: Problem, joint: bool) -> Callable[[Any], Any]:
-    """The log density as a JAX function of one lane, a subject of a chain (2,) or a whole chain (2 N,). Under vmap
-    over all lanes, chains first, torch is called once for all of them."""
+    """The log density as a JAX function of one lane, a subject of a chain (2,) or a whole chain (2 N,). Under
+    vmap over all lanes, chains first, torch is called once for all of them."""
     import jax
 
     n = problem.subjects
@@ -286,6 +287,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("data", type=Path, help="folder of the published simulated study")
     parser.add_argument("--library", action="append", choices=list(WAYS), help="(all if not given)")
+    parser.add_argument(
+        "--check-grid", type=Path, metavar="FOLDER", help="of `medcm posterior`: only compare its draws so"
+    )
     parser.add_argument("--draws", type=int, default=2500, help="of each of 4 chains")
     parser.add_argument("--warmup", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
@@ -294,6 +298,12 @@ if __name__ == "__main__":
     torch.set_flush_denormal(True)
     posed = Problem(options.data)
     exact = posed.grid()
+    if options.check_grid is not None:
+        frame = pd.read_parquet(options.check_grid / "draws.parquet")
+        shape = (frame["chain"].nunique(), frame["draw"].nunique(), posed.subjects, 2)
+        z_mean, z_cov = agreement(frame[["eta_1", "eta_2"]].to_numpy().reshape(shape), exact)
+        print(f"largest z over {posed.subjects} subjects: means {z_mean:.2f}, covariances {z_cov:.2f}")
+        raise SystemExit
     rows = [
         row(name, posed, options.draws, options.warmup, options.seed, exact)
         for name in options.library or WAYS

@@ -2,7 +2,7 @@
 
 from medcm_cli.data.describe import describe
 from medcm_cli.data.events import EventTable, Format, plain_covariates, read_events
-from medcm_cli.data.folds import Fold, all_subjects, bootstrap, from_files, nested
+from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, from_files, nested
 from medcm_cli.data.population import Population
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Format",
     "Population",
     "all_subjects",
+    "blocks",
     "bootstrap",
     "describe",
     "from_files",

@@ -32,7 +32,7 @@ def describe(table: EventTable) -> dict[str, Any]:
         "steady_states": int((table.is_dose & np.isfinite(table.interval)).sum()),
         "amount_given": _spread(np.bincount(table.subject[given], table.amount[given], n).astype(np.float64)),
         "resets": len(table.reset_subject),
-        "occasions": int(table.occasion.max()),
+        "occasions": int(table.occasion.max(initial=1)),
         "observations": int(observation.sum()),
         "observations_per_subject": _spread(_count(table, observation)),
         "below_limit": int(table.censored.sum()),

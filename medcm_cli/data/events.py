@@ -32,6 +32,8 @@ class Format:
     where the model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate
     that changes means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject,
     ``constant`` (the default) refuses it; ``optional``: covariates that may be missing, NaN then.
+    ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose;
+    additional doses are all written out, also those after the last record; a negative level is refused.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Format:
     predose_observations: str = "error"
     over_time: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    patients: bool = False
 
     def __post_init__(self) -> None:
         if self.predose_observations not in ("error", "keep"):
@@ -112,8 +115,10 @@ class EventTable:
             return self.amount / self.duration
 
 
-def read_events(path: Path, covariates: Mapping[str, str], how: Format | None = None) -> EventTable:
-    """Read ``path`` and check every row.
+def read_events(
+    path: Path | pd.DataFrame, covariates: Mapping[str, str], how: Format | None = None
+) -> EventTable:
+    """Read a file, or take what a frame of the same columns holds, and check every row.
 
     :param covariates: name in the model -> column in the file.
     :raises InputError: one line naming file, line (CSV) or row (Parquet) and column, for the first fault
@@ -159,8 +164,13 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     occasion = _occasions(sheet, subject)
     compartment = sheet.whole("cmt") - 1
     addl, ii, ss = _repeats(sheet, is_dose)
-    regimen = write_out(Records(subject, time, is_dose, evid >= 3, amount, duration, addl, ii, ss))
-    _coverage(sheet, ids, subject, is_dose, is_observation)
+    records = Records(subject, time, is_dose, evid >= 3, amount, duration, addl, ii, ss)
+    regimen = write_out(records, to_the_end=how.patients)
+    if how.patients:
+        negative = is_observation & (dv < 0)
+        sheet.first(negative, sheet.named("dv"), "{value} is negative; expected a level of 0 or more")
+    else:
+        _coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
         _no_predose(sheet, len(ids), subject, time, is_observation, regimen)
     values, regimes = _covariates(sheet, covariates, how, subject, regimen.clock)

@@ -59,6 +59,23 @@ def all_subjects(fold: int, n_subjects: int, **_: object) -> Fold:
     return Fold(everyone, everyone)
 
 
+def blocks(fold: int, n_subjects: int, size: int, **_: object) -> Fold:
+    """Train on the ``fold``-th block of ``size`` subjects, as they stand in the data, and test on the next,
+    which of the last is the first: data sets without a common subject. Subjects after the last whole block
+    are not used."""
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= n_subjects // 2:
+        raise InputError(
+            f"split.size={size}: expected a whole number from 1 to half of the subjects, {n_subjects // 2}"
+        )
+    count = n_subjects // size
+    if not 1 <= fold <= count:
+        raise InputError(
+            f"fold={fold}: {n_subjects} subjects in blocks of split.size={size} are folds 1 to {count}"
+        )
+    block = np.arange(size)
+    return Fold(block + (fold - 1) * size, block + fold % count * size)
+
+
 def nested(outer: int, inner: int, n_subjects: int, inner_folds: int, seed: int, **_: object) -> Fold:
     """Cross-validation within shuffles of the subjects (METHODS, "Protocol: real data").
 

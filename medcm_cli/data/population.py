@@ -193,11 +193,12 @@ def _visible(
 
 
 def _pad(values: npt.NDArray[Any], subject: IntArray, keep: BoolArray, n: int) -> FloatArray:
-    """The kept rows as (most per subject, n), NaN where a subject has fewer."""
+    """The kept rows as (most per subject, n), NaN where a subject has fewer; a row of NaN where nobody has
+    any."""
     kept, owner = values[keep], subject[keep]
     counts = np.bincount(owner, minlength=n)
     position = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    padded = np.full((int(counts.max()), n), np.nan)
+    padded = np.full((max(1, int(counts.max())), n), np.nan)
     padded[position, owner] = kept
     return padded
 
@@ -208,6 +209,6 @@ def _tensor(values: FloatArray) -> Tensor:
 
 
 def _repeat_last(values: Tensor) -> Tensor:
-    """NaN replaced by the last number before it along the first dimension."""
-    filled = pd.DataFrame(values[:, 0, :, 0].numpy()).ffill().to_numpy(dtype=np.float64, copy=True)
-    return _tensor(filled)
+    """NaN replaced by the last number before it along the first dimension, 0 where there is none."""
+    filled = pd.DataFrame(values[:, 0, :, 0].numpy()).ffill().fillna(0.0)
+    return _tensor(filled.to_numpy(dtype=np.float64))

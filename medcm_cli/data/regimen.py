@@ -60,18 +60,21 @@ class Regimen:
     reset_clock: FloatArray
 
 
-def write_out(records: Records) -> Regimen:
+def write_out(records: Records, to_the_end: bool = False) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
-    Additional doses end with the segment. A dose at steady state stands for itself, for as many before it
-    as can still be running, and for an endless series before those.
+    Additional doses end with the segment, but in a subject's last one none is left out ``to_the_end``. A dose
+    at steady state stands for itself, for as many before it as can still be running, and for an endless
+    series before those.
     """
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
     count = np.cumsum(begins & ~opens)
     segment = count - count[opens][np.cumsum(opens) - 1]
     part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
-    doses = _doses(records, part)
+    final = np.zeros(int(part[-1]) + 1, dtype=bool)
+    final[part[np.r_[opens[1:], True]]] = to_the_end
+    doses = _doses(records, part, final)
     shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
     start = np.minimum.reduceat(records.time, first)  # of each part: its records, then its doses
@@ -87,18 +90,19 @@ def write_out(records: Records) -> Regimen:
     )
 
 
-def _doses(records: Records, part: IntArray) -> GivenDoses:
-    """Doses in the order of their records, still in the file's time."""
+def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDoses:
+    """Doses in the order of their records, still in the file's time; of parts that are ``open_ended`` also
+    those after the last record."""
     row = np.flatnonzero(records.is_dose)
     ii, time, duration = records.ii[row], records.time[row], records.duration[row]
-    last = np.full(part[-1] + 1, -np.inf)
+    last = np.where(open_ended, np.inf, -np.inf)
     np.maximum.at(last, part, records.time)
     steady = records.ss[row] > 0
     endless = steady & (ii == 0)
     series = steady & ~endless
     spacing = np.where(ii > 0, ii, 1.0)
     left = np.maximum(np.floor((last[part[row]] - time) / spacing), 0)
-    after = np.minimum(records.addl[row], np.where(ii > 0, left, 0)).astype(np.int64)
+    after = np.where(ii > 0, np.minimum(records.addl[row], left), 0).astype(np.int64)
     # Those that may still run when the dose is given, and one more for a lag time.
     before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0).astype(np.int64)
     number = 1 + after + before + series

@@ -25,8 +25,10 @@ ROLES = (
 )
 
 
-def read_sheet(path: Path, columns: Mapping[str, str], keep: Mapping[str, Sequence[object]]) -> "Sheet":
-    """Read a CSV or Parquet file.
+def read_sheet(
+    path: Path | pd.DataFrame, columns: Mapping[str, str], keep: Mapping[str, Sequence[object]]
+) -> "Sheet":
+    """Read a CSV or Parquet file, or take a frame as it is.
 
     :param columns: role -> column of the file, where it is not the role's own name in small or capital
         letters.
@@ -36,8 +38,15 @@ def read_sheet(path: Path, columns: Mapping[str, str], keep: Mapping[str, Sequen
     unknown = sorted(set(columns) - set(ROLES))
     if unknown:
         raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
-    frame, row_name = _load(path, columns.get("id"))
-    sheet = Sheet(str(path), frame, row_name, columns)
+    row_name: Callable[[int], str] = _row
+    if isinstance(path, pd.DataFrame):
+        source, frame = "table", path.reset_index(drop=True)
+        if frame.empty:
+            raise InputError("table: has no rows")
+    else:
+        source = str(path)
+        frame, row_name = _load(path, columns.get("id"))
+    sheet = Sheet(source, frame, row_name, columns)
     for column, values in keep.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"dataset.keep.{column} is {values!r}; expected a list of the values to keep")
@@ -46,7 +55,7 @@ def read_sheet(path: Path, columns: Mapping[str, str], keep: Mapping[str, Sequen
         cells, wanted = frame[column], list(values)
         chosen = cells.isin(wanted) | cells.astype(str).isin(list(map(str, wanted)))
         if not chosen.any():
-            raise InputError(f"{path}: no row has {column} in {wanted}; dataset.keep leaves nothing")
+            raise InputError(f"{source}: no row has {column} in {wanted}; dataset.keep leaves nothing")
         sheet = sheet.rows(chosen.to_numpy())
         frame = sheet.frame
     return sheet
@@ -152,10 +161,14 @@ def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[in
     assert isinstance(frame, pd.DataFrame)
 
     if not is_text:
-        return frame, lambda row: f"row {row + 1}"
+        return frame, _row
     frame = frame.dropna(how="all")  # blank lines
     lines = frame.index.to_numpy() + 2  # after the header
     return frame, lambda row: f"line {lines[row]}"
+
+
+def _row(row: int) -> str:
+    return f"row {row + 1}"
 
 
 def _read_csv(path: Path, id_column: str | None) -> pa.Table:

@@ -1,0 +1,131 @@
+"""How often confidence intervals hold the truth, after ``medcm uncertainty``, beside those of the exact
+likelihood by quadrature, and why not more often.
+
+Run as ``python experiments/coverage/intervals.py outputs/coverage``; prints a Markdown table. The exact
+likelihood is that of the data sets of the ``foce`` fits, and of the same with levels below 0 where the
+simulation has 0; ``--without-exact`` leaves both out.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from tabulate import tabulate
+from torch import Tensor
+
+from medcm_cli import uncertainty
+from medcm_cli.data import Population
+from medcm_cli.information import Criterion
+from medcm_cli.model import Model
+from medcm_cli.objectives import Foce, Objective, State
+from medcm_cli.restored import Restored, finished, grouped, restore
+from medcm_cli.variability import cholesky, log_det, multiply_lower, normal_log_density, total
+from medcm_cli.workers import prepare
+
+NODES = 9  # per random effect
+
+
+@dataclass(frozen=True)
+class Quadrature(Objective):
+    """-log likelihood by Gauss-Hermite quadrature over eta, ``nodes`` in each direction, around ``carried``
+    ``mean`` (K, N, B) and as wide as ``covariance`` (K, K, N, B), which stay where they are (Pinheiro and
+    Bates 1995, J Comput Graph Stat 4:12-35)."""
+
+    nodes: int = NODES
+    mixed: ClassVar[bool] = True
+
+    def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
+        """See ``Objective.loss``."""
+        del noise
+        values, mean, spread = state.trained, state.carried["mean"], state.carried["covariance"]
+        effects = len(mean)
+        place, weight = np.polynomial.hermite_e.hermegauss(self.nodes)
+        grid = np.stack(np.meshgrid(*[place] * effects), -1).reshape(-1, effects)
+        log_weight = np.log(np.stack(np.meshgrid(*[weight] * effects), -1)).reshape(-1, effects).sum(1)
+        z = [torch.from_numpy(column)[:, None, None] for column in grid.T]  # (S, 1, 1)
+        lower = cholesky([list(row) for row in spread])
+        eta = [m + shift for m, shift in zip(mean, multiply_lower(lower, z), strict=True)]
+        prediction = model.predict(model.typical(values, population), population, eta)
+        sd = model.error.sd(values, prediction)[0]
+        terms = -0.5 * ((population.dv - prediction) / sd) ** 2 - torch.log(sd)
+        joint = population.sum_observations(terms) + normal_log_density(model.omega_cholesky(values), eta)
+        inside = joint + 0.5 * total([x * x for x in z]) + torch.from_numpy(log_weight)[:, None, None]
+        return -population.sum_subjects(torch.logsumexp(inside, 0) + 0.5 * log_det(lower))
+
+
+def exact(restored: Restored, nodes: int = NODES) -> list[pd.DataFrame | str]:
+    """Maximum likelihood estimates of the data sets of ``foce`` fits, with intervals, or why not."""
+    setup = restored.setup
+    foce = replace(setup.objective, mode_tolerance=1e-6)
+    assert isinstance(foce, Foce)
+    mean, spread = foce.random_effects(setup.model, restored.population, restored.state)
+    state = replace(restored.state, carried={"mean": mean, "covariance": spread})
+    chosen = Criterion(Quadrature(nodes), 1.0)
+    of = replace(restored, state=state)
+    return uncertainty.intervals(of, uncertainty.estimate(of, chosen), 0.95)
+
+
+def unfloored(source: Path, truth: Any, folder: Path) -> Path:
+    """A copy of a simulated data set in which a level of 0 is drawn from what it was before it was
+    set to that: normal around the individual level, below 0."""
+    events, sigma = pd.read_parquet(source), truth["sigma"]["additive"]
+    zero = (events["mdv"] == 0) & (events["dv"] == 0)
+    level = events.loc[zero, "ipred"]
+    below = np.random.default_rng(0).random(len(level)) * stats.norm.cdf(-level / sigma)
+    events.loc[zero, "dv"] = level + sigma * stats.norm.ppf(below)
+    path = folder / source.name
+    events.to_parquet(path)
+    return path
+
+
+def table(fits: dict[str, Sequence[pd.DataFrame]], truth: dict[str, float]) -> pd.DataFrame:
+    """A row per objective, method and parameter: fits; share of 95 % intervals that hold the truth, with its
+    exact binomial interval; how many lie below it and above; mean error in mean standard errors; and mean
+    standard error by sd of the estimates."""
+    rows: list[dict[str, Any]] = []
+    for objective, frames in fits.items():
+        for (method, name), group in pd.concat(frames).groupby(["method", "name"], sort=False):
+            if name not in truth:
+                continue
+            low, high = group["upper"] < truth[name], group["lower"] > truth[name]
+            hits, count = int((~low & ~high).sum()), len(group)
+            share = stats.binomtest(hits, count).proportion_ci(0.95, "exact")
+            se = group["se"].mean()
+            row = {"objective": objective, "method": method, "parameter": name, "fits": count}
+            row["coverage, %"] = f"{100 * hits / count:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+            row |= {"below": int(low.sum()), "above": int(high.sum())}
+            row["bias / SE"] = (group["estimate"].mean() - truth[name]) / se
+            row["SE / sd"] = se / group["estimate"].std()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def collect(root: Path, with_exact: bool) -> pd.DataFrame:
+    """The table of all fits below a folder."""
+    prepare(1)
+    fits: dict[str, Sequence[pd.DataFrame]] = {}
+    truth: dict[str, float] = {}
+    for group in grouped(finished([root])):
+        objective, record = group[0][1].address.objective, group[0][1]
+        truth = uncertainty.true_values(record.truth, float(record.config["dataset"]["level_scale"]))
+        files = (folder / "uncertainty.parquet" for folder, _ in group)
+        fits[objective] = [pd.read_parquet(path) for path in files if path.exists()]
+        if objective == "foce" and with_exact:
+            with tempfile.TemporaryDirectory() as folder:
+                path = unfloored(Path(record.data["source"]), record.truth, Path(folder))
+                for name, other in (("exact", {}), ("exact, no floor", {"path": str(path)})):
+                    found = exact(restore(group, other)[0])
+                    fits[name] = [frame for frame in found if not isinstance(frame, str)]
+    return table(fits, truth)
+
+
+if __name__ == "__main__":
+    shown = collect(Path(sys.argv[1]), "--without-exact" not in sys.argv)
+    print(tabulate(shown, headers="keys", tablefmt="github", floatfmt=".2f", showindex=False))

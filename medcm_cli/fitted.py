@@ -1,0 +1,133 @@
+"""A fitted study, loaded to be used on patients that it has not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from medcm_cli.data import EventTable, Population
+from medcm_cli.errors import InputError
+from medcm_cli.individual import Posterior, posterior
+from medcm_cli.model import Values
+from medcm_cli.plausibility import Ranges, ranges_of
+from medcm_cli.restored import Ensemble, ensemble, finished, grouped
+from medcm_cli.study import check_predose, read_dataset
+
+Patients = Path | str | pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Study:
+    """Fits of one configuration, of all folds and replicates, ready to predict."""
+
+    fits: Ensemble
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """What the fits were trained on."""
+        return ranges_of(self.fits)
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """The options of its data."""
+        found: dict[str, Any] = self.fits.config["dataset"]
+        return found
+
+    @property
+    def unit(self) -> str:
+        """Of levels as they are reported, which are ``scale`` times those of the model."""
+        return str(self.dataset["level_unit"])
+
+    @property
+    def scale(self) -> float:
+        """See ``unit``."""
+        return float(self.dataset["level_scale"])
+
+    @property
+    def label(self) -> str:
+        """The study, its data and its fits in a line."""
+        a, number = self.fits.records[0].address, len(self.fits.records)
+        subjects = self.fits.records[0].data["subjects"]
+        return (
+            f"study {a.study}, data {a.dataset} ({subjects} subjects), {a.objective}, {a.error} error, "
+            f"{number} {'fit' if number == 1 else 'fits'}"
+        )
+
+    @cached_property
+    def single(self) -> Values:
+        """The fits' values in single precision, for levels."""
+        return {name: value.float() for name, value in self.fits.estimates.items()}
+
+    def read(self, patients: Patients) -> EventTable:
+        """Patients in the format of the study's data. :raises InputError: a fault in the file."""
+        path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
+        events, _, _ = read_dataset(path, self.dataset, patients=True)
+        check_predose(events, self.fits.model.error)
+        return events
+
+    def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
+        """Subjects with a fit dimension of 1, but for covariates, which have B."""
+        alone = Population.from_events(events, dtype)
+        size = len(self.fits.records)
+        spread = {name: v.expand(*v.shape[:-1], size) for name, v in alone.covariates.items()}
+        return replace(alone, covariates=spread)
+
+    def posterior(self, events: EventTable, method: str = "importance", draws: int = 1000) -> Posterior:
+        """The posterior of patients; ``draws`` of all fits together, equally many of each."""
+        each = -(-draws // len(self.fits.records))
+        return posterior(
+            self.fits.model, self.fits.estimates, self.population(events), self.fits.streams, method, each
+        )
+
+    @torch.no_grad()
+    def levels(self, events: EventTable, eta: Sequence[Tensor] | None) -> Tensor:
+        """Levels at the table's observations, in the reported unit.
+
+        :param eta: K of (S, N, B); None for typical ones. :returns: (T, S, N, B), float32.
+        """
+        population = self.population(events, torch.float32)
+        zeta = self.fits.model.typical(self.single, population)
+        single = None if eta is None else [values.float() for values in eta]
+        level = self.fits.model.predict(zeta, population, single) * self.scale
+        shape = (*level.shape[:2], len(events.ids), len(self.fits.records))
+        return level.expand(shape)
+
+
+def load_study(run: Path | str, objective: str | None = None) -> Study:
+    """A fitted study: every complete fit below a folder.
+
+    :param objective: of the folder's fits, those of this one.
+    :raises InputError: no complete fit, fits of several configurations, or fits without random effects.
+    """
+    found = finished([Path(run)])
+    chosen = [fit for fit in found if objective in (None, fit[1].address.objective)]
+    if not chosen:
+        names = sorted({record.address.objective for _, record in found})
+        raise InputError(f"{run}: no fit by {objective}; there are fits by {', '.join(names)}")
+    groups = grouped(chosen)
+    if len(groups) > 1:
+        raise InputError(f"{run}: {_several([group[0][1].address for group in groups])}")
+    fits = ensemble(groups[0])
+    if not fits.mixed:
+        raise InputError(
+            f"{run}: fits by {fits.records[0].address.objective} have no random effects and so no "
+            "individual predictions; choose fits by fo, foce or vi"
+        )
+    return Study(fits)
+
+
+def _several(addresses: Sequence[Any]) -> str:
+    """In which of their names configurations differ."""
+    names = ("study", "dataset", "objective", "error", "learning_rate", "variant")
+    differ = [name for name in names if len({getattr(a, name) for a in addresses}) > 1]
+    kinds = ["/".join(str(getattr(a, name)) for name in differ) for a in addresses]
+    shown = ", ".join(kinds[:6]) + (" ..." if len(kinds) > 6 else "")
+    what = f"that differ in {' and '.join(differ).replace('_', ' ')}: {shown}" if differ else "that differ"
+    return (
+        f"holds fits of {len(addresses)} configurations {what}; choose one by a deeper folder, or --objective"
+    )

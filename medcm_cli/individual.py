@@ -1,0 +1,239 @@
+"""The patient in front of you: the posterior of the random effects of subjects that a model has not seen.
+
+Fits are the batch: each of them has its own posterior of every subject, all found at once. Numbers drawn
+for a fit are quasi-random and the same for every subject, so that a patient's posterior does not depend on
+who else is in the file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from medcm_cli.data import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model import Model, Values
+from medcm_cli.objectives import State
+from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.vi import Vi
+from medcm_cli.streams import Stream, per_fit
+from medcm_cli.variability import (
+    LOG_2PI,
+    Lower,
+    cholesky,
+    covariance,
+    dense,
+    diagonal,
+    log_probability_below,
+    lower_from_raw,
+    multiply_lower,
+    normal_log_density,
+    total,
+)
+
+METHODS = ("importance", "laplace", "variational")
+_TOLERANCE, _ITERATIONS = 1e-8, 100  # of the search for modes; a step in eta
+_FREEDOM = 5.0  # degrees of freedom of the proposal
+_PER_DRAW, _FEWEST = 2, 64  # proposals for each draw that is kept, and at least so many
+_STEPS, _RATE, _SAMPLES = 200, 0.03, 16  # of the variational approximation
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """p(eta | levels) of N subjects under each of B fits.
+
+    ``mode`` (its maximum) and ``draws``, with equal weights: K tensors, (1, N, B) and (S, N, B).
+    ``covariance`` (K, K, N, B) of the Gaussian that stands for it: Laplace's, or q's. ``converged`` (N, B):
+    whether the search for the mode has ended. ``effective`` (N, B): how many independent draws the weights
+    of importance sampling are worth, as a fraction of the proposals; 1 of other methods.
+    """
+
+    mode: list[Tensor]
+    covariance: Tensor
+    converged: Tensor
+    draws: list[Tensor]
+    effective: Tensor
+
+    def at(self, number: int) -> list[Tensor]:
+        """Draws of one subject, K of (S, 1, B)."""
+        return [values[:, number : number + 1] for values in self.draws]
+
+
+def log_joint(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
+    """log p(levels, eta), normal constants included: sum over observations of log N(y; f(eta), sd^2), or log
+    Phi((limit - f) / sd) where censored, plus log N(eta; 0, Omega).
+
+    :param eta: K of (S, N, B). :returns: (S, N, B).
+    """
+    prediction = model.predict(model.typical(values, population), population, eta)
+    sd, _ = model.error.sd(values, prediction)
+    white = (population.dv - prediction) / sd
+    terms = -0.5 * white * white - torch.log(sd) - 0.5 * LOG_2PI
+    if population.censored is not None:
+        terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+    prior = normal_log_density(model.omega_cholesky(values), eta)
+    return population.sum_observations(terms) + prior
+
+
+def posterior(
+    model: Model,
+    values: Values,
+    population: Population,
+    streams: Sequence[Stream],
+    method: str = "importance",
+    draws: int = 1000,
+) -> Posterior:
+    """The posterior of eta of every subject under every fit.
+
+    ``laplace``: the mode and a Gaussian with the inverse of the expected information there.
+    ``importance``: draws from a multivariate t distribution with that mode and scale, weighted by the
+    posterior and resampled. Where the levels say little about eta, the posterior's tails are those of the
+    prior, which may be wider than Laplace's Gaussian; those of a t distribution are wider than any
+    Gaussian's, which keeps the weights bounded. ``variational``: the Gaussian q of ``objectives.vi`` with
+    everything else held fixed, begun at Laplace's.
+
+    :param population: N subjects, of whom any may have no observation: then it is the prior. Its tensors
+        may have a fit dimension of 1, but for covariates.
+    :param streams: the random numbers of the fits. :param draws: S, of each fit.
+    :raises InputError: another method.
+    """
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
+    with torch.no_grad():
+        like = torch.zeros((1, population.present.shape[-2], len(streams)), dtype=population.dv.dtype)
+        start = [like] * len(model.random_effects.names)
+        mode, converged = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
+        spread = laplace_covariance(model, values, population, mode)
+        lower = cholesky([list(row.unbind(0)) for row in spread.unbind(0)])
+        if method == "importance":
+            drawn, effective = _importance(model, values, population, streams, mode, lower, draws)
+            return Posterior(mode, spread, converged[0], drawn, effective)
+    centre = mode
+    if method == "variational":
+        centre, lower = _variational(model, values, population, streams, mode, lower)
+        spread = dense(covariance(lower))
+    normal = _normal(streams, "individual", len(mode), draws, mode[0].dtype)
+    drawn = [m + shift for m, shift in zip(centre, multiply_lower(lower, normal), strict=True)]
+    return Posterior(mode, spread, converged[0], drawn, torch.ones_like(converged[0], dtype=like.dtype))
+
+
+def _uniform(streams: Sequence[Stream], purpose: str, dimension: int, count: int) -> Tensor:
+    """Scrambled Sobol points of each fit, inside (0, 1): (dimension, count, B)."""
+
+    def draw(generator: np.random.Generator) -> np.ndarray:
+        engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=int(generator.integers(2**31)))
+        return np.asarray(engine.draw(count, dtype=torch.float64).T.numpy()) + 2.0**-32
+
+    return per_fit(streams, draw, purpose, torch.float64)
+
+
+def _normal(
+    streams: Sequence[Stream], purpose: str, dimension: int, count: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """Standard normal quasi-random numbers, ``dimension`` of (count, 1, B)."""
+    points = torch.special.ndtri(_along_curve(_uniform(streams, purpose, dimension, count)))
+    return list(points[:, :, None].to(dtype))
+
+
+def _along_curve(uniform: Tensor) -> Tensor:
+    """Points (K, count, B) in (0, 1), in the order of Morton's space-filling curve, on which neighbours are
+    near each other in every dimension: the bits of their coordinates, interleaved."""
+    bits = 60 // len(uniform)
+    coordinates = (uniform * 2**bits).long()
+    code = torch.zeros_like(coordinates[0])
+    for bit in range(bits):
+        for number, coordinate in enumerate(coordinates):
+            code |= ((coordinate >> bit) & 1) << (bit * len(coordinates) + number)
+    return uniform.gather(1, code.argsort(0)[None].expand_as(uniform))
+
+
+def residual_noise(streams: Sequence[Stream], count: int, dtype: torch.dtype) -> Tensor:
+    """A standard normal number for each draw of a fit, (count, 1, B), for levels as they would be measured.
+
+    The draws are in the order of a space-filling curve, and these numbers beside them are even in every
+    stretch of it (as in a Hammersley set); they serve for one time at once, not for series in time.
+    """
+    normal: Tensor = torch.special.ndtri(_uniform(streams, "residual", 1, count))
+    return normal[0][:, None].to(dtype)
+
+
+def _importance(
+    model: Model,
+    values: Values,
+    population: Population,
+    streams: Sequence[Stream],
+    mode: list[Tensor],
+    lower: Lower,
+    draws: int,
+) -> tuple[list[Tensor], Tensor]:
+    size, count = len(mode), max(_PER_DRAW * draws, _FEWEST)
+    dtype = mode[0].dtype
+    points = _uniform(streams, "individual", size + 1, count)
+    chi2 = 2 * gammaincinv(_FREEDOM / 2, points[-1].numpy())
+    scale = torch.from_numpy(np.sqrt(_FREEDOM / chi2))
+    # Systematic resampling of proposals in this order keeps every random effect even (Gerber and Chopin
+    # 2015); of as many random draws the quantiles are three times as far off.
+    uniform = _along_curve(torch.special.ndtr(torch.special.ndtri(points[:-1]) * scale))
+    t = list(torch.special.ndtri(uniform)[:, :, None].to(dtype))  # K of (count, 1, B)
+    eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
+    log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
+    log_weight = log_joint(model, values, population, eta) - log_q
+    log_weight = torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)
+    weight = torch.softmax(log_weight, 0)
+    effective = 1 / (weight.square().sum(0) * count)
+    cumulative = weight.cumsum(0).permute(1, 2, 0).contiguous()
+    place = (torch.arange(draws, dtype=dtype) + 0.5) / draws * cumulative[..., -1:]
+    chosen = torch.searchsorted(cumulative, place).clamp(max=count - 1).permute(2, 0, 1)
+    return [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)], effective
+
+
+def _variational(
+    model: Model,
+    values: Values,
+    population: Population,
+    streams: Sequence[Stream],
+    mode: list[Tensor],
+    lower: Lower,
+) -> tuple[list[Tensor], Lower]:
+    """Mean and Cholesky factor of q, K of (1, N, B) and of (N, B)."""
+    size = len(mode)
+    q = _as_q(mode, lower)
+    q = {name: value.detach().clone().requires_grad_() for name, value in q.items()}
+    noise = torch.stack(_normal(streams, "individual", size, _SAMPLES, mode[0].dtype))
+    noise = noise.expand(-1, -1, mode[0].shape[1], -1)
+    objective = Vi(samples=_SAMPLES, estimator="path_derivative")
+    fixed: dict[str, Tensor] = dict(values)
+    optimizer = torch.optim.Adam(list(q.values()), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        loss: Any = objective.loss(model, population, State(fixed | q), noise).sum()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    done = {name: value.detach() for name, value in q.items()}
+    sd = F.softplus(done["q.sd"]).unbind(0)
+    raw = done.get("q.correlation")
+    found = diagonal(sd) if raw is None else lower_from_raw(sd, raw.unbind(0))
+    return [mean[None] for mean in done["q.mean"].unbind(0)], found
+
+
+def _as_q(mode: Sequence[Tensor], lower: Lower) -> dict[str, Tensor]:
+    """The values of ``objectives.vi`` that give a mean and a covariance: the inverse of
+    ``lower_from_raw``."""
+    sd, raw = [], []
+    for row in lower:
+        scale = total([entry * entry for entry in row]).sqrt()
+        left = torch.ones_like(scale)
+        for entry in row[:-1]:
+            partial = (entry / scale / left.sqrt()).clamp(-0.999, 0.999)
+            raw.append(torch.atanh(partial))
+            left = left * (1 - partial * partial)
+        sd.append(scale + torch.log(-torch.expm1(-scale)))  # the inverse of softplus
+    q = {"q.mean": torch.cat(list(mode)), "q.sd": torch.stack(sd)}
+    return q | ({"q.correlation": torch.stack(raw)} if raw else {})

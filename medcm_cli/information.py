@@ -1,0 +1,323 @@
+"""The optimum of an objective and the observed information there, about what the subjects of a fit share.
+
+Each subject is evaluated as a fit of its own, so that the objective's loss is that subject's alone. What a
+subject has for itself (the parameters of VI's q) is profiled out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from scipy.stats import qmc
+from torch import Tensor
+
+from medcm_cli.data import Population
+from medcm_cli.errors import InputError
+from medcm_cli.evaluation import Layout
+from medcm_cli.model import Model
+from medcm_cli.objectives import Fo, Foce, Objective, State, Vi
+
+SAMPLES = 64  # of q, for an ELBO without noise
+STEP = 1e-4  # of the central differences, in the unconstrained values
+ITERATIONS = 30  # Newton steps at most
+DECREMENT = 1e-3  # the optimum is found once the Newton decrement, in standard errors, is below
+_ELEMENTS = 250_000  # of a tensor, at most about: what a processor's cache holds
+_ENTRIES = 10_000_000  # of a part's Hessians
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A function without noise whose minimum is the estimate: ``objective``, with ``noise`` (K, S) for each
+    subject, is -``scale`` times a log likelihood, or a bound or an approximation of it, plus a constant."""
+
+    objective: Objective
+    scale: float
+    noise: Tensor | None = None
+
+
+def criterion(objective: Objective, effects: int) -> Criterion:
+    """What a fit with an objective estimates by, with ``effects`` random effects.
+
+    ``fo`` and ``foce`` are -2 log likelihood. The modes of ``foce`` follow what is estimated
+    (``mode_gradient`` implicit), since the objective is a function of that alone. ``vi`` is -ELBO, here with
+    antithetic Sobol points, scaled so that their mean is 0 and their covariance the identity: exact where
+    log p(y, eta) is quadratic in eta.
+
+    :raises InputError: an objective that is no likelihood, or a q that is not Gaussian.
+    """
+    match objective:
+        case Fo():
+            return Criterion(objective, 2.0)
+        case Foce():
+            exact = replace(objective, mode_gradient="implicit", mode_tolerance=1e-10, mode_iterations=200)
+            return Criterion(exact, 2.0)
+        case Vi(family="mixture" | "flow"):
+            raise InputError(
+                f"objective.family={objective.family}: standard errors are there for full_rank and mean_field"
+            )
+        case Vi():
+            quiet = replace(objective, samples=SAMPLES, estimator="entropy")
+            return Criterion(quiet, 1.0, normal_points(effects, SAMPLES))
+    raise InputError(f"objective={type(objective).__name__.lower()} is no likelihood")
+
+
+def normal_points(dimensions: int, count: int) -> Tensor:
+    """Standard normal points (dimensions, count): half a Sobol sequence (``count`` is a power of 2) and its
+    mirror image, of mean 0 and covariance I exactly."""
+    half = qmc.Sobol(dimensions, scramble=False).random(count // 2) + 1 / count  # off the edge at 0
+    points = torch.special.ndtri(torch.from_numpy(half)).T
+    points = torch.cat([points, -points], 1)
+    root = torch.linalg.cholesky(points @ points.T / count)
+    white: Tensor = torch.linalg.solve_triangular(root, points, upper=False)
+    return white
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """At some values: of each fit ``loss`` (B,); ``score`` (B, P) and ``information`` (B, P, P), gradient and
+    Hessian of minus the log likelihood in the P shared values, what subjects have for themselves profiled
+    out; ``outer`` (B, P, P), the sum of the subjects' scores' outer products; ``rest`` (B,), the squared
+    Newton decrement of what they have for themselves. Of each of M subjects ``shift`` (L, M) and ``follow``
+    (L, P, M): its own L values move by -shift - follow d to stay optimal where the shared ones move by d.
+    """
+
+    loss: Tensor
+    score: Tensor
+    information: Tensor
+    outer: Tensor
+    rest: Tensor
+    shift: Tensor
+    follow: Tensor
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The M subjects of B fits, each as a fit of its own: ``rows`` (M,) of the event table's subjects and
+    ``fit`` (M,) that each belongs to, in order of the fits; ``layout`` of the shared values, then of the
+    subjects' own; ``shared`` P, their number; ``everyone`` in double precision."""
+
+    model: Model
+    criterion: Criterion
+    everyone: Population
+    rows: Tensor
+    fit: Tensor
+    fits: int
+    layout: Layout
+    shared: int
+
+    def only(self, fits: Tensor) -> tuple["Subjects", Tensor]:
+        """Some of the fits, a mask (B,); and which subjects are theirs, (M,)."""
+        kept = fits[self.fit]
+        number = fits.cumsum(0) - 1
+        chosen = replace(self, rows=self.rows[kept], fit=number[self.fit[kept]], fits=int(fits.sum()))
+        return chosen, kept
+
+    @cached_property
+    def _pieces(self) -> list[tuple[slice, Population]]:
+        """Subjects in parts that fit into memory."""
+        observations, size = self.everyone.shape[0], sum(torch.Size(s).numel() for s in self.layout.shapes)
+        samples = 1 if self.criterion.noise is None else self.criterion.noise.shape[1]
+        length = max(1, min(_ELEMENTS // (observations * samples), _ENTRIES // size**2))
+        parts = [slice(start, start + length) for start in range(0, len(self.rows), length)]
+        return [(part, self.everyone.select(list(self.rows[part, None].numpy()))) for part in parts]
+
+    def losses(self, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each fit, (B,), at its shared values ``theta`` (P, B) and its subjects' ``own`` (L,
+        M)."""
+        parts = []
+        with torch.no_grad():
+            for part, population in self._pieces:
+                state = self._state(self._flat(theta, own, part), carried, part)
+                state = self.criterion.objective.refresh(self.model, population, state)
+                parts.append(
+                    self.criterion.objective.loss(self.model, population, state, self._noise(population))
+                )
+        return _sum_by(self.fit, torch.cat(parts), self.fits)
+
+    def curvature(
+        self, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor], free: Tensor
+    ) -> tuple[Curvature, dict[str, Tensor]]:
+        """At shared values (P, B) and own (L, M), by central differences of the gradient; what concerns
+        shared values that are not ``free`` (P,) has no meaning. And ``carried`` brought up to date."""
+        p, scale, fits = self.shared, self.criterion.scale, self.fits
+        sums = [theta.new_zeros(shape) for shape in ((fits,), (fits, p), (fits, p, p), (fits, p, p), (fits,))]
+        shifts, follows, moved = [], [], []
+        for part, population in self._pieces:
+            flat, fit = self._flat(theta, own, part), self.fit[part]
+            loss, gradient, state = self._gradient(flat, carried, part, population)
+            here = {name: state.carried[name][..., 0, :] for name in carried}
+            hessian = flat.new_zeros(len(flat), *flat.shape)
+            for row in [*free.nonzero()[:, 0].tolist(), *range(p, len(flat))]:
+                ends = []
+                for sign in (1, -1):
+                    there = flat.clone()
+                    there[row] += sign * STEP
+                    ends.append(self._gradient(there, here, slice(None), population)[1])
+                hessian[row] = (ends[0] - ends[1]) / (2 * STEP)
+            hessian = hessian.permute(2, 0, 1) / scale  # (m, D, D)
+            hessian = (hessian + hessian.mT) / 2
+            g = gradient.T / scale
+            inverse = inverse_of_saddle(hessian[:, p:, p:])
+            cross = hessian[:, p:, :p]
+            follow = inverse @ cross
+            shift = (inverse @ g[:, p:, None])[..., 0]
+            score = g[:, :p] - (cross.mT @ shift[..., None])[..., 0]
+            information = hessian[:, :p, :p] - cross.mT @ follow
+            outer = score[:, :, None] * score[:, None, :]
+            rest = (shift * g[:, p:]).sum(1)
+            for total, value in zip(sums, (loss, score, information, outer, rest), strict=True):
+                total.index_add_(0, fit, value)
+            shifts.append(shift.T)
+            follows.append(follow.permute(1, 2, 0))
+            moved.append(here)
+        updated = {name: torch.cat([piece[name] for piece in moved], -1) for name in moved[0]}
+        loss, score, information, outer, rest = sums
+        all_of = [torch.cat(parts, -1) for parts in (shifts, follows)]
+        return Curvature(loss, score, information, outer, rest, *all_of), updated
+
+    def _flat(self, theta: Tensor, own: Tensor, part: slice) -> Tensor:
+        return torch.cat([theta[:, self.fit[part]], own[:, part]])
+
+    def _noise(self, population: Population) -> Tensor | None:
+        noise = self.criterion.noise
+        return (
+            None if noise is None else noise[..., None, None].expand(*noise.shape, *population.present.shape)
+        )
+
+    def _state(self, flat: Tensor, carried: Mapping[str, Tensor], part: slice) -> State:
+        return State(
+            self.layout.unpack(flat), {name: value[..., None, part] for name, value in carried.items()}
+        )
+
+    def _gradient(
+        self, flat: Tensor, carried: Mapping[str, Tensor], part: slice, population: Population
+    ) -> tuple[Tensor, Tensor, State]:
+        """Loss (m,) and gradient (D, m) of the subjects of a part, and their state, at ``flat`` (D, m)."""
+        objective = self.criterion.objective
+        leaf = flat.detach().requires_grad_()
+        state = objective.refresh(self.model, population, self._state(leaf, carried, part))
+        loss = objective.loss(self.model, population, state, self._noise(population))
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), gradient, state
+
+
+def separate(
+    model: Model, chosen: Criterion, everyone: Population, population: Population, state: State
+) -> tuple[Subjects, Tensor, Tensor, dict[str, Tensor]]:
+    """A batch of fits as ``Subjects``, with their shared values (P, B), own values (L, M) and what the
+    objective carries of each, (..., M); double precision.
+
+    :param everyone: all subjects once, in double precision. :param population: those of the fits.
+    """
+    fit, place = (population.present.T > 0).nonzero(as_tuple=True)  # fit by fit
+
+    def of_subjects(value: Tensor) -> Tensor:
+        value = value[..., place, fit]
+        return value.double() if value.is_floating_point() else value
+
+    shared = {name: v.double() for name, v in state.trained.items() if name not in state.per_subject}
+    own = {name: of_subjects(state.trained[name]) for name in state.per_subject}
+    theta = Layout.of(shared).pack(shared)
+    single = {name: value[..., None, :] for name, value in own.items()}  # of one subject, N = 1
+    values = Layout.of(single).pack(single) if single else theta.new_zeros(0, len(fit))
+    subjects = Subjects(
+        model,
+        chosen,
+        everyone,
+        population.subject[place, fit],
+        fit,
+        population.shape[2],
+        Layout.of({**shared, **single}),
+        len(theta),
+    )
+    return subjects, theta, values, {name: of_subjects(v) for name, v in state.carried.items()}
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where each fit's search ended: shared values ``theta`` (P, B); ``information`` and ``outer`` (B, P, P)
+    there, as in ``Curvature``; ``decrement`` (B,), the Newton decrement, which is how far away the optimum
+    is, in standard errors."""
+
+    theta: Tensor
+    information: Tensor
+    outer: Tensor
+    decrement: Tensor
+
+    @property
+    def found(self) -> Tensor:
+        """Whether the search arrived, (B,)."""
+        return self.decrement < DECREMENT
+
+
+def optimum(
+    subjects: Subjects, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor], free: Tensor
+) -> Optimum:
+    """From ``theta`` (P, B) and ``own`` (L, M), damped Newton steps in the shared values that are ``free``
+    (P,) and in all of the subjects' own, of each fit until its decrement is below ``DECREMENT``.
+
+    A direction of negative curvature is taken as if it were positive (saddle-free Newton; Dauphin et al.
+    2014, arXiv:1406.2572), and a step is halved while it raises the loss.
+    """
+    theta, own, carried = theta.clone(), own.clone(), {name: v.clone() for name, v in carried.items()}
+    square = (subjects.fits, subjects.shared, subjects.shared)
+    information, outer = theta.new_zeros(square), theta.new_zeros(square)
+    decrement = theta.new_zeros(subjects.fits)
+    going = torch.ones(subjects.fits, dtype=torch.bool)
+    for iteration in range(ITERATIONS + 1):
+        part, mine = subjects.only(going)
+        x, y = theta[:, going], own[:, mine]
+        here = {name: value[..., mine] for name, value in carried.items()}
+        found, here = part.curvature(x, y, here, free)
+        step = torch.zeros_like(found.score)
+        inverse = inverse_of_saddle(found.information[:, free][:, :, free])
+        step[:, free] = (inverse @ found.score[:, free, None])[..., 0]
+        left = ((step * found.score).sum(1) + found.rest).sqrt()
+        information[going], outer[going], decrement[going] = found.information, found.outer, left
+        still = left >= DECREMENT  # and not where it is not finite
+        if iteration == ITERATIONS or not bool(still.any()):
+            break
+        move = (found.follow * step.T[:, part.fit]).sum(1) - found.shift
+        step, move = _bounded(step, 1), _bounded(move, 0)
+        length = still.to(step.dtype)
+        for _ in range(_HALVINGS):
+            to = x - length * step.T, y + length[part.fit] * move
+            raised = ~(part.losses(*to, here) <= found.loss + 1e-9 * found.loss.abs())
+            if not bool((raised & still).any()):
+                break
+            length = torch.where(raised, length / 2, length)
+        theta[:, going], own[:, mine] = to
+        for name, value in here.items():
+            carried[name][..., mine] = value
+        going = going.index_put((going.nonzero()[:, 0],), still)
+    if not bool(free.all()):
+        found, _ = subjects.curvature(theta, own, carried, torch.ones_like(free))
+        information, outer = found.information, found.outer
+    return Optimum(theta, information, outer, decrement)
+
+
+_HALVINGS = 12
+
+
+def inverse_of_saddle(matrix: Tensor) -> Tensor:
+    """The inverse of a symmetric (..., n, n) with its eigenvalues made positive, and the small ones at least
+    1e-10 of the largest; NaN where it is not finite."""
+    finite = torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True)
+    if not matrix.shape[-1]:
+        return matrix
+    value, vector = torch.linalg.eigh(torch.where(finite, matrix, torch.eye(matrix.shape[-1]).to(matrix)))
+    value = value.abs()
+    value = torch.maximum(value, 1e-10 * value.amax(-1, keepdim=True))
+    inverse = (vector / value[..., None, :]) @ vector.mT
+    return torch.where(finite, inverse, torch.nan)
+
+
+def _bounded(step: Tensor, dim: int) -> Tensor:
+    """Steps along ``dim``, shortened where their components sum to more than 1."""
+    return step / step.abs().sum(dim, keepdim=True).clamp(min=1.0)
+
+
+def _sum_by(fit: Tensor, values: Tensor, fits: int) -> Tensor:
+    """Sums of the subjects' values (M,) over those of each fit, (B,)."""
+    return values.new_zeros(fits).index_add_(0, fit, values)

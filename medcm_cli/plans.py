@@ -1,0 +1,232 @@
+"""Regimens to be tried, and tables of what is to be predicted: doses of patients with times to look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+
+from medcm_cli.data import EventTable, Format, read_events
+from medcm_cli.data.events import Regimes
+from medcm_cli.data.sheet import BoolArray, FloatArray, read_sheet
+from medcm_cli.errors import InputError
+
+DOSE = ("time", "amount", "rate", "duration", "ii", "addl", "cmt")
+_COLUMNS = {"amount": "amt"}
+_STARTS = ("fresh", "continue")
+_AFTER = 1e-6  # h; how long after its end all of a dose is seen, one that is given at once too
+_FALL = (0.5, 1.5, 4.0)  # h after that, while levels may fall fast
+_ROWS = [f.name for f in fields(EventTable) if f.name not in ("source", "ids", "covariates", "regimes")]
+_ROWS = [name for name in _ROWS if name not in ("reset_subject", "reset_clock", "superposed")]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A regimen to try. ``doses``: an event table's dose rows, with ``id`` where patients have their own.
+    ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
+    their place to someone who has had none."""
+
+    name: str
+    doses: pd.DataFrame
+    continues: bool = False
+    bolus_duration: float = Format.bolus_duration
+
+
+def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Mapping[str, Any]) -> Plan:
+    """A plan from a YAML file or its contents, or from an event table of doses.
+
+    The YAML has ``doses``, a list of ``time`` (h, 0 if not given), ``amount``, ``rate`` or ``duration``,
+    ``ii`` and ``addl`` (h between and number of additional doses), ``cmt``; it may have ``name`` and
+    ``start``, ``fresh`` or ``continue`` (see ``Plan``). An event table has the columns of the data; without
+    ``id`` its doses are everyone's.
+
+    :param dataset: the study's options, for the names of columns and the duration of a bolus.
+    :raises InputError: a file that cannot be read or is neither, with what was expected.
+    """
+    bolus = float(dataset["bolus_duration"])
+    if isinstance(given, Mapping):
+        return _from_mapping(given, "regimen", "regimen", bolus)
+    if not isinstance(given, pd.DataFrame):
+        path = Path(given)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a regimen, as YAML or an event table")
+        if path.suffix.lower() in (".yaml", ".yml"):
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise InputError(
+                    f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"
+                ) from error
+            return _from_mapping(content, path.stem, str(path), bolus)
+        name, given = path.stem, path
+    else:
+        name = "regimen"
+    sheet = read_sheet(given, dataset["columns"], {})
+    frame = pd.DataFrame({"time": sheet.number(sheet.named("time"))})
+    for role in ("amt", "rate", "duration", "addl", "ii", "ss", "cmt", "evid", "mdv"):
+        if sheet.has(role):
+            frame[role] = sheet.number(sheet.named(role))
+    if sheet.has("id"):
+        frame.insert(0, "id", sheet.frame[sheet.named("id")].astype(str).to_numpy())
+    gives = frame.reindex(columns=["amt", "rate"]).fillna(0.0).ne(0).any(axis=1)
+    if not gives.any():
+        raise InputError(f"{sheet.source}: holds no dose; expected rows with an amount or a rate")
+    return Plan(name, frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore"), False, bolus)
+
+
+def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan:
+    if not isinstance(content, Mapping) or set(content) - {"name", "start", "doses"}:
+        raise InputError(f"{source}: expected doses, a list, and name and start if wanted")
+    doses, start = content.get("doses"), content.get("start", "fresh")
+    if start not in _STARTS:
+        raise InputError(f"{source}: start is {start!r}; expected {' or '.join(_STARTS)}")
+    if not isinstance(doses, Sequence) or isinstance(doses, str) or not doses:
+        raise InputError(f"{source}: doses is {doses!r}; expected a list such as [{{time: 0, amount: 1000}}]")
+    for number, dose in enumerate(doses, 1):
+        if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
+            raise InputError(f"{source}, dose {number}: is {dose!r}; expected some of {', '.join(DOSE)}")
+        for key, value in dose.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
+                raise InputError(f"{source}, dose {number}: {key} is {value!r}; expected a number from 0")
+        both = {"amount", "rate", "duration"} <= set(dose)
+        if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
+            raise InputError(f"{source}, dose {number}: amount is not rate times duration; give two of them")
+    frame = pd.DataFrame([dict(dose) for dose in doses]).rename(columns=_COLUMNS)
+    if "time" not in frame:
+        frame["time"] = 0.0
+    frame["time"] = frame["time"].fillna(0.0)
+    return Plan(str(content.get("name", name)), frame.sort_values("time"), start == "continue", bolus)
+
+
+def with_plan(events: EventTable, plan: Plan) -> EventTable:
+    """The patients of ``events`` with the doses of a plan and no observations.
+
+    :raises InputError: doses that cannot be given, patients that the plan does not know, or a plan that is
+        to continue after a reset.
+    """
+    ids = pd.Index(events.ids)
+    if "id" in plan.doses:
+        stray = set(plan.doses["id"]) - set(events.ids)
+        if stray:
+            raise InputError(
+                f"regimen {plan.name}: has doses of {min(stray)!r}, who is not among the patients"
+            )
+        doses = plan.doses.assign(place=ids.get_indexer(pd.Index(plan.doses["id"].tolist())))
+    else:
+        doses = plan.doses.merge(pd.DataFrame({"place": np.arange(len(ids))}), how="cross")
+    everyone = pd.DataFrame({"place": np.arange(len(ids)), "time": 0.0, "evid": 2})
+    rows = pd.concat([everyone, doses.assign(evid=1)], ignore_index=True)
+    rows = rows.sort_values(["place", "time", "evid"], ascending=[True, True, False], kind="stable")
+    rows["id"] = np.asarray(ids)[rows["place"]]
+    rows["dv"] = np.nan
+    how = Format(bolus_duration=plan.bolus_duration, patients=True)
+    try:
+        given = read_events(rows.drop(columns="place"), {}, how)
+    except InputError as error:
+        raise InputError(f"regimen {plan.name}: {error}") from error
+    given = replace(given, source=events.source, covariates=events.covariates)
+    if not plan.continues:
+        if events.regimes is None:
+            return given
+        last = np.r_[np.diff(events.regimes.subject) != 0, True]
+        now = {name: values[last] for name, values in events.regimes.covariates.items()}
+        return replace(given, covariates={**events.covariates, **now})
+    if len(events.reset_subject) or len(given.reset_subject):
+        raise InputError(f"regimen {plan.name}: start continue is not for patients whose records are reset")
+    both = _joined(_some(events, events.is_dose), _some(given, given.is_dose))
+    table = replace(events, **_in_order(both), superposed=events.superposed or given.superposed)
+    return replace(table, regimes=events.regimes)
+
+
+def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
+    """Some patients, by their numbers from 0 in ascending order."""
+    place = np.full(len(events.ids), -1)
+    place[numbers] = np.arange(len(numbers))
+    rows, resets = place[events.subject] >= 0, place[events.reset_subject] >= 0
+    changed = _some(events, rows)
+    changed["subject"] = place[changed["subject"]]
+    regimes = events.regimes
+    if regimes is not None:
+        own = place[regimes.subject] >= 0
+        changing = {name: values[own] for name, values in regimes.covariates.items()}
+        regimes = Regimes(place[regimes.subject[own]], regimes.end[own], changing)
+    return replace(
+        events,
+        **changed,
+        ids=tuple(events.ids[number] for number in numbers),
+        reset_subject=place[events.reset_subject[resets]],
+        reset_clock=events.reset_clock[resets],
+        covariates={name: values[numbers] for name, values in events.covariates.items()},
+        regimes=regimes,
+    )
+
+
+def looked_at(events: EventTable, times: FloatArray) -> tuple[EventTable, npt.NDArray[np.int64]]:
+    """The patients' doses, with an observation at each of ``times`` (h on the clock) and, between the first
+    and the last of them, where each dose begins, just after it ends and a few times in the hours after that,
+    so that neither peaks nor troughs are missed nor what lies between them.
+
+    :returns: the table, every patient with as many observations in it, and the place among them of each of
+        ``times``, (times, N).
+    """
+    n = len(events.ids)
+    doses = _some(events, events.is_dose)
+    counts = np.bincount(doses["subject"], minlength=n)
+    most = int(counts.max(initial=0))
+    position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
+    corners = np.full((2 + len(_FALL), most, n), times[-1])
+    start, end = dose_corners(events)
+    after = np.stack([start, end, *(end + hours for hours in _FALL)])
+    corners[:, position, doses["subject"]] = after.clip(times[0], times[-1])
+    grid = np.broadcast_to(times[:, None], (len(times), n))
+    every = np.concatenate([grid, corners.reshape(-1, n)])
+    order = np.argsort(every, axis=0, kind="stable")
+    place = np.argsort(order, axis=0, kind="stable")[: len(times)]
+    clock = np.take_along_axis(every, order, axis=0).T.ravel()
+    subject = np.repeat(np.arange(n), len(every))
+    nothing = np.full(len(clock), np.nan)
+    seen = {
+        **dict.fromkeys(_ROWS, nothing),
+        "subject": subject,
+        "time": clock,
+        "clock": clock,
+        "dv": np.zeros(len(clock)),
+        "compartment": np.full(len(clock), -1),
+        "segment": _segment(events, subject, clock),
+        "occasion": np.ones(len(clock), dtype=np.int64),
+        **dict.fromkeys(("is_dose", "added", "censored"), np.zeros(len(clock), dtype=bool)),
+    }
+    return replace(events, **_in_order(_joined(doses, seen))), place
+
+
+def dose_corners(events: EventTable) -> FloatArray:
+    """Where each dose begins and when all of it has been given, h on the clock: (2, doses)."""
+    start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
+    return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
+
+
+def _segment(events: EventTable, subject: npt.NDArray[np.int64], clock: FloatArray) -> npt.NDArray[np.int64]:
+    """How many resets a patient has had by a time."""
+    far = 1e9  # h; more than any clock, so that patients and their times can be searched as one number
+    resets = np.sort(events.reset_subject * far + events.reset_clock)
+    before = np.searchsorted(resets, np.stack([subject * far, subject * far + clock]), side="right")
+    return np.asarray(before[1] - before[0], dtype=np.int64)
+
+
+def _some(events: EventTable, rows: BoolArray) -> dict[str, Any]:
+    return {name: getattr(events, name)[rows] for name in _ROWS}
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.concatenate([one[name], other[name]]) for name in _ROWS}
+
+
+def _in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """By patient and time; what is given at a time comes before what is seen then."""
+    when = np.where(rows["is_dose"], rows["since"], rows["clock"])
+    order = np.lexsort((~rows["is_dose"], when, rows["subject"]))
+    return {name: values[order] for name, values in rows.items()}

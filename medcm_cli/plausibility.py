@@ -1,0 +1,216 @@
+"""Where a prediction is not to be trusted: patients and regimens beyond those that a study was trained on,
+and levels that do not fit the patient."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from medcm_cli import runs
+from medcm_cli.data import EventTable, Population
+from medcm_cli.data.sheet import FloatArray
+from medcm_cli.model import Model, Values
+from medcm_cli.restored import Ensemble, restore
+from medcm_cli.variability import multiply_lower, solve_lower, total
+
+_FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
+_SURPRISING = 1e-4  # of a random effect so far from zero
+_DRAWS = 64
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """[least, most] of the subjects that any of the fits was trained on: ``covariates``, in the file's unit;
+    ``dose``, amount of each; ``doses`` and ``follow_up`` (h to the last observation) of a subject. None where
+    it is not known. ``note``: where the ranges are from, if not from the training data themselves."""
+
+    covariates: dict[str, tuple[float, float]]
+    dose: tuple[float, float] | None
+    doses: tuple[float, float] | None
+    follow_up: tuple[float, float] | None
+    note: str | None = None
+
+
+def ranges_of(fits: Ensemble) -> Ranges:
+    """From the training data where they still lie where they were, and else from what the fits' records say
+    of the whole data set."""
+    record = fits.records[0]
+    source = Path(record.data["source"])
+    if source.is_file() and runs.fingerprint([source]) == record.data["fingerprint"]:
+        (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
+        there = restored.population.present > 0
+        rows = np.unique(restored.population.subject[there].numpy())
+        return _ranges(restored.setup.events, rows)
+    held = record.data.get("characteristics", {})
+    covariates = {name: _least_most(entry["values"]) for name, entry in held.get("covariates", {}).items()}
+    return Ranges(
+        {name: values for name, values in covariates.items() if values is not None},
+        None,
+        _least_most(held.get("doses_per_subject")),
+        _least_most(held.get("follow_up")),
+        f"the training data, {source}, are not there as they were: ranges are those of the whole data set, "
+        "and doses are not compared",
+    )
+
+
+def _least_most(values: list[float] | None) -> tuple[float, float] | None:
+    """Of [median, least, most]."""
+    return None if values is None else (float(values[1]), float(values[2]))
+
+
+def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
+    def spread(values: np.ndarray) -> tuple[float, float]:
+        return float(values.min()), float(values.max())
+
+    covariates = {name: spread(values[subjects]) for name, values in events.covariates.items()}
+    if events.regimes is not None:
+        rows = np.isin(events.regimes.subject, subjects)
+        covariates |= {name: spread(values[rows]) for name, values in events.regimes.covariates.items()}
+    given = _given(events) & np.isin(events.subject, subjects)
+    seen = ~events.is_dose & np.isin(events.subject, subjects)
+    last = pd.Series(events.clock[seen]).groupby(events.subject[seen]).max()
+    count: FloatArray = np.bincount(events.subject[given], minlength=len(events.ids))[subjects] * 1.0
+    amount = spread(events.amount[given]) if given.any() else None
+    return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))
+
+
+def _given(events: EventTable) -> np.ndarray:
+    """Rows of single doses, not of the endless series before a steady state."""
+    return events.is_dose & ~np.isfinite(events.interval) & (events.clock >= events.since)
+
+
+def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: float) -> pd.DataFrame:
+    """Where patients (``regimen`` None: their covariates) or a regimen lie outside the ranges, and whether
+    what is predicted lasts longer: columns patient, kind, message; patient empty where it is all of them."""
+    found: list[tuple[str, str, str]] = []
+    ids = np.asarray(events.ids)
+
+    def compare(
+        values: FloatArray, subject: np.ndarray, wanted: tuple[float, float] | None, what: str
+    ) -> None:
+        if wanted is None:
+            return
+        low, high = wanted
+        slack = 1e-6 * max(abs(low), abs(high))
+        bad = np.flatnonzero((values < low - slack) | (values > high + slack))
+        _, first = np.unique(subject[bad], return_index=True)  # one word for each patient
+        found.extend(
+            (
+                ids[subject[i]],
+                "range",
+                f"{what} {values[i]:g} lies outside the {low:g} to {high:g} trained on",
+            )
+            for i in bad[first]
+        )
+
+    if regimen is None:
+        for name, values in events.covariates.items():
+            compare(values, np.arange(len(ids)), ranges.covariates.get(name), name)
+        if events.regimes is not None:
+            for name, values in events.regimes.covariates.items():
+                compare(values, events.regimes.subject, ranges.covariates.get(name), name)
+    else:
+        given = _given(events)
+        compare(events.amount[given], events.subject[given], ranges.dose, f"{regimen}: a dose of")
+        count = np.bincount(events.subject[given], minlength=len(ids)).astype(float)
+        with_doses = np.flatnonzero(count)
+        if ranges.doses is not None:
+            most = (1.0, ranges.doses[1])
+            compare(count[with_doses], with_doses, most, f"{regimen}: a number of doses of")
+        if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
+            words = (
+                f"{regimen}: {horizon:g} h is longer than any follow-up trained on, {ranges.follow_up[1]:g} h"
+            )
+            found.append(("", "range", words))
+    return pd.DataFrame(found, columns=["patient", "kind", "message"])
+
+
+@torch.no_grad()
+def surprises(
+    model: Model,
+    values: Values,
+    population: Population,
+    mode: Sequence[Tensor],
+    ids: Sequence[str],
+    unit: str,
+) -> pd.DataFrame:
+    """Levels far from anything that the model expects of the patient, and random effects far from zero: the
+    same columns as ``outside``.
+
+    A level is implausible where it is ten times the largest, or a tenth of the least, of ``_DRAWS`` patients
+    of the same covariates, four residual sd further away. A patient is surprising where eta' Omega^-1 eta at
+    the mode, on average over fits, is what one in 10 000 has.
+    """
+    found: list[tuple[str, str, str]] = []
+    size = len(mode)
+    omega = model.omega_cholesky(values)
+    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(_DRAWS, dtype=mode[0].dtype)
+    normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
+    eta = multiply_lower(omega, list(normal.unbind(0)))
+    level = model.predict(model.typical(values, population), population, eta)
+    sd, _ = model.error.sd(values, level)
+    high, low = (level + 4 * sd).amax((1, 3)), (level - 4 * sd).amin((1, 3))  # (T, N)
+    dv, time = population.dv[:, 0, :, 0], population.time[:, 0, :, 0]
+    known = population.observed[:, 0, :, 0] > 0
+    if population.censored is not None:
+        known = known & (population.censored[:, 0, :, 0] == 0)
+    above, below = known & (dv > _FACTOR * high), known & (dv > 0) & (dv * _FACTOR < low)
+    wrong = above | below
+    for number in torch.nonzero(wrong.any(0)).flatten().tolist():
+        row = int(torch.nonzero(wrong[:, number])[0])
+        ratio, word = (
+            (dv / high, "times the highest") if bool(above[row, number]) else (dv / low, "of the lowest")
+        )
+        found.append(
+            (
+                ids[number],
+                "level",
+                f"the level {float(dv[row, number]):g} at {float(time[row, number]):g} h is "
+                f"{float(ratio[row, number]):.2g} {word} plausible; the file's levels are to be in {unit}, "
+                "and the dose before it has to be there",
+            )
+        )
+    white = solve_lower(omega, list(mode))
+    distance = total([x * x for x in white])[0].mean(-1)
+    limit = 2 * float(gammaincinv(size / 2, 1 - _SURPRISING))
+    far = (distance > limit) & ~wrong.any(0)
+    found.extend(
+        (
+            ids[number],
+            "patient",
+            f"the levels ask for random effects {float(distance[number]) ** 0.5:.1f} sd from the typical "
+            "patient, further than one in 10 000: check levels, doses and their times",
+        )
+        for number in torch.nonzero(far).flatten().tolist()
+    )
+    return pd.DataFrame(found, columns=["patient", "kind", "message"])
+
+
+def odd_fits(typical: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Fits whose typical parameters are ten times the ensemble's median, or a tenth of it: the same columns
+    as ``outside``. They count like the others.
+
+    :param typical: parameter -> (1, N, B).
+    """
+    found = []
+    for name, values in typical.items():
+        ratio = (values[0] / values[0].quantile(0.5, dim=-1, keepdim=True)).quantile(0.5, dim=0)
+        number = int(((ratio > _FACTOR) | (ratio < 1 / _FACTOR)).sum())
+        if number:
+            words = f"{number} of {len(ratio)} fits have a {name} more than {_FACTOR:g} times off the median"
+            found.append(("", "fits", f"{words} of all; they may not have converged, and widen the bands"))
+    return pd.DataFrame(found, columns=["patient", "kind", "message"])
+
+
+def unit_in_file(dataset: dict[str, Any]) -> str:
+    """The unit of the levels of a study's event tables."""
+    unit, scale = str(dataset["level_unit"]), float(dataset["level_scale"])
+    if scale == 1:
+        return unit
+    return "IU/mL" if (unit, scale) == ("IU/dL", 100.0) else f"{unit} / {scale:g}"

@@ -1,0 +1,320 @@
+"""``medcm predict``: individual predictions and their retrospective check, as tables, files and figures."""
+
+import argparse
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+from rich.progress import Progress
+
+from medcm_cli.data.sheet import ROLES, FloatArray, read_sheet
+from medcm_cli.errors import InputError
+from medcm_cli.figures import individual, style
+from medcm_cli.files import replaced, write_text
+from medcm_cli.fitted import Study, load_study
+from medcm_cli.individual import METHODS
+from medcm_cli.prediction import DRAWS, FEW, Prediction, predict
+from medcm_cli.retrospective import Check, check
+from medcm_cli.tables import Section
+from medcm_cli.terminal import ERR, OUT
+
+_FIGURES = 16  # patients who get one
+_SHOWN = 5  # patients in the tables where there are more than get a figure
+_WARNINGS = 10
+_TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
+_RECORD = "prediction.json"
+Show = Callable[[Section], None]
+Order = Callable[[pd.Series], pd.Series]
+Row = Mapping[Hashable, Any]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
+    parser.add_argument("--patient", type=Path, help="event table of patients, as the study's data")
+    parser.add_argument(
+        "--regimen", type=Path, nargs="+", default=[], help="doses to try: YAML, or an event table of doses"
+    )
+    parser.add_argument("--objective", help="of the folder's fits, those of this one")
+    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
+    parser.add_argument("--times", help="h: FROM:TO:STEP or a list, 0:72:1 or 24,48 (to a day after all)")
+    parser.add_argument("--threshold", default="1,5,50", help="levels, in the unit that levels are shown in")
+    parser.add_argument(
+        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (STUDY/predictions/NAME if not given)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="predict later levels from the first ones, of --patient or of the study's own data",
+    )
+    parser.add_argument("--uses", default="0,1,2,3", help="of --check: numbers of first levels")
+
+
+def run(options: argparse.Namespace, show: Show) -> None:
+    """Do what the command line says. :raises InputError: options or files that do not fit."""
+    study = load_study(options.run, options.objective)
+    if options.check:
+        _check(study, options, show)
+        return
+    if options.patient is None:
+        raise InputError("--patient is missing; expected an event table of patients, or --check")
+    folder = _folder(study, options.out, options.patient.stem)
+    events = study.read(options.patient)
+    with _progress() as bar:
+        task = bar.add_task("patients", total=len(events.ids))
+        found = predict(
+            study,
+            events,
+            options.regimen,
+            None if options.times is None else _hours(options.times),
+            _numbers("--threshold", options.threshold),
+            options.method,
+            options.draws,
+            lambda done: bar.update(task, completed=done),
+        )
+    _write(folder, found, study, {"patients": str(options.patient), "method": options.method})
+    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    for section in sections(found):
+        show(section)
+    _warn(found.warnings)
+    unused = _unused(options.patient, study)
+    if unused:
+        ERR.print(f"columns that were not used: {', '.join(unused)}")
+    OUT.print(f"Parquet and figures -> {folder}")
+
+
+def _progress() -> Progress:
+    return Progress(console=ERR, disable=not ERR.is_terminal, transient=True)
+
+
+def _folder(study: Study, out: Path | None, name: str) -> Path:
+    """Where to write. :raises InputError: something else is there."""
+    record, folder = study.fits.records[0], study.fits.folders[0]
+    below = len(record.address.folder(Path()).parts)
+    chosen = out or folder.resolve().parents[below - 2] / "predictions" / name
+    if out is None and chosen.is_relative_to(Path.cwd()):
+        chosen = chosen.relative_to(Path.cwd())
+    there = chosen.exists() and not (chosen.is_dir() and not any(chosen.iterdir()))
+    if there and not (chosen / _RECORD).is_file():
+        raise InputError(f"{chosen}: is there and holds no predictions; choose another --out")
+    return chosen
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected numbers, as in 1,5,50") from error
+
+
+def _hours(text: str) -> FloatArray | list[float]:
+    if ":" not in text:
+        return _numbers("--times", text)
+    try:
+        start, stop, step = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
+    if not 0 <= start < stop or not 0 < step <= stop - start:
+        raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
+    return np.arange(start, stop + step / 2, step)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def sections(found: Prediction) -> list[Section]:
+    """What a person reads: of a few patients everything, of many the first ones."""
+    ids = list(dict.fromkeys(found.parameters["patient"]))
+    shown = ids if len(ids) <= _FIGURES else ids[:_SHOWN]
+    words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
+    bands = ["typical", "median", "50 %", "90 %"]
+    parameters = found.parameters[found.parameters["patient"].isin(shown)]
+    cells = [
+        [row["patient"], f"{row['parameter']}, {row['unit']}".rstrip(", "), *_bands(row)]
+        for row in parameters.to_dict("records")
+    ]
+    result = [Section(f"Parameters{words}", ["patient", "parameter", *bands], cells)]
+    times = _chosen(found.times)
+    curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
+    order = _order(shown, found.curve["regimen"])
+    curve = curve.sort_values(["patient", "regimen"], key=order, kind="stable")
+    cells = [
+        [
+            row["patient"],
+            row["regimen"],
+            f"{row['time']:g}",
+            *_bands(row),
+            f"{row['measured_lower_90']:.3g} to {row['measured_upper_90']:.3g}",
+        ]
+        for row in curve.to_dict("records")
+    ]
+    headers = ["patient", "regimen", "time, h", *bands, "90 %, as measured"]
+    result.append(Section(f"Levels, {found.unit}{words}", headers, cells))
+    if len(found.thresholds):
+        result.append(_above(found, shown, times, words, order))
+    return result
+
+
+def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: str, order: Order) -> Section:
+    keys = ["patient", "regimen", "threshold"]
+    above = found.above[found.above["patient"].isin(shown) & found.above["time"].isin(times)]
+    wide = above.pivot_table(index=keys, columns="time", values="probability")
+    chances = dict(zip(wide.index, wide.to_numpy(), strict=True))
+    hours = found.thresholds[found.thresholds["patient"].isin(shown)]
+    hours = hours.sort_values(["patient", "regimen"], key=order, kind="stable")
+    cells = []
+    for row in hours.to_dict("records"):
+        low, high = row["lower_90"], row["upper_90"]
+        cells.append(
+            [
+                row["patient"],
+                row["regimen"],
+                f"{row['threshold']:g}",
+                f"{row['typical']:.1f}",
+                f"{row['median']:.1f} ({low:.1f} to {high:.1f})",
+                *(f"{chance:.2f}" for chance in chances[row["patient"], row["regimen"], row["threshold"]]),
+            ]
+        )
+    headers = ["patient", "regimen", f"above, {found.unit}", "typical, h", "hours (90 %)"]
+    headers += [f"P at {time:g} h" for time in times]
+    span = f"{found.times[0]:g} to {found.times[-1]:g} h"
+    return Section(f"Time above a level, {span}, and the probability of it{words}", headers, cells)
+
+
+def _order(shown: Sequence[str], regimens: pd.Series) -> Order:
+    """Patients as in the file and regimens as given."""
+    place = {name: number for number, name in enumerate([*shown, *dict.fromkeys(regimens)])}
+    return lambda column: column.map(place)
+
+
+def _bands(row: Row) -> list[str]:
+    cells = [f"{row['typical']:.3g}", f"{row['median']:.3g}"]
+    return cells + [f"{row[f'lower_{p}']:.3g} to {row[f'upper_{p}']:.3g}" for p in (50, 90)]
+
+
+def _chosen(times: FloatArray) -> FloatArray:
+    """At most five of the times, whole days where they are among them."""
+    days = times[(times % 24 == 0) & (times > 0)]
+    some = days if len(days) else times
+    chosen = np.unique(np.linspace(0, len(some) - 1, min(5, len(some))).round().astype(np.int64))
+    return np.asarray(some[chosen])
+
+
+def _warn(warnings: pd.DataFrame) -> None:
+    for patient, message in warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
+        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
+    if len(warnings) > _WARNINGS:
+        ERR.print(f"and {len(warnings) - _WARNINGS} more, in warnings.parquet")
+
+
+def _unused(path: Path, study: Study) -> list[str]:
+    """Columns of the patients' file that say nothing to the study: a name may be misspelt."""
+    sheet = read_sheet(path, study.dataset["columns"], {})
+    used = {sheet.named(role) for role in ROLES} | set(study.dataset["keep"])
+    used |= {str(entry["column"]) for entry in study.dataset["covariates"].values()}
+    steps = study.dataset["preparation"]
+    if steps is not None:
+        used |= set(steps["columns"].values()) | {steps["baseline"]}
+    return [str(name) for name in sheet.frame if name not in used]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, found: Prediction, study: Study, about: dict[str, str]) -> None:
+    """Everything, or nothing."""
+    ids = list(dict.fromkeys(found.parameters["patient"]))
+    with replaced(folder) as partial:
+        partial.mkdir()
+        for name in _TABLES:
+            _parquet(partial / f"{name}.parquet", getattr(found, name), found)
+        for name in ids if len(ids) <= _FIGURES else []:
+            if (found.curve["patient"] == name).any():
+                drawn = individual.patient(found, name)
+                style.write(drawn, partial, ("png", "svg"))
+        _record(partial, found, study, about)
+
+
+def _record(folder: Path, found: Prediction | Check, study: Study, about: dict[str, str]) -> None:
+    content = {
+        "disclaimer": found.disclaimer,
+        "study": found.label,
+        "fits": [str(path) for path in study.fits.folders],
+        "data": {key: study.fits.records[0].data[key] for key in ("source", "fingerprint", "subjects")},
+        "trained_on": {f.name: getattr(study.ranges, f.name) for f in fields(study.ranges)},
+        "unit": found.unit,
+        **about,
+    }
+    write_text(folder / _RECORD, json.dumps(content, indent=1) + "\n")
+
+
+def _parquet(path: Path, frame: pd.DataFrame, found: Prediction | Check) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    about = {"study": found.label, "disclaimer": found.disclaimer, "unit": found.unit}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+
+
+# -- retrospective check ---------------------------------------------------------------------------
+
+
+def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
+    try:
+        uses = [int(part) for part in options.uses.split(",")]
+    except ValueError as error:
+        raise InputError(f"--uses {options.uses}: expected whole numbers, as in 0,1,2") from error
+    name = "check" if options.patient is None else f"check_{options.patient.stem}"
+    folder = _folder(study, options.out, name)
+    draws = {} if options.draws is None else {"draws": options.draws}
+    with _progress() as bar:
+        task = bar.add_task("subjects", total=None)
+        found = check(
+            study,
+            options.patient,
+            uses,
+            options.method,
+            progress=lambda done: bar.update(task, completed=done),
+            **draws,
+        )
+    with replaced(folder) as partial:
+        partial.mkdir()
+        _parquet(partial / "check.parquet", found.summary, found)
+        _parquet(partial / "check_levels.parquet", found.levels, found)
+        about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
+        _record(partial, found, study, about | {"method": options.method})
+    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    show(check_section(found))
+    OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")
+
+
+def check_section(found: Check) -> Section:
+    """A row per number of levels used."""
+    names = ["rmse", "rmse_expected", "bias", "rmse_typical", "rmse_last"]
+    cells = [
+        [
+            f"{row['used']:.0f}",
+            f"{row['subjects']:.0f}",
+            f"{row['levels']:.0f}",
+            *("-" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in names),
+            *(f"{100 * row[f'coverage_{percent}']:.1f}" for percent in (50, 90)),
+        ]
+        for row in found.summary.to_dict("records")
+    ]
+    headers = [
+        "levels used",
+        "subjects",
+        "later levels",
+        f"RMSE, {found.unit}",
+        "expected",
+        "bias",
+        "RMSE, typical",
+    ]
+    headers += ["RMSE, last level", "in 50 % band, %", "in 90 % band, %"]
+    return Section("Later levels predicted from the first", headers, cells)

@@ -1,0 +1,360 @@
+"""Standard errors and confidence intervals of what a fit estimates: Omega, sigma and typical parameters.
+
+Their covariance is that of an M-estimator. ``hessian``: the inverse of the observed information H (NONMEM's
+$COVARIANCE MATRIX=R). ``sandwich``: H^-1 J H^-1 with J the sum over subjects of the outer products of their
+scores (NONMEM's default, R^-1 S R^-1), which holds for an approximate likelihood too, and for the ELBO, as
+far as its optimum is near the truth (White 1982, Econometrica 50:1-25; Westling and McCormick 2019, J Comput
+Graph Stat 28:778-789). Both are of the objective with what each subject has for itself profiled out, at its
+optimum (``medcm_cli.information``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from medcm_cli import runs
+from medcm_cli.data import Population
+from medcm_cli.errors import InputError
+from medcm_cli.evaluation import Layout
+from medcm_cli.files import replaced
+from medcm_cli.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
+from medcm_cli.model import Model
+from medcm_cli.objectives import Vi
+from medcm_cli.restored import Restored, finished, grouped, restore
+from medcm_cli.tables import Section
+from medcm_cli.variability import covariance, dense
+from medcm_cli.workers import prepare
+
+METHODS = ("hessian", "sandwich")
+POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega
+FLAT = 1e-6  # directions of network weights with less of the largest curvature than this are held
+BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Omega that is not on its boundary
+
+
+class Quantities(NamedTuple):
+    """Reported quantities, R of each of B fits, on a scale where their intervals are symmetric: ``value``
+    (R, B) is the log of a positive one and Fisher's z of a correlation; ``slope`` (R, P, B) its derivative
+    in the shared values."""
+
+    names: list[str]
+    value: Tensor
+    slope: Tensor
+
+    def back(self, value: Tensor) -> Tensor:
+        """From that scale, (R, B), to the reported one."""
+        return torch.where(self._correlations, value.tanh(), value.exp())
+
+    def back_slope(self) -> Tensor:
+        """The derivative of ``back`` at the values, (R, B)."""
+        return torch.where(self._correlations, 1 - self.value.tanh().square(), self.value.exp())
+
+    @property
+    def _correlations(self) -> Tensor:
+        return torch.tensor([name.startswith("rho_") for name in self.names])[:, None]
+
+
+class Estimates(NamedTuple):
+    """Of a batch of B fits: the ``quantities``, ``covariance`` (B, P, P) of the shared values by method, and
+    ``faults``, why a fit has none, empty where it has; ``note``, how they came about."""
+
+    quantities: Quantities
+    covariance: dict[str, Tensor]
+    faults: list[str]
+    note: str
+
+
+def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd.DataFrame | str]:
+    """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
+    ``upper`` of intervals of ``level``, or why there is none."""
+    at = estimates.quantities
+    scale = float(restored.setup.config["dataset"]["level_scale"])
+    unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
+    spread = {
+        method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
+        for method, matrix in estimates.covariance.items()
+    }
+    return [
+        fault or pd.concat([_frame(at, sd, unit, level, method, fit) for method, sd in spread.items()])
+        for fit, fault in enumerate(estimates.faults)
+    ]
+
+
+def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
+    """Of fits as they are at the optimum of their objective, by both methods; of fits with a q of sigma and
+    Omega its median and covariance.
+
+    :param chosen: what to take the optimum of, in place of the objective of the fits.
+    :raises InputError: an objective that is no likelihood, or nothing to estimate.
+    """
+    objective = restored.setup.objective
+    if chosen is None and isinstance(objective, Vi) and objective.population == "variational":
+        return _of_q(restored, objective)
+    return _at_optimum(
+        restored, chosen or criterion(objective, len(restored.setup.model.random_effects.names))
+    )
+
+
+def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
+    setup, state = restored.setup, restored.state
+    everyone = Population.from_events(setup.events, torch.float64)
+    subjects, start, own, carried = separate(setup.model, chosen, everyone, restored.population, state)
+    layout = _layout(restored)
+    weights = layout.rows([name for name in layout.names if _is_weight(name)])
+    best = optimum(subjects, start, own, carried, ~weights)
+    matrices, regular, kept = covariances(best.information, best.outer, weights)
+    at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
+    boundary = _on_boundary(setup.model, layout, best.theta)
+    faults = [_fault(best, regular, boundary, fit) for fit in range(len(restored.folders))]
+    variance = torch.einsum("rpb,bpq,rqb->rb", at_best.slope, matrices["hessian"], at_best.slope)
+    shift = ((at_start.value - at_best.value) / variance.sqrt()).abs().amax(0)
+    done = [fit for fit, fault in enumerate(faults) if not fault]
+    note = ""
+    if done:
+        note = (
+            "estimates are those at the optimum of the objective, from which the fits' own lie "
+            f"{float(shift[done].median()):.2g} (at most {float(shift[done].max()):.2g}) standard errors"
+        )
+    if done and bool(weights.any()):
+        note += (
+            f"; network weights stay as they are: {int(kept[done].min())} to {int(kept[done].max())} "
+            "directions of them, which the data tell apart, count as estimated, the others as known"
+        )
+    return Estimates(at_best, matrices, faults, note)
+
+
+def _of_q(restored: Restored, objective: Vi) -> Estimates:
+    layout = _layout(restored)
+    shared = {name: restored.state.trained[name].double() for name in layout.names}
+    rows = layout.rows(["population.mean"])
+    fits, place = len(restored.folders), rows.nonzero()[:, 0]
+    matrix = torch.zeros(fits, len(rows), len(rows), dtype=torch.float64)
+    matrix[:, place[:, None], place] = objective.population_moments(shared)[1].permute(2, 0, 1)
+    found = quantities(restored, layout, layout.pack(shared), rows)
+    note = "median, sd and quantiles of q, where the fit has it; typical parameters have none"
+    return Estimates(found, {POSTERIOR: matrix}, [""] * fits, note)
+
+
+def _layout(restored: Restored) -> Layout:
+    """Of what subjects share."""
+    state = restored.state
+    return Layout.of({name: v for name, v in state.trained.items() if name not in state.per_subject})
+
+
+def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor | None = None) -> Quantities:
+    """What is reported of the shared values ``theta`` (P, B): omega_*, rho_*, sigma_* and the typical
+    parameters at the reference covariates; not what is known, or does not depend on the ``rows`` (P,).
+
+    :raises InputError: there is nothing of the kind.
+    """
+    model, covariates = restored.setup.model, restored.setup.config["dataset"]["covariates"]
+    leaf = theta.detach().requires_grad_()
+    values = restored.setup.objective.estimates(model, layout.unpack(leaf))
+    omega = dense(covariance(model.omega_cholesky(values)))
+    sd = omega.diagonal().T.sqrt()
+    found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
+    for i, j in model.random_effects.pairs:
+        found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
+    found |= {f"sigma_{name}": sigma.log() for name, sigma in model.error.sigmas(values).items()}
+    shape = 1, 1, theta.shape[1]
+    reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
+    typical = model.network.typical(values, reference)
+    found |= {name: value.reshape(-1, theta.shape[1])[0].log() for name, value in typical.items()}
+    slopes = {}
+    for name, value in found.items():
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, materialize_grads=True)
+            slopes[name] = slope if rows is None else slope * rows[:, None]
+    names = [name for name, slope in slopes.items() if bool((slope != 0).any())]
+    if not names:
+        raise InputError("nothing is estimated that has a standard error")
+    values_of, slopes_of = ([of[name] for name in names] for of in (found, slopes))
+    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of))
+
+
+def covariances(
+    information: Tensor, outer: Tensor, weights: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Covariances (B, P, P) of the shared values by method; whether each fit's information is positive
+    definite, (B,); and how many directions of network weights were kept, (B,).
+
+    Weights of a network are not identified: many leave its function as it is, and a fit that ends early may
+    lie on a saddle. Of the directions of the ``weights`` (P,), the eigenvectors of their information with the
+    other values profiled out, those without positive curvature are held where they are; the others are as
+    uncertain as any parameter.
+    """
+    fits, size, _ = information.shape
+    basis = torch.eye(size, dtype=information.dtype).repeat(fits, 1, 1)
+    held = torch.zeros(fits, size, dtype=torch.bool)
+    place, others = weights.nonzero()[:, 0], (~weights).nonzero()[:, 0]
+    if len(place):
+        cross = information[:, others[:, None], place]
+        profiled = information[:, place[:, None], place] - cross.mT @ (
+            inverse_of_saddle(information[:, others[:, None], others]) @ cross
+        )
+        curvature, basis[:, place[:, None], place] = torch.linalg.eigh(torch.nan_to_num(profiled))
+        held[:, place] = curvature <= FLAT * curvature[:, -1:].clamp(min=0)
+    kept = basis * ~held[:, None, :]
+    # A held direction has an information of its own, of 1, which nothing else sees.
+    inside = kept.mT @ information @ kept + torch.diag_embed(held.to(information.dtype))
+    scale = inside.diagonal(dim1=1, dim2=2)
+    finite = torch.isfinite(inside).all(-1).all(-1) & (scale > 0).all(-1)
+    identity = torch.eye(size, dtype=information.dtype)
+    root = torch.where(finite[:, None], scale, 1).sqrt()
+    even = torch.where(finite[:, None, None], inside / (root[:, :, None] * root[:, None, :]), identity)
+    regular = finite & (torch.linalg.eigvalsh(even)[:, 0] > 1e-10)
+    even = torch.where(regular[:, None, None], even, identity)
+    inverse = torch.linalg.inv(even) / (root[:, :, None] * root[:, None, :])
+    hessian = kept @ inverse @ kept.mT
+    return (
+        {"hessian": hessian, "sandwich": hessian @ outer @ hessian},
+        regular,
+        (~held[:, place]).sum(1),
+    )
+
+
+def _is_weight(name: str) -> bool:
+    return name not in ("omega", "correlation", "sigma") and not name.startswith("global.")
+
+
+def _on_boundary(model: Model, layout: Layout, theta: Tensor) -> Tensor:
+    """Whether Omega of each fit is all but singular, (B,)."""
+    omega = dense(covariance(model.omega_cholesky(layout.unpack(theta)))).permute(2, 0, 1)
+    sd = omega.diagonal(dim1=1, dim2=2).sqrt()
+    correlation = torch.nan_to_num(omega / (sd[:, :, None] * sd[:, None, :]))
+    singular: Tensor = torch.linalg.eigvalsh(correlation)[:, 0] < BOUNDARY
+    return singular | (sd.amin(1) < BOUNDARY)
+
+
+def _fault(best: Optimum, regular: Tensor, boundary: Tensor, fit: int) -> str:
+    """Why a fit has no standard errors, nothing if it has."""
+    if boundary[fit]:
+        return "Omega is on its boundary"
+    if not best.found[fit]:
+        return f"no optimum found nearby (Newton decrement {float(best.decrement[fit]):.2g})"
+    return "" if regular[fit] else "the Hessian is not positive definite"
+
+
+def _frame(at: Quantities, sd: Tensor, unit: Tensor, level: float, method: str, fit: int) -> pd.DataFrame:
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    estimate, lower, upper = (at.back(at.value + shift * sd)[:, fit] * unit for shift in (0, -z, z))
+    se = (at.back_slope() * sd)[:, fit] * unit
+    return pd.DataFrame(
+        {
+            "name": at.names,
+            "method": method,
+            "estimate": estimate.numpy(),
+            "se": se.numpy(),
+            "rse": (100 * se / estimate.abs()).numpy(),
+            "lower": lower.numpy(),
+            "upper": upper.numpy(),
+        }
+    )
+
+
+# -- run folders -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """``sections``, a table per configuration; ``notes`` on how they came about; ``skipped``: folders
+    without standard errors, and why."""
+
+    sections: list[Section]
+    notes: list[str]
+    skipped: list[str]
+
+
+def report(
+    roots: Sequence[Path], method: str, level: float, progress: Callable[[int], None] | None = None
+) -> Report:
+    """Write ``uncertainty.parquet``, with intervals by both methods, into the folder of every complete fit
+    below ``roots``, and show medians over the fits of a configuration by one ``method``.
+
+    :raises InputError: no complete fit, or a level or method that does not exist.
+    """
+    if method not in METHODS:
+        raise InputError(f"--method {method}: expected {' or '.join(METHODS)}")
+    if not 0 < level < 1:
+        raise InputError(f"--level is {level:g}; expected a number between 0 and 1, as in 0.95")
+    prepare(1)
+    fits = finished(roots)
+    whole = {folder for folder, _ in fits}
+    others = (folder for root in roots for folder in runs.find(root) if folder not in whole)
+    result = Report([], [], [f"{folder}: is no complete fit" for folder in others])
+    done = 0
+    for group in grouped(fits):
+        try:
+            (restored,) = restore(group)
+            found = estimate(restored)
+        except InputError as error:
+            result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
+            continue
+        frames = []
+        for folder, of_fit in zip(restored.folders, intervals(restored, found, level), strict=True):
+            if isinstance(of_fit, str):
+                result.skipped.append(f"{folder}: {of_fit}")
+                continue
+            frames.append(of_fit)
+            with replaced(folder / "uncertainty.parquet") as partial:
+                of_fit.to_parquet(partial, index=False)
+        done += len(group)
+        if progress is not None:
+            progress(done)
+        if frames:
+            rows = pd.concat(frames)
+            shown = method if method in found.covariance else POSTERIOR
+            result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
+            result.notes.append(f"{group[0][1].address.objective}: {found.note}")
+    return result
+
+
+def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
+    record, scale = restored.records[0], float(restored.setup.config["dataset"]["level_scale"])
+    truth = true_values(record.truth, scale)
+    headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
+    cells = []
+    for name, of_name in rows.groupby("name", sort=False):
+        median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
+        estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
+        cells.append([str(name), estimate, se, rse, f"{lower} to {upper}"])
+        if truth:
+            cells[-1] += _coverage(of_name, truth.get(str(name)))
+    headers += ["truth", "fits that cover it"] if truth else []
+    count, a = len(rows) // rows["name"].nunique(), record.address
+    title = f"{a.study}, {a.dataset}: {a.objective}, {a.error} error, {a.variant}; {method}"
+    return Section(f"{title}, median of {count} fits" if count > 1 else title, headers, cells)
+
+
+def _coverage(rows: pd.DataFrame, truth: float | None) -> list[str]:
+    """The truth, and how many intervals hold it, with the exact binomial interval (Clopper and Pearson 1934)
+    of that share."""
+    if truth is None:
+        return ["", ""]
+    hits, count = int(((rows["lower"] <= truth) & (truth <= rows["upper"])).sum()), len(rows)
+    if count == 1:
+        return [f"{truth:.4g}", "yes" if hits else "no"]
+    share = stats.binomtest(hits, count).proportion_ci(0.95, "exact")
+    shown = f"{100 * hits / count:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
+    return [f"{truth:.4g}", shown]
+
+
+def true_values(truth: dict[str, Any] | None, scale: float) -> dict[str, float]:
+    """The true values by name, as far as the data set's are known."""
+    if not truth:
+        return {}
+    known = {f"sigma_{n}": v * (scale if n == "additive" else 1) for n, v in truth["sigma"].items()}
+    if truth["omega"] is not None:
+        omega = np.asarray(truth["omega"], dtype=np.float64)
+        sd = np.sqrt(np.diag(omega))
+        known |= {f"omega_{i + 1}": value for i, value in enumerate(sd)}
+        known |= {
+            f"rho_{i + 1}{j + 1}": omega[i, j] / sd[i] / sd[j] for i in range(len(sd)) for j in range(i)
+        }
+    return {name: float(value) for name, value in known.items()}
