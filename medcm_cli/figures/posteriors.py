@@ -42,6 +42,7 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
         raise InputError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from error
     if "eta_2" not in draws:
         return None
+    # Positions count from 1 in the order of the training set, as the rows of a fit's random effects stand.
     subjects = draws.drop_duplicates("position").set_index("position")["subject"].sort_index()
     of_methods = [
         (method, found)
@@ -62,11 +63,15 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
             parts.append(_panel(axis, method, found, of_subject, int(position)))
             if number < len(shown):
                 axis.set_title(f"subject {shown[position]}")
+            if number % len(shown) == len(shown) - 1:
+                label = method.label.removeprefix("VI, objective.")
+                where = axis.transAxes
+                axis.text(1.04, 0.5, label, rotation=270, va="center", fontsize=7.5, transform=where)
             if number % len(shown) == 0:
                 axis.set_ylabel(f"{style.symbol('eta', names[1])}, log scale (-)")
             if number >= len(axes) - len(shown):
                 axis.set_xlabel(f"{style.symbol('eta', names[0])}, log scale (-)")
-        style.legend(figure, _handles([method for method, _ in of_methods]))
+        style.legend(figure, _handles())
     replicates = ", ".join(f"{method.label}: {len(found)} fits" for method, found in of_methods)
     data = pd.concat(parts, ignore_index=True)
     return style.Drawn(
@@ -75,8 +80,8 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
         figure,
         f"Posteriors of random effects ({sweep.study}, {sweep.dataset}): draws of NUTS (points, "
         f"{folder.name}), the 95 % ellipse of the Gaussian with their mean and covariance (dashed black), "
-        "and that of each fit at its last epoch (coloured). Subjects evenly spaced among those trained on. "
-        f"{replicates}.",
+        "and that of each fit of a method (a row) at its last epoch (coloured). Subjects evenly spaced among "
+        f"those trained on. {replicates}.",
         f"Scatter plots of two random effects for {len(shown)} subjects, with ellipses of fits. "
         + _said(data, [method for method, _ in of_methods]),
         data,
@@ -100,7 +105,7 @@ def _panel(
     axis.plot(*kept.T, ".", color="0.75", markersize=1.5, rasterized=True)
     rows = []
     for number, table in enumerate(found, 1):
-        row = table.iloc[position]
+        row = table.iloc[position - 1]
         mean = row[["eta_1", "eta_2"]].to_numpy(np.float64)
         cov = row[["cov_11", "cov_21", "cov_21", "cov_22"]].to_numpy(np.float64).reshape(2, 2)
         axis.plot(*_outline(mean, cov), color=method.colour, linewidth=0.6, alpha=0.7)
@@ -119,10 +124,10 @@ def _outline(mean: Array, cov: Array) -> Array:
     return np.asarray(mean[:, None] + RADIUS * np.linalg.cholesky(cov) @ circle, dtype=np.float64)
 
 
-def _handles(methods: list[Method]) -> list[Artist]:
+def _handles() -> list[Artist]:
     points = Line2D([], [], color="0.6", marker=".", linestyle="", label="draws of NUTS")
     fitted = Line2D([], [], **style.TRUTH, label="their Gaussian")
-    return [points, fitted, *(Line2D([], [], color=m.colour, label=m.label) for m in methods)]
+    return [points, fitted]
 
 
 def _said(data: pd.DataFrame, methods: list[Method]) -> str:
