@@ -1,7 +1,8 @@
 """medcm: experiments with mixed-effects deep compartment models.
 
-For notebooks: ``load_study`` and ``predict`` do what ``medcm predict`` does (``medcm_cli.prediction``). They
-are loaded once they are asked for, since torch takes seconds.
+For notebooks: ``load_study`` and ``predict`` do what ``medcm predict`` does (``medcm_cli.prediction``), and
+``dose`` what ``medcm dose`` does (``medcm_cli.dosing``). They are loaded once they are asked for, since torch
+takes seconds.
 """
 
 from importlib import import_module
@@ -12,7 +13,7 @@ try:
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0+unknown"
 
-_LATER = {"load_study": "fitted", "predict": "prediction"}
+_LATER = {"load_study": "fitted", "predict": "prediction", "dose": "dosing"}
 
 
 def __getattr__(name: str) -> object:

@@ -277,6 +277,18 @@ def _predict(arguments: list[str]) -> None:
     predict_command.run(parser.parse_args(arguments), _print)
 
 
+def _dose(arguments: list[str]) -> None:
+    from medcm_cli import dose_command
+
+    parser = _parser(
+        "dose",
+        "The least dose, in whole vials, that meets targets with a probability. For research use only, not "
+        "for treatment decisions.",
+    )
+    dose_command.add_options(parser)
+    dose_command.run(parser.parse_args(arguments), _print)
+
+
 def _report(arguments: list[str]) -> None:
     from medcm_cli import report
 
@@ -395,6 +407,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "report": ("put it all on one page", _report),
     "uncertainty": ("standard errors and confidence intervals of estimates", _uncertainty),
     "predict": ("levels of patients that a study has not seen", _predict),
+    "dose": ("the least dose that meets a target", _dose),
     "posterior": ("sample random effects by NUTS", _posterior),
     "distance": ("compare posteriors of fits with draws of NUTS", _distance),
     "benchmark": ("measure speed here", _benchmark),

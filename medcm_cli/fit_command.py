@@ -3,25 +3,20 @@ it is."""
 
 import hashlib
 import itertools
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from yaml import YAMLError
 
 from medcm_cli.errors import InputError
-from medcm_cli.options import AXES, as_config, axis, conf_dir
+from medcm_cli.hydra_command import check_flags, run
+from medcm_cli.options import AXES, as_config, axis
 from medcm_cli.study import Setup
-from medcm_cli.terminal import ERR, OUT, refuse
+from medcm_cli.terminal import ERR, OUT
 from medcm_cli.workers import Workers, batches, process_count
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
@@ -32,38 +27,9 @@ def fit(arguments: list[str]) -> None:
 
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
-    _check_flags(arguments)
-    sys.argv = ["medcm", *coalesce(arguments)]
-    faults: list[Exception] = []
+    check_flags("fit", arguments)
     with Workers() as workers:
-
-        def job(config: DictConfig) -> None:
-            try:
-                _job(config, workers)
-            except (InputError, OSError, OmegaConfBaseException) as error:
-                refuse(error)  # here, before Hydra adds lines of its own
-            except Exception as error:
-                faults.append(error)
-                raise
-
-        try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-        except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
-            if faults:
-                raise
-            raise InputError(str(error).partition("Config search path")[0]) from error
-
-
-def _check_flags(arguments: Sequence[str]) -> None:
-    """Hydra's parser, but for its usage text before an error. :raises InputError: a flag that it has not."""
-
-    def refuse_flag(message: str) -> None:
-        raise InputError(f"fit: {message}; `medcm fit --hydra-help` lists the flags")
-
-    parser = get_args_parser()
-    setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
-    parser.parse_args(arguments)
+        run("config", coalesce(arguments), lambda config: _job(config, workers))
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:

@@ -14,32 +14,26 @@ twice for training stands twice, which ``position`` tells apart. ArviZ reads the
 """
 
 import json
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from yaml import YAMLError
 
 from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
+from medcm_cli.hydra_command import check_flags, run
 from medcm_cli.model import Model
 from medcm_cli.options import DTYPES, as_config, conf_dir, identity, whole
 from medcm_cli.posterior import JointPopulation, KnownPopulation, Target, complaints, sample, tables
@@ -48,7 +42,7 @@ from medcm_cli.restored import finished, restore
 from medcm_cli.streams import Stream
 from medcm_cli.study import Setup, versions
 from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, OUT, refuse
+from medcm_cli.terminal import ERR, OUT
 
 RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")
@@ -70,36 +64,9 @@ def posterior(arguments: list[str], show: Callable[[Section], None]) -> None:
     :param show: prints a table.
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
-    _check_flags(arguments)
-    sys.argv = ["medcm", *arguments]
+    check_flags("posterior", arguments)
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
-    faults: list[Exception] = []
-
-    def job(config: DictConfig) -> None:
-        try:
-            _job(config, given, show)
-        except (InputError, OSError, OmegaConfBaseException) as error:
-            refuse(error)  # here, before Hydra adds lines of its own
-        except Exception as error:
-            faults.append(error)
-            raise
-
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="posterior")(job)()
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
-        if faults:
-            raise
-        raise InputError(str(error).partition("Config search path")[0]) from error
-
-
-def _check_flags(arguments: Sequence[str]) -> None:
-    def refuse_flag(message: str) -> None:
-        raise InputError(f"posterior: {message}; `medcm posterior --hydra-help` lists the flags")
-
-    parser = get_args_parser()
-    setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
-    parser.parse_args(arguments)
+    run("posterior", arguments, lambda config: _job(config, given, show))
 
 
 @dataclass(frozen=True)

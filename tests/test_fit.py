@@ -113,7 +113,7 @@ def test_training_lowers_every_objective(model: Model) -> None:
 
 
 @dataclass(frozen=True)
-class Poisoned:
+class Poisoned(Objective):
     """An objective whose fit ``victim`` becomes NaN once its first trained value has moved ``after``
     steps."""
 

@@ -24,14 +24,15 @@ LAYERS = (
     ("fit", "information"),
     ("results",),
     ("study",),
-    ("workers", "restored"),
+    ("workers", "restored", "hydra_command"),
     ("plausibility", "uncertainty", "distances"),
     ("fitted",),
     ("prediction",),
-    ("retrospective",),
+    ("retrospective", "targets", "intervals"),
+    ("dosing",),
     ("diagnostics",),
     ("benchmark", "fit_command", "posterior_command", "figures", "reproduction"),
-    ("predict_command", "provenance"),
+    ("predict_command", "dose_command", "provenance"),
     ("report",),
     ("cli",),
     ("__main__",),
@@ -109,7 +110,9 @@ def test_torchdiffeq_is_behind_pk() -> None:
 
 def test_hydra_is_where_configurations_are_composed() -> None:
     users = {unit(name) for name in SOURCES if top_level(name) & {"hydra", "omegaconf"}}
-    assert users == {"options", "fit_command", "posterior_command", "benchmark", "reproduction"}
+    assert users == {
+        *("options", "hydra_command", "fit_command", "posterior_command", "benchmark", "reproduction")
+    }
 
 
 @pytest.mark.parametrize("name", ["medcm_cli.evaluation", "medcm_cli.fit", "medcm_cli.results"])

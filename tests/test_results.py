@@ -295,7 +295,7 @@ def test_a_network_without_covariates_has_no_effects() -> None:
 
 
 @dataclass(frozen=True)
-class Failing:
+class Failing(Objective):
     """First order, but the loss of fit ``victim`` is NaN from epoch ``epoch`` on."""
 
     victim: int | None

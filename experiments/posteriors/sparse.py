@@ -1,6 +1,6 @@
 """Patients whose posteriors are bent: one sample each, about a day after the dose, and a wide Omega.
 
-    python experiments/posteriors/sparse.py outputs/data/sparse
+python experiments/posteriors/sparse.py outputs/data/sparse
 """
 
 import sys

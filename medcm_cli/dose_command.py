@@ -1,0 +1,206 @@
+"""``medcm dose``: the doses that meet a target, as tables and files."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+from rich.progress import Progress
+
+from medcm_cli.dosing import AFTER, Dosing, dose
+from medcm_cli.errors import InputError
+from medcm_cli.files import replaced, write_text
+from medcm_cli.fitted import Study, load_study
+from medcm_cli.individual import METHODS
+from medcm_cli.prediction import DRAWS, FEW
+from medcm_cli.tables import Section
+from medcm_cli.targets import FORMS
+from medcm_cli.terminal import ERR, OUT
+
+_SHOWN = 5  # patients whose candidates are shown
+_LINES = 40  # patients in the first table
+_WARNINGS = 10
+_RECORD = "dosing.json"
+Show = Callable[[Section], None]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
+    parser.add_argument("--patient", type=Path, required=True, help="event table of patients")
+    forms = FORMS.replace("%", "%%")
+    parser.add_argument("--target", action="append", required=True, help=f"to be met, repeatable: {forms}")
+    parser.add_argument("--probability", type=float, default=0.8, help="with which all targets are to be met")
+    parser.add_argument("--every", default="24,36,48,72", help="h between doses, of which each is tried")
+    parser.add_argument("--vial", type=float, default=250.0, help="amount in one, of which a dose has some")
+    parser.add_argument("--most", type=int, default=40, help="vials in a dose")
+    parser.add_argument(
+        "--after",
+        choices=AFTER,
+        default=AFTER[0],
+        help="the dose endlessly repeated, or on top of those given in the patient's file",
+    )
+    parser.add_argument(
+        "--horizon", type=float, help="of --after given: h to repeat the dose for; the last interval counts"
+    )
+    parser.add_argument("--objective", help="of the folder's fits, those of this one")
+    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
+    parser.add_argument(
+        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (STUDY/doses/NAME if not given)")
+
+
+def run(options: argparse.Namespace, show: Show) -> None:
+    """Do what the command line says. :raises InputError: options or files that do not fit."""
+    try:
+        every = [float(part) for part in options.every.split(",")]
+    except ValueError as error:
+        raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
+    study = load_study(options.run, options.objective)
+    folder = _folder(study, options.out, options.patient.stem)
+    events = study.read(options.patient)
+    with Progress(console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
+        task = bar.add_task("patients", total=len(events.ids))
+        found = dose(
+            study,
+            events,
+            options.target,
+            options.probability,
+            every,
+            options.vial,
+            options.most,
+            options.after,
+            options.horizon,
+            options.method,
+            options.draws,
+            lambda done: bar.update(task, completed=done),
+        )
+    about = {"patients": str(options.patient), "vial": options.vial, "most": options.most}
+    _write(folder, found, study, {**about, "method": options.method})
+    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    wanted = " and ".join(target.text for target in found.targets)
+    OUT.print(
+        f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {options.vial:g} to "
+        f"{options.vial * options.most:g} {found.dose_unit}; true levels, without residual error.\n"
+    )
+    for section in sections(found):
+        show(section)
+    for line in _infeasible(found, options.vial * options.most):
+        OUT.print(line)
+    OUT.print(
+        "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
+    )
+    for patient, message in found.warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
+        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
+    if len(found.warnings) > _WARNINGS:
+        ERR.print(f"and {len(found.warnings) - _WARNINGS} more, in warnings.parquet")
+    OUT.print(f"Parquet -> {folder}")
+
+
+def sections(found: Dosing) -> list[Section]:
+    """What a person reads: a line per patient, and the candidates of the first patients."""
+    ids = list(dict.fromkeys(found.doses["patient"]))
+    intervals = list(dict.fromkeys(found.doses["every"]))
+    entries = {(row["patient"], row["every"]): row for row in found.doses.to_dict("records")}
+    lines = ids[:_LINES]
+    cells = [[name, *(_answer(entries[name, hours]) for hours in intervals)] for name in lines]
+    words = "" if lines == ids else f", first {len(lines)} of {len(ids)} patients"
+    headers = ["patient", *(f"every {hours:g} h" for hours in intervals)]
+    title = f"Least dose, {found.dose_unit}, and its probability{words}"
+    result = [Section(title, headers, cells)]
+    shown = ids if len(ids) <= _SHOWN else ids[:_SHOWN]
+    some = found.candidates[found.candidates["patient"].isin(shown)]
+    words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
+    result.append(_candidates(found, some, words))
+    return result
+
+
+def _answer(row: dict[Any, Any]) -> str:
+    if not row["feasible"]:
+        return f"none; {row['best_probability']:.2f} at best"
+    return f"{row['dose']:g} ({row['probability']:.2f}){' *' if row['least_weekly'] else ''}"
+
+
+def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
+    names = [name.removesuffix("_median") for name in map(str, some) if name.endswith("_median")]
+    weighed = bool(some["per_kg"].notna().any())
+    unit = found.dose_unit
+    headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), f"{unit}/week"]
+    headers += ["P"]
+    for name in names:
+        above = name.removeprefix("above_")
+        headers += [f"{name} (90 %)" if above == name else f"h above {above} (90 %)", "typical"]
+    cells = []
+    for row in some.to_dict("records"):
+        cell = [row["patient"], f"{row['every']:g}", f"{row['dose']:g}{' <' if row['chosen'] else ''}"]
+        cell += [f"{row['per_kg']:.1f}"] if weighed else []
+        cell += [f"{row['weekly']:.0f}", f"{row['probability']:.2f}"]
+        for name in names:
+            bounds = (f"{name}_{bound}" for bound in ("median", "lower_90", "upper_90", "typical"))
+            middle, low, high, typical = (_digits(row[bound]) for bound in bounds)
+            cell += [f"{middle} ({low} to {high})", typical]
+        cells.append(cell)
+    return Section(f"Candidates around the answer (<), {found.unit} and h{words}", headers, cells)
+
+
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _infeasible(found: Dosing, most: float) -> list[str]:
+    """A line per patient and interval without a dose, of the first patients."""
+    bad = found.doses[~found.doses["feasible"]]
+    lines = [
+        f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
+        f"probability {found.probability:g}; {row['best_dose']:g} has {row['best_probability']:.2f}, the "
+        f"highest: {row['reason']}"
+        for row in bad.head(_WARNINGS).to_dict("records")
+    ]
+    more = len(bad) - len(lines)
+    return [*lines, *([f"and {more} more, in doses.parquet"] if more else [])]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _folder(study: Study, out: Path | None, name: str) -> Path:
+    """Where to write. :raises InputError: something else is there."""
+    below = len(study.fits.records[0].address.folder(Path()).parts)
+    chosen = out or study.fits.folders[0].resolve().parents[below - 2] / "doses" / name
+    if out is None and chosen.is_relative_to(Path.cwd()):
+        chosen = chosen.relative_to(Path.cwd())
+    empty = not chosen.exists() or (chosen.is_dir() and not any(chosen.iterdir()))
+    if not empty and not (chosen / _RECORD).is_file():
+        raise InputError(f"{chosen}: is there and holds no doses of this command; choose another --out")
+    return chosen
+
+
+def _write(folder: Path, found: Dosing, study: Study, about: dict[str, Any]) -> None:
+    """Everything, or nothing."""
+    said = {"study": found.label, "disclaimer": found.disclaimer, "unit": found.unit}
+    record = study.fits.records[0]
+    content = {
+        **said,
+        "dose_unit": found.dose_unit,
+        "regimen": found.regimen,
+        "targets": [asdict(target) for target in found.targets],
+        "probability": found.probability,
+        "fits": [str(path) for path in study.fits.folders],
+        "data": {key: record.data[key] for key in ("source", "fingerprint", "subjects")},
+        "trained_on": asdict(study.ranges),
+        **about,
+    }
+    with replaced(folder) as partial:
+        partial.mkdir()
+        for name in ("doses", "candidates", "warnings"):
+            table = pa.Table.from_pandas(getattr(found, name), preserve_index=False)
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
+            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
+        write_text(partial / _RECORD, json.dumps(content, indent=1) + "\n")

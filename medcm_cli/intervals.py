@@ -1,0 +1,168 @@
+"""Levels in the interval between two doses of a regimen, for any dose.
+
+Levels of a linear model are those of what was given before plus the dose times those of a dose of 1, so that
+an interval is solved once. Of any other model every dose is solved, as if it were another patient's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from medcm_cli.data import EventTable
+from medcm_cli.data.sheet import BoolArray, FloatArray
+from medcm_cli.fitted import Study
+from medcm_cli.pk import LinearModel
+from medcm_cli.plans import Plan, looked_at, part, with_plan
+
+POINTS = 41  # times of an interval, closest after the dose
+_STEADY = 3  # doses written out at steady state, the first of which stands for an endless series
+
+Levels = Callable[[Tensor], Tensor]
+"""Doses (C, N) -> levels (T, C, S, N, B) in the unit that the study reports."""
+
+
+@dataclass(frozen=True)
+class Regimen:
+    """The same dose again and again at an interval. ``table``: the patients with doses of 1; ``new``: which
+    of its rows they are, of those of the patients' file too; ``start`` of the interval that counts, h on the
+    clock and the same for all; ``every`` h; ``steady``: endlessly, after nothing else."""
+
+    table: EventTable
+    new: BoolArray
+    start: float
+    every: float
+    steady: bool
+
+    def part(self, numbers: np.ndarray) -> "Regimen":
+        """That of some patients."""
+        rows = np.isin(self.table.subject, numbers)
+        return replace(self, table=part(self.table, numbers), new=self.new[rows])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The interval that counts, of N patients. ``clock`` (T, N): h from the dose to the next; ``individual``
+    and ``typical`` levels, of which a dose has ``size``."""
+
+    every: float
+    clock: Tensor
+    individual: Levels
+    typical: Levels
+    size: int
+
+
+def repeated(study: Study, events: EventTable, after: str, every: float, horizon: float | None) -> Regimen:
+    """The patients with a dose at an interval, see ``dosing.dose`` for ``after`` and ``horizon``."""
+    begin, number = 0.0, _STEADY
+    if after == "given":
+        last = np.zeros(len(events.ids))
+        np.maximum.at(last, events.subject, events.clock)
+        np.maximum.at(last, events.subject[events.is_dose], events.clock[events.is_dose] + every)
+        begin, number = float(last.max()), 1 if horizon is None else max(1, int(np.ceil(horizon / every)))
+        events = _moved(events, begin - last)
+    rows = pd.DataFrame({"time": begin + every * np.arange(number), "amt": 1.0})
+    table = with_plan(events, Plan("dose", rows, after == "given", study.dataset["bolus_duration"]))
+    new = table.is_dose & (table.clock > begin - 1e-6)
+    if after == "steady":
+        table = replace(table, interval=np.where(new & (table.clock < 1e-6), every, table.interval))
+    return Regimen(table, new, begin + every * (number - 1), every, after == "steady")
+
+
+def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
+    """Levels between two doses of a regimen. eta: K of (S, N, B)."""
+    table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
+    times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
+    # Which doses are new is told by a negative amount in what looked_at arranges.
+    at, _ = looked_at(replace(table, amount=np.where(new, -1.0, table.amount)), times)
+    new = at.is_dose & (at.amount < 0)
+    at = replace(at, amount=np.where(new, 1.0, at.amount))
+    clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
+    how = _scaled if isinstance(study.fits.model.pk, LinearModel) else _solved
+    return Interval(
+        regimen.every,
+        clock,
+        how(study, at, new, regimen.steady, eta),
+        how(study, at, new, regimen.steady, None),
+        clock.numel() * eta[0].shape[0] * len(study.fits.records),
+    )
+
+
+def _scaled(
+    study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
+) -> Levels:
+    alone = replace(at, amount=np.where(at.is_dose & ~new, 0.0, at.amount))
+    unit = study.levels(alone, eta)[:, None]
+    if steady:
+        return lambda doses: doses[:, None, :, None] * unit
+    before = study.levels(replace(at, amount=np.where(new, 0.0, at.amount)), eta)[:, None]
+    return lambda doses: before + doses[:, None, :, None] * unit
+
+
+def _solved(
+    study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
+) -> Levels:
+    del steady
+    fits = study.fits
+
+    def levels(doses: Tensor) -> Tensor:
+        number = len(doses)
+        table = _copies(at, number)
+        amount = doses.double().flatten().numpy()[table.subject]
+        table = replace(table, amount=np.where(np.tile(new, number), amount, table.amount))
+        again = None if eta is None else [values.repeat(1, number, 1) for values in eta]
+        # In double precision: single is too coarse for the steps of an adaptive solver.
+        population = study.population(table)
+        level = fits.model.predict(fits.model.typical(fits.estimates, population), population, again)
+        shape = (*level.shape[:2], len(table.ids), len(fits.records))
+        level = (level * study.scale).float().expand(shape)  # (T, S, C N, B)
+        return level.reshape(*shape[:2], number, -1, shape[3]).movedim(2, 1)
+
+    return levels
+
+
+def _moved(events: EventTable, by: FloatArray) -> EventTable:
+    """Every patient's clock so many hours later."""
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, end=regimes.end + by[regimes.subject])
+    return replace(
+        events,
+        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
+        reset_clock=events.reset_clock + by[events.reset_subject],
+        regimes=regimes,
+    )
+
+
+def _copies(events: EventTable, number: int) -> EventTable:
+    """The patients so many times over, one copy of all after another."""
+    n = len(events.ids)
+
+    def again(values: np.ndarray, counts: bool) -> np.ndarray:
+        shift = n * np.repeat(np.arange(number), len(values)) if counts else 0
+        return np.asarray(np.tile(values, number) + shift if counts else np.tile(values, number))
+
+    def every(held: Any) -> dict[str, Any]:
+        return {
+            f.name: again(getattr(held, f.name), f.name in ("subject", "reset_subject"))
+            for f in fields(held)
+            if isinstance(getattr(held, f.name), np.ndarray)
+        }
+
+    def covariates(held: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        return {name: np.tile(values, number) for name, values in held.items()}
+
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, **every(regimes), covariates=covariates(regimes.covariates))
+    return replace(
+        events,
+        **every(events),
+        ids=tuple(f"{name} {copy}" for copy in range(number) for name in events.ids),
+        covariates=covariates(events.covariates),
+        regimes=regimes,
+    )
