@@ -307,7 +307,7 @@ def default_data_folder(outputs: str) -> Path:
 @functools.cache  # reading packages' metadata takes milliseconds, and every fit's record has them
 def versions() -> Mapping[str, str]:
     """Versions that a result may depend on."""
-    packages = ("torch", "torchdiffeq", "numpy", "scipy", "hydra-core")
+    packages = ("torch", "torchdiffeq", "zuko", "numpy", "scipy", "hydra-core")
     return {"medcm": __version__, "python": platform.python_version()} | {
         name: version(name) for name in packages
     }
