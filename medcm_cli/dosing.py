@@ -48,8 +48,8 @@ class Dosing:
 
     - ``doses``: patient and interval ``every`` (h): ``feasible``; ``dose``, the smallest that meets all
       targets, NaN where none does, and its ``probability``; ``per_kg`` where weight is known; ``weekly``
-      consumption; ``least_weekly``, whether it is the patient's least; ``best_dose`` and
-      ``best_probability``, the highest that was reached; ``reason`` where there is no dose;
+      consumption; ``least_weekly``, whether it is the patient's least, at the longest interval of equal ones;
+      ``best_dose`` and ``best_probability``, the highest that was reached; ``reason`` where there is no dose;
     - ``candidates``: patient, interval and dose, around the answer or else the best: ``chosen``,
       ``probability``, ``per_kg``, ``weekly``, and of ``trough``, ``peak``, ``auc`` and ``above_X`` (hours
       above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
@@ -131,8 +131,9 @@ def dose(
         .reset_index(drop=True)
         for name in ("doses", "candidates")
     )
-    least = doses["weekly"].groupby(doses["patient"], sort=False).transform("min")
-    doses["least_weekly"] = doses["feasible"] & (doses["weekly"] <= least * (1 + 1e-9))
+    can = doses[doses["feasible"]].round({"weekly": 6})
+    least = can.sort_values(["weekly", "every"], ascending=[True, False]).drop_duplicates("patient")
+    doses["least_weekly"] = doses.index.isin(least.index)
     return Dosing(
         label=study.label,
         unit=study.unit,

@@ -14,7 +14,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from scipy.linalg import expm
 from test_study import SMALL, configuration
 
 from medcm_cli import dose, dosing, load_study, predict
@@ -76,6 +75,12 @@ def certain(study: Study, pk: PkModel, **typical: float) -> Study:
     return Study(replace(study.fits, model=model, estimates=estimates))
 
 
+def expm(k: np.ndarray) -> np.ndarray:
+    """Of many real matrices whose eigenvalues differ; scipy's takes them one by one."""
+    values, vectors = np.linalg.eig(k)
+    return np.asarray((vectors * np.exp(values)[..., None, :]) @ np.linalg.inv(vectors))
+
+
 def steady(z: dict[str, np.ndarray], every: float, hours: Sequence[float]) -> np.ndarray:
     """IU/dL in the central compartment ``hours`` after the dose, of 1 IU at steady state: matrix
     exponentials of the two-compartment model, (..., hours)."""
@@ -84,7 +89,7 @@ def steady(z: dict[str, np.ndarray], every: float, hours: Sequence[float]) -> np
     pushed = np.linalg.solve(k, (expm(k * INFUSED) - np.eye(2)))[..., :, 0] / INFUSED
     after = np.linalg.solve(np.eye(2) - expm(k * every), pushed[..., None])
     levels = [(expm(k * (h - INFUSED)) @ after)[..., 0, 0] for h in hours]
-    return 100 * np.stack(levels, -1) / (1000 * v1[..., None])
+    return np.asarray(100 * np.stack(levels, -1) / (1000 * v1[..., None]))
 
 
 def test_the_closed_form_of_the_tests_is_that_of_many_doses() -> None:
@@ -93,7 +98,11 @@ def test_the_closed_form_of_the_tests_is_that_of_many_doses() -> None:
     state = np.zeros(2)
     for _ in range(40):
         for hours, rate in ((INFUSED, 1 / INFUSED), (24 - INFUSED, 0.0)):
-            path = solve_ivp(lambda _, a, r=rate: k @ a + [r, 0], (0, hours), state, rtol=1e-10, atol=1e-14)
+
+            def slope(_: float, a: np.ndarray, rate: float = rate) -> np.ndarray:
+                return np.asarray(k @ a + np.array([rate, 0.0]))
+
+            path = solve_ivp(slope, (0, hours), state, rtol=1e-10, atol=1e-14)
             state = path.y[:, -1]
     assert steady(z, 24, [24])[0] == pytest.approx(state[0] / 30, rel=1e-6)
 
@@ -162,13 +171,14 @@ def test_probabilities_count_the_draws(study: Study, patients: pd.DataFrame, tar
 
 
 def test_longer_intervals_take_more(study: Study, patients: pd.DataFrame) -> None:
-    found = dose(study, patients, "trough>=3 IU/dL", every=[72, 24, 48, 36, 24], vial=20, most=150, draws=40)
+    found = dose(study, patients, "trough>=3 IU/dL", every=[72, 24, 48, 36, 24], vial=40, most=75, draws=20)
     wide = found.doses.pivot_table(index="patient", columns="every", values="dose")
-    assert list(wide.columns) == [24, 36, 48, 72]
+    assert wide.columns.to_numpy().astype(float).tolist() == [24, 36, 48, 72]
     assert (np.diff(wide, axis=1) >= 0).all()
     assert (wide[72.0] > wide[24.0]).all()
-    least = found.doses.groupby("patient")["weekly"].transform("min")
-    assert (found.doses["least_weekly"] == (found.doses["weekly"] == least)).all()
+    for _, rows in found.doses.groupby("patient"):
+        least = rows[rows["weekly"] == rows["weekly"].min()]
+        assert rows.loc[rows["least_weekly"], "every"].tolist() == [least["every"].max()]
 
 
 def test_area_is_dose_over_clearance(study: Study, patients: pd.DataFrame) -> None:
@@ -217,7 +227,7 @@ def test_what_cannot_be_met_says_so(
 def test_both_sides_of_a_window(study: Study, patients: pd.DataFrame) -> None:
     """The dose for both targets is that for the lower one where the upper one lets it; else none is."""
     lower, upper = "trough>=3 IU/dL", "peak<=70 IU/dL"
-    options: Options = {"every": [24, 48], "draws": 100}
+    options: Options = {"every": [24, 48], "draws": 40}
     both, low, high = (dose(study, patients, t, **options) for t in ([lower, upper], lower, upper))
     assert both.doses["feasible"].any()
     assert (high.doses["dose"].dropna() == 250).all()
@@ -278,7 +288,7 @@ def test_patients_are_as_alone_whatever_fits_in_memory(
     chunked = dose(study, patients, targets, **options)
     for name in ("doses", "candidates"):
         pd.testing.assert_frame_equal(getattr(together, name), getattr(chunked, name), rtol=1e-5)
-    for patient in patients["id"].unique():
+    for patient in patients["id"].unique()[1:3]:
         alone = dose(study, patients[patients["id"] == patient], targets, **options)
         for name in ("doses", "candidates"):
             whole = getattr(together, name)
@@ -293,7 +303,7 @@ def test_doses_after_those_given_are_predicted_levels(study: Study, patients: pd
         found = dose(
             study, patients, "trough>=4 IU/dL", every=[every], draws=60, after="given", horizon=horizon
         )
-        for name, group in patients.groupby("id", sort=False):
+        for name, group in list(patients.groupby("id", sort=False))[1:3]:
             start = max(float(group["time"].iloc[0]) + every, float(group["time"].max()))
             rows = found.candidates[found.candidates["patient"] == name]
             amount = float(rows["dose"].iloc[0])
@@ -310,7 +320,7 @@ def test_doses_after_those_given_are_predicted_levels(study: Study, patients: pd
 def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, patients: pd.DataFrame) -> None:
     """Not linear: a candidate is solved for itself."""
     vm, km, v = 300.0, 500.0, 3.0
-    pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1, "V1", steady_state_doses=8)
+    pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1, "V1", steady_state_doses=6)
     known = certain(study, pk, VM=vm, KM=km, V1=v)
     someone = patients[(patients["id"] == patients["id"].iloc[0]).to_numpy()]
     options: Options = {"every": [12.0], "vial": 300, "most": 4, "draws": 20, "method": "laplace"}
@@ -326,7 +336,7 @@ def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, pa
     troughs = []
     for amount in 300.0 * np.arange(1, 5):
         state = 0.0
-        for _ in range(10):
+        for _ in range(8):
             state = step(step(state, amount / INFUSED, INFUSED), 0.0, 12 - INFUSED)
         troughs.append(state / v / 10)
     assert troughs[1] < 5 < troughs[2]
@@ -374,12 +384,22 @@ def test_the_command_writes_tables_and_what_they_are_for(
     path = tmp_path / "four.csv"
     patients.to_csv(path, index=False)
     shown = command(
-        outputs, "--patient", str(path), "--target", "trough>=2 IU/dL", "--target", "peak<=80 IU/dL"
+        outputs,
+        "--patient",
+        str(path),
+        "--target",
+        "trough>=2 IU/dL",
+        "--target",
+        "peak<=80 IU/dL",
+        "--every",
+        "72,24",
+        "--draws",
+        "100",
     )
     summary, candidates = shown
-    assert [len(section.cells) for section in shown] == [4, 4 * 4 * 5]
+    assert [len(section.cells) for section in shown] == [4, 4 * 2 * 5]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)
-    assert summary.headers == ["patient", "every 24 h", "every 36 h", "every 48 h", "every 72 h"]
+    assert summary.headers == ["patient", "every 24 h", "every 72 h"]
     assert [sum("*" in cell for cell in row) for row in summary.cells] == [1] * 4
     assert "IU/kg" in candidates.headers
     said = capsys.readouterr()
@@ -394,7 +414,7 @@ def test_the_command_writes_tables_and_what_they_are_for(
         assert words in said.out
     folder = outputs / "default" / "doses" / "four"
     doses = pd.read_parquet(folder / "doses.parquet")
-    assert len(doses) == 16
+    assert len(doses) == 8
     bad = doses[~doses["feasible"]]
     assert said.out.count("no dose up to 10000 IU has probability 0.8") == min(len(bad), 10)
     for name in ("doses", "candidates", "warnings"):

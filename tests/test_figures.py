@@ -168,6 +168,7 @@ def test_every_axis_has_a_unit_and_every_figure_words(drawn: dict[str, style.Dra
         assert len(one.alt) > 60, stem
         assert len(one.caption) > 60, stem
         assert "$" not in one.alt, stem
+        assert "{" not in one.alt, stem
         assert len(one.data), stem
 
 

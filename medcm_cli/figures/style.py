@@ -96,6 +96,11 @@ def symbol(letter: str, *names: str) -> str:
     return rf"$\{letter}_{{\mathrm{{{inside}}}}}$"
 
 
+def spoken(text: str) -> str:
+    r"""A label as words, for alternative text: $\omega_{\mathrm{CL}}$ -> omega CL."""
+    return re.sub(r"\$\\(\w+)_\{\\mathrm\{([^}]*)\}\}\$", r"\1 \2", text)
+
+
 def panels(
     count: int, per_row: int, height: float, width: float | None = None, **options: Any
 ) -> tuple[Figure, list[Axes]]:

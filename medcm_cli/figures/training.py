@@ -89,7 +89,7 @@ def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
             for name in dict.fromkeys(m.objective for m in every)
         ]
     if measure == "rmse":
-        return [_Panel("rmse", f"RMSE of typical predictions, {sweep.unit}", every)]
+        return [_Panel("rmse", f"RMSE, typical, {sweep.unit}", every)]
     if measure == "kl":
         return [_Panel("kl", "KL divergence of Omega, nats", every, logarithmic=True)]
     if measure == "omega":
@@ -188,7 +188,7 @@ def _draw(axis: Axes, panel: _Panel, handles: list[Artist]) -> tuple[pd.DataFram
     axis.set_ylabel(panel.label)
     axis.margins(x=0.02)
     head = f"{panel.label}: " if len(said) else ""
-    return pd.concat(parts, ignore_index=True), head.replace("$", "").replace("\\", "") + " ".join(said)
+    return pd.concat(parts, ignore_index=True), style.spoken(head) + " ".join(said)
 
 
 def _limit(axis: Axes, band: pd.DataFrame, panel: _Panel) -> None:
