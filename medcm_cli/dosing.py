@@ -5,8 +5,7 @@ treatment decisions.
 What counts is the true level, without residual error.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -113,15 +112,14 @@ def dose(
     for first in range(0, len(events.ids), chunk):
         numbers = np.arange(first, min(first + chunk, len(events.ids)))
         some = part(events, numbers)
-        with _solvable():
-            found = study.posterior(some, method, each * fits)
-            frames["warnings"].append(_surprises(study, some, found))
-            for regimen in regimens:
-                levels = interval(study, regimen.part(numbers), found.draws)
-                weight = None if weights is None else weights[numbers]
-                answer = _searched(levels, some.ids, weight, targets, probability, vial, most)
-                for name, frame in answer.items():
-                    frames[name].append(frame)
+        found = study.posterior(some, method, each * fits)
+        frames["warnings"].append(_surprises(study, some, found))
+        for regimen in regimens:
+            levels = interval(study, regimen.part(numbers), found.draws)
+            weight = None if weights is None else weights[numbers]
+            answer = _searched(levels, some.ids, weight, targets, probability, vial, most)
+            for name, frame in answer.items():
+                frames[name].append(frame)
         if progress:
             progress(int(numbers[-1]) + 1)
     place = {name: number for number, name in enumerate(events.ids)}
@@ -145,20 +143,6 @@ def dose(
         candidates=candidates,
         warnings=_outside(study, events, doses, after, frames["warnings"]),
     )
-
-
-@contextmanager
-def _solvable() -> Iterator[None]:
-    """:raises InputError: a differential equation has no solution that its solver finds."""
-    try:
-        yield
-    except AssertionError as error:  # torchdiffeq's, of a step that becomes zero
-        if "underflow in dt" not in str(error):
-            raise
-        raise InputError(
-            "the model's equations cannot be solved for some draws of a patient's posterior; method laplace "
-            "has fewer extreme ones"
-        ) from error
 
 
 def _check(

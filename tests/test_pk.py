@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from medcm_cli.errors import InputError
 from medcm_cli.pk import (
     LinearModel,
     OdeModel,
@@ -227,6 +229,32 @@ def test_torchdiffeq_equals_closed_form_with_gradient() -> None:
         results.append((prediction.detach(), *gradient))
     for closed, integrated in zip(*results, strict=True):
         torch.testing.assert_close(integrated, closed, rtol=1e-5, atol=1e-5 * float(closed.abs().max()))
+
+
+def test_equations_without_a_solution_are_told_in_one_line() -> None:
+    """dA/dt = A^3 reaches infinity in a finite time."""
+
+    def blow_up(time: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+        del time
+        return amounts**3 * z["K"]
+
+    pk = OdeModel(blow_up, ("K", "V1"), 1, "V1")
+    hours, one = torch.tensor([[5.0]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    z = {name: torch.ones(1, 1, 1, dtype=torch.float64) for name in ("K", "V1")}
+    with pytest.raises(InputError, match="cannot be solved") as caught:
+        solve(pk, schedule(hours, 0 * one, one, 10 * one), z)
+    assert "\n" not in str(caught.value)
+
+
+def test_sensitivities_where_nothing_is_observed() -> None:
+    """A patient without any level: what is predicted before all doses does not depend on the parameters."""
+    z, (_, *doses) = random_case(3, subjects=2)
+    before = schedule(torch.zeros(1, 2, dtype=torch.float64), doses[0] + 1, *doses[1:])
+    for differentiable in (True, False):
+        with torch.set_grad_enabled(differentiable):
+            prediction, slopes = sensitivities(ODE, before, on_fits(z), NAMES)
+        assert len(slopes) == len(NAMES)
+        assert not any(bool(values.any()) for values in (prediction, *slopes))
 
 
 def test_default_tolerances_of_torchdiffeq_path_are_within_1e5() -> None:

@@ -28,6 +28,8 @@ def reverse_over_reverse(
         shifted = {name: value.detach() if not differentiate else value for name, value in z.items()}
         shifted |= {name: shifted[name] * torch.exp(shift) for name, shift in zip(wrt, shifts, strict=True)}
         prediction = predict(shifted)
+        if not prediction.requires_grad:  # nothing is observed
+            return prediction, [torch.zeros_like(prediction) for _ in wrt]
         dual = torch.zeros_like(prediction, requires_grad=True)
         gradients = torch.autograd.grad(
             prediction, shifts, dual, create_graph=True, materialize_grads=True, allow_unused=True

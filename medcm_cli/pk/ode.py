@@ -2,7 +2,8 @@
 breakpoint (``medcm_cli.pk.timeline``)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -156,7 +157,8 @@ def _integrate(
     options = {"method": pk.method, "rtol": pk.rtol, "atol": pk.atol, "options": {"step_t": unit}}
     constants = (left, width, inflow, *z.values())
     if not pk.adjoint:
-        path: Tensor = odeint(lambda s, state: derivative(s, state, *constants), amounts, unit, **options)
+        with _solvable():
+            path: Tensor = odeint(lambda s, state: derivative(s, state, *constants), amounts, unit, **options)
         return path[-1]
 
     # All that has a gradient is a state that does not move. As adjoint_params, what depends on another of
@@ -164,8 +166,24 @@ def _integrate(
     def joint(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return derivative(s, *state), *(torch.zeros_like(values) for values in state[1:])
 
-    path, *_ = odeint_adjoint(joint, (amounts, *constants), unit, adjoint_params=(), **options)
+    with _solvable():
+        path, *_ = odeint_adjoint(joint, (amounts, *constants), unit, adjoint_params=(), **options)
     return path[-1]
+
+
+@contextmanager
+def _solvable() -> Iterator[None]:
+    """:raises InputError: the solver, which integrates everything at once, finds no step that is small
+    enough."""
+    try:
+        yield
+    except AssertionError as error:  # torchdiffeq's
+        if "underflow in dt" not in str(error):
+            raise
+        raise InputError(
+            "the model's equations cannot be solved at some of its parameter values, which are extreme (of a "
+            "patient's posterior, method laplace has fewer such)"
+        ) from error
 
 
 def sensitivities(
