@@ -10,13 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medcm_cli.errors import InputError
 from medcm_cli.hydra_command import check_flags, run
 from medcm_cli.options import AXES, as_config, axis
 from medcm_cli.study import Setup
-from medcm_cli.terminal import ERR, OUT
+from medcm_cli.terminal import OUT, job_bar
 from medcm_cli.workers import Workers, batches, process_count
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
@@ -135,18 +134,7 @@ class _training_bar:
     terminal."""
 
     def __init__(self, label: str, fits: int, epochs: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=ERR,
-            disable=not ERR.is_terminal,
-            transient=True,
-        )
+        self._bar = job_bar()
         noun = "fit" if fits == 1 else "fits"
         self._task = self._bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
         self._fits = fits

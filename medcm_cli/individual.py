@@ -23,16 +23,13 @@ from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.objectives.vi import Vi
 from medcm_cli.streams import Stream, per_fit
 from medcm_cli.variability import (
-    LOG_2PI,
     Lower,
     cholesky,
     covariance,
     dense,
     diagonal,
-    log_probability_below,
     lower_from_raw,
     multiply_lower,
-    normal_log_density,
     total,
 )
 
@@ -65,19 +62,8 @@ class Posterior:
 
 
 def log_joint(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
-    """log p(levels, eta), normal constants included: sum over observations of log N(y; f(eta), sd^2), or log
-    Phi((limit - f) / sd) where censored, plus log N(eta; 0, Omega).
-
-    :param eta: K of (S, N, B). :returns: (S, N, B).
-    """
-    prediction = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
-    white = (population.dv - prediction) / sd
-    terms = -0.5 * white * white - torch.log(sd) - 0.5 * LOG_2PI
-    if population.censored is not None:
-        terms = torch.where(population.censored > 0, log_probability_below(white), terms)
-    prior = normal_log_density(model.omega_cholesky(values), eta)
-    return population.sum_observations(terms) + prior
+    """``Model.log_joint`` with the typical parameters of ``values``: (S, N, B)."""
+    return model.log_joint(values, model.typical(values, population), population, eta)
 
 
 def posterior(

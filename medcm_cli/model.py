@@ -12,7 +12,14 @@ from medcm_cli.errors import InputError
 from medcm_cli.networks import Network
 from medcm_cli.pk import PkModel, sensitivities, solve
 from medcm_cli.streams import Stream
-from medcm_cli.variability import Lower, RandomEffects, ResidualError
+from medcm_cli.variability import (
+    LOG_2PI,
+    Lower,
+    RandomEffects,
+    ResidualError,
+    log_probability_below,
+    normal_log_density,
+)
 
 Values = Mapping[str, Tensor]
 """Unconstrained values of a batch of fits by name, fit dimension last."""
@@ -75,6 +82,22 @@ class Model:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
         z = zeta if eta is None else self.individual(zeta, eta)
         return sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+
+    def log_joint(
+        self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]
+    ) -> Tensor:
+        """log p(levels, eta) of each subject, normal constants included: sum over observations of log N(y;
+        f(eta), sd^2), or log Phi((limit - f) / sd) where censored, plus log N(eta; 0, Omega).
+
+        :param zeta: typical parameters. :param eta: K of (S, N, B). :returns: (S, N, B).
+        """
+        prediction = self.predict(zeta, population, eta)
+        sd, _ = self.error.sd(values, prediction)
+        white = (population.dv - prediction) / sd
+        terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
+        if population.censored is not None:
+            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+        return population.sum_observations(terms) + normal_log_density(self.omega_cholesky(values), eta)
 
     def omega_cholesky(self, values: Values) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""

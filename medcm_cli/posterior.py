@@ -20,7 +20,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.nuts import nuts
 from medcm_cli.priors import PopulationPrior
-from medcm_cli.variability import LOG_2PI, log_probability_below, multiply_lower, normal_log_density
+from medcm_cli.variability import multiply_lower
 
 R_HAT, ESS = 1.01, 400
 """The most and the least that Vehtari et al. (2021) ask for, of four chains."""
@@ -154,17 +154,9 @@ class JointPopulation:
 
 
 def _of_subjects(model: Model, values: Values, population: Population, zeta: Values, eta: Tensor) -> Tensor:
-    """log N(y; f(eta), Sigma), log Phi((limit - f) / sd) where censored, + log N(eta; 0, Omega), constants
-    included: (N, B) from (K, N, B)."""
+    """``Model.log_joint``: (N, B) from (K, N, B)."""
     values = {**values, "eta": eta}  # tells how many fits there are, where all else is fixed
-    effects = list(eta[:, None])
-    prediction = model.predict(zeta, population, effects)
-    sd, _ = model.error.sd(values, prediction)
-    white = (population.dv - prediction) / sd
-    terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
-    if population.censored is not None:
-        terms = torch.where(population.censored > 0, log_probability_below(white), terms)
-    return (population.sum_observations(terms) + normal_log_density(model.omega_cholesky(values), effects))[0]
+    return model.log_joint(values, zeta, population, list(eta[:, None]))[0]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medcm_cli import runs
 from medcm_cli.data import Population
@@ -42,7 +41,7 @@ from medcm_cli.restored import finished, restore
 from medcm_cli.streams import Stream
 from medcm_cli.study import Setup, versions
 from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, OUT
+from medcm_cli.terminal import ERR, OUT, job_bar
 
 RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")
@@ -312,18 +311,7 @@ class _bar:
     """Progress on a terminal: transitions, divergences, time left. Silent where stderr is not a terminal."""
 
     def __init__(self, own: Mapping[str, Any]) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=ERR,
-            disable=not ERR.is_terminal,
-            transient=True,
-        )
+        self._bar = job_bar()
         self._warmup = own["warmup"]
         self._task = self._bar.add_task("posterior", total=self._warmup + own["draws"], state="starting")
 
