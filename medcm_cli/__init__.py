@@ -1,8 +1,7 @@
 """medcm: experiments with mixed-effects deep compartment models.
 
-For notebooks: ``load_study`` and ``predict`` do what ``medcm predict`` does (``medcm_cli.prediction``), and
-``dose`` what ``medcm dose`` does (``medcm_cli.dosing``). They are loaded once they are asked for, since torch
-takes seconds.
+For notebooks: ``load_study``, ``predict`` and ``dose`` do what ``medcm predict`` and ``medcm dose`` do
+(``medcm_cli.patients``). They are loaded once they are asked for, since torch takes seconds.
 """
 
 from importlib import import_module
@@ -13,10 +12,10 @@ try:
 except PackageNotFoundError:  # run from a checkout that was never installed
     __version__ = "0+unknown"
 
-_LATER = {"load_study": "fitted", "predict": "prediction", "dose": "dosing"}
+_LATER = ("load_study", "predict", "dose")
 
 
 def __getattr__(name: str) -> object:
     if name in _LATER:
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        return getattr(import_module(f"{__name__}.patients"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

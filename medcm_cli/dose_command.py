@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet
 from rich.progress import Progress
 
-from medcm_cli.dosing import AFTER, Dosing, dose
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.fitted import Study, load_study
-from medcm_cli.individual import METHODS
-from medcm_cli.prediction import DRAWS, FEW
+from medcm_cli.patients.dosing import AFTER, Dosing, dose
+from medcm_cli.patients.fitted import Study, load_study
+from medcm_cli.patients.individual import METHODS
+from medcm_cli.patients.prediction import DRAWS, FEW
+from medcm_cli.patients.targets import FORMS
 from medcm_cli.tables import Section
-from medcm_cli.targets import FORMS
 from medcm_cli.terminal import ERR, OUT
 
 _SHOWN = 5  # patients whose candidates are shown

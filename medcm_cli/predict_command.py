@@ -17,10 +17,10 @@ from medcm_cli.data.sheet import ROLES, FloatArray, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.figures import individual, style
 from medcm_cli.files import replaced, write_text
-from medcm_cli.fitted import Study, load_study
-from medcm_cli.individual import METHODS
-from medcm_cli.prediction import DRAWS, FEW, Prediction, predict
-from medcm_cli.retrospective import Check, check
+from medcm_cli.patients.fitted import Study, load_study
+from medcm_cli.patients.individual import METHODS
+from medcm_cli.patients.prediction import DRAWS, FEW, Prediction, predict
+from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.tables import Section
 from medcm_cli.terminal import ERR, OUT
 

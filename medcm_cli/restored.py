@@ -86,16 +86,12 @@ def finished(roots: Sequence[Path]) -> list[tuple[Path, runs.Record]]:
     return list(found.items())
 
 
-def restore(
-    fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, Any] | None = None
-) -> list[Restored]:
+def restore(fits: Sequence[tuple[Path, runs.Record]]) -> list[Restored]:
     """Bring fits back, those of one configuration and data set as one batch.
 
-    :param overrides: options of ``dataset`` that take the place of the fits' own, such as ``path``, for the
-        same model with other subjects; the data need not be those that the fits were trained on then.
     :raises InputError: their data are gone or are not what they were trained on, or a folder is damaged.
     """
-    return [_restore(group, overrides or {}) for group in grouped(fits)]
+    return [_restore(group) for group in grouped(fits)]
 
 
 def grouped(fits: Sequence[tuple[Path, runs.Record]]) -> list[list[tuple[Path, runs.Record]]]:
@@ -115,7 +111,7 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     :raises InputError: a folder is damaged.
     """
     folders, records = zip(*fits, strict=True)
-    config = complete(_config(records, {}))
+    config = complete(_config(records))
     model = model_of(config)
     options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
     objective: Objective = made(options, "objective")
@@ -136,14 +132,14 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     return Ensemble(model, kept, objective.mixed, config, tuple(records), tuple(folders))
 
 
-def _restore(fits: Sequence[tuple[Path, runs.Record]], overrides: Mapping[str, Any]) -> Restored:
+def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     folders, records = zip(*fits, strict=True)
     first = records[0]
-    config = _config(records, overrides)
+    config = _config(records)
     if not Path(config["dataset"]["path"]).exists():
         raise InputError(f"{folders[0]}: its data, {config['dataset']['path']}, are not there any more")
     setup = Setup.build(config)
-    if not overrides and setup.data["fingerprint"] != first.data["fingerprint"]:
+    if setup.data["fingerprint"] != first.data["fingerprint"]:
         raise InputError(f"{folders[0]}: its data, {first.data['source']}, have changed since it was trained")
     numbers = [(record.address.fold, record.address.replicate) for record in records]
     population, _ = setup.populations(numbers)
@@ -178,7 +174,7 @@ def _streams(records: Sequence[runs.Record]) -> list[Stream]:
     return [Stream(r.seed, r.address.fold, r.address.replicate) for r in records]
 
 
-def _config(records: Sequence[runs.Record], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _config(records: Sequence[runs.Record]) -> dict[str, Any]:
     """The configuration of a batch: what its records share, and the folds and replicates of all."""
     config = dict(records[0].config)
     axes: dict[str, Any] = dict.fromkeys(AXES)
@@ -187,7 +183,7 @@ def _config(records: Sequence[runs.Record], overrides: Mapping[str, Any]) -> dic
     for axis in ("outer", "inner", "replicate") if nested else ("fold", "replicate"):
         axes[axis] = sorted({getattr(record.address, axis) for record in records})
     batch = {"fits": None, "processes": 1, "threads": 1}
-    dataset = {**config["dataset"], "path": records[0].data["source"], **overrides}
+    dataset = {**config["dataset"], "path": records[0].data["source"]}
     # JSON has no keys but text; those of lag and such are numbers of compartments.
     pk = {
         key: {int(k) if k.isdecimal() else k: v for k, v in value.items()}

@@ -9,7 +9,7 @@ from conftest import make_events
 
 from medcm_cli.data import Format, read_events
 from medcm_cli.errors import InputError
-from medcm_cli.plans import dose_corners, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import dose_corners, looked_at, part, read_plan, with_plan
 
 DATASET = {"columns": {}, "bolus_duration": 1 / 60}
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from conftest import make_events
 
-from medcm_cli.plausibility import Ranges, odd_fits, outside, unit_in_file
+from medcm_cli.patients.plausibility import Ranges, odd_fits, outside, unit_in_file
 
 
 def test_what_lies_outside_is_named_once_for_each_patient() -> None:

@@ -77,18 +77,6 @@ def test_fits_of_a_nested_split(tmp_path: Path) -> None:
     assert torch.equal(batch.population.dv, expected.dv)
 
 
-def test_other_subjects_for_the_same_model(fitted: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    write_study(other, SMALL.__class__(n=40, seed=5, folds=2, fold_size=9))
-    fits = [f for f in finished([fitted]) if f[1].address.fold == 1]
-    with_others = restore(fits, {"path": str(other)})
-    assert {len(batch.setup.events.ids) for batch in with_others} == {40}
-    network = [name for name in with_others[0].state.trained if name.startswith("weight.")]
-    (own, _) = restore(fits)
-    assert network
-    assert all(torch.equal(own.state.trained[n], with_others[0].state.trained[n]) for n in network)
-
-
 def test_data_that_changed_or_went_are_noticed(tmp_path: Path) -> None:
     copy = tmp_path / "data"
     write_study(copy, SMALL)

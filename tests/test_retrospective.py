@@ -9,8 +9,8 @@ from test_study import SMALL, configuration
 
 from medcm_cli import load_study, predict
 from medcm_cli.errors import InputError
-from medcm_cli.fitted import Study
-from medcm_cli.retrospective import check, summarise
+from medcm_cli.patients.fitted import Study
+from medcm_cli.patients.retrospective import check, summarise
 from medcm_cli.simulate import write_study
 from medcm_cli.study import Setup
 

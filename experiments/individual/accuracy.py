@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from medcm_cli import load_study
-from medcm_cli.individual import METHODS
+from medcm_cli.patients.individual import METHODS
 
 POINTS = 501
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from medcm_cli import load_study
 from medcm_cli.data import Population
-from medcm_cli.individual import METHODS
+from medcm_cli.patients.individual import METHODS
 from medcm_cli.posterior import KnownPopulation, diagnostics, sample
 
 CHAINS, DRAWS = 4, 2500

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from medcm_cli.figures import style
-from medcm_cli.prediction import GIVEN, Prediction
+from medcm_cli.patients.prediction import GIVEN, Prediction
 
 _COLOUR = "#0072B2"
 _TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.prediction import time_above
+from medcm_cli.patients.prediction import time_above
 
 FORMS = (
     "'trough>=0.01 IU/mL', 'peak<=150 IU/dL', 'auc>=10 IU/mL*h', 'time_above(0.05 IU/mL)>=20 h' "

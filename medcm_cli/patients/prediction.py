@@ -15,12 +15,12 @@ from torch import Tensor
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.fitted import Patients, Study
-from medcm_cli.individual import Posterior, residual_noise
 from medcm_cli.model import Values
+from medcm_cli.patients.fitted import Patients, Study
+from medcm_cli.patients.individual import Posterior, residual_noise
+from medcm_cli.patients.plans import Plan, dose_corners, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.pk import LinearModel
-from medcm_cli.plans import Plan, dose_corners, looked_at, part, read_plan, with_plan
-from medcm_cli.plausibility import odd_fits, outside, surprises, unit_in_file
 
 DISCLAIMER = "For research use only, not for treatment decisions."
 GIVEN = "given"  # the name of the regimen in the patients' own file

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable
 from medcm_cli.errors import InputError
-from medcm_cli.fitted import Patients, Study
-from medcm_cli.individual import posterior, residual_noise
-from medcm_cli.plans import part
-from medcm_cli.prediction import BOUNDS, DISCLAIMER, middle, pooled_quantiles
+from medcm_cli.patients.fitted import Patients, Study
+from medcm_cli.patients.individual import posterior, residual_noise
+from medcm_cli.patients.plans import part
+from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, middle, pooled_quantiles
 from medcm_cli.restored import restore
 
 _DRAWS = 400

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray
-from medcm_cli.fitted import Study
+from medcm_cli.patients.fitted import Study
+from medcm_cli.patients.plans import Plan, looked_at, part, with_plan
 from medcm_cli.pk import LinearModel
-from medcm_cli.plans import Plan, looked_at, part, with_plan
 
 POINTS = 41  # times of an interval, closest after the dose
 _STEADY = 3  # doses written out at steady state, the first of which stands for an endless series

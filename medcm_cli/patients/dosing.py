@@ -17,13 +17,12 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.fitted import Patients, Study
-from medcm_cli.individual import Posterior
-from medcm_cli.intervals import POINTS, Interval, interval, repeated
-from medcm_cli.pk import LinearModel
-from medcm_cli.plans import Plan, part, with_plan
-from medcm_cli.plausibility import odd_fits, outside, surprises, unit_in_file
-from medcm_cli.prediction import (
+from medcm_cli.patients.fitted import Patients, Study
+from medcm_cli.patients.individual import Posterior
+from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
+from medcm_cli.patients.plans import Plan, part, with_plan
+from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
+from medcm_cli.patients.prediction import (
     DISCLAIMER,
     DRAWS,
     FEW,
@@ -31,7 +30,8 @@ from medcm_cli.prediction import (
     middle,
     pooled_quantiles,
 )
-from medcm_cli.targets import Target, read_target, units_of
+from medcm_cli.patients.targets import Target, read_target, units_of
+from medcm_cli.pk import LinearModel
 
 AFTER = ("steady", "given")
 WEEK = 168.0  # h

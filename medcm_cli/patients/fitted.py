@@ -12,9 +12,9 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
 from medcm_cli.errors import InputError
-from medcm_cli.individual import Posterior, posterior
 from medcm_cli.model import Values
-from medcm_cli.plausibility import Ranges, ranges_of
+from medcm_cli.patients.individual import Posterior, posterior
+from medcm_cli.patients.plausibility import Ranges, ranges_of
 from medcm_cli.restored import Ensemble, ensemble, finished, grouped
 from medcm_cli.study import check_predose, read_dataset
 

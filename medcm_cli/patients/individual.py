@@ -30,6 +30,7 @@ from medcm_cli.variability import (
     diagonal,
     lower_from_raw,
     multiply_lower,
+    solve_lower,
     total,
 )
 
@@ -37,6 +38,9 @@ METHODS = ("importance", "laplace", "variational")
 _TOLERANCE, _ITERATIONS = 1e-8, 100  # of the search for modes; a step in eta
 _FREEDOM = 5.0  # degrees of freedom of the proposal
 _PER_DRAW, _FEWEST = 2, 64  # proposals for each draw that is kept, and at least so many
+# Prior standard deviations beyond the mode's distance from 0, where the posterior has next to no mass: there
+# proposals do not count, since some are so extreme that an ODE of their parameters cannot be solved.
+_REACH = 8.0
 _STEPS, _RATE, _SAMPLES = 200, 0.03, 16  # of the variational approximation
 
 
@@ -167,15 +171,23 @@ def _importance(
     uniform = _along_curve(torch.special.ndtr(torch.special.ndtri(points[:-1]) * scale))
     t = list(torch.special.ndtri(uniform)[:, :, None].to(dtype))  # K of (count, 1, B)
     eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
+    omega = model.omega_cholesky(values)
+    counts = _distance(omega, eta) < _distance(omega, mode) + _REACH
+    eta = [torch.where(counts, value, m) for value, m in zip(eta, mode, strict=True)]
     log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
     log_weight = log_joint(model, values, population, eta) - log_q
-    log_weight = torch.where(torch.isfinite(log_weight), log_weight, -torch.inf)
+    log_weight = torch.where(counts & torch.isfinite(log_weight), log_weight, -torch.inf)
     weight = torch.softmax(log_weight, 0)
     effective = 1 / (weight.square().sum(0) * count)
     cumulative = weight.cumsum(0).permute(1, 2, 0).contiguous()
     place = (torch.arange(draws, dtype=dtype) + 0.5) / draws * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, place).clamp(max=count - 1).permute(2, 0, 1)
     return [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)], effective
+
+
+def _distance(omega: Lower, eta: Sequence[Tensor]) -> Tensor:
+    """Of eta from 0, in standard deviations of the prior."""
+    return total([white * white for white in solve_lower(omega, eta)]).sqrt()
 
 
 def _variational(
