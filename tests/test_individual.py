@@ -16,7 +16,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.networks import CovariateNetwork
 from medcm_cli.patients.individual import METHODS, log_joint, posterior, residual_noise
-from medcm_cli.pk import one_compartment, two_compartment
+from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment, two_compartment
 from medcm_cli.streams import Stream
 from medcm_cli.variability import RandomEffects, ResidualError
 
@@ -178,6 +178,25 @@ def test_without_levels_it_is_the_prior(method: str) -> None:
         drawn = np.stack([d[:, 0, fit].numpy() for d in found.draws])
         np.testing.assert_allclose(np.cov(drawn), omega, rtol=0.05)
         assert max(float(m[0, 0, fit].abs()) for m in found.mode) < 1e-8
+
+
+def test_equations_of_the_most_extreme_proposals_need_no_solution() -> None:
+    """Among some thousands of a t distribution there are parameters that overflow."""
+    pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1)
+    network = CovariateNetwork.build([], ["VM", "KM", "V1"], {})
+    model = Model(network, pk, RandomEffects(("VM", "V1")), ResidualError(("additive",)))
+    values = model.init(STREAMS[:1], torch.float64)
+    for name, typical in (("VM", 300.0), ("KM", 1000.0), ("V1", 5.0)):
+        values[f"global.{name}"] = torch.full_like(values[f"global.{name}"], typical)
+    values["omega"] = torch.full((2, 1), 0.6, dtype=torch.float64)
+    values["correlation"] = torch.zeros((1, 1), dtype=torch.float64)
+    population = population_of(1, 1)
+    nothing = replace(population, observed=torch.zeros_like(population.observed), ragged=True)
+    found = posterior(model, values, nothing, STREAMS[:1], "importance", 1000)
+    sd = np.log1p(np.exp(0.6))
+    for drawn in found.draws:
+        quantiles = np.quantile(drawn[:, 0, 0].numpy(), QUANTILES)
+        np.testing.assert_allclose(quantiles, sd * norm.ppf(QUANTILES), atol=0.05 * sd)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -38,9 +38,10 @@ METHODS = ("importance", "laplace", "variational")
 _TOLERANCE, _ITERATIONS = 1e-8, 100  # of the search for modes; a step in eta
 _FREEDOM = 5.0  # degrees of freedom of the proposal
 _PER_DRAW, _FEWEST = 2, 64  # proposals for each draw that is kept, and at least so many
-# Prior standard deviations beyond the mode's distance from 0, where the posterior has next to no mass: there
-# proposals do not count, since some are so extreme that an ODE of their parameters cannot be solved.
-_REACH = 8.0
+# Prior sds beyond the mode's distance from 0 where the posterior has next to no mass (of two random effects
+# and no level 1e-8): proposals further out do not count. An ODE of such parameters may have no solution, or
+# one that takes millions of steps.
+_REACH = 6.0
 _STEPS, _RATE, _SAMPLES = 200, 0.03, 16  # of the variational approximation
 
 
@@ -126,20 +127,21 @@ def _normal(
     streams: Sequence[Stream], purpose: str, dimension: int, count: int, dtype: torch.dtype
 ) -> list[Tensor]:
     """Standard normal quasi-random numbers, ``dimension`` of (count, 1, B)."""
-    points = torch.special.ndtri(_along_curve(_uniform(streams, purpose, dimension, count)))
-    return list(points[:, :, None].to(dtype))
+    points = torch.special.ndtri(_uniform(streams, purpose, dimension, count))
+    return list(_along_curve(points)[:, :, None].to(dtype))
 
 
-def _along_curve(uniform: Tensor) -> Tensor:
-    """Points (K, count, B) in (0, 1), in the order of Morton's space-filling curve, on which neighbours are
-    near each other in every dimension: the bits of their coordinates, interleaved."""
-    bits = 60 // len(uniform)
-    coordinates = (uniform * 2**bits).long()
+def _along_curve(points: Tensor) -> Tensor:
+    """Points (K, count, B) of a distribution like the normal one, in the order of Morton's space-filling
+    curve, on which neighbours are near each other in every dimension: the bits of their probabilities,
+    interleaved."""
+    bits = 60 // len(points)
+    coordinates = (torch.special.ndtr(points) * 2**bits).long()
     code = torch.zeros_like(coordinates[0])
     for bit in range(bits):
         for number, coordinate in enumerate(coordinates):
             code |= ((coordinate >> bit) & 1) << (bit * len(coordinates) + number)
-    return uniform.gather(1, code.argsort(0)[None].expand_as(uniform))
+    return points.gather(1, code.argsort(0)[None].expand_as(points))
 
 
 def residual_noise(streams: Sequence[Stream], count: int, dtype: torch.dtype) -> Tensor:
@@ -168,8 +170,8 @@ def _importance(
     scale = torch.from_numpy(np.sqrt(_FREEDOM / chi2))
     # Systematic resampling of proposals in this order keeps every random effect even (Gerber and Chopin
     # 2015); of as many random draws the quantiles are three times as far off.
-    uniform = _along_curve(torch.special.ndtr(torch.special.ndtri(points[:-1]) * scale))
-    t = list(torch.special.ndtri(uniform)[:, :, None].to(dtype))  # K of (count, 1, B)
+    along = _along_curve(torch.special.ndtri(points[:-1]) * scale)
+    t = list(along[:, :, None].to(dtype))  # K of (count, 1, B)
     eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
     omega = model.omega_cholesky(values)
     counts = _distance(omega, eta) < _distance(omega, mode) + _REACH

@@ -181,8 +181,7 @@ def _solvable() -> Iterator[None]:
         if "underflow in dt" not in str(error):
             raise
         raise InputError(
-            "the model's equations cannot be solved at some of its parameter values, which are extreme (of a "
-            "patient's posterior, method laplace has fewer such)"
+            "the model's equations cannot be solved at some of its parameter values, which are extreme"
         ) from error
 
 
