@@ -15,6 +15,7 @@ from medcm_cli import load_study
 from medcm_cli.patients.individual import METHODS
 
 POINTS = 501
+DRAWS = 1000  # of each fit
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SD = 6.0  # of Laplace's Gaussian that the grid reaches to each side
 
@@ -80,10 +81,11 @@ def main():
             }
         )
     found, seconds = {}, {}
+    draws = DRAWS * len(study.fits.records)
     for method in METHODS:
-        study.posterior(events, method, 1000)  # once, to warm up
+        study.posterior(events, method, draws)  # once, to warm up
         start = time.perf_counter()
-        found[method] = study.posterior(events, method, 1000)
+        found[method] = study.posterior(events, method, draws)
         seconds[method] = (time.perf_counter() - start) / count / len(study.fits.records)
     rows, modes = [], []
     for number, patient in enumerate(patients):
