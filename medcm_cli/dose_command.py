@@ -1,31 +1,27 @@
 """``medcm dose``: the doses that meet a target, as tables and files."""
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
-from rich.progress import Progress
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.dosing import AFTER, Dosing, dose
-from medcm_cli.patients.fitted import Study, load_study
+from medcm_cli.patients.fitted import load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW
 from medcm_cli.patients.targets import FORMS
+from medcm_cli.patients.written import folder_for, progress, warn, written
 from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, OUT
+from medcm_cli.terminal import OUT
 
 _SHOWN = 5  # patients whose candidates are shown
 _LINES = 40  # patients in the first table
-_WARNINGS = 10
-_RECORD = "dosing.json"
+_REASONS = 10  # lines about intervals without a dose
+_KIND = "doses"
 Show = Callable[[Section], None]
 
 
@@ -63,10 +59,9 @@ def run(options: argparse.Namespace, show: Show) -> None:
     except ValueError as error:
         raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
     study = load_study(options.run, options.objective)
-    folder = _folder(study, options.out, options.patient.stem)
+    folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient)
-    with Progress(console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
-        task = bar.add_task("patients", total=len(events.ids))
+    with progress(len(events.ids)) as told:
         found = dose(
             study,
             events,
@@ -79,10 +74,21 @@ def run(options: argparse.Namespace, show: Show) -> None:
             options.horizon,
             options.method,
             options.draws,
-            lambda done: bar.update(task, completed=done),
+            told,
         )
-    about = {"patients": str(options.patient), "vial": options.vial, "most": options.most}
-    _write(folder, found, study, {**about, "method": options.method})
+    about = {
+        "patients": str(options.patient),
+        "method": options.method,
+        "dose_unit": found.dose_unit,
+        "regimen": found.regimen,
+        "targets": [asdict(target) for target in found.targets],
+        "probability": found.probability,
+        "vial": options.vial,
+        "most": options.most,
+    }
+    tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
+    with written(folder, _KIND, study, tables, about):
+        pass
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     wanted = " and ".join(target.text for target in found.targets)
     OUT.print(
@@ -96,10 +102,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     OUT.print(
         "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
     )
-    for patient, message in found.warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
-        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
-    if len(found.warnings) > _WARNINGS:
-        ERR.print(f"and {len(found.warnings) - _WARNINGS} more, in warnings.parquet")
+    warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet -> {folder}")
 
 
@@ -161,46 +164,7 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
         f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
         f"probability {found.probability:g}; {row['best_dose']:g} has {row['best_probability']:.2f}, the "
         f"highest: {row['reason']}"
-        for row in bad.head(_WARNINGS).to_dict("records")
+        for row in bad.head(_REASONS).to_dict("records")
     ]
     more = len(bad) - len(lines)
     return [*lines, *([f"and {more} more, in doses.parquet"] if more else [])]
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _folder(study: Study, out: Path | None, name: str) -> Path:
-    """Where to write. :raises InputError: something else is there."""
-    below = len(study.fits.records[0].address.folder(Path()).parts)
-    chosen = out or study.fits.folders[0].resolve().parents[below - 2] / "doses" / name
-    if out is None and chosen.is_relative_to(Path.cwd()):
-        chosen = chosen.relative_to(Path.cwd())
-    empty = not chosen.exists() or (chosen.is_dir() and not any(chosen.iterdir()))
-    if not empty and not (chosen / _RECORD).is_file():
-        raise InputError(f"{chosen}: is there and holds no doses of this command; choose another --out")
-    return chosen
-
-
-def _write(folder: Path, found: Dosing, study: Study, about: dict[str, Any]) -> None:
-    """Everything, or nothing."""
-    said = {"study": found.label, "disclaimer": found.disclaimer, "unit": found.unit}
-    record = study.fits.records[0]
-    content = {
-        **said,
-        "dose_unit": found.dose_unit,
-        "regimen": found.regimen,
-        "targets": [asdict(target) for target in found.targets],
-        "probability": found.probability,
-        "fits": [str(path) for path in study.fits.folders],
-        "data": {key: record.data[key] for key in ("source", "fingerprint", "subjects")},
-        "trained_on": asdict(study.ranges),
-        **about,
-    }
-    with replaced(folder) as partial:
-        partial.mkdir()
-        for name in ("doses", "candidates", "warnings"):
-            table = pa.Table.from_pandas(getattr(found, name), preserve_index=False)
-            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
-            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
-        write_text(partial / _RECORD, json.dumps(content, indent=1) + "\n")

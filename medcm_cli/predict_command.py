@@ -1,34 +1,28 @@
 """``medcm predict``: individual predictions and their retrospective check, as tables, files and figures."""
 
 import argparse
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
-from rich.progress import Progress
 
-from medcm_cli.data.sheet import ROLES, FloatArray, read_sheet
+from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.figures import individual, style
-from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.fitted import Study, load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW, Prediction, predict
 from medcm_cli.patients.retrospective import Check, check
+from medcm_cli.patients.written import folder_for, progress, warn, written
 from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, OUT
+from medcm_cli.terminal import OUT
 
 _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
-_WARNINGS = 10
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
-_RECORD = "prediction.json"
+_KIND = "predictions"
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
 Row = Mapping[Hashable, Any]
@@ -65,10 +59,9 @@ def run(options: argparse.Namespace, show: Show) -> None:
         return
     if options.patient is None:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
-    folder = _folder(study, options.out, options.patient.stem)
+    folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient)
-    with _progress() as bar:
-        task = bar.add_task("patients", total=len(events.ids))
+    with progress(len(events.ids)) as told:
         found = predict(
             study,
             events,
@@ -77,34 +70,19 @@ def run(options: argparse.Namespace, show: Show) -> None:
             _numbers("--threshold", options.threshold),
             options.method,
             options.draws,
-            lambda done: bar.update(task, completed=done),
+            told,
         )
-    _write(folder, found, study, {"patients": str(options.patient), "method": options.method})
+    tables = {name: getattr(found, name) for name in _TABLES}
+    about = {"patients": str(options.patient), "method": options.method}
+    with written(folder, _KIND, study, tables, about) as partial:
+        for name in events.ids if len(events.ids) <= _FIGURES else []:
+            if (found.curve["patient"] == name).any():
+                style.write(individual.patient(found, name), partial, ("png", "svg"))
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in sections(found):
         show(section)
-    _warn(found.warnings)
-    unused = _unused(options.patient, study)
-    if unused:
-        ERR.print(f"columns that were not used: {', '.join(unused)}")
+    warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet and figures -> {folder}")
-
-
-def _progress() -> Progress:
-    return Progress(console=ERR, disable=not ERR.is_terminal, transient=True)
-
-
-def _folder(study: Study, out: Path | None, name: str) -> Path:
-    """Where to write. :raises InputError: something else is there."""
-    record, folder = study.fits.records[0], study.fits.folders[0]
-    below = len(record.address.folder(Path()).parts)
-    chosen = out or folder.resolve().parents[below - 2] / "predictions" / name
-    if out is None and chosen.is_relative_to(Path.cwd()):
-        chosen = chosen.relative_to(Path.cwd())
-    there = chosen.exists() and not (chosen.is_dir() and not any(chosen.iterdir()))
-    if there and not (chosen / _RECORD).is_file():
-        raise InputError(f"{chosen}: is there and holds no predictions; choose another --out")
-    return chosen
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -207,61 +185,6 @@ def _chosen(times: FloatArray) -> FloatArray:
     return np.asarray(some[chosen])
 
 
-def _warn(warnings: pd.DataFrame) -> None:
-    for patient, message in warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
-        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
-    if len(warnings) > _WARNINGS:
-        ERR.print(f"and {len(warnings) - _WARNINGS} more, in warnings.parquet")
-
-
-def _unused(path: Path, study: Study) -> list[str]:
-    """Columns of the patients' file that say nothing to the study: a name may be misspelt."""
-    sheet = read_sheet(path, study.dataset["columns"], {})
-    used = {sheet.named(role) for role in ROLES} | set(study.dataset["keep"])
-    used |= {str(entry["column"]) for entry in study.dataset["covariates"].values()}
-    steps = study.dataset["preparation"]
-    if steps is not None:
-        used |= set(steps["columns"].values()) | {steps["baseline"]}
-    return [str(name) for name in sheet.frame if name not in used]
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def _write(folder: Path, found: Prediction, study: Study, about: dict[str, str]) -> None:
-    """Everything, or nothing."""
-    ids = list(dict.fromkeys(found.parameters["patient"]))
-    with replaced(folder) as partial:
-        partial.mkdir()
-        for name in _TABLES:
-            _parquet(partial / f"{name}.parquet", getattr(found, name), found)
-        for name in ids if len(ids) <= _FIGURES else []:
-            if (found.curve["patient"] == name).any():
-                drawn = individual.patient(found, name)
-                style.write(drawn, partial, ("png", "svg"))
-        _record(partial, found, study, about)
-
-
-def _record(folder: Path, found: Prediction | Check, study: Study, about: dict[str, str]) -> None:
-    content = {
-        "disclaimer": found.disclaimer,
-        "study": found.label,
-        "fits": [str(path) for path in study.fits.folders],
-        "data": {key: study.fits.records[0].data[key] for key in ("source", "fingerprint", "subjects")},
-        "trained_on": {f.name: getattr(study.ranges, f.name) for f in fields(study.ranges)},
-        "unit": found.unit,
-        **about,
-    }
-    write_text(folder / _RECORD, json.dumps(content, indent=1) + "\n")
-
-
-def _parquet(path: Path, frame: pd.DataFrame, found: Prediction | Check) -> None:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    about = {"study": found.label, "disclaimer": found.disclaimer, "unit": found.unit}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
-    pyarrow.parquet.write_table(table, path, compression="zstd")
-
-
 # -- retrospective check ---------------------------------------------------------------------------
 
 
@@ -271,24 +194,14 @@ def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
     except ValueError as error:
         raise InputError(f"--uses {options.uses}: expected whole numbers, as in 0,1,2") from error
     name = "check" if options.patient is None else f"check_{options.patient.stem}"
-    folder = _folder(study, options.out, name)
+    folder = folder_for(study, options.out, _KIND, name)
     draws = {} if options.draws is None else {"draws": options.draws}
-    with _progress() as bar:
-        task = bar.add_task("subjects", total=None)
-        found = check(
-            study,
-            options.patient,
-            uses,
-            options.method,
-            progress=lambda done: bar.update(task, completed=done),
-            **draws,
-        )
-    with replaced(folder) as partial:
-        partial.mkdir()
-        _parquet(partial / "check.parquet", found.summary, found)
-        _parquet(partial / "check_levels.parquet", found.levels, found)
-        about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
-        _record(partial, found, study, about | {"method": options.method})
+    with progress(None) as told:
+        found = check(study, options.patient, uses, options.method, progress=told, **draws)
+    tables = {"check": found.summary, "check_levels": found.levels}
+    about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
+    with written(folder, _KIND, study, tables, about | {"method": options.method}):
+        pass
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     show(check_section(found))
     OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")

@@ -421,7 +421,7 @@ def test_the_command_writes_tables_and_what_they_are_for(
     for name in ("doses", "candidates", "warnings"):
         metadata = pyarrow.parquet.read_schema(folder / f"{name}.parquet").metadata
         assert metadata[b"disclaimer"].startswith(b"For research use only")
-    record = json.loads((folder / "dosing.json").read_text())
+    record = json.loads((folder / "doses.json").read_text())
     assert [target["limit"] for target in record["targets"]] == [2, 80]
     assert len(record["fits"]) == 2
     with pytest.raises(InputError, match="holds no doses"):

@@ -355,7 +355,7 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
         metadata = pyarrow.parquet.read_schema(folder / f"{name}.parquet").metadata
         assert metadata[b"disclaimer"].startswith(b"For research use only")
         assert metadata[b"study"].startswith(b"study default")
-    record = json.loads((folder / "prediction.json").read_text())
+    record = json.loads((folder / "predictions.json").read_text())
     assert len(record["fits"]) == 3
     assert record["trained_on"]["covariates"].keys() == {"weight", "vwf"}
     figures = list(folder.glob("*.png"))

@@ -1,0 +1,89 @@
+"""What the commands leave of patients: a folder of tables, all of which name their study and what they are
+for, and a person's warnings."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+
+from medcm_cli.data.sheet import ROLES, read_sheet
+from medcm_cli.errors import InputError
+from medcm_cli.files import replaced, write_text
+from medcm_cli.patients.fitted import Study
+from medcm_cli.patients.prediction import DISCLAIMER
+from medcm_cli.terminal import ERR, job_bar
+
+_WARNINGS = 10  # that are shown
+
+
+def folder_for(study: Study, out: Path | None, kind: str, name: str) -> Path:
+    """``out`` or ``STUDY/kind/name``, where ``write`` can go.
+
+    :param kind: of results, ``predictions`` or ``doses``; ``kind.json`` marks their folders.
+    :raises InputError: something else is there.
+    """
+    below = len(study.fits.records[0].address.folder(Path()).parts)
+    chosen = out or study.fits.folders[0].resolve().parents[below - 2] / kind / name
+    if out is None and chosen.is_relative_to(Path.cwd()):
+        chosen = chosen.relative_to(Path.cwd())
+    empty = not chosen.exists() or (chosen.is_dir() and not any(chosen.iterdir()))
+    if not empty and not (chosen / f"{kind}.json").is_file():
+        raise InputError(f"{chosen}: is there and holds no {kind} of this command; choose another --out")
+    return chosen
+
+
+@contextmanager
+def progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar of patients; what it gives is to be told how many are done."""
+    with job_bar() as bar:
+        task = bar.add_task("patients", total=total, state="")
+        yield lambda done: bar.update(task, completed=done, state=f"{done} done")
+
+
+@contextmanager
+def written(
+    folder: Path, kind: str, study: Study, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Parquet tables and ``kind.json``, in place once the block ends, which may add files to the folder that
+    it is given; everything or nothing."""
+    said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
+    record = study.fits.records[0]
+    content = {
+        **said,
+        "fits": [str(path) for path in study.fits.folders],
+        "data": {key: record.data[key] for key in ("source", "fingerprint", "subjects")},
+        "trained_on": asdict(study.ranges),
+        **about,
+    }
+    with replaced(folder) as partial:
+        partial.mkdir()
+        for name, frame in tables.items():
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
+            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
+        write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
+        yield partial
+
+
+def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
+    """Say what a person has to know, on stderr: the first warnings, and the file's columns that say nothing
+    to the study, whose names may be misspelt."""
+    for patient, message in warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
+        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
+    if len(warnings) > _WARNINGS:
+        ERR.print(f"and {len(warnings) - _WARNINGS} more, in warnings.parquet")
+    sheet = read_sheet(path, study.dataset["columns"], {})
+    used = {sheet.named(role) for role in ROLES} | set(study.dataset["keep"])
+    used |= {str(entry["column"]) for entry in study.dataset["covariates"].values()}
+    steps = study.dataset["preparation"]
+    if steps is not None:
+        used |= set(steps["columns"].values()) | {steps["baseline"]}
+    unused = [str(name) for name in sheet.frame if name not in used]
+    if unused:
+        ERR.print(f"columns that were not used: {', '.join(unused)}")
