@@ -84,11 +84,19 @@ def _complete(arguments: list[str]) -> None:
             _fit(arguments)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says what an option is by default, where it is something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default in (None, False) or action.default == [] or action.required
+        return action.help if nothing else super()._get_help_string(action)
+
+
 def _parser(command: str, description: str) -> _Parser:
     return _Parser(
         prog=f"medcm {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
 
 

@@ -14,11 +14,12 @@ from medcm_cli.patients.fitted import load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW
 from medcm_cli.patients.targets import FORMS
-from medcm_cli.patients.written import folder_for, progress, warn, written
+from medcm_cli.patients.written import folder_for, lean, progress, warn, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
 _SHOWN = 5  # patients whose candidates are shown
+_BESIDE = 3  # of an interval's candidates, those next to the answer
 _LINES = 40  # patients in the first table
 _REASONS = 10  # lines about intervals without a dose
 _KIND = "doses"
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         f"{options.vial * options.most:g} {found.dose_unit}; true levels, without residual error.\n"
     )
     for section in sections(found):
-        show(section)
+        show(lean(section))
     for line in _infeasible(found, options.vial * options.most):
         OUT.print(line)
     OUT.print(
@@ -131,25 +132,37 @@ def _answer(row: dict[Any, Any]) -> str:
 
 
 def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
+    """The answer (or the best) with the doses beside it; everything else about them is in the files."""
+    wanted = {target.kind for target in found.targets}
     names = [name.removesuffix("_median") for name in map(str, some) if name.endswith("_median")]
+    names = [name for name in names if name != "auc" or name in wanted]
     weighed = bool(some["per_kg"].notna().any())
     unit = found.dose_unit
-    headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), f"{unit}/week"]
-    headers += ["P"]
+    headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), "P"]
     for name in names:
         above = name.removeprefix("above_")
-        headers += [f"{name} (90 %)" if above == name else f"h above {above} (90 %)", "typical"]
+        headers.append(f"{name} (90 %)" if above == name else f"h above {above} (90 %)")
+    keys = ["patient", "every"]
+    answer = found.doses.set_index(keys)["dose"].fillna(found.doses.set_index(keys)["best_dose"])
+    far = (some["dose"] - answer.reindex(pd.MultiIndex.from_frame(some[keys])).to_numpy()).abs()
+    nearest = far.groupby([some[key] for key in keys]).rank(method="first") <= _BESIDE
     cells = []
-    for row in some.to_dict("records"):
+    for row in some[nearest].to_dict("records"):
         cell = [row["patient"], f"{row['every']:g}", f"{row['dose']:g}{' <' if row['chosen'] else ''}"]
         cell += [f"{row['per_kg']:.1f}"] if weighed else []
-        cell += [f"{row['weekly']:.0f}", f"{row['probability']:.2f}"]
+        cell.append(f"{row['probability']:.2f}")
         for name in names:
-            bounds = (f"{name}_{bound}" for bound in ("median", "lower_90", "upper_90", "typical"))
-            middle, low, high, typical = (_digits(row[bound]) for bound in bounds)
-            cell += [f"{middle} ({low} to {high})", typical]
+            bounds = (f"{name}_{bound}" for bound in ("median", "lower_90", "upper_90"))
+            middle, low, high = (_digits(row[bound]) for bound in bounds)
+            cell.append(f"{middle} ({low} to {high})")
         cells.append(cell)
     return Section(f"Candidates around the answer (<), {found.unit} and h{words}", headers, cells)
+
+
+def _best(row: dict[Any, Any]) -> str:
+    if row["best_probability"] < 0.005:
+        return "all have less than 0.01"
+    return f"{row['best_dose']:g} has {row['best_probability']:.2f}, the highest"
 
 
 def _digits(value: float) -> str:
@@ -162,8 +175,7 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
     bad = found.doses[~found.doses["feasible"]]
     lines = [
         f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
-        f"probability {found.probability:g}; {row['best_dose']:g} has {row['best_probability']:.2f}, the "
-        f"highest: {row['reason']}"
+        f"probability {found.probability:g}; {_best(row)}: {row['reason']}"
         for row in bad.head(_REASONS).to_dict("records")
     ]
     more = len(bad) - len(lines)

@@ -15,7 +15,7 @@ from medcm_cli.patients.fitted import Study, load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW, Prediction, predict
 from medcm_cli.patients.retrospective import Check, check
-from medcm_cli.patients.written import folder_for, progress, warn, written
+from medcm_cli.patients.written import folder_for, lean, progress, warn, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
                 style.write(individual.patient(found, name), partial, ("png", "svg"))
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in sections(found):
-        show(section)
+        show(lean(section))
     warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet and figures -> {folder}")
 

@@ -86,6 +86,14 @@ def finished(roots: Sequence[Path]) -> list[tuple[Path, runs.Record]]:
     return list(found.items())
 
 
+def data_of(folder: Path, record: runs.Record) -> Path:
+    """The file of a fit's data: where its record says, seen from here or else, of a relative path, from the
+    nearest folder above the fit where there is one."""
+    source = Path(record.data["source"])
+    above = () if source.is_absolute() or source.exists() else folder.resolve().parents
+    return next((parent / source for parent in above if (parent / source).exists()), source)
+
+
 def restore(fits: Sequence[tuple[Path, runs.Record]]) -> list[Restored]:
     """Bring fits back, those of one configuration and data set as one batch.
 
@@ -135,9 +143,10 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
 def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     folders, records = zip(*fits, strict=True)
     first = records[0]
-    config = _config(records)
-    if not Path(config["dataset"]["path"]).exists():
-        raise InputError(f"{folders[0]}: its data, {config['dataset']['path']}, are not there any more")
+    config, source = _config(records), data_of(folders[0], first)
+    if not source.exists():
+        raise InputError(f"{folders[0]}: its data, {source}, are not there any more")
+    config["dataset"] = {**config["dataset"], "path": str(source)}
     setup = Setup.build(config)
     if setup.data["fingerprint"] != first.data["fingerprint"]:
         raise InputError(f"{folders[0]}: its data, {first.data['source']}, have changed since it was trained")
@@ -183,7 +192,6 @@ def _config(records: Sequence[runs.Record]) -> dict[str, Any]:
     for axis in ("outer", "inner", "replicate") if nested else ("fold", "replicate"):
         axes[axis] = sorted({getattr(record.address, axis) for record in records})
     batch = {"fits": None, "processes": 1, "threads": 1}
-    dataset = {**config["dataset"], "path": records[0].data["source"]}
     # JSON has no keys but text; those of lag and such are numbers of compartments.
     pk = {
         key: {int(k) if k.isdecimal() else k: v for k, v in value.items()}
@@ -191,7 +199,7 @@ def _config(records: Sequence[runs.Record]) -> dict[str, Any]:
         else value
         for key, value in config["pk"].items()
     }
-    return {**config, **axes, "batch": batch, "overwrite": False, "dataset": dataset, "pk": pk}
+    return {**config, **axes, "batch": batch, "overwrite": False, "pk": pk}
 
 
 def _estimate(folder: Path) -> dict[str, Tensor]:

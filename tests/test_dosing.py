@@ -398,7 +398,7 @@ def test_the_command_writes_tables_and_what_they_are_for(
         "100",
     )
     summary, candidates = shown
-    assert [len(section.cells) for section in shown] == [4, 4 * 2 * 5]
+    assert [len(section.cells) for section in shown] == [4, 4 * 2 * 3]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)
     assert summary.headers == ["patient", "every 24 h", "every 72 h"]
     assert [sum("*" in cell for cell in row) for row in summary.cells] == [1] * 4
@@ -416,6 +416,15 @@ def test_the_command_writes_tables_and_what_they_are_for(
     folder = outputs / "default" / "doses" / "four"
     doses = pd.read_parquet(folder / "doses.parquet")
     assert len(doses) == 8
+    # An answer is shown between the doses beside it, but where it is at the end.
+    for (patient, every), group in pd.read_parquet(folder / "candidates.parquet").groupby(
+        ["patient", "every"]
+    ):
+        rows = [row[2] for row in candidates.cells if row[0] == patient and float(row[1]) == every]
+        amounts = [float(row.removesuffix(" <")) for row in rows]
+        assert amounts == sorted(amounts)
+        assert set(amounts) <= set(group["dose"])
+        assert ("<" in "".join(rows)) == bool(group["chosen"].any())
     bad = doses[~doses["feasible"]]
     assert said.out.count("no dose up to 10000 IU has probability 0.8") == min(len(bad), 10)
     for name in ("doses", "candidates", "warnings"):

@@ -66,8 +66,8 @@ def test_a_plan_continues_what_was_given() -> None:
         ({"doses": [{"amount": 5}, {"amonut": 5}]}, "dose 2: is"),
         ({"doses": [{"amount": 5, "rate": 5, "duration": 2}]}, "amount is not rate times duration"),
         ({"doses": [{"amount": 5}], "start": "later"}, "expected fresh or continue"),
-        ({"doses": [{"amount": 5, "addl": 2}]}, "missing or zero on a dose row with additional doses"),
-        ({"doses": [{"time": 3}]}, "missing or zero on a dose row"),
+        ({"doses": [{"amount": 5, "addl": 2}]}, "dose 1: has addl without ii"),
+        ({"doses": [{"time": 3}]}, "dose 1: gives nothing"),
     ],
 )
 def test_bad_plans_are_refused(content: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -361,8 +361,17 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     figures = list(folder.glob("*.png"))
     assert len(figures) == 2
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in figures)
-    # Again replaces them; a folder that holds something else is left alone.
-    command(outputs, "--patient", str(path), "--draws", "60", "--times", "0:48:12", "--threshold", "2")
+    # Again replaces them; a folder that holds something else is left alone. Titles have what rows share.
+    again = command(
+        outputs, "--patient", str(path), "--draws", "60", "--times", "0:48:12", "--threshold", "2"
+    )
+    assert [s.title.split(",")[0] for s in again] == [
+        "Parameters",
+        "given: Levels",
+        "given: Time above a level",
+    ]
+    assert [len(s.headers) for s in again] == [len(s.cells[0]) for s in again]
+    assert not any("regimen" in s.headers for s in again)
     curve = pd.read_parquet(folder / "curve.parquet")
     assert sorted(curve["time"].unique()) == [0, 12, 24, 36, 48]
     with pytest.raises(InputError, match="holds no predictions"):
@@ -381,6 +390,13 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
 def test_the_command_says_what_it_needs(outputs: Path, arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         command(outputs, *arguments)
+
+
+def test_a_notebook_shows_what_there_is(study: Study, patients: pd.DataFrame) -> None:
+    found = predict(study, patients, draws=20, thresholds=())
+    assert repr(study) == f"<{study.label}>"
+    assert repr(found).startswith(f"{study.label}. For research use only")
+    assert f".curve: {len(found.curve)} rows" in repr(found)
 
 
 def test_the_interface_waits_for_torch_until_it_is_used() -> None:

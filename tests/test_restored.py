@@ -77,6 +77,21 @@ def test_fits_of_a_nested_split(tmp_path: Path) -> None:
     assert torch.equal(batch.population.dv, expected.dv)
 
 
+def test_relative_data_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From that which the fits were made in, they are recorded as they were given."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    write_study(Path("data"), SMALL)
+    setup = Setup.build(configuration(Path("data"), Path("outputs")))
+    setup.run(list(setup.plan().records.values()))
+    (here,) = restore(finished([Path("outputs")]))
+    monkeypatch.chdir(elsewhere)
+    (there,) = restore(finished([Path("../home/outputs")]))
+    assert torch.equal(here.population.dv, there.population.dv)
+
+
 def test_data_that_changed_or_went_are_noticed(tmp_path: Path) -> None:
     copy = tmp_path / "data"
     write_study(copy, SMALL)

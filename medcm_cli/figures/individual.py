@@ -113,6 +113,7 @@ def _handles(measured: bool) -> list[Any]:
         Line2D([], [], **_MEASURED, label="90 %, as measured"),
         Line2D([], [], **_TYPICAL, label="typical"),
     ]
+    handles.append(Line2D([], [], marker="^", color="black", ls="none", ms=4, label="dose"))
     if measured:
         handles.append(Line2D([], [], marker="o", color="black", ls="none", ms=4, label="measured"))
     return handles

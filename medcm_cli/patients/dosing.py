@@ -26,6 +26,7 @@ from medcm_cli.patients.prediction import (
     DISCLAIMER,
     DRAWS,
     FEW,
+    contents,
     individual_parameters,
     middle,
     pooled_quantiles,
@@ -41,7 +42,7 @@ _ELEMENTS = 4_000_000  # levels in memory at once
 _BOUNDS = {"lower_90": 0, "median": 2, "upper_90": 4}  # of prediction.PROBABILITIES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dosing:
     """What is found, as tables with a row for each
 
@@ -68,6 +69,9 @@ class Dosing:
     candidates: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    def __repr__(self) -> str:
+        return contents(self)
 
 
 def dose(
@@ -330,6 +334,6 @@ def _outside(
         notes.append(pd.DataFrame({"patient": [""], "kind": ["range"], "message": [words]}))
     if study.ranges.note is not None:
         notes.append(pd.DataFrame({"patient": [""], "kind": ["range"], "message": [study.ranges.note]}))
-    some = [note for note in (*notes, *others) if len(note)]
+    some = [note for note in (*others, *notes) if len(note)]
     empty = pd.DataFrame(columns=["patient", "kind", "message"])
     return pd.concat(some, ignore_index=True) if some else empty

@@ -21,11 +21,14 @@ from medcm_cli.study import check_predose, read_dataset
 Patients = Path | str | pd.DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """Fits of one configuration, of all folds and replicates, ready to predict."""
 
     fits: Ensemble
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
 
     @cached_property
     def ranges(self) -> Ranges:

@@ -95,6 +95,10 @@ def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan
         both = {"amount", "rate", "duration"} <= set(dose)
         if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
             raise InputError(f"{source}, dose {number}: amount is not rate times duration; give two of them")
+        if not dose.get("amount", 0) and not dose.get("rate", 0):
+            raise InputError(f"{source}, dose {number}: gives nothing; expected an amount or a rate above 0")
+        if dose.get("addl", 0) and not dose.get("ii", 0):
+            raise InputError(f"{source}, dose {number}: has addl without ii, the hours between these doses")
     frame = pd.DataFrame([dict(dose) for dose in doses]).rename(columns=_COLUMNS)
     if "time" not in frame:
         frame["time"] = 0.0

@@ -3,7 +3,6 @@ and levels that do not fit the patient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from medcm_cli import runs
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
-from medcm_cli.restored import Ensemble, restore
+from medcm_cli.restored import Ensemble, data_of, restore
 from medcm_cli.variability import multiply_lower, solve_lower, total
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
@@ -41,7 +40,7 @@ def ranges_of(fits: Ensemble) -> Ranges:
     """From the training data where they still lie where they were, and else from what the fits' records say
     of the whole data set."""
     record = fits.records[0]
-    source = Path(record.data["source"])
+    source = data_of(fits.folders[0], record)
     if source.is_file() and runs.fingerprint([source]) == record.data["fingerprint"]:
         (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
         there = restored.population.present > 0

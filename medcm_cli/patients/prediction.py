@@ -2,7 +2,7 @@
 concentration, and the time above thresholds. For research use only, not for treatment decisions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What is predicted, as tables with a row for each
 
@@ -67,6 +67,16 @@ class Prediction:
     observations: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    def __repr__(self) -> str:
+        return contents(self)
+
+
+def contents(found: Any) -> str:
+    """What a result holds, for a person in a notebook: its study, and the rows of each of its tables."""
+    tables = {f.name: getattr(found, f.name) for f in fields(found)}
+    rows = [f"  .{name}: {len(t)} rows" for name, t in tables.items() if isinstance(t, pd.DataFrame)]
+    return "\n".join([f"{found.label}. {found.disclaimer}", *rows])
 
 
 def predict(
@@ -116,7 +126,7 @@ def predict(
     first = study.population(part(events, np.arange(min(FEW, len(events.ids)))))
     notes = [odd_fits(individual_parameters(study, first, None)), outside(study.ranges, events, None, 0.0)]
     notes += [outside(study.ranges, table, name, float(grid[-1])) for name, table in regimens.items()]
-    notes = [note for note in (*notes, warnings) if len(note)]
+    notes = [note for note in (warnings, *notes) if len(note)]
     return Prediction(
         label=study.label,
         unit=study.unit,

@@ -17,6 +17,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.prediction import DISCLAIMER
+from medcm_cli.tables import Section
 from medcm_cli.terminal import ERR, job_bar
 
 _WARNINGS = 10  # that are shown
@@ -69,6 +70,19 @@ def written(
             pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
         yield partial
+
+
+def lean(section: Section) -> Section:
+    """Without the columns of patient and regimen where they have one value, which goes into the title."""
+    title, headers, cells = section
+    for key in ("regimen", "patient"):
+        values = {row[headers.index(key)] for row in cells} if key in headers else set()
+        if len(values) == 1:
+            number, (name,) = headers.index(key), values
+            title = f"{name}: {title}"
+            headers = [h for h in headers if h != key]
+            cells = [row[:number] + row[number + 1 :] for row in cells]
+    return Section(title, headers, cells)
 
 
 def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
