@@ -37,7 +37,7 @@ from medcm_cli.variability import (
 METHODS = ("importance", "laplace", "variational")
 _TOLERANCE, _ITERATIONS = 1e-8, 100  # of the search for modes; a step in eta
 _FREEDOM = 5.0  # degrees of freedom of the proposal
-_PER_DRAW, _FEWEST = 2, 64  # proposals for each draw that is kept, and at least so many
+_PER_DRAW, _FEWEST = 2, 32  # proposals for each draw that is kept, and at least so many
 # Prior sds beyond the mode's distance from 0 where the posterior has next to no mass (of two random effects
 # and no level 1e-8): proposals further out do not count. An ODE of such parameters may have no solution, or
 # one that takes millions of steps.
@@ -64,6 +64,11 @@ class Posterior:
     def at(self, number: int) -> list[Tensor]:
         """Draws of one subject, K of (S, 1, B)."""
         return [values[:, number : number + 1] for values in self.draws]
+
+
+def proposals(draws: int) -> int:
+    """Of importance sampling, for so many draws of a fit."""
+    return max(_PER_DRAW * draws, _FEWEST)
 
 
 def log_joint(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
@@ -163,7 +168,7 @@ def _importance(
     lower: Lower,
     draws: int,
 ) -> tuple[list[Tensor], Tensor]:
-    size, count = len(mode), max(_PER_DRAW * draws, _FEWEST)
+    size, count = len(mode), proposals(draws)
     dtype = mode[0].dtype
     points = _uniform(streams, "individual", size + 1, count)
     chi2 = 2 * gammaincinv(_FREEDOM / 2, points[-1].numpy())
@@ -182,7 +187,10 @@ def _importance(
     weight = torch.softmax(log_weight, 0)
     effective = 1 / (weight.square().sum(0) * count)
     cumulative = weight.cumsum(0).permute(1, 2, 0).contiguous()
-    place = (torch.arange(draws, dtype=dtype) + 0.5) / draws * cumulative[..., -1:]
+    # Each fit begins at a place of its own: an ensemble of many fits has few draws of each, which at the same
+    # places in all would be too narrow.
+    begin = per_fit(streams, lambda generator: generator.random(1), "resampling", dtype)  # (1, B)
+    place = (torch.arange(draws, dtype=dtype) + begin[..., None]) / draws * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, place).clamp(max=count - 1).permute(2, 0, 1)
     return [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)], effective
 

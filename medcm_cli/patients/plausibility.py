@@ -20,7 +20,7 @@ from medcm_cli.variability import multiply_lower, solve_lower, total
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
 _SURPRISING = 1e-4  # of a random effect so far from zero
-_DRAWS = 64
+_DRAWS, _EACH = 64, 8  # of plausible patients, at least; of each fit
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def surprises(
     found: list[tuple[str, str, str]] = []
     size = len(mode)
     omega = model.omega_cholesky(values)
-    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(_DRAWS, dtype=mode[0].dtype)
+    count = max(_EACH, _DRAWS // mode[0].shape[-1])
+    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(count, dtype=mode[0].dtype)
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
     eta = multiply_lower(omega, list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)

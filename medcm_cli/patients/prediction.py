@@ -17,7 +17,7 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.fitted import Patients, Study
-from medcm_cli.patients.individual import Posterior, residual_noise
+from medcm_cli.patients.individual import Posterior, proposals, residual_noise
 from medcm_cli.patients.plans import Plan, dose_corners, looked_at, part, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.pk import LinearModel
@@ -110,8 +110,10 @@ def predict(
     tables: dict[str, list[pd.DataFrame]] = {}
     each = -(-draws // len(study.fits.records))
     corners = max(int(_per_patient(table.is_dose, table).max(initial=0)) for table in regimens.values())
-    width = (len(grid) + 5 * corners) * each * len(study.fits.records)
-    chunk = max(1, _ELEMENTS // width)
+    seen = int(_per_patient(~events.is_dose, events).max(initial=0))
+    # Levels at the times, and, in double precision, those that a posterior is weighted by.
+    width = max((len(grid) + 5 * corners) * each, 2 * seen * proposals(each))
+    chunk = max(1, _ELEMENTS // (width * len(study.fits.records)))
     for start in range(0, len(events.ids), chunk):
         numbers = np.arange(start, min(start + chunk, len(events.ids)))
         some = part(events, numbers)
