@@ -16,7 +16,7 @@ from medcm_cli.patients.plans import part
 from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, middle, pooled_quantiles
 from medcm_cli.restored import restore
 
-_DRAWS = 400
+_DRAWS = 1000
 _CHUNK = 200_000  # patients' draws at once
 
 
