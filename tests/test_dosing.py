@@ -140,7 +140,7 @@ def test_the_dose_is_that_of_a_closed_form_and_one_vial_less_misses(study: Study
 @pytest.mark.parametrize("target", ["trough", "peak", "time_above"])
 def test_probabilities_count_the_draws(study: Study, patients: pd.DataFrame, target: str) -> None:
     """Of the same draws, by matrix exponentials of each."""
-    every, vial, most = 48.0, 250.0, 20
+    every, vial, most = 48.0, 50.0, 100  # small vials, so that some doses meet it in some draws
     texts = {"trough": "trough>=5 IU/dL", "peak": "peak<=60 IU/dL", "time_above": "time_above(5 IU/dL)>=90 %"}
     found = dose(study, patients, texts[target], 0.7, [every], vial, most, draws=120)
     events = study.read(patients)
