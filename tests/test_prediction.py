@@ -367,8 +367,8 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     )
     assert [s.title.split(",")[0] for s in again] == [
         "Parameters",
-        "given: Levels",
-        "given: Time above a level",
+        "doses as given: Levels",
+        "doses as given: Time above a level",
     ]
     assert [len(s.headers) for s in again] == [len(s.cells[0]) for s in again]
     assert not any("regimen" in s.headers for s in again)

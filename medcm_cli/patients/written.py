@@ -16,7 +16,7 @@ from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.fitted import Study
-from medcm_cli.patients.prediction import DISCLAIMER
+from medcm_cli.patients.prediction import DISCLAIMER, GIVEN
 from medcm_cli.tables import Section
 from medcm_cli.terminal import ERR, job_bar
 
@@ -74,15 +74,16 @@ def written(
 
 def lean(section: Section) -> Section:
     """Without the columns of patient and regimen where they have one value, which goes into the title."""
-    title, headers, cells = section
-    for key in ("regimen", "patient"):
+    _, headers, cells = section
+    shared = []
+    for key in ("patient", "regimen"):
         values = {row[headers.index(key)] for row in cells} if key in headers else set()
         if len(values) == 1:
             number, (name,) = headers.index(key), values
-            title = f"{name}: {title}"
+            shared.append("doses as given" if (key, name) == ("regimen", GIVEN) else name)
             headers = [h for h in headers if h != key]
             cells = [row[:number] + row[number + 1 :] for row in cells]
-    return Section(title, headers, cells)
+    return Section(": ".join(filter(None, (", ".join(shared), section.title))), headers, cells)
 
 
 def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
