@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_said_with_the_patients_name(study: Study, patients
     plan = {"name": "huge", "doses": [{"amount": 90000, "ii": 12, "addl": 3}]}
     found = predict(study, patients[mine], plan, times=[0.0, 400.0], draws=30).warnings
     assert found["message"].str.contains("huge: a dose of 90000 lies outside").any()
-    assert found["message"].str.contains("huge: a number of doses of 4 lies outside the 1 to 1").any()
+    assert found["message"].str.contains("huge: 4 doses are more than the 1 of any subject").any()
     assert found["message"].str.contains("longer than any follow-up trained on").any()
     odd = patients.assign(
         dv=patients["dv"].where(~seen, patients["dv"] * np.where(patients["time"] > 12, 6, 1))
@@ -358,6 +358,10 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     record = json.loads((folder / "predictions.json").read_text())
     assert len(record["fits"]) == 3
     assert record["trained_on"]["covariates"].keys() == {"weight", "vwf"}
+    assert b"longer than any follow-up" in metadata[b"warnings"]
+    numbers = pd.read_csv(next(folder.glob("*.csv")))
+    assert numbers["disclaimer"].str.startswith("For research use only").all()
+    assert "longer than any follow-up" in next(folder.glob("*.svg")).read_text()
     figures = list(folder.glob("*.png"))
     assert len(figures) == 2
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in figures)

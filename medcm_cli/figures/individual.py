@@ -1,5 +1,6 @@
 """A patient's predicted levels: a panel for each regimen, with what was measured and what is typical."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from medcm_cli.patients.prediction import GIVEN, Prediction
 _COLOUR = "#0072B2"
 _TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}
 _MEASURED: dict[str, Any] = {"color": _COLOUR, "lw": 0.7, "ls": (0, (1, 1.2))}
+_WARNINGS = 4  # that are written out
 _DECADES = 3.5  # of levels that a panel shows, from the highest down
 
 
@@ -58,7 +60,7 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             axis.set_title("as given" if regimen == GIVEN else regimen)
         axes[0].set_ylabel(f"level, {prediction.unit}")
         style.legend(figure, _handles(bool(len(seen))))
-        figure.supxlabel(_wrapped(prediction, width), fontsize=6, color="0.35", x=0.01, ha="left")
+        figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
         figure.suptitle(f"{name}", fontsize=9, x=0.01, ha="left")
     words = (
         f"Predicted levels of {name} ({prediction.label}): median, 50 and 90 % bands over the patient's "
@@ -70,7 +72,8 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
         f"Regimen {row.regimen}: {row.median:.3g} {prediction.unit} at {row.time:g} h."
         for row in last[["regimen", "median", "time"]].itertuples()
     )
-    return style.Drawn(f"patient_{style.slug(name)}", f"Levels of {name}", figure, words, alt, curve)
+    numbers = curve.assign(study=prediction.label, disclaimer=prediction.disclaimer)
+    return style.Drawn(f"patient_{style.slug(name)}", f"Levels of {name}", figure, words, alt, numbers)
 
 
 def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
@@ -119,13 +122,11 @@ def _handles(measured: bool) -> list[Any]:
     return handles
 
 
-def _wrapped(prediction: Prediction, width: float) -> str:
-    """The study and what predictions are for, in lines that fit."""
-    text = f"{prediction.label[0].upper()}{prediction.label[1:]}. {prediction.disclaimer}"
-    lines, line = [], ""
-    for word in text.split():
-        if len(line) + len(word) > width * 21:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "\n".join([*lines, line])
+def _said(prediction: Prediction, name: str, width: float) -> str:
+    """The study, what predictions are for and what there is to be wary of, in lines that fit."""
+    own = prediction.warnings[prediction.warnings["patient"].isin(["", name])]["message"]
+    study = f"{prediction.label[0].upper()}{prediction.label[1:]}. {prediction.disclaimer}"
+    lines = [study, *(f"Warning: {message}." for message in own.head(_WARNINGS))]
+    if len(own) > _WARNINGS:
+        lines.append(f"And {len(own) - _WARNINGS} more warnings.")
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, round(width * 21)))

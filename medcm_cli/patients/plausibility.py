@@ -118,14 +118,15 @@ def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: fl
         given = _given(events)
         compare(events.amount[given], events.subject[given], ranges.dose, f"{regimen}: a dose of")
         count = np.bincount(events.subject[given], minlength=len(ids)).astype(float)
-        with_doses = np.flatnonzero(count)
         if ranges.doses is not None:
-            most = (1.0, ranges.doses[1])
-            compare(count[with_doses], with_doses, most, f"{regimen}: a number of doses of")
-        if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
-            words = (
-                f"{regimen}: {horizon:g} h is longer than any follow-up trained on, {ranges.follow_up[1]:g} h"
+            most = ranges.doses[1]
+            words = f"doses are more than the {most:g} of any subject trained on"
+            found.extend(
+                (ids[i], "range", f"{regimen}: {count[i]:g} {words}") for i in np.flatnonzero(count > most)
             )
+        if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
+            longest = f"{ranges.follow_up[1]:.4g} h"
+            words = f"{regimen}: {horizon:g} h is longer than any follow-up trained on, {longest}"
             found.append(("", "range", words))
     return pd.DataFrame(found, columns=["patient", "kind", "message"])
 

@@ -54,6 +54,8 @@ def written(
     """Parquet tables and ``kind.json``, in place once the block ends, which may add files to the folder that
     it is given; everything or nothing."""
     said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
+    if "warnings" in tables:
+        said["warnings"] = "; ".join(_lines(tables["warnings"]))
     record = study.fits.records[0]
     content = {
         **said,
@@ -89,10 +91,8 @@ def lean(section: Section) -> Section:
 def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
     """Say what a person has to know, on stderr: the first warnings, and the file's columns that say nothing
     to the study, whose names may be misspelt."""
-    for patient, message in warnings.head(_WARNINGS)[["patient", "message"]].to_numpy():
-        ERR.print(f"warning: {f'patient {patient}: ' if patient else ''}{message}")
-    if len(warnings) > _WARNINGS:
-        ERR.print(f"and {len(warnings) - _WARNINGS} more, in warnings.parquet")
+    for line in _lines(warnings):
+        ERR.print(line)
     sheet = read_sheet(path, study.dataset["columns"], {})
     used = {sheet.named(role) for role in ROLES} | set(study.dataset["keep"])
     used |= {str(entry["column"]) for entry in study.dataset["covariates"].values()}
@@ -102,3 +102,11 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
     unused = [str(name) for name in sheet.frame if name not in used]
     if unused:
         ERR.print(f"columns that were not used: {', '.join(unused)}")
+
+
+def _lines(warnings: pd.DataFrame) -> list[str]:
+    """The first warnings, and how many there are beside."""
+    first = warnings.head(_WARNINGS)[["patient", "message"]].to_numpy()
+    lines = [f"warning: {f'patient {patient}: ' if patient else ''}{message}" for patient, message in first]
+    more = len(warnings) - len(lines)
+    return [*lines, *([f"and {more} more, in warnings.parquet"] if more else [])]
