@@ -88,7 +88,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says what an option is by default, where it is something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default in (None, False) or action.default == [] or action.required
+        nothing = action.default in (None, False, "") or action.default == [] or action.required
         return action.help if nothing else super()._get_help_string(action)
 
 
