@@ -56,10 +56,10 @@ def as_config(composed: DictConfig) -> dict[str, Any]:
     options = {*_GROUPS, *_VALUES}
     unknown = sorted({str(key) for key in composed} - options)
     if unknown:
-        raise InputError(f"{unknown[0]}: no such option; `medcm fit --help` lists them")
+        raise InputError(f"{unknown[0]}: no such option; `--help` lists them")
     absent = sorted(options - {str(key) for key in composed})
     if absent:
-        raise InputError(f"{absent[0]}: is missing; `medcm fit --help` lists the options")
+        raise InputError(f"{absent[0]}: is missing; `--help` lists the options")
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise InputError(f"{missing[0]} must be given: {missing[0]}=...")
