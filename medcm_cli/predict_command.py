@@ -1,7 +1,8 @@
 """``medcm predict``: individual predictions and their retrospective check, as tables, files and figures."""
 
 import argparse
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,23 @@ def run(options: argparse.Namespace, show: Show) -> None:
     tables = {name: getattr(found, name) for name in _TABLES}
     about = {"patients": str(options.patient), "method": options.method}
     with written(folder, _KIND, study, tables, about) as partial:
-        for name in events.ids if len(events.ids) <= _FIGURES else []:
-            if (found.curve["patient"] == name).any():
-                style.write(individual.patient(found, name), partial, ("png", "svg"))
+        for drawn in _figures(found) if len(events.ids) <= _FIGURES else []:
+            style.write(drawn, partial, ("png", "svg"))
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in sections(found):
         show(lean(section))
     warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet and figures -> {folder}")
+
+
+def _figures(found: Prediction) -> Iterator[style.Drawn]:
+    """One of each patient who has a dose. Names that a file cannot tell apart get a number."""
+    taken: dict[str, int] = {}
+    for name in dict.fromkeys(found.curve["patient"]):
+        drawn = individual.patient(found, name)
+        taken[drawn.stem] = taken.get(drawn.stem, 0) + 1
+        number = taken[drawn.stem]
+        yield drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -101,7 +111,7 @@ def _hours(text: str) -> FloatArray | list[float]:
         raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
     if not 0 <= start < stop or not 0 < step <= stop - start:
         raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
-    return np.arange(start, stop + step / 2, step)
+    return np.arange(start, stop + 1e-9 * step, step)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -168,8 +178,8 @@ def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: st
 
 def _order(shown: Sequence[str], regimens: pd.Series) -> Order:
     """Patients as in the file and regimens as given."""
-    place = {name: number for number, name in enumerate([*shown, *dict.fromkeys(regimens)])}
-    return lambda column: column.map(place)
+    known = {"patient": shown, "regimen": list(dict.fromkeys(regimens))}
+    return lambda column: column.map({name: number for number, name in enumerate(known[str(column.name)])})
 
 
 def _bands(row: Row) -> list[str]:

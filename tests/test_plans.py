@@ -92,10 +92,12 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
 def test_times_and_the_corners_of_doses_are_looked_at() -> None:
     events = make_events(2, doses=2)  # infusions of half an hour at 0 and 12 h
     times = np.array([0.0, 6.0, 20.0])
-    found, place = looked_at(events, times)
+    found, place = looked_at(events, times, dose_corners(events))
     for subject in range(2):
         seen = found.clock[~found.is_dose & (found.subject == subject)]
-        np.testing.assert_allclose(seen, [0, 0, 0.5, 1, 2, 4.5, 6, 12, 12.5, 13, 14, 16.5, 20], atol=1e-5)
+        assert (np.diff(seen) >= 0).all()
+        for wanted in (0, 0.5, 0.75, 1, 4.5, 6, 12, 12.5, 12.75, 18.5, 20):
+            assert np.abs(seen - wanted).min() < 1e-5
         np.testing.assert_array_equal(seen[place[:, subject]], times)
     np.testing.assert_allclose(np.unique(dose_corners(found)), [0, 0.5, 12, 12.5], atol=1e-5)
 
@@ -112,7 +114,8 @@ def test_times_after_a_reset_belong_to_what_was_given_after_it() -> None:
     )
     events = read_events(frame, {}, Format(patients=True))
     second = float(events.reset_clock[0])
-    found, _ = looked_at(events, np.array([0.0, second - 1, second + 1]))
+    times = np.array([0.0, second - 1, second + 1])
+    found, _ = looked_at(events, times, dose_corners(events))
     seen = ~found.is_dose
     assert set(found.segment[seen & (found.clock < second)].tolist()) == {0}
     assert set(found.segment[seen & (found.clock > second)].tolist()) == {1}

@@ -208,6 +208,40 @@ def test_hours_above_miss_no_peak_between_times(study: Study, patients: pd.DataF
     assert (never.thresholds["typical"] == 0).all()
 
 
+def test_hours_above_do_not_depend_on_the_times_that_are_shown(study: Study, patients: pd.DataFrame) -> None:
+    fine, coarse = (
+        predict(study, patients, times=times, thresholds=(5.0, 20.0), draws=20).thresholds
+        for times in (np.arange(0, 168.1, 0.25), [0.0, 168.0])
+    )
+    for name in ("typical", "median", "lower_90", "upper_90"):
+        np.testing.assert_allclose(coarse[name], fine[name], atol=0.1)
+
+
+def test_a_regimen_at_steady_state_is_that_of_many_doses(study: Study, patients: pd.DataFrame) -> None:
+    """As an event table, where SS 1 begins anew: at the time that it is given for."""
+    steady = pd.DataFrame({"time": [0.0], "amt": [1000.0], "ss": [1], "ii": [24.0], "addl": [2]})
+    many = {"name": "many", "doses": [{"time": 0, "amount": 1000, "ii": 24, "addl": 52}]}
+    times = np.array([0.0, 6.0, 23.0, 30.0, 70.0])
+    one = predict(study, patients, regimen=steady, times=times, draws=20)
+    other = predict(study, patients, regimen=many, times=times + 50 * 24, draws=20)
+    columns = ["typical", "lower_90", "median", "upper_90"]
+    first, second = (
+        found.curve[(found.curve["regimen"] == name) & (found.curve["time"] > found.curve["time"].min())]
+        for found, name in ((one, "regimen"), (other, "many"))
+    )
+    np.testing.assert_allclose(first[columns], second[columns], rtol=1e-3)
+    assert sorted(one.doses.query("regimen == 'regimen'")["time"].unique()) == [0, 24, 48]
+
+
+def test_doses_that_the_model_cannot_take_are_refused(study: Study, patients: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match=r"regimen x: a dose goes into compartment 2 \(CMT\)"):
+        predict(study, patients, regimen={"name": "x", "doses": [{"amount": 1000, "cmt": 2}]})
+    with pytest.raises(InputError, match="compartment 2"):
+        predict(study, patients.assign(cmt=2))
+    with pytest.raises(InputError, match="has a reset"):
+        predict(study, patients, regimen=pd.DataFrame({"time": [0.0], "amt": [1000.0], "evid": [4]}))
+
+
 def test_files_and_frames_give_the_same(study: Study, patients: pd.DataFrame, tmp_path: Path) -> None:
     patients.to_csv(tmp_path / "p.csv", index=False)
     patients.to_parquet(tmp_path / "p.parquet")

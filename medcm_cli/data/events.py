@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.data.regimen import Records, Regimen, write_out
-from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, read_sheet
+from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, label, read_sheet
 from medcm_cli.errors import InputError
 
 BOLUS_DURATION = 1 / 60  # h
@@ -227,7 +227,7 @@ def _subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
         column,
         "{value!r} appears in more than one block of rows; keep a subject's rows together",
     )
-    return subject, tuple(map(str, labels))
+    return subject, tuple(map(label, labels))
 
 
 def _kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:

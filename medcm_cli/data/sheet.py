@@ -132,6 +132,11 @@ class Sheet:
         return values.astype(np.int64)
 
 
+def label(value: object) -> str:
+    """A subject's name, of a cell: that of a number that is whole has no decimal point."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[int], str]]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"

@@ -87,7 +87,7 @@ def name_of(objective: str) -> str:
 
 def slug(text: str) -> str:
     """What can stand in a file's name."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return re.sub(r"[\W_]+", "_", text.lower()).strip("_")
 
 
 def symbol(letter: str, *names: str) -> str:

@@ -20,7 +20,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients.fitted import Patients, Study
 from medcm_cli.patients.individual import Posterior
 from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
-from medcm_cli.patients.plans import Plan, part, with_plan
+from medcm_cli.patients.plans import LOOKS, Plan, part, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.prediction import (
     DISCLAIMER,
@@ -93,7 +93,7 @@ def dose(
     :param target: one or more (``targets.read_target``), to be met together. :param every: intervals, h.
     :param vial: amount in one. :param most: vials of a dose to try.
     :param after: ``steady``, the same dose endlessly at the interval, or ``given``: an interval after the
-        last dose of the patient's file, or at its last row where that is later.
+        last dose of the patient's file, or at its last level where that is later.
     :param horizon: h from the first of these doses that they are repeated for; the last interval counts. By
         default the first one does.
     :param method: see ``individual.posterior``. :param draws: see ``prediction.predict``.
@@ -111,7 +111,7 @@ def dose(
     regimens = [repeated(study, events, after, hours, horizon) for hours in sorted(set(every))]
     weights = _weights(study, regimens[0].table)
     rows = max(int(np.bincount(regimen.table.subject).max()) for regimen in regimens)
-    chunk = max(1, _ELEMENTS // ((POINTS + 5 * rows) * each * fits * _SHOWN))
+    chunk = max(1, _ELEMENTS // ((POINTS + LOOKS * rows) * each * fits * _SHOWN))
     frames: dict[str, list[pd.DataFrame]] = {"doses": [], "candidates": [], "warnings": []}
     for first in range(0, len(events.ids), chunk):
         numbers = np.arange(first, min(first + chunk, len(events.ids)))
@@ -182,7 +182,7 @@ def _words(study: Study, after: str, horizon: float | None) -> str:
         of = "" if isinstance(pk, LinearModel) else f", what {pk.steady_state_doses} of them lead to"
         return f"steady state of the same dose at the interval{of}"
     span = "the first interval counts" if horizon is None else f"repeated for {horizon:g} h, the last counts"
-    return f"on top of the doses in the file, an interval after the last (or at the last row): {span}"
+    return f"on top of the doses in the file, an interval after the last (or at the last level): {span}"
 
 
 # -- search ----------------------------------------------------------------------------------------

@@ -6,15 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.individual import Posterior, posterior
+from medcm_cli.patients.plans import dose_corners
 from medcm_cli.patients.plausibility import Ranges, ranges_of
+from medcm_cli.pk import LinearModel, check_schedule
 from medcm_cli.restored import Ensemble, ensemble, finished, grouped
 from medcm_cli.study import check_predose, read_dataset
 
@@ -71,7 +75,36 @@ class Study:
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         events, _, _ = read_dataset(path, self.dataset, patients=True)
         check_predose(events, self.fits.model.error)
+        try:
+            self.check(events)
+        except InputError as error:
+            raise InputError(f"{events.source}: {error}") from error
         return events
+
+    def check(self, events: EventTable) -> None:
+        """:raises InputError: doses that the model cannot take."""
+        changing = events.regimes is not None
+        check_schedule(self.fits.model.pk, self.population(events).schedule, changing)
+
+    def corners(self, events: EventTable) -> FloatArray:
+        """``plans.dose_corners`` with typical lag times and durations, the median over fits, (2, doses)."""
+        pk, corners = self.fits.model.pk, dose_corners(events)
+        named = [*pk.lag.values(), *pk.durations.values()]
+        if not named:
+            return corners
+        population = self.population(events)
+        with torch.no_grad():
+            zeta = self.fits.model.typical(self.fits.estimates, population)
+        n = len(events.ids)
+        subject, into = events.subject[events.is_dose], events.compartment[events.is_dose]
+        into = np.where(into < 0, pk.dosed, into) + 1
+        unknown = np.isnan(events.duration[events.is_dose])
+        for parameters, rows, moved in ((pk.lag, True, slice(0, 2)), (pk.durations, unknown, slice(1, 2))):
+            for number, name in parameters.items():
+                value = zeta[name][-1] if zeta[name].ndim > 3 else zeta[name]
+                typical = value.expand(1, n, value.shape[-1])[0].quantile(0.5, dim=-1).numpy()
+                corners[moved] += np.where((into == number) & rows, typical[subject], 0.0)
+        return corners
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
         """Subjects with a fit dimension of 1, but for covariates, which have B."""
@@ -89,16 +122,19 @@ class Study:
 
     @torch.no_grad()
     def levels(self, events: EventTable, eta: Sequence[Tensor] | None) -> Tensor:
-        """Levels at the table's observations, in the reported unit.
+        """Levels at the table's observations, in the reported unit; of a model of differential equations
+        computed in double precision, since single is too coarse for the steps of an adaptive solver.
 
         :param eta: K of (S, N, B); None for typical ones. :returns: (T, S, N, B), float32.
         """
-        population = self.population(events, torch.float32)
-        zeta = self.fits.model.typical(self.single, population)
-        single = None if eta is None else [values.float() for values in eta]
-        level = self.fits.model.predict(zeta, population, single) * self.scale
+        linear = isinstance(self.fits.model.pk, LinearModel)
+        dtype, estimates = (torch.float32, self.single) if linear else (torch.float64, self.fits.estimates)
+        population = self.population(events, dtype)
+        zeta = self.fits.model.typical(estimates, population)
+        given = None if eta is None else [values.to(dtype) for values in eta]
+        level = self.fits.model.predict(zeta, population, given) * self.scale
         shape = (*level.shape[:2], len(events.ids), len(self.fits.records))
-        return level.expand(shape)
+        return level.float().expand(shape)
 
 
 def load_study(run: Path | str, objective: str | None = None) -> Study:

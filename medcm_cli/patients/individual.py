@@ -61,10 +61,6 @@ class Posterior:
     draws: list[Tensor]
     effective: Tensor
 
-    def at(self, number: int) -> list[Tensor]:
-        """Draws of one subject, K of (S, 1, B)."""
-        return [values[:, number : number + 1] for values in self.draws]
-
 
 def proposals(draws: int) -> int:
     """Of importance sampling, for so many draws of a fit."""

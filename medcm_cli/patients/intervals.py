@@ -78,7 +78,8 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
     # Which doses are new is told by a negative amount in what looked_at arranges.
-    at, _ = looked_at(replace(table, amount=np.where(new, -1.0, table.amount)), times)
+    signed = replace(table, amount=np.where(new, -1.0, table.amount))
+    at, _ = looked_at(signed, times, study.corners(table))
     new = at.is_dose & (at.amount < 0)
     at = replace(at, amount=np.where(new, 1.0, at.amount))
     clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
@@ -107,7 +108,6 @@ def _solved(
     study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
 ) -> Levels:
     del steady
-    fits = study.fits
 
     def levels(doses: Tensor) -> Tensor:
         number = len(doses)
@@ -115,12 +115,8 @@ def _solved(
         amount = doses.double().flatten().numpy()[table.subject]
         table = replace(table, amount=np.where(np.tile(new, number), amount, table.amount))
         again = None if eta is None else [values.repeat(1, number, 1) for values in eta]
-        # In double precision: single is too coarse for the steps of an adaptive solver.
-        population = study.population(table)
-        level = fits.model.predict(fits.model.typical(fits.estimates, population), population, again)
-        shape = (*level.shape[:2], len(table.ids), len(fits.records))
-        level = (level * study.scale).float().expand(shape)  # (T, S, C N, B)
-        return level.reshape(*shape[:2], number, -1, shape[3]).movedim(2, 1)
+        level = study.levels(table, again)  # (T, S, C N, B)
+        return level.reshape(*level.shape[:2], number, -1, level.shape[3]).movedim(2, 1)
 
     return levels
 

@@ -12,14 +12,20 @@ import yaml
 
 from medcm_cli.data import EventTable, Format, read_events
 from medcm_cli.data.events import Regimes
-from medcm_cli.data.sheet import BoolArray, FloatArray, read_sheet
+from medcm_cli.data.sheet import BoolArray, FloatArray, label, read_sheet
 from medcm_cli.errors import InputError
 
 DOSE = ("time", "amount", "rate", "duration", "ii", "addl", "cmt")
 _COLUMNS = {"amount": "amt"}
 _STARTS = ("fresh", "continue")
 _AFTER = 1e-6  # h; how long after its end all of a dose is seen, one that is given at once too
-_FALL = (0.5, 1.5, 4.0)  # h after that, while levels may fall fast
+# h after that, and before, to follow levels whatever the times that they are asked for at.
+_FALL = (
+    *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16, 20, 24, 36, 48, 72, 96),
+    *(144, 240, 480, 1000),
+)
+_RISE = (2.0, 1.0, 0.5, 0.25)
+LOOKS = 2 + len(_RISE) + len(_FALL)  # for a dose, at most
 _ROWS = [f.name for f in fields(EventTable) if f.name not in ("source", "ids", "covariates", "regimes")]
 _ROWS = [name for name in _ROWS if name not in ("reset_subject", "reset_clock", "superposed")]
 
@@ -71,7 +77,9 @@ def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Map
         if sheet.has(role):
             frame[role] = sheet.number(sheet.named(role))
     if sheet.has("id"):
-        frame.insert(0, "id", sheet.frame[sheet.named("id")].astype(str).to_numpy())
+        frame.insert(0, "id", sheet.frame[sheet.named("id")].map(label).to_numpy())
+    if (frame.get("evid", pd.Series(dtype=float)) >= 3).any():
+        raise InputError(f"{sheet.source}: has a reset (EVID 3 or 4), which a regimen cannot have")
     gives = frame.reindex(columns=["amt", "rate"]).fillna(0.0).ne(0).any(axis=1)
     if not gives.any():
         raise InputError(f"{sheet.source}: holds no dose; expected rows with an amount or a rate")
@@ -99,11 +107,13 @@ def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan
             raise InputError(f"{source}, dose {number}: gives nothing; expected an amount or a rate above 0")
         if dose.get("addl", 0) and not dose.get("ii", 0):
             raise InputError(f"{source}, dose {number}: has addl without ii, the hours between these doses")
+        if dose.get("ii", 0) and not dose.get("addl", 0):
+            raise InputError(f"{source}, dose {number}: has ii without addl, the number of additional doses")
     frame = pd.DataFrame([dict(dose) for dose in doses]).rename(columns=_COLUMNS)
     if "time" not in frame:
         frame["time"] = 0.0
     frame["time"] = frame["time"].fillna(0.0)
-    return Plan(str(content.get("name", name)), frame.sort_values("time"), start == "continue", bolus)
+    return Plan(str(content.get("name") or name), frame.sort_values("time"), start == "continue", bolus)
 
 
 def with_plan(events: EventTable, plan: Plan) -> EventTable:
@@ -122,8 +132,11 @@ def with_plan(events: EventTable, plan: Plan) -> EventTable:
         doses = plan.doses.assign(place=ids.get_indexer(pd.Index(plan.doses["id"].tolist())))
     else:
         doses = plan.doses.merge(pd.DataFrame({"place": np.arange(len(ids))}), how="cross")
-    everyone = pd.DataFrame({"place": np.arange(len(ids)), "time": 0.0, "evid": 2})
-    rows = pd.concat([everyone, doses.assign(evid=1)], ignore_index=True)
+    # Who has no dose is there too. Before a dose a row would matter: one at steady state begins anew (SS 1).
+    others = pd.DataFrame(
+        {"place": np.setdiff1d(np.arange(len(ids)), doses["place"]), "time": 0.0, "evid": 2}
+    )
+    rows = pd.concat([others, doses.assign(evid=1)], ignore_index=True)
     rows = rows.sort_values(["place", "time", "evid"], ascending=[True, True, False], kind="stable")
     rows["id"] = np.asarray(ids)[rows["place"]]
     rows["dv"] = np.nan
@@ -169,11 +182,14 @@ def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
     )
 
 
-def looked_at(events: EventTable, times: FloatArray) -> tuple[EventTable, npt.NDArray[np.int64]]:
+def looked_at(
+    events: EventTable, times: FloatArray, corners: FloatArray
+) -> tuple[EventTable, npt.NDArray[np.int64]]:
     """The patients' doses, with an observation at each of ``times`` (h on the clock) and, between the first
-    and the last of them, where each dose begins, just after it ends and a few times in the hours after that,
-    so that neither peaks nor troughs are missed nor what lies between them.
+    and the last of them, at each dose's corners and at ``_FALL`` after the second of them and, of a dose
+    that is not seen at once, ``_RISE`` before it.
 
+    :param corners: when each dose begins to be seen and when all of it has been given (``dose_corners``).
     :returns: the table, every patient with as many observations in it, and the place among them of each of
         ``times``, (times, N).
     """
@@ -182,12 +198,15 @@ def looked_at(events: EventTable, times: FloatArray) -> tuple[EventTable, npt.ND
     counts = np.bincount(doses["subject"], minlength=n)
     most = int(counts.max(initial=0))
     position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
-    corners = np.full((2 + len(_FALL), most, n), times[-1])
-    start, end = dose_corners(events)
-    after = np.stack([start, end, *(end + hours for hours in _FALL)])
-    corners[:, position, doses["subject"]] = after.clip(times[0], times[-1])
+    start, end = corners
+    before = _RISE if (start > doses["clock"]).any() else ()
+    around = np.stack([start, end, *(end - h for h in before), *(end + h for h in _FALL)])
+    padded = np.full((len(around), most, n), times[-1])
+    padded[:, position, doses["subject"]] = around.clip(times[0], times[-1])
+    added = padded.reshape(-1, n)
+    added = added[((added > times[0]) & (added < times[-1])).any(1)]  # those that someone has
     grid = np.broadcast_to(times[:, None], (len(times), n))
-    every = np.concatenate([grid, corners.reshape(-1, n)])
+    every = np.concatenate([grid, added])
     order = np.argsort(every, axis=0, kind="stable")
     place = np.argsort(order, axis=0, kind="stable")[: len(times)]
     clock = np.take_along_axis(every, order, axis=0).T.ravel()
@@ -208,7 +227,8 @@ def looked_at(events: EventTable, times: FloatArray) -> tuple[EventTable, npt.ND
 
 
 def dose_corners(events: EventTable) -> FloatArray:
-    """Where each dose begins and when all of it has been given, h on the clock: (2, doses)."""
+    """Where each dose begins and when all of it has been given, h on the clock: (2, doses). Without lag times
+    and durations that are parameters, which ``Study.corners`` has."""
     start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
     return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
 

@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.fitted import Patients, Study
 from medcm_cli.patients.individual import Posterior, proposals, residual_noise
-from medcm_cli.patients.plans import Plan, dose_corners, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import LOOKS, Plan, looked_at, part, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.pk import LinearModel
 
@@ -103,16 +103,18 @@ def predict(
     events = patients if isinstance(patients, EventTable) else study.read(patients)
     many = len(events.ids) > FEW
     draws = DRAWS[many] if draws is None else draws
+    thresholds = list(dict.fromkeys(thresholds))
     plans = [read_plan(one, study.dataset) for one in _several_regimens(regimen)]
     _check(plans, thresholds, draws)
-    regimens = regimens_of(events, plans)
-    grid = _times(times, [events, *regimens.values()], POINTS[many])
+    regimens = regimens_of(study, events, plans)
+    corners = [study.corners(table) for table in (events, *regimens.values())]
+    grid = _times(times, [events, *regimens.values()], corners, POINTS[many])
     tables: dict[str, list[pd.DataFrame]] = {}
     each = -(-draws // len(study.fits.records))
-    corners = max(int(_per_patient(table.is_dose, table).max(initial=0)) for table in regimens.values())
+    most = max(int(_per_patient(table.is_dose, table).max(initial=0)) for table in regimens.values())
     seen = int(_per_patient(~events.is_dose, events).max(initial=0))
     # Levels at the times, and, in double precision, those that a posterior is weighted by.
-    width = max((len(grid) + 5 * corners) * each, 2 * seen * proposals(each))
+    width = max((len(grid) + LOOKS * most) * each, 2 * seen * proposals(each))
     chunk = max(1, _ELEMENTS // (width * len(study.fits.records)))
     for start in range(0, len(events.ids), chunk):
         numbers = np.arange(start, min(start + chunk, len(events.ids)))
@@ -162,26 +164,34 @@ def _check(plans: Sequence[Plan], thresholds: Sequence[float], draws: int) -> No
         raise InputError(f"draws is {draws}: expected at least 20")
 
 
-def regimens_of(events: EventTable, plans: Sequence[Plan]) -> dict[str, EventTable]:
+def regimens_of(study: Study, events: EventTable, plans: Sequence[Plan]) -> dict[str, EventTable]:
     """Name -> the patients with the doses of a regimen: that of their file, where anyone has one, and each
-    plan's. :raises InputError: there is none at all."""
+    plan's. :raises InputError: there is none at all, or doses that the model cannot take."""
     tables = {GIVEN: events} if events.is_dose.any() else {}
     tables |= {plan.name: with_plan(events, plan) for plan in plans}
     if not tables:
         raise InputError(f"{events.source}: has no dose; give the doses there or as a regimen")
+    for name, table in tables.items():
+        try:
+            study.check(table)
+        except InputError as error:
+            raise InputError(f"regimen {name}: {error}") from error
     return tables
 
 
 def _times(
-    times: Sequence[float] | FloatArray | None, tables: Sequence[EventTable], points: int
+    times: Sequence[float] | FloatArray | None,
+    tables: Sequence[EventTable],
+    corners: Sequence[FloatArray],
+    points: int,
 ) -> FloatArray:
     if times is None:
         last = max(float(table.clock.max(initial=0.0)) for table in tables)
         even = np.linspace(0.0, 24.0 * max(3.0, np.ceil(last / 24.0 + 1.0)), points)
         # With doses at few times a curve has its peaks and troughs too.
-        corners = np.unique(np.concatenate([dose_corners(table).ravel() for table in tables]))
-        corners = corners[(corners > even[0]) & (corners < even[-1])]
-        return np.union1d(even, corners) if len(corners) <= points else even
+        some = np.unique(np.concatenate([both.ravel() for both in corners]))
+        some = some[(some > even[0]) & (some < even[-1])]
+        return np.union1d(even, some) if len(some) <= points else even
     grid = np.unique(np.asarray(times, dtype=np.float64))
     if len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
         raise InputError("times: expected two or more times from 0 h")
@@ -220,7 +230,7 @@ def _chunk(
     several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(found.draws[0]), torch.float32)
     for name, table in regimens.items():
-        at, place = looked_at(table, grid)
+        at, place = looked_at(table, grid, study.corners(table))
         there = _per_patient(table.is_dose, table) > 0
         for kind, frame in _of_regimen(study, name, at, place, found, noise, grid, thresholds).items():
             several[kind].append(frame[np.tile(there, len(frame) // len(there))] if len(frame) else frame)
@@ -323,7 +333,7 @@ def middle(values: Tensor) -> FloatArray:
 
 
 def _doses(regimen: str, table: EventTable) -> pd.DataFrame:
-    rows = table.is_dose
+    rows = table.is_dose & (table.clock >= table.since)  # not those before a steady state
     return pd.DataFrame(
         {
             "patient": np.asarray(table.ids)[table.subject[rows]],

@@ -13,7 +13,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients.fitted import Patients, Study
 from medcm_cli.patients.individual import posterior, residual_noise
 from medcm_cli.patients.plans import part
-from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, middle, pooled_quantiles
+from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
 from medcm_cli.restored import restore
 
 _DRAWS = 1000
@@ -119,7 +119,10 @@ def _predicted(
     count = draws * weight.expand(len(events.ids), measured.shape[3]).sum(-1)
     mean = (measured * weight).sum((1, 3)) / count
     sd = (((measured - mean[:, None, :, None]).square() * weight).sum((1, 3)) / count).sqrt()
-    typical = middle(study.levels(events, None)[:, 0])
+    of_fits = study.levels(events, None)[:, 0]
+    if keep is not None:
+        of_fits = torch.where(keep, of_fits, torch.nan)
+    typical = np.asarray(of_fits.nanquantile(0.5, dim=-1).numpy())
     future = ((population.observed > 0) & (rank >= used))[:, 0, :, 0]
     if population.censored is not None:
         future &= population.censored[:, 0, :, 0] == 0
