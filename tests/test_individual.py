@@ -120,6 +120,34 @@ def test_mode_is_that_of_an_independent_optimiser(error: str) -> None:
         np.testing.assert_allclose(mode, best.x, atol=1e-5)
 
 
+def test_the_highest_of_several_modes_is_found() -> None:
+    """A level at ten days that nobody typical has: there the posterior is flat, and its mode is elsewhere."""
+    model, values = two_fits()
+    events = make_events(3)
+    row = np.flatnonzero((events.subject == 1) & ~events.is_dose)[-1]
+    when, level = events.clock.copy(), events.dv.copy()
+    when[row], level[row] = 240.0, 0.6
+    events = replace(events, time=when, clock=when, dv=level)
+    everyone = Population.from_events(events, torch.float64)
+    spread = {name: v.expand(*v.shape[:-1], 2) for name, v in everyone.covariates.items()}
+    late = torch.arange(3).view(3, 1, 1, 1) == 2
+    others = torch.arange(3).view(1, 1, 3, 1) != 1
+    population = replace(
+        everyone, covariates=spread, observed=everyone.observed * (late | others), ragged=True
+    )
+    found = posterior(model, values, population, STREAMS, "importance", 200)
+    axis = np.linspace(-3, 3, 61)
+    for fit in range(2):
+        log_density = by_numpy(model, values, population, 1, fit)
+        mode = np.array([float(m[0, 1, fit]) for m in found.mode])
+        highest = max(log_density(np.array([one, other])) for one in axis for other in axis)
+        assert log_density(mode) > highest - 1e-6 > log_density(np.zeros(2)) + 10
+        assert abs(float(found.draws[0][:, 1, fit].median()) - mode[0]) < 0.2
+    alone = posterior(model, values, population_of(3), STREAMS, "importance", 200)
+    for m, other in zip(found.mode, alone.mode, strict=True):
+        torch.testing.assert_close(m[:, 0], other[:, 0], rtol=0, atol=1e-9)
+
+
 def on_grid(model: Model, values: dict[str, torch.Tensor], population: Population, fit: int) -> FloatArray:
     """Quantiles of each random effect of the first subject, (K, quantiles), from the density on a grid that
     reaches six prior sds to each side."""

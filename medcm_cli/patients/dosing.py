@@ -309,7 +309,7 @@ def _reason(targets: Sequence[Target], every: float, at_the_most: np.ndarray) ->
 
 def _surprises(study: Study, events: EventTable, found: Posterior) -> pd.DataFrame:
     population, unit = study.population(events), unit_in_file(study.dataset)
-    return surprises(study.fits.model, study.fits.estimates, population, found.mode, events.ids, unit)
+    return surprises(study.fits.model, study.fits.estimates, population, found, events.ids, unit)
 
 
 def _outside(

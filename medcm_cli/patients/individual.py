@@ -6,7 +6,7 @@ who else is in the file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.objectives import State
-from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
 from medcm_cli.objectives.vi import Vi
 from medcm_cli.streams import Stream, per_fit
 from medcm_cli.variability import (
@@ -42,6 +42,9 @@ _PER_DRAW, _FEWEST = 2, 32  # proposals for each draw that is kept, and at least
 # and no level 1e-8): proposals further out do not count. An ODE of such parameters may have no solution, or
 # one that takes millions of steps.
 _REACH = 6.0
+_MISFIT = 4.0  # residual sds of a level at a mode that asks for other beginnings of the search
+_SCREENED = 256  # points of eta for that
+_ELEMENTS = 4_000_000  # levels in memory at once, of those points
 _STEPS, _RATE, _SAMPLES = 200, 0.03, 16  # of the variational approximation
 
 
@@ -97,9 +100,7 @@ def posterior(
     if method not in METHODS:
         raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
     with torch.no_grad():
-        like = torch.zeros((1, population.present.shape[-2], len(streams)), dtype=population.dv.dtype)
-        start = [like] * len(model.random_effects.names)
-        mode, converged = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
+        mode, converged = _modes(model, values, population, len(streams))
         spread = laplace_covariance(model, values, population, mode)
         lower = cholesky([list(row.unbind(0)) for row in spread.unbind(0)])
         if method == "importance":
@@ -111,7 +112,61 @@ def posterior(
         spread = dense(covariance(lower))
     normal = _normal(streams, "individual", len(mode), draws, mode[0].dtype)
     drawn = [m + shift for m, shift in zip(centre, multiply_lower(lower, normal), strict=True)]
-    return Posterior(mode, spread, converged[0], drawn, torch.ones_like(converged[0], dtype=like.dtype))
+    return Posterior(mode, spread, converged[0], drawn, torch.ones_like(mode[0][0]))
+
+
+def misfit(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
+    """|y - f| / sd of each level, (T, S, N, B); 0 where there is none or only a limit is known."""
+    prediction = model.predict(model.typical(values, population), population, eta)
+    sd, _ = model.error.sd(values, prediction)
+    known = population.observed > 0
+    if population.censored is not None:
+        known = known & (population.censored == 0)
+    return torch.where(known, ((population.dv - prediction) / sd).abs(), 0.0)
+
+
+def _modes(model: Model, values: Values, population: Population, fits: int) -> tuple[list[Tensor], Tensor]:
+    """Each subject's mode of eta under each fit, and whether the search has ended.
+
+    It begins at 0. Levels that are far from anything near there may have no slope there, and a posterior
+    then has its highest mode elsewhere: of subjects whose levels are not met, it begins again at the most
+    likely of many points, and the higher mode counts.
+    """
+    size, dtype = len(model.random_effects.names), population.dv.dtype
+    n = population.present.shape[-2]
+    start = [torch.zeros((1, n, fits), dtype=dtype)] * size
+    mode, converged = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
+    unmet = (misfit(model, values, population, mode) > _MISFIT).any(0).any(0).any(-1)
+    if not bool(unmet.any()):
+        return mode, converged
+    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(_SCREENED, dtype=dtype)
+    eta = [BOUND * (2 * column - 1)[:, None, None] for column in points.T]
+    at_once = max(1, _ELEMENTS // (_SCREENED * fits * len(population.time)))
+    for numbers in torch.nonzero(unmet).flatten().split(at_once):
+        some = _some(population, numbers)
+        likely = _finite(log_joint(model, values, some, eta)).argmax(0, keepdim=True)
+        begin = [column[:, 0, 0][likely] for column in eta]
+        found, ended = find_modes(model, values, some, begin, _TOLERANCE, _ITERATIONS)
+        before = [old[:, numbers] for old in mode]
+        higher = _finite(log_joint(model, values, some, found)) > log_joint(model, values, some, before)
+        mode = [
+            old.index_copy(1, numbers, torch.where(higher, new, kept))
+            for old, new, kept in zip(mode, found, before, strict=True)
+        ]
+        converged = converged.index_copy(1, numbers, torch.where(higher, ended, converged[:, numbers]))
+    return mode, converged
+
+
+def _finite(log_density: Tensor) -> Tensor:
+    """What is not is taken as no density."""
+    return torch.where(torch.isfinite(log_density), log_density, -torch.inf)
+
+
+def _some(population: Population, numbers: Tensor) -> Population:
+    """Some subjects, any number of times; covariates may have more fits than the rest."""
+    index = numbers[:, None].expand(-1, population.present.shape[-1])
+    taken = replace(population, covariates={}).take(index)
+    return replace(taken, covariates={name: v[..., numbers, :] for name, v in population.covariates.items()})
 
 
 def _uniform(streams: Sequence[Stream], purpose: str, dimension: int, count: int) -> Tensor:
@@ -178,8 +233,8 @@ def _importance(
     counts = _distance(omega, eta) < _distance(omega, mode) + _REACH
     eta = [torch.where(counts, value, m) for value, m in zip(eta, mode, strict=True)]
     log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
-    log_weight = log_joint(model, values, population, eta) - log_q
-    log_weight = torch.where(counts & torch.isfinite(log_weight), log_weight, -torch.inf)
+    log_weight = _finite(log_joint(model, values, population, eta) - log_q)
+    log_weight = torch.where(counts, log_weight, -torch.inf)
     weight = torch.softmax(log_weight, 0)
     effective = 1 / (weight.square().sum(0) * count)
     cumulative = weight.cumsum(0).permute(1, 2, 0).contiguous()

@@ -15,10 +15,12 @@ from medcm_cli import runs
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
+from medcm_cli.patients.individual import Posterior, misfit
 from medcm_cli.restored import Ensemble, data_of, restore
 from medcm_cli.variability import multiply_lower, solve_lower, total
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
+_MISFIT, _EFFECTIVE = 5.0, 0.1
 _SURPRISING = 1e-4  # of a random effect so far from zero
 _DRAWS, _EACH = 64, 8  # of plausible patients, at least; of each fit
 
@@ -136,18 +138,20 @@ def surprises(
     model: Model,
     values: Values,
     population: Population,
-    mode: Sequence[Tensor],
+    found: Posterior,
     ids: Sequence[str],
     unit: str,
 ) -> pd.DataFrame:
-    """Levels far from anything that the model expects of the patient, and random effects far from zero: the
-    same columns as ``outside``.
+    """Levels far from anything that the model expects of the patient, random effects far from zero, and
+    posteriors that are not well known: the same columns as ``outside``.
 
     A level is implausible where it is ten times the largest, or a tenth of the least, of ``_DRAWS`` patients
     of the same covariates, four residual sd further away. A patient is surprising where eta' Omega^-1 eta at
-    the mode, on average over fits, is what one in 10 000 has.
+    the mode, on average over fits, is what one in 10 000 has, or where a level lies ``_MISFIT`` residual sds
+    from what it is there, in half of the fits. Of importance sampling, less than ``_EFFECTIVE`` of the
+    proposals, likewise, is too little.
     """
-    found: list[tuple[str, str, str]] = []
+    mode, notes = found.mode, list[tuple[str, str, str]]()
     size = len(mode)
     omega = model.omega_cholesky(values)
     count = max(_EACH, _DRAWS // mode[0].shape[-1])
@@ -168,7 +172,7 @@ def surprises(
         ratio, word = (
             (dv / high, "times the highest") if bool(above[row, number]) else (dv / low, "of the lowest")
         )
-        found.append(
+        notes.append(
             (
                 ids[number],
                 "level",
@@ -181,7 +185,7 @@ def surprises(
     distance = total([x * x for x in white])[0].mean(-1)
     limit = 2 * float(gammaincinv(size / 2, 1 - _SURPRISING))
     far = (distance > limit) & ~wrong.any(0)
-    found.extend(
+    notes.extend(
         (
             ids[number],
             "patient",
@@ -190,7 +194,30 @@ def surprises(
         )
         for number in torch.nonzero(far).flatten().tolist()
     )
-    return pd.DataFrame(found, columns=["patient", "kind", "message"])
+    off = misfit(model, values, population, mode)[:, 0].quantile(0.5, dim=-1)  # (T, N)
+    unmet = (off.amax(0) > _MISFIT) & ~wrong.any(0)
+    for number in torch.nonzero(unmet).flatten().tolist():
+        row = int(off[:, number].argmax())
+        notes.append(
+            (
+                ids[number],
+                "level",
+                f"the level {float(dv[row, number]):g} {unit} at {float(time[row, number]):g} h is "
+                f"{float(off[row, number]):.0f} residual sd from what the most likely parameters give: check "
+                "levels, doses and their times",
+            )
+        )
+    effective = found.effective.quantile(0.5, dim=-1)
+    notes.extend(
+        (
+            ids[number],
+            "posterior",
+            f"only {100 * float(effective[number]):.2g} % of the draws of importance sampling count, and "
+            "intervals are rough: compare another method",
+        )
+        for number in torch.nonzero((effective < _EFFECTIVE) & ~wrong.any(0)).flatten().tolist()
+    )
+    return pd.DataFrame(notes, columns=["patient", "kind", "message"])
 
 
 def odd_fits(typical: Mapping[str, Tensor]) -> pd.DataFrame:

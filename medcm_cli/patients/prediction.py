@@ -225,7 +225,7 @@ def _chunk(
                 "censored": events.censored[~events.is_dose],
             }
         ),
-        "warnings": surprises(model, values, population, found.mode, events.ids, unit_in_file(study.dataset)),
+        "warnings": surprises(model, values, population, found, events.ids, unit_in_file(study.dataset)),
     }
     several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(found.draws[0]), torch.float32)
