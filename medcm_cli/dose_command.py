@@ -80,6 +80,9 @@ def run(options: argparse.Namespace, show: Show) -> None:
     about = {
         "patients": str(options.patient),
         "method": options.method,
+        "draws": options.draws or DRAWS[len(events.ids) > FEW],
+        "every": every,
+        "after": options.after,
         "dose_unit": found.dose_unit,
         "regimen": found.regimen,
         "targets": [asdict(target) for target in found.targets],
@@ -94,15 +97,17 @@ def run(options: argparse.Namespace, show: Show) -> None:
     wanted = " and ".join(target.text for target in found.targets)
     OUT.print(
         f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {options.vial:g} to "
-        f"{options.vial * options.most:g} {found.dose_unit}; true levels, without residual error.\n"
+        f"{options.vial * options.most:g} {found.dose_unit}. Targets are of one interval, and true "
+        "levels count, without residual error.\n"
     )
     for section in sections(found):
         show(lean(section))
     for line in _infeasible(found, options.vial * options.most):
         OUT.print(line)
-    OUT.print(
-        "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
-    )
+    if found.doses["least_weekly"].any():
+        OUT.print(
+            "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
+        )
     warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet -> {folder}")
 
@@ -116,7 +121,8 @@ def sections(found: Dosing) -> list[Section]:
     cells = [[name, *(_answer(entries[name, hours]) for hours in intervals)] for name in lines]
     words = "" if lines == ids else f", first {len(lines)} of {len(ids)} patients"
     headers = ["patient", *(f"every {hours:g} h" for hours in intervals)]
-    title = f"Least dose, {found.dose_unit}, and its probability{words}"
+    which = "Least" if any(target.least for target in found.targets) else "Highest"
+    title = f"{which} dose, {found.dose_unit}, and its probability{words}"
     result = [Section(title, headers, cells)]
     shown = ids if len(ids) <= _SHOWN else ids[:_SHOWN]
     some = found.candidates[found.candidates["patient"].isin(shown)]

@@ -56,6 +56,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     study = load_study(options.run, options.objective)
     if options.check:
+        if options.regimen:
+            raise InputError("--regimen is not for --check, which predicts what was given")
         _check(study, options, show)
         return
     if options.patient is None:
@@ -74,7 +76,14 @@ def run(options: argparse.Namespace, show: Show) -> None:
             told,
         )
     tables = {name: getattr(found, name) for name in _TABLES}
-    about = {"patients": str(options.patient), "method": options.method}
+    about = {
+        "patients": str(options.patient),
+        "method": options.method,
+        "draws": options.draws or DRAWS[len(events.ids) > FEW],
+        "regimens": list(map(str, options.regimen)),
+        "thresholds": options.threshold,
+        "times": found.times.tolist(),
+    }
     with written(folder, _KIND, study, tables, about) as partial:
         for drawn in _figures(found) if len(events.ids) <= _FIGURES else []:
             style.write(drawn, partial, ("png", "svg"))
@@ -82,7 +91,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     for section in sections(found):
         show(lean(section))
     warn(found.warnings, options.patient, study)
-    OUT.print(f"Parquet and figures -> {folder}")
+    OUT.print(f"Parquet{' and figures' if len(events.ids) <= _FIGURES else ''} -> {folder}")
 
 
 def _figures(found: Prediction) -> Iterator[style.Drawn]:
@@ -111,6 +120,8 @@ def _hours(text: str) -> FloatArray | list[float]:
         raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
     if not 0 <= start < stop or not 0 < step <= stop - start:
         raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
+    if (stop - start) / step > 1e6:
+        raise InputError(f"--times {text}: are too many; expected a larger STEP")
     return np.arange(start, stop + 1e-9 * step, step)
 
 

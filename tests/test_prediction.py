@@ -392,10 +392,11 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     record = json.loads((folder / "predictions.json").read_text())
     assert len(record["fits"]) == 3
     assert record["trained_on"]["covariates"].keys() == {"weight", "vwf"}
-    assert b"longer than any follow-up" in metadata[b"warnings"]
+    assert b"2 doses are more than the 1 of any subject" in metadata[b"warnings"]
     numbers = pd.read_csv(next(folder.glob("*.csv")))
     assert numbers["disclaimer"].str.startswith("For research use only").all()
-    assert "longer than any follow-up" in next(folder.glob("*.svg")).read_text()
+    assert "doses are more than the 1 of any" in next(folder.glob("*.svg")).read_text()
+    assert record["draws"] == 60
     figures = list(folder.glob("*.png"))
     assert len(figures) == 2
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in figures)
@@ -428,6 +429,29 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
 def test_the_command_says_what_it_needs(outputs: Path, arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):
         command(outputs, *arguments)
+
+
+def test_a_folder_is_a_study(outputs: Path, study: Study, patients: pd.DataFrame) -> None:
+    folder = next((outputs / "default").rglob("objective=fo"))
+    found = predict(folder, patients, draws=20)
+    pd.testing.assert_frame_equal(found.curve, predict(study, patients, draws=20).curve)
+
+
+def test_a_continued_regimen_that_levels_do_not_know_of_is_said(study: Study, patients: pd.DataFrame) -> None:
+    for time, said in ((10, True), (300, False)):
+        plan = {"name": "more", "start": "continue", "doses": [{"time": time, "amount": 1000}]}
+        kinds = predict(study, patients, regimen=plan, draws=20).warnings["kind"]
+        assert ("regimen" in set(kinds)) == said
+
+
+def test_figures_of_names_that_files_cannot_hold(
+    outputs: Path, patients: pd.DataFrame, tmp_path: Path
+) -> None:
+    path = tmp_path / "names.csv"
+    names = dict(zip(patients["id"].unique(), ["Ωα", "a/1", "A-1", "Ωβ"], strict=True))
+    patients.assign(id=patients["id"].map(names)).to_csv(path, index=False)
+    command(outputs, "--patient", str(path), "--draws", "20", "--out", str(tmp_path / "out"))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
 
 
 def test_a_notebook_shows_what_there_is(study: Study, patients: pd.DataFrame) -> None:

@@ -1,6 +1,6 @@
-"""The dose that meets a target: of each interval between doses the smallest number of vials that does so with
-a given probability, over the draws of a patient's posterior under all fits. For research use only, not for
-treatment decisions.
+"""The dose that meets a target: of each interval between doses the smallest number of vials (of upper limits
+alone, the largest) that does so with a given probability, over the draws of a patient's posterior under all
+fits. For research use only, not for treatment decisions.
 
 What counts is the true level, without residual error.
 """
@@ -8,6 +8,7 @@ What counts is the true level, without residual error.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.patients.fitted import Patients, Study
+from medcm_cli.patients.fitted import Patients, Study, studied
 from medcm_cli.patients.individual import Posterior
 from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
 from medcm_cli.patients.plans import LOOKS, Plan, part, with_plan
@@ -37,6 +38,7 @@ from medcm_cli.pk import LinearModel
 AFTER = ("steady", "given")
 WEEK = 168.0  # h
 _SHOWN = 5  # candidates around the answer
+_RISING, _UNSETTLED = 0.2, 0.05  # of what nothing eliminated would be; of draws
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
 _ELEMENTS = 4_000_000  # levels in memory at once
 _BOUNDS = {"lower_90": 0, "median": 2, "upper_90": 4}  # of prediction.PROBABILITIES
@@ -75,7 +77,7 @@ class Dosing:
 
 
 def dose(
-    study: Study,
+    study: Study | Path | str,
     patients: Patients | EventTable,
     target: str | Sequence[str],
     probability: float = 0.8,
@@ -88,10 +90,12 @@ def dose(
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Dosing:
-    """For each patient and interval the least dose, in whole vials, that meets the targets.
+    """For each patient and interval the least dose, in whole vials, that meets the targets; where all of them
+    are upper limits, the highest.
 
-    :param target: one or more (``targets.read_target``), to be met together. :param every: intervals, h.
-    :param vial: amount in one. :param most: vials of a dose to try.
+    :param study: from ``load_study``, or its folder.
+    :param target: one or more (``targets.read_target``), to be met together, each of an interval.
+    :param every: intervals, h. :param vial: amount in one. :param most: vials of a dose to try.
     :param after: ``steady``, the same dose endlessly at the interval, or ``given``: an interval after the
         last dose of the patient's file, or at its last level where that is later.
     :param horizon: h from the first of these doses that they are repeated for; the last interval counts. By
@@ -100,6 +104,7 @@ def dose(
     :param progress: told how many patients, of all intervals, are done.
     :raises InputError: a fault in the file or an option.
     """
+    study = studied(study)
     units = units_of(study.unit, unit_in_file(study.dataset), study.scale)
     targets = tuple(read_target(text, units) for text in ([target] if isinstance(target, str) else target))
     _check(targets, probability, every, vial, most, after, horizon)
@@ -124,6 +129,9 @@ def dose(
             answer = _searched(levels, some.ids, weight, targets, probability, vial, most)
             for name, frame in answer.items():
                 frames[name].append(frame)
+            pk = study.fits.model.pk
+            if after == "steady" and not isinstance(pk, LinearModel):
+                frames["warnings"].append(_unsettled(levels, answer["doses"], pk.steady_state_doses))
         if progress:
             progress(int(numbers[-1]) + 1)
     place = {name: number for number, name in enumerate(events.ids)}
@@ -135,7 +143,7 @@ def dose(
     )
     can = doses[doses["feasible"]].round({"weekly": 6})
     least = can.sort_values(["weekly", "every"], ascending=[True, False]).drop_duplicates("patient")
-    doses["least_weekly"] = doses.index.isin(least.index)
+    doses["least_weekly"] = doses.index.isin(least.index) & any(t.least for t in targets)
     return Dosing(
         label=study.label,
         unit=study.unit,
@@ -204,9 +212,10 @@ def _searched(
     chance = torch.cat([_chance(job, targets, d) for d in _blocks(job, vial * vials[:, None].expand(-1, n))])
     met = chance >= probability
     feasible = met.any(0)
-    # Without an upper limit more is never worse.
+    # Without an upper limit more is never worse; with nothing else, the highest dose is the answer.
     best = chance.argmax(0) if any(not t.least for t in targets) else torch.full((n,), most - 1)
-    centre = torch.where(feasible, met.int().argmax(0), best)
+    answer = met.int().argmax(0) if any(t.least for t in targets) else most - 1 - met.flip(0).int().argmax(0)
+    centre = torch.where(feasible, answer, best)
     width = min(_SHOWN, most)
     first = (centre - width // 2).clamp(0, most - width)
     number = first + torch.arange(width)[:, None]  # (C, N), from 0
@@ -312,6 +321,27 @@ def _surprises(study: Study, events: EventTable, found: Posterior) -> pd.DataFra
     return surprises(study.fits.model, study.fits.estimates, population, found, events.ids, unit)
 
 
+@torch.no_grad()
+def _unsettled(job: Interval, doses: pd.DataFrame, doses_before: int) -> pd.DataFrame:
+    """Patients whose levels still rise from the beginning to the end of the interval that stands for a steady
+    state, which a model that is not linear may not have."""
+    amount = doses["dose"].fillna(doses["best_dose"]).to_numpy(dtype=np.float64)
+    level = job.individual(torch.tensor(amount, dtype=torch.float32)[None])[:, 0]  # (T, S, N, B)
+    # Of n doses of which nothing is eliminated, the last has 1 / n of the level.
+    rising = level[-1] - level[0] > _RISING / doses_before * level[-1]
+    share = rising.float().mean((0, 2)).numpy()
+    rows = [
+        (
+            doses["patient"].iloc[i],
+            "steady",
+            f"every {job.every:g} h: with {amount[i]:g} levels still rise in {100 * share[i]:.0f} % of "
+            "draws, and are not those of a steady state",
+        )
+        for i in np.flatnonzero(share > _UNSETTLED)
+    ]
+    return pd.DataFrame(rows, columns=["patient", "kind", "message"])
+
+
 def _outside(
     study: Study, events: EventTable, doses: pd.DataFrame, after: str, others: Sequence[pd.DataFrame]
 ) -> pd.DataFrame:
@@ -334,6 +364,6 @@ def _outside(
         notes.append(pd.DataFrame({"patient": [""], "kind": ["range"], "message": [words]}))
     if study.ranges.note is not None:
         notes.append(pd.DataFrame({"patient": [""], "kind": ["range"], "message": [study.ranges.note]}))
-    some = [note for note in (*others, *notes) if len(note)]
+    some = [note for note in (*others, study.notes, *notes) if len(note)]
     empty = pd.DataFrame(columns=["patient", "kind", "message"])
     return pd.concat(some, ignore_index=True) if some else empty

@@ -81,6 +81,16 @@ class Study:
             raise InputError(f"{events.source}: {error}") from error
         return events
 
+    @property
+    def notes(self) -> pd.DataFrame:
+        """What has to be known of all its levels, as ``plausibility.outside`` says it."""
+        steps = self.dataset["preparation"] or {}
+        words = (
+            "levels and targets are above the patient's baseline, which is subtracted from those in the file"
+        )
+        rows = [("", "baseline", words)] if steps.get("baseline") else []
+        return pd.DataFrame(rows, columns=["patient", "kind", "message"])
+
     def check(self, events: EventTable) -> None:
         """:raises InputError: doses that the model cannot take."""
         changing = events.regimes is not None
@@ -158,6 +168,11 @@ def load_study(run: Path | str, objective: str | None = None) -> Study:
             "individual predictions; choose fits by fo, foce or vi"
         )
     return Study(fits)
+
+
+def studied(study: Study | Path | str) -> Study:
+    """The study itself, or the one in a folder."""
+    return study if isinstance(study, Study) else load_study(study)
 
 
 def _several(addresses: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
-from medcm_cli.patients.fitted import Patients, Study
+from medcm_cli.patients.fitted import Patients, Study, studied
 from medcm_cli.patients.individual import Posterior, proposals, residual_noise
 from medcm_cli.patients.plans import LOOKS, Plan, looked_at, part, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
@@ -31,6 +31,7 @@ HALF_LIFE = "half-life"
 # Draws and default times of so many patients, and of a file of more.
 FEW = 100
 DRAWS, POINTS = (1000, 200), (97, 25)
+_MOST_TIMES = 10_000
 _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
@@ -80,7 +81,7 @@ def contents(found: Any) -> str:
 
 
 def predict(
-    study: Study,
+    study: Study | Path | str,
     patients: Patients | EventTable,
     regimen: Regimen | Sequence[Regimen] | None = None,
     times: Sequence[float] | FloatArray | None = None,
@@ -91,6 +92,7 @@ def predict(
 ) -> Prediction:
     """Predict patients that the study has not seen, given the levels that their file has, if any.
 
+    :param study: from ``load_study``, or its folder.
     :param patients: an event table, .csv or .parquet or a frame, with the columns of the study's data.
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
     :param times: h to predict levels at; by default to a day after the last event, at least three days.
@@ -100,6 +102,7 @@ def predict(
     :param progress: told how many patients are done.
     :raises InputError: a fault in the file, a regimen or an option.
     """
+    study = studied(study)
     events = patients if isinstance(patients, EventTable) else study.read(patients)
     many = len(events.ids) > FEW
     draws = DRAWS[many] if draws is None else draws
@@ -129,8 +132,12 @@ def predict(
     warnings = frames.pop("warnings")
     first = study.population(part(events, np.arange(min(FEW, len(events.ids)))))
     notes = [odd_fits(individual_parameters(study, first, None)), outside(study.ranges, events, None, 0.0)]
-    notes += [outside(study.ranges, table, name, float(grid[-1])) for name, table in regimens.items()]
-    notes = [note for note in (warnings, *notes) if len(note)]
+    for name, table in regimens.items():
+        # What is shown by default goes a day further than what happened.
+        last = float(table.clock.max(initial=0.0)) if times is None else float(grid[-1])
+        notes.append(outside(study.ranges, table, name, last))
+    notes += [_into_the_past(plan, events) for plan in plans]
+    notes = [note for note in (warnings, study.notes, *notes) if len(note)]
     return Prediction(
         label=study.label,
         unit=study.unit,
@@ -144,6 +151,14 @@ def predict(
         doses=pd.concat([_doses(name, table) for name, table in regimens.items()], ignore_index=True),
         observations=frames["observations"],
     )
+
+
+def _into_the_past(plan: Plan, events: EventTable) -> pd.DataFrame:
+    """Whether a plan continues with a dose before a level that is in the file and does not know of it."""
+    first, last = float(plan.doses["time"].min()), float(events.clock[~events.is_dose].max(initial=-np.inf))
+    words = f"{plan.name}: continues with a dose at {first:g} h, before a level measured at {last:g} h"
+    rows = [("", "regimen", words)] if plan.continues and first < last else []
+    return pd.DataFrame(rows, columns=["patient", "kind", "message"])
 
 
 def _several_regimens(regimen: Regimen | Sequence[Regimen] | None) -> Sequence[Regimen]:
@@ -192,6 +207,8 @@ def _times(
         some = np.unique(np.concatenate([both.ravel() for both in corners]))
         some = some[(some > even[0]) & (some < even[-1])]
         return np.union1d(even, some) if len(some) <= points else even
+    if len(times) > _MOST_TIMES:
+        raise InputError(f"times: {len(times)} are more than {_MOST_TIMES}")
     grid = np.unique(np.asarray(times, dtype=np.float64))
     if len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
         raise InputError("times: expected two or more times from 0 h")

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
+from medcm_cli import __version__
 from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
@@ -59,6 +60,7 @@ def written(
     record = study.fits.records[0]
     content = {
         **said,
+        "medcm": __version__,
         "fits": [str(path) for path in study.fits.folders],
         "data": {key: record.data[key] for key in ("source", "fingerprint", "subjects")},
         "trained_on": asdict(study.ranges),
