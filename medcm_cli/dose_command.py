@@ -14,7 +14,7 @@ from medcm_cli.patients.fitted import load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW
 from medcm_cli.patients.targets import FORMS
-from medcm_cli.patients.written import folder_for, lean, progress, warn, written
+from medcm_cli.patients.written import folder_for, lean, progress, warn, what_was_read, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         f"{options.vial * options.most:g} {found.dose_unit}. Targets are of one interval, and true "
         "levels count, without residual error.\n"
     )
-    for section in sections(found):
+    for section in (what_was_read(study, events, _SHOWN, _SHOWN), *sections(found)):
         show(lean(section))
     for line in _infeasible(found, options.vial * options.most):
         OUT.print(line)

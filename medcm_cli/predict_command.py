@@ -16,7 +16,7 @@ from medcm_cli.patients.fitted import Study, load_study
 from medcm_cli.patients.individual import METHODS
 from medcm_cli.patients.prediction import DRAWS, FEW, Prediction, predict
 from medcm_cli.patients.retrospective import Check, check
-from medcm_cli.patients.written import folder_for, lean, progress, warn, written
+from medcm_cli.patients.written import folder_for, lean, progress, warn, what_was_read, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         for drawn in _figures(found) if len(events.ids) <= _FIGURES else []:
             style.write(drawn, partial, ("png", "svg"))
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    for section in sections(found):
+    for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
         show(lean(section))
     warn(found.warnings, options.patient, study)
     OUT.print(f"Parquet{' and figures' if len(events.ids) <= _FIGURES else ''} -> {folder}")
@@ -184,7 +184,7 @@ def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: st
     headers = ["patient", "regimen", f"above, {found.unit}", "typical, h", "hours (90 %)"]
     headers += [f"P at {time:g} h" for time in times]
     span = f"{found.times[0]:g} to {found.times[-1]:g} h"
-    return Section(f"Time above a level, {span}, and the probability of it{words}", headers, cells)
+    return Section(f"Time above a level, {span}, and P of being above at a time{words}", headers, cells)
 
 
 def _order(shown: Sequence[str], regimens: pd.Series) -> Order:

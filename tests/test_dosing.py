@@ -409,6 +409,8 @@ def test_the_command_writes_tables_and_what_they_are_for(
         "--draws",
         "100",
     )
+    read, *shown = shown
+    assert [row[0] for row in read.cells] == patients["id"].unique().tolist()
     summary, candidates = shown
     assert [len(section.cells) for section in shown] == [4, 4 * 2 * 3]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)

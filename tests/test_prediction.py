@@ -376,7 +376,10 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     some.assign(height=170).to_csv(path, index=False)
     plan = tmp_path / "plan.yaml"
     plan.write_text("doses: [{amount: 1500, ii: 48, addl: 1}]")
-    shown = command(outputs, "--patient", str(path), "--regimen", str(plan), "--draws", "60")
+    read, *shown = command(outputs, "--patient", str(path), "--regimen", str(plan), "--draws", "60")
+    assert read.headers == ["patient", "doses", "in all, IU", "levels", "weight, kg", "vwf, IU/dL"]
+    weight, vwf = some[["wt", "vwf"]].iloc[-1]
+    assert read.cells[1][3:] == ["3", f"{weight:.4g}", f"{vwf:.4g}"]
     folder = outputs / "default" / "predictions" / "patient one"
     assert [s.title.split(",")[0] for s in shown] == ["Parameters", "Levels", "Time above a level"]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)
@@ -405,6 +408,7 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
         outputs, "--patient", str(path), "--draws", "60", "--times", "0:48:12", "--threshold", "2"
     )
     assert [s.title.split(",")[0] for s in again] == [
+        "What was read",
         "Parameters",
         "doses as given: Levels",
         "doses as given: Time above a level",

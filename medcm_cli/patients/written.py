@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
 from medcm_cli import __version__
+from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
@@ -74,6 +76,35 @@ def written(
             pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
         yield partial
+
+
+def what_was_read(study: Study, events: EventTable, most: int, shown: int) -> Section:
+    """A line for each patient, or the first ``shown`` of more than ``most``: doses, levels and covariates as
+    the model has them, so that a wrong unit is seen."""
+    n = len(events.ids)
+    given = events.is_dose & (events.clock >= events.since)  # not those before a steady state
+    amount = np.bincount(events.subject[given], events.amount[given], n)
+    doses, levels = (np.bincount(events.subject[rows], minlength=n) for rows in (given, ~events.is_dose))
+    covariates = dict(events.covariates)
+    if events.regimes is not None:
+        last = np.r_[np.diff(events.regimes.subject) != 0, True]
+        covariates |= {name: values[last] for name, values in events.regimes.covariates.items()}
+    units = {name: str(entry.get("unit") or "") for name, entry in study.dataset["covariates"].items()}
+    headers = ["patient", "doses", f"in all, {study.unit.split('/')[0]}", "levels"]
+    headers += [f"{name}, {units.get(name, '')}".rstrip(", ") for name in covariates]
+    count = n if n <= most else shown
+    cells = [
+        [
+            events.ids[i],
+            str(doses[i]),
+            f"{amount[i]:g}",
+            str(levels[i]),
+            *("-" if np.isnan(values[i]) else f"{values[i]:.4g}" for values in covariates.values()),
+        ]
+        for i in range(count)
+    ]
+    words = "" if count == n else f", first {count} of {n} patients"
+    return Section(f"What was read{words}", headers, cells)
 
 
 def lean(section: Section) -> Section:
