@@ -227,7 +227,7 @@ def test_what_cannot_be_met_says_so(
 
 def test_accumulation_is_no_steady_state(study: Study) -> None:
     """Elimination of at most 20 IU/h leaves 40 of 1000 IU behind every 48 h, and not of 500."""
-    pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1)
+    pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1, steady_state_doses=8)
     known = certain(study, pk, VM=20.0, KM=5.0, V1=3.0)
     someone = pd.DataFrame({"id": ["a"], "time": 0.0, "mdv": 1, "amt": 0.0, "dv": np.nan, "wt": 70.0})
     options: Options = {"every": [48], "draws": 20, "most": 1}

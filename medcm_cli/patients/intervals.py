@@ -16,7 +16,7 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray
 from medcm_cli.patients.fitted import Study
-from medcm_cli.patients.plans import Plan, looked_at, part, with_plan
+from medcm_cli.patients.plans import LAGGED, Plan, dose_corners, looked_at, part, with_plan
 from medcm_cli.pk import LinearModel
 
 POINTS = 41  # times of an interval, closest after the dose
@@ -79,7 +79,10 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
     # Which doses are new is told by a negative amount in what looked_at arranges.
     signed = replace(table, amount=np.where(new, -1.0, table.amount))
-    at, _ = looked_at(signed, times, study.corners(table))
+    corners = study.corners(table)
+    # The times are close after the dose already, but not after a lag.
+    after = LAGGED if (corners != dose_corners(table)).any() else ()
+    at, _ = looked_at(signed, times, corners, after)
     new = at.is_dose & (at.amount < 0)
     at = replace(at, amount=np.where(new, 1.0, at.amount))
     clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()

@@ -25,6 +25,7 @@ _FALL = (
     *(144, 240, 480, 1000),
 )
 _RISE = (2.0, 1.0, 0.5, 0.25)
+LAGGED = _FALL[:12]
 LOOKS = 2 + len(_RISE) + len(_FALL)  # for a dose, at most
 _ROWS = [f.name for f in fields(EventTable) if f.name not in ("source", "ids", "covariates", "regimes")]
 _ROWS = [name for name in _ROWS if name not in ("reset_subject", "reset_clock", "superposed")]
@@ -183,11 +184,11 @@ def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
 
 
 def looked_at(
-    events: EventTable, times: FloatArray, corners: FloatArray
+    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
 ) -> tuple[EventTable, npt.NDArray[np.int64]]:
     """The patients' doses, with an observation at each of ``times`` (h on the clock) and, between the first
-    and the last of them, at each dose's corners and at ``_FALL`` after the second of them and, of a dose
-    that is not seen at once, ``_RISE`` before it.
+    and the last of them, at each dose's corners and at hours ``after`` the second of them and, of a
+    dose that is not seen at once, ``_RISE`` before it.
 
     :param corners: when each dose begins to be seen and when all of it has been given (``dose_corners``).
     :returns: the table, every patient with as many observations in it, and the place among them of each of
@@ -200,7 +201,7 @@ def looked_at(
     position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
     start, end = corners
     before = _RISE if (start > doses["clock"]).any() else ()
-    around = np.stack([start, end, *(end - h for h in before), *(end + h for h in _FALL)])
+    around = np.stack([start, end, *(end - h for h in before), *(end + h for h in after)])
     padded = np.full((len(around), most, n), times[-1])
     padded[:, position, doses["subject"]] = around.clip(times[0], times[-1])
     added = padded.reshape(-1, n)
