@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from medcm_cli.errors import InputError
+from medcm_cli.patients import commands
+from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.patients.dosing import AFTER, Dosing, dose
 from medcm_cli.patients.fitted import load_study
-from medcm_cli.patients.individual import METHODS
-from medcm_cli.patients.prediction import DRAWS, FEW
+from medcm_cli.patients.prediction import draws_of
 from medcm_cli.patients.targets import FORMS
-from medcm_cli.patients.written import folder_for, lean, progress, warn, what_was_read, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
@@ -28,7 +28,7 @@ Show = Callable[[Section], None]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
+    commands.add_options(parser, _KIND)
     parser.add_argument("--patient", type=Path, required=True, help="event table of patients")
     forms = FORMS.replace("%", "%%")
     parser.add_argument("--target", action="append", required=True, help=f"to be met, repeatable: {forms}")
@@ -45,12 +45,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--horizon", type=float, help="of --after given: h to repeat the dose for; the last interval counts"
     )
-    parser.add_argument("--objective", help="of the folder's fits, those of this one")
-    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
-    parser.add_argument(
-        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write (STUDY/doses/NAME if not given)")
 
 
 def run(options: argparse.Namespace, show: Show) -> None:
@@ -80,7 +74,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     about = {
         "patients": str(options.patient),
         "method": options.method,
-        "draws": options.draws or DRAWS[len(events.ids) > FEW],
+        "draws": draws_of(options.draws, len(events.ids)),
         "every": every,
         "after": options.after,
         "dose_unit": found.dose_unit,
@@ -91,8 +85,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "most": options.most,
     }
     tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
-    with written(folder, _KIND, study, tables, about):
-        pass
+    write(folder, _KIND, study, tables, about)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     wanted = " and ".join(target.text for target in found.targets)
     OUT.print(

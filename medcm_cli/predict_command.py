@@ -1,8 +1,9 @@
 """``medcm predict``: individual predictions and their retrospective check, as tables, files and figures."""
 
 import argparse
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pandas as pd
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.figures import individual, style
+from medcm_cli.patients import commands
+from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.patients.fitted import Study, load_study
-from medcm_cli.patients.individual import METHODS
-from medcm_cli.patients.prediction import DRAWS, FEW, Prediction, predict
+from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, predict
 from medcm_cli.patients.retrospective import Check, check
-from medcm_cli.patients.written import folder_for, lean, progress, warn, what_was_read, written
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 
@@ -31,19 +32,13 @@ Row = Mapping[Hashable, Any]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
+    commands.add_options(parser, _KIND)
     parser.add_argument("--patient", type=Path, help="event table of patients, as the study's data")
     parser.add_argument(
         "--regimen", type=Path, nargs="+", default=[], help="doses to try: YAML, or an event table of doses"
     )
-    parser.add_argument("--objective", help="of the folder's fits, those of this one")
-    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
     parser.add_argument("--times", help="h: FROM:TO:STEP or a list, 0:72:1 or 24,48 (to a day after all)")
     parser.add_argument("--threshold", default="1,5,50", help="levels, in the unit that levels are shown in")
-    parser.add_argument(
-        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write (STUDY/predictions/NAME if not given)")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -79,29 +74,29 @@ def run(options: argparse.Namespace, show: Show) -> None:
     about = {
         "patients": str(options.patient),
         "method": options.method,
-        "draws": options.draws or DRAWS[len(events.ids) > FEW],
+        "draws": draws_of(options.draws, len(events.ids)),
         "regimens": list(map(str, options.regimen)),
         "thresholds": options.threshold,
         "times": found.times.tolist(),
     }
-    with written(folder, _KIND, study, tables, about) as partial:
-        for drawn in _figures(found) if len(events.ids) <= _FIGURES else []:
-            style.write(drawn, partial, ("png", "svg"))
+    drawn = len(events.ids) <= _FIGURES
+    write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
         show(lean(section))
     warn(found.warnings, options.patient, study)
-    OUT.print(f"Parquet{' and figures' if len(events.ids) <= _FIGURES else ''} -> {folder}")
+    OUT.print(f"Parquet{' and figures' if drawn else ''} -> {folder}")
 
 
-def _figures(found: Prediction) -> Iterator[style.Drawn]:
-    """One of each patient who has a dose. Names that a file cannot tell apart get a number."""
+def _draw(found: Prediction, folder: Path) -> None:
+    """A figure of each patient who has a dose. Names that a file cannot tell apart get a number."""
     taken: dict[str, int] = {}
     for name in dict.fromkeys(found.curve["patient"]):
         drawn = individual.patient(found, name)
         taken[drawn.stem] = taken.get(drawn.stem, 0) + 1
         number = taken[drawn.stem]
-        yield drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
+        named = drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
+        style.write(named, folder, ("png", "svg"))
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -120,8 +115,8 @@ def _hours(text: str) -> FloatArray | list[float]:
         raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
     if not 0 <= start < stop or not 0 < step <= stop - start:
         raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
-    if (stop - start) / step > 1e6:
-        raise InputError(f"--times {text}: are too many; expected a larger STEP")
+    if (stop - start) / step > MOST_TIMES:
+        raise InputError(f"--times {text}: are more than {MOST_TIMES}; expected a larger STEP")
     return np.arange(start, stop + 1e-9 * step, step)
 
 
@@ -221,8 +216,7 @@ def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
         found = check(study, options.patient, uses, options.method, progress=told, **draws)
     tables = {"check": found.summary, "check_levels": found.levels}
     about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
-    with written(folder, _KIND, study, tables, about | {"method": options.method}):
-        pass
+    write(folder, _KIND, study, tables, about | {"method": options.method})
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     show(check_section(found))
     OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")

@@ -286,7 +286,9 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of the published simulated study")
-    parser.add_argument("--library", action="append", choices=list(WAYS), help="(all if not given)")
+    parser.add_argument(
+        "--library", dest="chosen", action="append", choices=list(WAYS), help="(all if not given)"
+    )
     parser.add_argument(
         "--check-grid", type=Path, metavar="FOLDER", help="of `medcm posterior`: only compare its draws so"
     )
@@ -306,6 +308,6 @@ if __name__ == "__main__":
         raise SystemExit
     rows = [
         row(name, posed, options.draws, options.warmup, options.seed, exact)
-        for name in options.library or WAYS
+        for name in options.chosen or WAYS
     ]
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))

@@ -109,6 +109,11 @@ class EventTable:
     superposed: bool = False
 
     @property
+    def given(self) -> BoolArray:
+        """Rows of single doses, not of the series before a steady state."""
+        return self.is_dose & ~np.isfinite(self.interval) & (self.clock >= self.since)
+
+    @property
     def rate(self) -> FloatArray:
         """amount/h of doses; infinite for a dose given at once."""
         with np.errstate(divide="ignore"):

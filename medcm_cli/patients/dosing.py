@@ -25,9 +25,9 @@ from medcm_cli.patients.plans import LOOKS, Plan, part, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.prediction import (
     DISCLAIMER,
-    DRAWS,
     FEW,
     contents,
+    draws_of,
     individual_parameters,
     middle,
     pooled_quantiles,
@@ -109,9 +109,7 @@ def dose(
     targets = tuple(read_target(text, units) for text in ([target] if isinstance(target, str) else target))
     _check(targets, probability, every, vial, most, after, horizon)
     events = patients if isinstance(patients, EventTable) else study.read(patients)
-    draws = DRAWS[len(events.ids) > FEW] if draws is None else draws
-    if draws < 20:
-        raise InputError(f"draws is {draws}: expected at least 20")
+    draws = draws_of(draws, len(events.ids))
     each, fits = -(-draws // len(study.fits.records)), len(study.fits.records)
     regimens = [repeated(study, events, after, hours, horizon) for hours in sorted(set(every))]
     weights = _weights(study, regimens[0].table)
@@ -147,7 +145,7 @@ def dose(
     return Dosing(
         label=study.label,
         unit=study.unit,
-        dose_unit=study.unit.split("/")[0],
+        dose_unit=study.dose_unit,
         targets=targets,
         probability=probability,
         regimen=_words(study, after, horizon),

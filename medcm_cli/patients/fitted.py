@@ -51,6 +51,11 @@ class Study:
         return str(self.dataset["level_unit"])
 
     @property
+    def dose_unit(self) -> str:
+        """Of doses: that of an amount in ``unit``."""
+        return self.unit.split("/")[0]
+
+    @property
     def scale(self) -> float:
         """See ``unit``."""
         return float(self.dataset["level_scale"])
@@ -75,10 +80,7 @@ class Study:
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         events, _, _ = read_dataset(path, self.dataset, patients=True)
         check_predose(events, self.fits.model.error)
-        try:
-            self.check(events)
-        except InputError as error:
-            raise InputError(f"{events.source}: {error}") from error
+        self.check(events, events.source)
         return events
 
     @property
@@ -91,10 +93,13 @@ class Study:
         rows = [("", "baseline", words)] if steps.get("baseline") else []
         return pd.DataFrame(rows, columns=["patient", "kind", "message"])
 
-    def check(self, events: EventTable) -> None:
-        """:raises InputError: doses that the model cannot take."""
+    def check(self, events: EventTable, what: str) -> None:
+        """:raises InputError: doses, of ``what``, that the model cannot take."""
         changing = events.regimes is not None
-        check_schedule(self.fits.model.pk, self.population(events).schedule, changing)
+        try:
+            check_schedule(self.fits.model.pk, self.population(events).schedule, changing)
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from error
 
     def corners(self, events: EventTable) -> FloatArray:
         """``plans.dose_corners`` with typical lag times and durations, the median over fits, (2, doses)."""

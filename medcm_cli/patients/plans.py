@@ -148,16 +148,20 @@ def with_plan(events: EventTable, plan: Plan) -> EventTable:
         raise InputError(f"regimen {plan.name}: {error}") from error
     given = replace(given, source=events.source, covariates=events.covariates)
     if not plan.continues:
-        if events.regimes is None:
-            return given
-        last = np.r_[np.diff(events.regimes.subject) != 0, True]
-        now = {name: values[last] for name, values in events.regimes.covariates.items()}
-        return replace(given, covariates={**events.covariates, **now})
+        return replace(given, covariates=latest_covariates(events))
     if len(events.reset_subject) or len(given.reset_subject):
         raise InputError(f"regimen {plan.name}: start continue is not for patients whose records are reset")
     both = _joined(_some(events, events.is_dose), _some(given, given.is_dose))
     table = replace(events, **_in_order(both), superposed=events.superposed or given.superposed)
     return replace(table, regimes=events.regimes)
+
+
+def latest_covariates(events: EventTable) -> dict[str, FloatArray]:
+    """One value per patient, the last of those that change."""
+    if events.regimes is None:
+        return events.covariates
+    last = np.r_[np.diff(events.regimes.subject) != 0, True]
+    return events.covariates | {name: values[last] for name, values in events.regimes.covariates.items()}
 
 
 def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:

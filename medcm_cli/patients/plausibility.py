@@ -73,17 +73,12 @@ def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
     if events.regimes is not None:
         rows = np.isin(events.regimes.subject, subjects)
         covariates |= {name: spread(values[rows]) for name, values in events.regimes.covariates.items()}
-    given = _given(events) & np.isin(events.subject, subjects)
+    given = events.given & np.isin(events.subject, subjects)
     seen = ~events.is_dose & np.isin(events.subject, subjects)
     last = pd.Series(events.clock[seen]).groupby(events.subject[seen]).max()
     count: FloatArray = np.bincount(events.subject[given], minlength=len(events.ids))[subjects] * 1.0
     amount = spread(events.amount[given]) if given.any() else None
     return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))
-
-
-def _given(events: EventTable) -> np.ndarray:
-    """Rows of single doses, not of the endless series before a steady state."""
-    return events.is_dose & ~np.isfinite(events.interval) & (events.clock >= events.since)
 
 
 def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: float) -> pd.DataFrame:
@@ -117,7 +112,7 @@ def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: fl
             for name, values in events.regimes.covariates.items():
                 compare(values, events.regimes.subject, ranges.covariates.get(name), name)
     else:
-        given = _given(events)
+        given = events.given
         compare(events.amount[given], events.subject[given], ranges.dose, f"{regimen}: a dose of")
         count = np.bincount(events.subject[given], minlength=len(ids)).astype(float)
         if ranges.doses is not None:

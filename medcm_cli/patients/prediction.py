@@ -31,7 +31,7 @@ HALF_LIFE = "half-life"
 # Draws and default times of so many patients, and of a file of more.
 FEW = 100
 DRAWS, POINTS = (1000, 200), (97, 25)
-_MOST_TIMES = 10_000
+MOST_TIMES = 10_000
 _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
@@ -104,14 +104,13 @@ def predict(
     """
     study = studied(study)
     events = patients if isinstance(patients, EventTable) else study.read(patients)
-    many = len(events.ids) > FEW
-    draws = DRAWS[many] if draws is None else draws
+    draws = draws_of(draws, len(events.ids))
     thresholds = list(dict.fromkeys(thresholds))
     plans = [read_plan(one, study.dataset) for one in _several_regimens(regimen)]
-    _check(plans, thresholds, draws)
+    _check(plans, thresholds)
     regimens = regimens_of(study, events, plans)
-    corners = [study.corners(table) for table in (events, *regimens.values())]
-    grid = _times(times, [events, *regimens.values()], corners, POINTS[many])
+    tried = [table for table in regimens.values() if table is not events]
+    grid = _times(times, study, [events, *tried], POINTS[len(events.ids) > FEW])
     tables: dict[str, list[pd.DataFrame]] = {}
     each = -(-draws // len(study.fits.records))
     most = max(int(_per_patient(table.is_dose, table).max(initial=0)) for table in regimens.values())
@@ -167,7 +166,7 @@ def _several_regimens(regimen: Regimen | Sequence[Regimen] | None) -> Sequence[R
     return [regimen] if isinstance(regimen, str | Path | pd.DataFrame | Mapping) else list(regimen)
 
 
-def _check(plans: Sequence[Plan], thresholds: Sequence[float], draws: int) -> None:
+def _check(plans: Sequence[Plan], thresholds: Sequence[float]) -> None:
     names = [GIVEN, *(plan.name for plan in plans)]
     for name in names:
         if names.count(name) > 1:
@@ -175,40 +174,42 @@ def _check(plans: Sequence[Plan], thresholds: Sequence[float], draws: int) -> No
     for threshold in thresholds:
         if not 0 < threshold < np.inf:
             raise InputError(f"threshold is {threshold:g}: expected levels above 0")
-    if draws < 20:
+
+
+def draws_of(draws: int | None, patients: int) -> int:
+    """How many draws of a posterior, by default as many as the number of patients lets.
+
+    :raises InputError: too few.
+    """
+    if draws is not None and draws < 20:
         raise InputError(f"draws is {draws}: expected at least 20")
+    return DRAWS[patients > FEW] if draws is None else draws
 
 
 def regimens_of(study: Study, events: EventTable, plans: Sequence[Plan]) -> dict[str, EventTable]:
     """Name -> the patients with the doses of a regimen: that of their file, where anyone has one, and each
     plan's. :raises InputError: there is none at all, or doses that the model cannot take."""
     tables = {GIVEN: events} if events.is_dose.any() else {}
-    tables |= {plan.name: with_plan(events, plan) for plan in plans}
+    for plan in plans:
+        tables[plan.name] = with_plan(events, plan)
+        study.check(tables[plan.name], f"regimen {plan.name}")
     if not tables:
         raise InputError(f"{events.source}: has no dose; give the doses there or as a regimen")
-    for name, table in tables.items():
-        try:
-            study.check(table)
-        except InputError as error:
-            raise InputError(f"regimen {name}: {error}") from error
     return tables
 
 
 def _times(
-    times: Sequence[float] | FloatArray | None,
-    tables: Sequence[EventTable],
-    corners: Sequence[FloatArray],
-    points: int,
+    times: Sequence[float] | FloatArray | None, study: Study, tables: Sequence[EventTable], points: int
 ) -> FloatArray:
     if times is None:
         last = max(float(table.clock.max(initial=0.0)) for table in tables)
         even = np.linspace(0.0, 24.0 * max(3.0, np.ceil(last / 24.0 + 1.0)), points)
         # With doses at few times a curve has its peaks and troughs too.
-        some = np.unique(np.concatenate([both.ravel() for both in corners]))
+        some = np.unique(np.concatenate([study.corners(table).ravel() for table in tables]))
         some = some[(some > even[0]) & (some < even[-1])]
         return np.union1d(even, some) if len(some) <= points else even
-    if len(times) > _MOST_TIMES:
-        raise InputError(f"times: {len(times)} are more than {_MOST_TIMES}")
+    if len(times) > MOST_TIMES:
+        raise InputError(f"times: {len(times)} are more than {MOST_TIMES}")
     grid = np.unique(np.asarray(times, dtype=np.float64))
     if len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
         raise InputError("times: expected two or more times from 0 h")
@@ -350,7 +351,7 @@ def middle(values: Tensor) -> FloatArray:
 
 
 def _doses(regimen: str, table: EventTable) -> pd.DataFrame:
-    rows = table.is_dose & (table.clock >= table.since)  # not those before a steady state
+    rows = table.given
     return pd.DataFrame(
         {
             "patient": np.asarray(table.ids)[table.subject[rows]],

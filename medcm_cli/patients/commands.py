@@ -1,6 +1,7 @@
-"""What the commands leave of patients: a folder of tables, all of which name their study and what they are
-for, and a person's warnings."""
+"""What ``medcm predict`` and ``medcm dose`` share: options, what they show of patients and say of them, and
+the folder of tables that they leave, all of which name their study and what they are for."""
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +20,24 @@ from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.fitted import Study
-from medcm_cli.patients.prediction import DISCLAIMER, GIVEN
+from medcm_cli.patients.individual import METHODS
+from medcm_cli.patients.plans import latest_covariates
+from medcm_cli.patients.prediction import DISCLAIMER, DRAWS, FEW, GIVEN
 from medcm_cli.tables import Section
 from medcm_cli.terminal import ERR, job_bar
 
 _WARNINGS = 10  # that are shown
+
+
+def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The options of both commands. :param kind: see ``folder_for``."""
+    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
+    parser.add_argument("--objective", help="of the folder's fits, those of this one")
+    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
+    parser.add_argument(
+        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
+    )
+    parser.add_argument("--out", type=Path, help=f"folder to write (STUDY/{kind}/NAME if not given)")
 
 
 def folder_for(study: Study, out: Path | None, kind: str, name: str) -> Path:
@@ -50,12 +64,15 @@ def progress(total: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done, state=f"{done} done")
 
 
-@contextmanager
-def written(
-    folder: Path, kind: str, study: Study, tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any]
-) -> Iterator[Path]:
-    """Parquet tables and ``kind.json``, in place once the block ends, which may add files to the folder that
-    it is given; everything or nothing."""
+def write(
+    folder: Path,
+    kind: str,
+    study: Study,
+    tables: Mapping[str, pd.DataFrame],
+    about: Mapping[str, Any],
+    draw: Callable[[Path], None] | None = None,
+) -> None:
+    """Parquet tables, ``kind.json`` and what ``draw`` adds to the folder; everything or nothing."""
     said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
     if "warnings" in tables:
         said["warnings"] = "; ".join(_lines(tables["warnings"]))
@@ -75,22 +92,19 @@ def written(
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
             pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
-        yield partial
+        if draw is not None:
+            draw(partial)
 
 
 def what_was_read(study: Study, events: EventTable, most: int, shown: int) -> Section:
     """A line for each patient, or the first ``shown`` of more than ``most``: doses, levels and covariates as
     the model has them, so that a wrong unit is seen."""
     n = len(events.ids)
-    given = events.is_dose & (events.clock >= events.since)  # not those before a steady state
+    given, covariates = events.given, latest_covariates(events)
     amount = np.bincount(events.subject[given], events.amount[given], n)
     doses, levels = (np.bincount(events.subject[rows], minlength=n) for rows in (given, ~events.is_dose))
-    covariates = dict(events.covariates)
-    if events.regimes is not None:
-        last = np.r_[np.diff(events.regimes.subject) != 0, True]
-        covariates |= {name: values[last] for name, values in events.regimes.covariates.items()}
     units = {name: str(entry.get("unit") or "") for name, entry in study.dataset["covariates"].items()}
-    headers = ["patient", "doses", f"in all, {study.unit.split('/')[0]}", "levels"]
+    headers = ["patient", "doses", f"in all, {study.dose_unit}", "levels"]
     headers += [f"{name}, {units.get(name, '')}".rstrip(", ") for name in covariates]
     count = n if n <= most else shown
     cells = [
