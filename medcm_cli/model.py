@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.networks import Network
+from medcm_cli.networks import CovariateNetwork, Network
 from medcm_cli.pk import PkModel, sensitivities, solve
 from medcm_cli.streams import Stream
 from medcm_cli.variability import (
@@ -20,6 +20,8 @@ from medcm_cli.variability import (
     log_probability_below,
     normal_log_density,
 )
+
+__all__ = ["CovariateNetwork", "Model", "RandomEffects", "ResidualError", "Values"]
 
 Values = Mapping[str, Tensor]
 """Unconstrained values of a batch of fits by name, fit dimension last."""

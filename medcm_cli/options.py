@@ -46,6 +46,13 @@ _LATER_OF: dict[str, Config] = {
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
     "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
 }
+# What a configuration names (``_target_``) has moved since: the name that the first results recorded -> where
+# it is now. Both are read; the first names are what identifies a result, so that the earlier ones stay valid.
+_RENAMED = {
+    "medcm_cli.variability.ResidualError": "medcm_cli.model.ResidualError",
+    "medcm_cli.networks.CovariateNetwork.build": "medcm_cli.model.CovariateNetwork.build",
+}
+_FIRST_NAMES = {now: first for first, now in _RENAMED.items()}
 
 
 def as_config(composed: DictConfig) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def complete(config: Config) -> dict[str, Any]:
         if not isinstance(config[option], Mapping):
             raise InputError(f"{option} is {config[option]!r}; expected a group of options")
     config = {**_LATER, **config, "dataset": {**_LATER_OF["dataset"], **config["dataset"]}}
+    config = {key: _with_names(value, _RENAMED) for key, value in config.items()}
     dataset = config["dataset"]
     if not isinstance(config["overwrite"], bool):
         raise InputError(f"overwrite is {config['overwrite']!r}; expected true or false")
@@ -243,8 +251,19 @@ def _filled(config: Config) -> dict[str, Any]:
 
 
 def _own(config: Config) -> dict[str, Any]:
-    own = {key: value for key, value in config.items() if key not in _NOT_IDENTITY}
+    own = {key: _with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
     return own | {"dataset": {k: v for k, v in config.get("dataset", {}).items() if k != "path"}}
+
+
+def _with_names(options: Any, names: Mapping[str, str]) -> Any:
+    """Options in which every ``_target_`` of ``names`` has its other name."""
+    if isinstance(options, list):
+        return [_with_names(value, names) for value in options]
+    if not isinstance(options, Mapping):
+        return options
+    named = {key: _with_names(value, names) for key, value in options.items()}
+    target = named.get("_target_")
+    return named | {"_target_": names[target]} if isinstance(target, str) and target in names else named
 
 
 def _without(options: Config, later: Config) -> dict[str, Any]:
