@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.metrics import sliced_wasserstein, squared_wasserstein
+from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
 from medcm_cli.objectives import Vi
 from medcm_cli.priors import PopulationPrior
 from medcm_cli.restored import Restored, finished, restore

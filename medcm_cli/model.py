@@ -10,8 +10,8 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.networks import CovariateNetwork, Network
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import PkModel, sensitivities, solve
-from medcm_cli.streams import Stream
 from medcm_cli.variability import (
     LOG_2PI,
     Lower,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.streams import Stream, per_fit
+from medcm_cli.numerics.streams import Stream, per_fit
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default

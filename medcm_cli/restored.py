@@ -17,9 +17,9 @@ from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
 from medcm_cli.options import AXES, complete, made
-from medcm_cli.streams import Stream
 from medcm_cli.study import Setup, model_of
 
 

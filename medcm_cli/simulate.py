@@ -20,8 +20,8 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.networks import Network
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import Schedule, solve, two_compartment
-from medcm_cli.streams import Stream
 
 SAMPLE_TIMES = ((4.0, 1.5), (24.0, 4.0), (48.0, 4.0))  # mean, sd, h; truncated above 0
 _TRUE_UNITS = {"weight": "kg", "vwf": "IU/dL"}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.streams import Stream, per_fit
+from medcm_cli.numerics.streams import Stream, per_fit
 
 Lower = list[list[Tensor]]
 

@@ -27,10 +27,10 @@ from medcm_cli.diagnostics import (
 from medcm_cli.diagnostics import _bins as bins
 from medcm_cli.diagnostics import _on_grid as on_grid
 from medcm_cli.model import Model
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.restored import Restored, finished, restore
 from medcm_cli.results import GRID_POINTS
 from medcm_cli.simulate import Settings, write_study
-from medcm_cli.streams import Stream
 from medcm_cli.study import Setup
 
 STREAM = Stream(5, 1, 1)

@@ -15,9 +15,9 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.networks import CovariateNetwork
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.patients.individual import METHODS, log_joint, posterior, residual_noise
 from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment, two_compartment
-from medcm_cli.streams import Stream
 from medcm_cli.variability import RandomEffects, ResidualError
 
 FloatArray = npt.NDArray[np.float64]

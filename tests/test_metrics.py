@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, linalg
 
-from medcm_cli.metrics import kl_zero_mean, rmse, sliced_wasserstein, squared_wasserstein
+from medcm_cli.numerics.metrics import kl_zero_mean, rmse, sliced_wasserstein, squared_wasserstein
 
 F64 = torch.float64
 

@@ -16,8 +16,8 @@ from medcm_cli.evaluation import Evaluation
 from medcm_cli.fit import Trained, train
 from medcm_cli.model import Model
 from medcm_cli.networks import CovariateNetwork
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
-from medcm_cli.streams import Stream
 
 F64 = torch.float64
 STREAMS = [Stream(0, 1, 1), Stream(0, 1, 2)]

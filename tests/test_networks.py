@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from medcm_cli.errors import InputError
 from medcm_cli.networks import CovariateNetwork
-from medcm_cli.streams import Stream
+from medcm_cli.numerics.streams import Stream
 
 F64 = torch.float64
 STREAMS = [Stream(1, fold, 1) for fold in (1, 2, 3)]

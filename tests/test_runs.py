@@ -17,9 +17,9 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.fit import train
 from medcm_cli.model import Model
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Mse
 from medcm_cli.results import Covariate, tables
-from medcm_cli.streams import Stream
 
 ADDRESS = runs.Address("mine", "simulated", "vi", "additive", 0.1, "default", 1, 1)
 

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli import streams
-from medcm_cli.streams import Noise, Stream, per_fit
+from medcm_cli.numerics import streams
+from medcm_cli.numerics.streams import Noise, Stream, per_fit
 
 F64 = torch.float64
 BASE = Stream(seed=7, fold=2, replicate=3)

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.streams import Stream
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.variability import (
     Lower,
     RandomEffects,

@@ -21,10 +21,10 @@ from medcm_cli.evaluation import Evaluation
 from medcm_cli.fit import train
 from medcm_cli.model import Model
 from medcm_cli.networks import CovariateNetwork
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
 from medcm_cli.options import conf_dir, identity
 from medcm_cli.results import tables
-from medcm_cli.streams import Stream
 from medcm_cli.variability import RandomEffects, ResidualError
 
 F64 = torch.float64

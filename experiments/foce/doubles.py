@@ -11,9 +11,9 @@ from torch import Tensor
 from medcm_cli.data import Population, from_files
 from medcm_cli.data.events import IntArray
 from medcm_cli.model import Model
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Foce
 from medcm_cli.objectives.base import State
-from medcm_cli.streams import Stream
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.streams import Stream
+from medcm_cli.numerics.streams import Stream
 
 
 @dataclass(frozen=True)

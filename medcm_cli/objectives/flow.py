@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
+from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives.gaussian import Gaussian
-from medcm_cli.streams import Stream, per_fit
 from medcm_cli.variability import LOG_2PI, log_det, solve_lower, total
 
 BINS = 5  # of each spline

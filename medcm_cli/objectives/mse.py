@@ -9,8 +9,8 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
-from medcm_cli.streams import Stream
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import State
 from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
 from medcm_cli.objectives.vi import Vi
-from medcm_cli.streams import Stream, per_fit
 from medcm_cli.variability import (
     Lower,
     cholesky,
