@@ -17,15 +17,13 @@ from hydra import compose, initialize_config_dir
 
 from medcm_cli.data import Population
 from medcm_cli.fit import train
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
 from medcm_cli.options import as_config, conf_dir
 from medcm_cli.pk import OdeModel, Schedule, solve, two_compartment, two_compartment_rate
 from medcm_cli.study import Setup
 from medcm_cli.tables import Section
-from medcm_cli.variability import RandomEffects, ResidualError
 from medcm_cli.workers import prepare
 
 FITS = 100

@@ -11,9 +11,9 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.fit import Trained
 from medcm_cli.model import Model
+from medcm_cli.model.variability import covariance, dense
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.objectives.base import Objective
-from medcm_cli.variability import covariance, dense
 
 GRID_POINTS = 40
 

@@ -19,7 +19,7 @@ from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.networks import Network
+from medcm_cli.model import Network
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import Schedule, solve, two_compartment
 

@@ -19,7 +19,7 @@ from medcm_cli.cohorts import made_cohort, truth_of
 from medcm_cli.data import EventTable, Fold, Format, Population, describe, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.fit import MakeOptimizer, Trained, train
-from medcm_cli.model import Model
+from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
 from medcm_cli.options import (
@@ -38,7 +38,6 @@ from medcm_cli.pk import check_schedule
 from medcm_cli.preparation import DERIVED, RAW, Preparation, check_baseline, prepare, subtract_baseline
 from medcm_cli.preparation import table as preparation_table
 from medcm_cli.simulate import Settings, write_study
-from medcm_cli.variability import RandomEffects, ResidualError
 
 Fit = tuple[int, int]
 """(fold, replicate)"""

@@ -26,10 +26,10 @@ from medcm_cli.evaluation import Layout
 from medcm_cli.files import replaced
 from medcm_cli.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
 from medcm_cli.model import Model
+from medcm_cli.model.variability import covariance, dense
 from medcm_cli.objectives import Vi
 from medcm_cli.restored import Restored, finished, grouped, restore
 from medcm_cli.tables import Section
-from medcm_cli.variability import covariance, dense
 from medcm_cli.workers import prepare
 
 METHODS = ("hessian", "sandwich")

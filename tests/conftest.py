@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.pk import two_compartment
-from medcm_cli.variability import RandomEffects, ResidualError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 COVARIATES = {

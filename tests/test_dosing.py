@@ -19,8 +19,7 @@ from test_study import SMALL, configuration
 from medcm_cli import dose, load_study, predict
 from medcm_cli.dose_command import add_options, run
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects
 from medcm_cli.patients import dosing
 from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.targets import area, read_target, units_of
@@ -28,7 +27,6 @@ from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartme
 from medcm_cli.simulate import write_study
 from medcm_cli.study import Setup
 from medcm_cli.tables import Section
-from medcm_cli.variability import RandomEffects
 
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]

@@ -13,12 +13,10 @@ from scipy.stats import multivariate_normal, norm
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.patients.individual import METHODS, log_joint, posterior, residual_noise
 from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment, two_compartment
-from medcm_cli.variability import RandomEffects, ResidualError
 
 FloatArray = npt.NDArray[np.float64]
 STREAMS = [Stream(0, 1, 1), Stream(0, 2, 1)]

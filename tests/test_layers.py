@@ -15,12 +15,11 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # of one package may import each other.
 LAYERS = (
     ("errors", "files", "medcm_cli", "numerics", "terminal"),
-    ("networks", "nuts", "pk", "runs", "variability"),
+    ("nuts", "pk", "runs"),
     ("data", "summary"),
     ("covariates", "model", "options", "tables"),
-    ("hydra_command", "preparation", "priors", "reproduction", "simulate"),
-    ("cohorts", "objectives", "posterior"),
-    ("evaluation",),
+    ("hydra_command", "objectives", "posterior", "preparation", "reproduction", "simulate"),
+    ("cohorts", "evaluation"),
     ("fit", "information"),
     ("results",),
     ("study",),

@@ -14,8 +14,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.evaluation import Evaluation
 from medcm_cli.fit import Trained, train
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 

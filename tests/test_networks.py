@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from medcm_cli.errors import InputError
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork
 from medcm_cli.numerics.streams import Stream
 
 F64 = torch.float64

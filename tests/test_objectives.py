@@ -13,11 +13,10 @@ from torch import Tensor
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, Values
+from medcm_cli.model import Model, ResidualError, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, State, Vi
 from medcm_cli.objectives.modes import find_modes
-from medcm_cli.variability import ResidualError
 
 F64 = torch.float64
 STREAMS = [Stream(3, 1, 1), Stream(3, 1, 2)]

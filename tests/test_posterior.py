@@ -14,8 +14,8 @@ from scipy.special import logsumexp
 from scipy.stats import lognorm, multivariate_normal, norm
 
 from medcm_cli.data import Population
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.pk import two_compartment
 from medcm_cli.posterior import (
     JointPopulation,
@@ -26,8 +26,6 @@ from medcm_cli.posterior import (
     sample,
     tables,
 )
-from medcm_cli.priors import PopulationPrior
-from medcm_cli.variability import RandomEffects, ResidualError
 
 OMEGA = [[0.2, 0.05], [0.05, 0.1]]
 SIGMA = 0.04

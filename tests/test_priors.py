@@ -10,11 +10,9 @@ from scipy.integrate import quad
 from scipy.stats import lognorm
 
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.model.priors import PopulationPrior, lkj_partial
 from medcm_cli.pk import two_compartment
-from medcm_cli.priors import PopulationPrior, lkj_partial
-from medcm_cli.variability import RandomEffects, ResidualError
 
 
 def model_with(

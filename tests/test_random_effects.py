@@ -11,13 +11,12 @@ from scipy import stats
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.model import Model, Values
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError, Values
+from medcm_cli.model.variability import covariance, dense
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Objective, State, Vi
 from medcm_cli.objectives.modes import BOUND, find_modes, moving_modes
 from medcm_cli.pk import one_compartment
-from medcm_cli.variability import RandomEffects, ResidualError, covariance, dense
 
 F64 = torch.float64
 STREAMS = [Stream(3, 1, 1), Stream(3, 1, 2)]

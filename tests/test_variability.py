@@ -9,11 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.numerics.streams import Stream
-from medcm_cli.variability import (
+from medcm_cli.model import RandomEffects, ResidualError
+from medcm_cli.model.variability import (
     Lower,
-    RandomEffects,
-    ResidualError,
     cholesky,
     covariance,
     dense,
@@ -28,6 +26,7 @@ from medcm_cli.variability import (
     solve_lower,
     solve_lower_transposed,
 )
+from medcm_cli.numerics.streams import Stream
 
 
 def random_lower(k: int, n: int = 5) -> tuple[Lower, Tensor]:

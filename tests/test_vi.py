@@ -19,13 +19,11 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.evaluation import Evaluation
 from medcm_cli.fit import train
-from medcm_cli.model import Model
-from medcm_cli.networks import CovariateNetwork
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
 from medcm_cli.options import conf_dir, identity
 from medcm_cli.results import tables
-from medcm_cli.variability import RandomEffects, ResidualError
 
 F64 = torch.float64
 OMEGA = [[0.3, 0.1], [0.1, 0.2]]

@@ -24,9 +24,9 @@ from medcm_cli import uncertainty
 from medcm_cli.data import Population
 from medcm_cli.information import Criterion
 from medcm_cli.model import Model
+from medcm_cli.model.variability import cholesky, log_det, multiply_lower, normal_log_density, total
 from medcm_cli.objectives import Foce, Objective, State
 from medcm_cli.restored import Restored, finished, grouped, restore
-from medcm_cli.variability import cholesky, log_det, multiply_lower, normal_log_density, total
 from medcm_cli.workers import prepare
 
 NODES = 9  # per random effect

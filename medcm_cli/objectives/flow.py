@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
+from medcm_cli.model.variability import LOG_2PI, log_det, solve_lower, total
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives.gaussian import Gaussian
-from medcm_cli.variability import LOG_2PI, log_det, solve_lower, total
 
 BINS = 5  # of each spline
 HIDDEN = 4  # units through which a spline depends on the numbers before its own

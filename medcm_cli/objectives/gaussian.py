@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcm_cli.variability import (
+from medcm_cli.model.variability import (
     LOG_2PI,
     Lower,
     covariance,

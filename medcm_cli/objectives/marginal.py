@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.variability import (
+from medcm_cli.model.variability import (
     Lower,
     cholesky,
     hazard,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
-from medcm_cli.variability import (
+from medcm_cli.model.variability import (
     Lower,
     cholesky,
     dense,

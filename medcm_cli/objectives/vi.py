@@ -13,12 +13,17 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.priors import PopulationPrior
+from medcm_cli.model.variability import (
+    LOG_2PI,
+    log_probability_below,
+    normal_log_density,
+    raw_correlation_init,
+)
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
-from medcm_cli.priors import PopulationPrior
-from medcm_cli.variability import LOG_2PI, log_probability_below, normal_log_density, raw_correlation_init
 
 ESTIMATORS = ("path_derivative", "standard", "entropy")
 POPULATIONS = ("point", "variational")

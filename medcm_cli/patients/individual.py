@@ -18,11 +18,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.numerics.streams import Stream, per_fit
-from medcm_cli.objectives import State
-from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
-from medcm_cli.objectives.vi import Vi
-from medcm_cli.variability import (
+from medcm_cli.model.variability import (
     Lower,
     cholesky,
     covariance,
@@ -33,6 +29,10 @@ from medcm_cli.variability import (
     solve_lower,
     total,
 )
+from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.objectives import State
+from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
+from medcm_cli.objectives.vi import Vi
 
 METHODS = ("importance", "laplace", "variational")
 _TOLERANCE, _ITERATIONS = 1e-8, 100  # of the search for modes; a step in eta

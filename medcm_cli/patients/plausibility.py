@@ -15,9 +15,9 @@ from medcm_cli import runs
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
+from medcm_cli.model.variability import multiply_lower, solve_lower, total
 from medcm_cli.patients.individual import Posterior, misfit
 from medcm_cli.restored import Ensemble, data_of, restore
-from medcm_cli.variability import multiply_lower, solve_lower, total
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
 _MISFIT, _EFFECTIVE = 5.0, 0.1

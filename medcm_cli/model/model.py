@@ -9,10 +9,8 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.networks import CovariateNetwork, Network
-from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import PkModel, sensitivities, solve
-from medcm_cli.variability import (
+from medcm_cli.model.networks import Network
+from medcm_cli.model.variability import (
     LOG_2PI,
     Lower,
     RandomEffects,
@@ -20,8 +18,8 @@ from medcm_cli.variability import (
     log_probability_below,
     normal_log_density,
 )
-
-__all__ = ["CovariateNetwork", "Model", "RandomEffects", "ResidualError", "Values"]
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.pk import PkModel, sensitivities, solve
 
 Values = Mapping[str, Tensor]
 """Unconstrained values of a batch of fits by name, fit dimension last."""
