@@ -107,7 +107,7 @@ def _fit(arguments: list[str]) -> None:
 
 
 def _simulate(arguments: list[str]) -> None:
-    from medcm_cli.simulate import Settings, is_whole, settings_of, write_study
+    from medcm_cli.haemophilia.virtual import Settings, is_whole, settings_of, write_study
     from medcm_cli.study import default_data_folder
 
     default = Settings()
@@ -152,7 +152,7 @@ def _simulate(arguments: list[str]) -> None:
 
 
 def _simulate_cohort(options: argparse.Namespace, n: int | None) -> None:
-    from medcm_cli.cohorts import FILES, cohort_folder, write_cohort
+    from medcm_cli.haemophilia.cohorts import FILES, cohort_folder, write_cohort
     from medcm_cli.study import default_data_folder
 
     folder: Path = options.out

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli import cohorts, simulate
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.haemophilia import cohorts
+from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.model import Model, Values
 from medcm_cli.model.variability import covariance, dense, multiply_lower
 from medcm_cli.numerics.streams import Stream, per_fit

@@ -51,6 +51,7 @@ _LATER_OF: dict[str, Config] = {
 _RENAMED = {
     "medcm_cli.variability.ResidualError": "medcm_cli.model.ResidualError",
     "medcm_cli.networks.CovariateNetwork.build": "medcm_cli.model.CovariateNetwork.build",
+    "medcm_cli.simulate.TrueParameters": "medcm_cli.haemophilia.TrueParameters",
 }
 _FIRST_NAMES = {now: first for first, now in _RENAMED.items()}
 

@@ -15,10 +15,20 @@ import torch
 from torch import Tensor
 
 from medcm_cli import __version__, results, runs
-from medcm_cli.cohorts import made_cohort, truth_of
 from medcm_cli.data import EventTable, Fold, Format, Population, describe, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.fit import MakeOptimizer, Trained, train
+from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
+from medcm_cli.haemophilia.preparation import (
+    DERIVED,
+    RAW,
+    Preparation,
+    check_baseline,
+    prepare,
+    subtract_baseline,
+)
+from medcm_cli.haemophilia.preparation import table as preparation_table
+from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
@@ -35,9 +45,6 @@ from medcm_cli.options import (
     made,
 )
 from medcm_cli.pk import check_schedule
-from medcm_cli.preparation import DERIVED, RAW, Preparation, check_baseline, prepare, subtract_baseline
-from medcm_cli.preparation import table as preparation_table
-from medcm_cli.simulate import Settings, write_study
 
 Fit = tuple[int, int]
 """(fold, replicate)"""

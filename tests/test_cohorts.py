@@ -14,8 +14,10 @@ from conftest import SHARED
 from scipy import stats
 from scipy.integrate import solve_ivp
 
-from medcm_cli import cohorts
-from medcm_cli.cohorts import (
+from medcm_cli.data import Format, read_events
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia import cohorts
+from medcm_cli.haemophilia.cohorts import (
     FILES,
     TRUTHS,
     cohort_folder,
@@ -24,10 +26,8 @@ from medcm_cli.cohorts import (
     typical_parameters,
     write_cohort,
 )
-from medcm_cli.covariates import fat_free_mass
-from medcm_cli.data import Format, read_events
-from medcm_cli.errors import InputError
-from medcm_cli.preparation import SURGERY, Preparation, check_baseline, prepare, subtract_baseline
+from medcm_cli.haemophilia.covariates import fat_free_mass
+from medcm_cli.haemophilia.preparation import SURGERY, Preparation, check_baseline, prepare, subtract_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ["prophylaxis", "perioperative"]

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from test_study import SMALL, composed, configuration
 
 from medcm_cli import options
+from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
 from medcm_cli.options import conf_dir
 from medcm_cli.pk import LinearModel, OdeModel
-from medcm_cli.simulate import SAMPLE_TIMES, Settings, Truth, write_study
 from medcm_cli.study import Setup
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import yaml
 from conftest import SHARED
 from scipy import stats
 
-from medcm_cli.covariates import (
+from medcm_cli.haemophilia.covariates import (
     Covariates,
     bmi,
     draw_covariates,

@@ -13,7 +13,6 @@ from scipy import linalg, optimize
 from test_objectives import at_eta, sd_of, slopes, with_error
 from test_study import configuration
 
-from medcm_cli import cohorts, simulate
 from medcm_cli.data import Population, read_events
 from medcm_cli.diagnostics import (
     PERCENTILES,
@@ -26,11 +25,13 @@ from medcm_cli.diagnostics import (
 )
 from medcm_cli.diagnostics import _bins as bins
 from medcm_cli.diagnostics import _on_grid as on_grid
+from medcm_cli.haemophilia import cohorts
+from medcm_cli.haemophilia import virtual as simulate
+from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.restored import Restored, finished, restore
 from medcm_cli.results import GRID_POINTS
-from medcm_cli.simulate import Settings, write_study
 from medcm_cli.study import Setup
 
 STREAM = Stream(5, 1, 1)

@@ -13,8 +13,8 @@ from test_study import SMALL, configuration
 
 from medcm_cli.distances import distances, section
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.restored import finished, restore
-from medcm_cli.simulate import write_study
 from medcm_cli.study import Setup
 
 SHIFT = np.array([0.3, -0.4])

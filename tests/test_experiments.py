@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from test_study import configuration
 
 from medcm_cli.data import Population
+from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce
 from medcm_cli.options import axis, conf_dir, folds_of
-from medcm_cli.simulate import Settings, write_study
 from medcm_cli.study import Setup
 from medcm_cli.tables import ESTIMATES, MEASURES
 

@@ -21,7 +21,7 @@ from medcm_cli import cli, runs
 from medcm_cli.figures import style, training
 from medcm_cli.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.figures.plot import figures
-from medcm_cli.simulate import write_study
+from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.study import Setup
 
 OBJECTIVES = ("mse", "fo", "vi")

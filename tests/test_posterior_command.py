@@ -12,8 +12,8 @@ from test_study import SMALL, configuration
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.posterior_command import posterior
-from medcm_cli.simulate import write_study
 from medcm_cli.study import Setup
 from medcm_cli.tables import Section
 

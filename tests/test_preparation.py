@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medcm_cli.covariates import fat_free_mass, height_mode, vwf_mode, weight_mode
 from medcm_cli.errors import InputError
-from medcm_cli.preparation import (
+from medcm_cli.haemophilia.covariates import fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.haemophilia.preparation import (
     Preparation,
     Prepared,
     check_baseline,

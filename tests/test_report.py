@@ -25,7 +25,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.figures import plot, style
 from medcm_cli.figures.collected import Sweep
 from medcm_cli.figures.plot import figures
-from medcm_cli.simulate import write_study
+from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.study import Setup
 
 STUDY = "<b>&\"study' ü"

@@ -13,11 +13,11 @@ from scipy import stats
 from scipy.integrate import solve_ivp
 from test_study import configuration
 
-from medcm_cli import simulate
 from medcm_cli.data import Population, bootstrap, from_files, read_events
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia import virtual as simulate
+from medcm_cli.haemophilia.virtual import Settings, Truth, settings_of, typical_parameters, write_study
 from medcm_cli.pk import solve, two_compartment
-from medcm_cli.simulate import Settings, Truth, settings_of, typical_parameters, write_study
 from medcm_cli.study import Setup
 
 N = 20_000

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medcm_cli.covariates import draw_covariates
 from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.files import replaced
-from medcm_cli.simulate import DOSE_PER_KG, VIAL, Truth, levels, typical_parameters
+from medcm_cli.haemophilia.covariates import draw_covariates
+from medcm_cli.haemophilia.virtual import DOSE_PER_KG, VIAL, Truth, levels, typical_parameters
 
 SUBJECTS, SEED = 60, 1
 TIME = 24.0, 4.0  # h, mean and sd

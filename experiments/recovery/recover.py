@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from medcm_cli import runs
-from medcm_cli.cohorts import TRUTHS
+from medcm_cli.haemophilia.cohorts import TRUTHS
 from medcm_cli.summary import summarize
 
 

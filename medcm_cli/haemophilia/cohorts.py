@@ -19,12 +19,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from scipy.interpolate import PchipInterpolator
 
-from medcm_cli.covariates import Covariates, draw_covariates, fat_free_mass, truncated_normal
 from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.sheet import BoolArray, FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.simulate import levels
+from medcm_cli.haemophilia.covariates import Covariates, draw_covariates, fat_free_mass, truncated_normal
+from medcm_cli.haemophilia.virtual import levels
 
 FILES = ("events.csv", "truth.parquet", "truth.json")
 FFM_REFERENCE, VWF_REFERENCE = 60.0, 100.0  # kg, IU/dL

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from medcm_cli.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")

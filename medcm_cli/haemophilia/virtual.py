@@ -13,12 +13,12 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from medcm_cli.covariates import Covariates, draw_covariates, truncated_normal
 from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
+from medcm_cli.haemophilia.covariates import Covariates, draw_covariates, truncated_normal
 from medcm_cli.model import Network
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import Schedule, solve, two_compartment
