@@ -20,7 +20,7 @@ from medcm_cli.model.variability import covariance, dense, multiply_lower
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives.modes import find_modes
 from medcm_cli.restored import Restored
-from medcm_cli.results import GRID_POINTS
+from medcm_cli.training.results import GRID_POINTS
 
 SIMULATIONS = 500  # data sets of a predictive check
 DRAWS = 500  # of each subject's random effects, for its credible bands

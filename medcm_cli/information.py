@@ -14,9 +14,9 @@ from torch import Tensor
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.evaluation import Layout
 from medcm_cli.model import Model
 from medcm_cli.objectives import Fo, Foce, Objective, State, Vi
+from medcm_cli.training.loss import Layout
 
 SAMPLES = 64  # of q, for an ELBO without noise
 STEP = 1e-4  # of the central differences, in the unconstrained values

@@ -14,10 +14,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from medcm_cli import __version__, results, runs
+from medcm_cli import __version__, runs
 from medcm_cli.data import EventTable, Fold, Format, Population, describe, read_events
 from medcm_cli.errors import InputError
-from medcm_cli.fit import MakeOptimizer, Trained, train
 from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
 from medcm_cli.haemophilia.preparation import (
     DERIVED,
@@ -45,6 +44,8 @@ from medcm_cli.options import (
     made,
 )
 from medcm_cli.pk import check_schedule
+from medcm_cli.training import results
+from medcm_cli.training.loop import MakeOptimizer, Trained, train
 
 Fit = tuple[int, int]
 """(fold, replicate)"""

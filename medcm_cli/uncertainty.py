@@ -22,7 +22,6 @@ from torch import Tensor
 from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.evaluation import Layout
 from medcm_cli.files import replaced
 from medcm_cli.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
 from medcm_cli.model import Model
@@ -30,6 +29,7 @@ from medcm_cli.model.variability import covariance, dense
 from medcm_cli.objectives import Vi
 from medcm_cli.restored import Restored, finished, grouped, restore
 from medcm_cli.tables import Section
+from medcm_cli.training.loss import Layout
 from medcm_cli.workers import prepare
 
 METHODS = ("hessian", "sandwich")

@@ -12,11 +12,11 @@ from scipy import optimize, stats
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.fit import train
 from medcm_cli.model import Model, ResidualError, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.training.loop import train
 
 F64 = torch.float64
 STREAMS = [Stream(3, 1, 1), Stream(3, 1, 2)]

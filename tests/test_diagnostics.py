@@ -31,8 +31,8 @@ from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.restored import Restored, finished, restore
-from medcm_cli.results import GRID_POINTS
 from medcm_cli.study import Setup
+from medcm_cli.training.results import GRID_POINTS
 
 STREAM = Stream(5, 1, 1)
 

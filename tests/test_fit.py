@@ -12,10 +12,10 @@ from conftest import make_events, make_population
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.fit import Layout, Trained, checkpoint_labels, train
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
+from medcm_cli.training.loop import Layout, Trained, checkpoint_labels, train
 
 OBJECTIVES = {"mse": Mse(), "fo": Fo(), "foce": Foce(), "vi": Vi()}
 

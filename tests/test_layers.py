@@ -19,10 +19,8 @@ LAYERS = (
     ("data", "summary"),
     ("model", "options", "tables"),
     ("haemophilia", "hydra_command", "objectives", "posterior", "reproduction"),
-    ("evaluation",),
-    ("fit", "information"),
-    ("results",),
-    ("study",),
+    ("training",),
+    ("information", "study"),
     ("restored", "workers"),
     ("benchmark", "diagnostics", "distances", "fit_command", "patients", "posterior_command", "uncertainty"),
     ("dose_command", "figures"),
@@ -95,7 +93,7 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
     assert "medcm_cli.study" in imported("medcm_cli.cli")  # inside a function
     assert "medcm_cli.pk.linear" in imported("medcm_cli.pk")  # a submodule by name
     assert "medcm_cli.errors" in imported("medcm_cli.runs")
-    assert "torch" in top_level("medcm_cli.fit")
+    assert "torch" in top_level("medcm_cli.training.loop")
 
 
 def test_torchdiffeq_is_behind_pk() -> None:
@@ -109,7 +107,9 @@ def test_hydra_is_where_configurations_are_composed() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["medcm_cli.evaluation", "medcm_cli.fit", "medcm_cli.results"])
+@pytest.mark.parametrize(
+    "name", ["medcm_cli.training.loss", "medcm_cli.training.loop", "medcm_cli.training.results"]
+)
 def test_the_training_loop_names_no_objective(name: str) -> None:
     assert {other for other in ours(name) if unit(other) == "objectives"} == {"medcm_cli.objectives.base"}
     text = SOURCES[name].read_text(encoding="utf-8").lower()

@@ -12,11 +12,11 @@ from conftest import make_events, make_population
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.evaluation import Evaluation
-from medcm_cli.fit import Trained, train
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
+from medcm_cli.training.loop import Trained, train
+from medcm_cli.training.loss import Evaluation
 
 F64 = torch.float64
 STREAMS = [Stream(0, 1, 1), Stream(0, 1, 2)]

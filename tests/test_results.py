@@ -14,12 +14,12 @@ from scipy.linalg import expm
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
-from medcm_cli.fit import Trained, train
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
-from medcm_cli.results import Covariate, tables
+from medcm_cli.training.loop import Trained, train
+from medcm_cli.training.results import Covariate, tables
 
 EVENTS = make_events(12, seed=4, ragged=True)
 TRAIN = [np.array([0, 3, 3, 5, 8]), np.array([1, 2, 4, 6, 7, 7, 10])]  # of different sizes; drawn twice

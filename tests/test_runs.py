@@ -15,11 +15,11 @@ from conftest import make_population
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.fit import train
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Mse
-from medcm_cli.results import Covariate, tables
+from medcm_cli.training.loop import train
+from medcm_cli.training.results import Covariate, tables
 
 ADDRESS = runs.Address("mine", "simulated", "vi", "additive", 0.1, "default", 1, 1)
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.evaluation import Evaluation
-from medcm_cli.fit import train
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
 from medcm_cli.options import conf_dir, identity
-from medcm_cli.results import tables
+from medcm_cli.training.loop import train
+from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.results import tables
 
 F64 = torch.float64
 OMEGA = [[0.3, 0.1], [0.1, 0.2]]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.fit import Trained
 from medcm_cli.model import Model
 from medcm_cli.model.variability import covariance, dense
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.objectives.base import Objective
+from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.evaluation import Evaluation, Layout, Part
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training.loss import Evaluation, Layout, Part
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Progress = Callable[[int, Tensor], None]
