@@ -37,7 +37,7 @@ from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.options import DTYPES, as_config, conf_dir, identity, whole
-from medcm_cli.posterior import JointPopulation, KnownPopulation, Target, complaints, sample, tables
+from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
 from medcm_cli.restored import finished, restore
 from medcm_cli.study import Setup, versions
 from medcm_cli.tables import Section

@@ -15,8 +15,8 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.patients.individual import METHODS, log_joint, posterior, residual_noise
 from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment, two_compartment
+from medcm_cli.posteriors.individual import METHODS, log_joint, posterior, residual_noise
 
 FloatArray = npt.NDArray[np.float64]
 STREAMS = [Stream(0, 1, 1), Stream(0, 2, 1)]

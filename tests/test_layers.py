@@ -15,11 +15,11 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # of one package may import each other.
 LAYERS = (
     ("errors", "files", "medcm_cli", "numerics", "terminal"),
-    ("nuts", "pk", "runs"),
+    ("pk", "runs"),
     ("data", "summary"),
     ("model", "options", "tables"),
-    ("haemophilia", "hydra_command", "objectives", "posterior", "reproduction"),
-    ("training",),
+    ("haemophilia", "hydra_command", "objectives", "reproduction"),
+    ("posteriors", "training"),
     ("information", "study"),
     ("restored", "workers"),
     ("benchmark", "diagnostics", "distances", "fit_command", "patients", "posterior_command", "uncertainty"),

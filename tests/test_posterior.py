@@ -17,7 +17,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.pk import two_compartment
-from medcm_cli.posterior import (
+from medcm_cli.posteriors.sampling import (
     JointPopulation,
     KnownPopulation,
     Posterior,

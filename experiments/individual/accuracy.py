@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from medcm_cli import load_study
-from medcm_cli.patients.individual import METHODS
+from medcm_cli.posteriors.individual import METHODS
 
 POINTS = 501
 DRAWS = 1000  # of each fit

@@ -12,8 +12,8 @@ from scipy.stats import norm
 
 from medcm_cli import load_study
 from medcm_cli.data import Population
-from medcm_cli.patients.individual import METHODS
-from medcm_cli.posterior import KnownPopulation, diagnostics, sample
+from medcm_cli.posteriors.individual import METHODS
+from medcm_cli.posteriors.sampling import KnownPopulation, diagnostics, sample
 
 CHAINS, DRAWS = 4, 2500
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -32,7 +32,7 @@ from medcm_cli.data.folds import from_files
 from medcm_cli.haemophilia.virtual import TrueParameters, Truth
 from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.pk import two_compartment
-from medcm_cli.posterior import KnownPopulation, sample
+from medcm_cli.posteriors.sampling import KnownPopulation, sample
 
 CHAINS = 4
 COVARIATES = {"weight": {"unit": "kg"}, "vwf": {"unit": "IU/dL"}}

@@ -17,10 +17,10 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.fitted import Patients, Study, studied
-from medcm_cli.patients.individual import Posterior, proposals, residual_noise
 from medcm_cli.patients.plans import LOOKS, Plan, looked_at, part, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.pk import LinearModel
+from medcm_cli.posteriors.individual import Posterior, proposals, residual_noise
 
 DISCLAIMER = "For research use only, not for treatment decisions."
 GIVEN = "given"  # the name of the regimen in the patients' own file

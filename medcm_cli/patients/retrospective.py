@@ -11,9 +11,9 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.errors import InputError
 from medcm_cli.patients.fitted import Patients, Study
-from medcm_cli.patients.individual import posterior, residual_noise
 from medcm_cli.patients.plans import part
 from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
+from medcm_cli.posteriors.individual import posterior, residual_noise
 from medcm_cli.restored import restore
 
 _DRAWS = 1000

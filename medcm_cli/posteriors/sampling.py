@@ -20,7 +20,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.model.variability import multiply_lower
-from medcm_cli.nuts import nuts
+from medcm_cli.posteriors.nuts import nuts
 
 R_HAT, ESS = 1.01, 400
 """The most and the least that Vehtari et al. (2021) ask for, of four chains."""
