@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.summary import COUNTS, ESTIMATES, GROUP, MEASURES, Summary, summarize, unit_of
+from medcm_cli.runs.summary import COUNTS, ESTIMATES, GROUP, MEASURES, Summary, summarize, unit_of
 
 __all__ = [
     "COUNTS",

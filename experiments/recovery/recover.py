@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from medcm_cli import runs
 from medcm_cli.haemophilia.cohorts import TRUTHS
-from medcm_cli.summary import summarize
+from medcm_cli.runs.summary import summarize
 
 
 def typical(folder: Path, tail: int) -> dict[str, float]:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from medcm_cli import runs
 from medcm_cli.errors import InputError
+from medcm_cli.runs import folder as runs
 
 GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
