@@ -19,12 +19,12 @@ from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
-from medcm_cli.options import as_config, conf_dir
 from medcm_cli.pk import OdeModel, Schedule, solve, two_compartment, two_compartment_rate
-from medcm_cli.study import Setup
+from medcm_cli.study.options import as_config, conf_dir
+from medcm_cli.study.setup import Setup
+from medcm_cli.study.workers import prepare
 from medcm_cli.tables import Section
 from medcm_cli.training.loop import train
-from medcm_cli.workers import prepare
 
 FITS = 100
 ODE_FITS = 10

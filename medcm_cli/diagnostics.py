@@ -19,7 +19,7 @@ from medcm_cli.model import Model, Values
 from medcm_cli.model.variability import covariance, dense, multiply_lower
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives.modes import find_modes
-from medcm_cli.restored import Restored
+from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS
 
 SIMULATIONS = 500  # data sets of a predictive check

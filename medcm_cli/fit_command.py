@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from medcm_cli.errors import InputError
 from medcm_cli.hydra_command import check_flags, run
-from medcm_cli.options import AXES, as_config, axis
-from medcm_cli.study import Setup
+from medcm_cli.study.options import AXES, as_config, axis
+from medcm_cli.study.setup import Setup
+from medcm_cli.study.workers import Workers, batches, process_count
 from medcm_cli.terminal import OUT, job_bar
-from medcm_cli.workers import Workers, batches, process_count
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
 

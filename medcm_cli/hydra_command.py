@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from medcm_cli.errors import InputError
-from medcm_cli.options import conf_dir
+from medcm_cli.study.options import conf_dir
 from medcm_cli.terminal import refuse
 
 

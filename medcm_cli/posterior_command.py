@@ -36,10 +36,10 @@ from medcm_cli.hydra_command import check_flags, run
 from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.options import DTYPES, as_config, conf_dir, identity, whole
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
-from medcm_cli.restored import finished, restore
-from medcm_cli.study import Setup, versions
+from medcm_cli.study.options import DTYPES, as_config, conf_dir, identity, whole
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup, versions
 from medcm_cli.tables import Section
 from medcm_cli.terminal import ERR, OUT, job_bar
 

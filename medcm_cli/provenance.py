@@ -250,7 +250,7 @@ def _place(fit: Record) -> str:
 
 def reproduction(records: Sequence[Record]) -> Blocks:
     """The commands, versions and seeds."""
-    from medcm_cli.reproduction import commands  # Hydra and torch take seconds
+    from medcm_cli.study.reproduction import commands  # Hydra and torch take seconds
 
     blocks: Blocks = [
         (

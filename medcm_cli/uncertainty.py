@@ -27,10 +27,10 @@ from medcm_cli.information import Criterion, Optimum, criterion, inverse_of_sadd
 from medcm_cli.model import Model
 from medcm_cli.model.variability import covariance, dense
 from medcm_cli.objectives import Vi
-from medcm_cli.restored import Restored, finished, grouped, restore
+from medcm_cli.study.restore import Restored, finished, grouped, restore
+from medcm_cli.study.workers import prepare
 from medcm_cli.tables import Section
 from medcm_cli.training.loss import Layout
-from medcm_cli.workers import prepare
 
 METHODS = ("hessian", "sandwich")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega

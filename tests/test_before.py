@@ -10,8 +10,8 @@ import pytest
 from test_study import configuration
 
 from medcm_cli import runs
-from medcm_cli.restored import finished, restore
-from medcm_cli.study import Setup
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup
 
 HERE = Path(__file__).resolve().parent / "study" / "before"
 CHOICES = {

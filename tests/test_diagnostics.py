@@ -30,8 +30,8 @@ from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.restored import Restored, finished, restore
-from medcm_cli.study import Setup
+from medcm_cli.study.restore import Restored, finished, restore
+from medcm_cli.study.setup import Setup
 from medcm_cli.training.results import GRID_POINTS
 
 STREAM = Stream(5, 1, 1)

@@ -14,8 +14,8 @@ from test_study import SMALL, configuration
 from medcm_cli.distances import distances, section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.restored import finished, restore
-from medcm_cli.study import Setup
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup
 
 SHIFT = np.array([0.3, -0.4])
 

@@ -25,7 +25,7 @@ from medcm_cli.patients import dosing
 from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.targets import area, read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 from medcm_cli.tables import Section
 
 Options = dict[str, Any]

@@ -22,7 +22,7 @@ from medcm_cli.figures import style, training
 from medcm_cli.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.figures.plot import figures
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 
 OBJECTIVES = ("mse", "fo", "vi")
 QUANTILES = (0.025, 0.5, 0.975)

@@ -14,7 +14,7 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.posterior_command import posterior
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 from medcm_cli.tables import Section
 
 SHORT = ("warmup=10", "draws=4", "chains=2")

@@ -23,7 +23,7 @@ from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, half_life, pool
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.predict_command import add_options, run
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 from medcm_cli.tables import Section
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]

@@ -26,7 +26,7 @@ from medcm_cli.figures import plot, style
 from medcm_cli.figures.collected import Sweep
 from medcm_cli.figures.plot import figures
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 
 STUDY = "<b>&\"study' ü"
 QUESTION = "Is 1 < 2 & \"so\" on? <script>document.title='run'</script>"

@@ -14,10 +14,10 @@ from test_study import SMALL
 
 from medcm_cli.fit_command import coalesce
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.options import as_config, conf_dir, identity
-from medcm_cli.reproduction import commands, overrides
 from medcm_cli.runs import Address, Record
-from medcm_cli.study import Setup
+from medcm_cli.study.options import as_config, conf_dir, identity
+from medcm_cli.study.reproduction import commands, overrides
+from medcm_cli.study.setup import Setup
 
 ADDRESS = Address("default", "simulated", "vi", "additive", 0.1, "default", 1, 1)
 

@@ -11,8 +11,8 @@ from test_study import SMALL, configuration
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.restored import finished, restore
-from medcm_cli.study import Setup
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup
 
 CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
 

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.retrospective import check, summarise
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 
 
 @pytest.fixture(scope="module")

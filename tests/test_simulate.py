@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, Truth, settings_of, typical_parameters, write_study
 from medcm_cli.pk import solve, two_compartment
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 
 N = 20_000
 COVARIATES = {"weight": "wt", "vwf": "vwf", "age": "age"}

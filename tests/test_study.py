@@ -23,8 +23,8 @@ from medcm_cli import runs
 from medcm_cli.data import nested
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.options import as_config, axis, conf_dir
-from medcm_cli.study import Setup
+from medcm_cli.study.options import as_config, axis, conf_dir
+from medcm_cli.study.setup import Setup
 
 SMALL = Settings(n=30, folds=3, fold_size=8)
 

@@ -14,8 +14,8 @@ from test_study import configuration
 from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.restored import Restored, finished, restore
-from medcm_cli.study import Setup
+from medcm_cli.study.restore import Restored, finished, restore
+from medcm_cli.study.setup import Setup
 from medcm_cli.training.loss import Layout
 from medcm_cli.uncertainty import covariances, estimate, intervals, quantities, report
 

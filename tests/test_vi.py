@@ -20,7 +20,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
-from medcm_cli.options import conf_dir, identity
+from medcm_cli.study.options import conf_dir, identity
 from medcm_cli.training.loop import train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.results import tables

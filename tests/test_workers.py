@@ -14,8 +14,8 @@ from test_study import SMALL, configuration
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study import Setup
-from medcm_cli.workers import Workers, batches, process_count
+from medcm_cli.study.setup import Setup
+from medcm_cli.study.workers import Workers, batches, process_count
 
 
 @pytest.fixture(autouse=True)

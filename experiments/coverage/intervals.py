@@ -26,8 +26,8 @@ from medcm_cli.information import Criterion
 from medcm_cli.model import Model
 from medcm_cli.model.variability import cholesky, log_det, multiply_lower, normal_log_density, total
 from medcm_cli.objectives import Foce, Objective, State
-from medcm_cli.restored import Restored, finished, grouped, restore
-from medcm_cli.workers import prepare
+from medcm_cli.study.restore import Restored, finished, grouped, restore
+from medcm_cli.study.workers import prepare
 
 NODES = 9  # per random effect
 

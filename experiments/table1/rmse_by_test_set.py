@@ -17,7 +17,7 @@ from tabulate import tabulate
 from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.study import Setup
+from medcm_cli.study.setup import Setup
 
 TAIL = 1500  # of 2000 epochs: the first of the checkpoints that an estimate averages
 FOLDS = list(range(1, 21))

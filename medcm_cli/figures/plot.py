@@ -14,7 +14,7 @@ from medcm_cli.files import write_text
 
 if TYPE_CHECKING:
     from medcm_cli.diagnostics import Diagnosis
-    from medcm_cli.restored import Restored
+    from medcm_cli.study.restore import Restored
 
 
 def figures(
@@ -60,7 +60,7 @@ def _restored(
     sweep: Sweep, missing: list[str], fold: int | None, replicate: int | None
 ) -> list[tuple[Method, Fit, "Restored"]]:
     """Of each method the fit that stands for it, with its model and data."""
-    from medcm_cli.restored import restore
+    from medcm_cli.study.restore import restore
 
     result = []
     for method in sweep.methods:

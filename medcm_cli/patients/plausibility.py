@@ -17,7 +17,7 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
 from medcm_cli.model.variability import multiply_lower, solve_lower, total
 from medcm_cli.posteriors.individual import Posterior, misfit
-from medcm_cli.restored import Ensemble, data_of, restore
+from medcm_cli.study.restore import Ensemble, data_of, restore
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
 _MISFIT, _EFFECTIVE = 5.0, 0.1

@@ -14,7 +14,7 @@ from medcm_cli.patients.fitted import Patients, Study
 from medcm_cli.patients.plans import part
 from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
 from medcm_cli.posteriors.individual import posterior, residual_noise
-from medcm_cli.restored import restore
+from medcm_cli.study.restore import restore
 
 _DRAWS = 1000
 _CHUNK = 200_000  # patients' draws at once

@@ -31,7 +31,8 @@ from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
-from medcm_cli.options import (
+from medcm_cli.pk import check_schedule
+from medcm_cli.study.options import (
     AXES,
     DTYPES,
     Config,
@@ -43,7 +44,6 @@ from medcm_cli.options import (
     identity,
     made,
 )
-from medcm_cli.pk import check_schedule
 from medcm_cli.training import results
 from medcm_cli.training.loop import MakeOptimizer, Trained, train
 

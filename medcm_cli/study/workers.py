@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medcm_cli.options import Config, whole
 from medcm_cli.runs import Record
-from medcm_cli.study import Setup
+from medcm_cli.study.options import Config, whole
+from medcm_cli.study.setup import Setup
 
 Progress = Callable[[int, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""

@@ -19,8 +19,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
-from medcm_cli.options import AXES, complete, made
-from medcm_cli.study import Setup, model_of
+from medcm_cli.study.options import AXES, complete, made
+from medcm_cli.study.setup import Setup, model_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Configuration -> job -> run folders, and back."""
