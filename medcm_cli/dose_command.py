@@ -12,8 +12,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients import commands
 from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.patients.dosing import AFTER, Dosing, dose
-from medcm_cli.patients.fitted import load_study
 from medcm_cli.patients.prediction import draws_of
+from medcm_cli.patients.study import load_study
 from medcm_cli.patients.targets import FORMS
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT

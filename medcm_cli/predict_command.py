@@ -15,9 +15,9 @@ from medcm_cli.errors import InputError
 from medcm_cli.figures import individual, style
 from medcm_cli.patients import commands
 from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
-from medcm_cli.patients.fitted import Study, load_study
 from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, predict
 from medcm_cli.patients.retrospective import Check, check
+from medcm_cli.patients.study import Study, load_study
 from medcm_cli.tables import Section
 from medcm_cli.terminal import OUT
 

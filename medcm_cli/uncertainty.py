@@ -5,7 +5,7 @@ $COVARIANCE MATRIX=R). ``sandwich``: H^-1 J H^-1 with J the sum over subjects of
 scores (NONMEM's default, R^-1 S R^-1), which holds for an approximate likelihood too, and for the ELBO, as
 far as its optimum is near the truth (White 1982, Econometrica 50:1-25; Westling and McCormick 2019, J Comput
 Graph Stat 28:778-789). Both are of the objective with what each subject has for itself profiled out, at its
-optimum (``medcm_cli.information``).
+optimum (``medcm_cli.analysis.information``).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from scipy import stats
 from torch import Tensor
 
 from medcm_cli import runs
+from medcm_cli.analysis.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced
-from medcm_cli.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
 from medcm_cli.model import Model
 from medcm_cli.model.variability import covariance, dense
 from medcm_cli.objectives import Vi

@@ -13,8 +13,7 @@ from scipy import linalg, optimize
 from test_objectives import at_eta, sd_of, slopes, with_error
 from test_study import configuration
 
-from medcm_cli.data import Population, read_events
-from medcm_cli.diagnostics import (
+from medcm_cli.analysis.diagnostics import (
     PERCENTILES,
     Diagnosis,
     cwres,
@@ -23,8 +22,9 @@ from medcm_cli.diagnostics import (
     simulations,
     true_effects,
 )
-from medcm_cli.diagnostics import _bins as bins
-from medcm_cli.diagnostics import _on_grid as on_grid
+from medcm_cli.analysis.diagnostics import _bins as bins
+from medcm_cli.analysis.diagnostics import _on_grid as on_grid
+from medcm_cli.data import Population, read_events
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study

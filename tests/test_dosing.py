@@ -22,7 +22,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects
 from medcm_cli.patients import dosing
-from medcm_cli.patients.fitted import Study
+from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import area, read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
 from medcm_cli.study.setup import Setup

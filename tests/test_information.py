@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import softplus
 
+from medcm_cli.analysis.information import Optimum, criterion, normal_points, optimum, separate
 from medcm_cli.data import Population, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, TrueParameters, write_study
-from medcm_cli.information import Optimum, criterion, normal_points, optimum, separate
 from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi

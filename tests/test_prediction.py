@@ -18,8 +18,8 @@ from test_study import SMALL, configuration
 from medcm_cli import load_study, predict
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, half_life, pooled_quantiles, time_above
+from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.predict_command import add_options, run

@@ -10,8 +10,8 @@ from test_study import SMALL, configuration
 from medcm_cli import load_study, predict
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.retrospective import check, summarise
+from medcm_cli.patients.study import Study
 from medcm_cli.study.setup import Setup
 
 

@@ -21,8 +21,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from medcm_cli import uncertainty
+from medcm_cli.analysis.information import Criterion
 from medcm_cli.data import Population
-from medcm_cli.information import Criterion
 from medcm_cli.model import Model
 from medcm_cli.model.variability import cholesky, log_det, multiply_lower, normal_log_density, total
 from medcm_cli.objectives import Foce, Objective, State

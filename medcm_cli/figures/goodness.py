@@ -1,5 +1,5 @@
 """How a fit meets its data: observed against predicted, residuals, the visual predictive check, random
-effects, and each subject's curve. All of it from what ``medcm_cli.diagnostics`` computes."""
+effects, and each subject's curve. All of it from what ``medcm_cli.analysis.diagnostics`` computes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from medcm_cli.figures import style
 from medcm_cli.figures.collected import Fit, Method, Sweep
 
 if TYPE_CHECKING:  # it needs torch, figures do not
-    from medcm_cli.diagnostics import Diagnosis
+    from medcm_cli.analysis.diagnostics import Diagnosis
 
 Chosen = Sequence[tuple[Method, Fit, "Diagnosis"]]
 """Of each method the fit that stands for it."""

@@ -13,7 +13,7 @@ from medcm_cli.figures.collected import effects as learned_effects
 from medcm_cli.files import write_text
 
 if TYPE_CHECKING:
-    from medcm_cli.diagnostics import Diagnosis
+    from medcm_cli.analysis.diagnostics import Diagnosis
     from medcm_cli.study.restore import Restored
 
 
@@ -41,7 +41,7 @@ def figures(
     chosen = _restored(sweep, missing, fold, replicate)
     yield from _effects(sweep, [restored for _, _, restored in chosen], missing, epochs)
     yield from _posteriors(sweep, missing)
-    from medcm_cli.diagnostics import diagnose
+    from medcm_cli.analysis.diagnostics import diagnose
 
     diagnosed: list[tuple[Method, Fit, Diagnosis]] = []
     for method, fit, restored in chosen:
@@ -83,7 +83,7 @@ def _restored(
 def _effects(
     sweep: Sweep, restored: Sequence["Restored"], missing: list[str], epochs: Sequence[int]
 ) -> Iterator[style.Drawn]:
-    from medcm_cli.diagnostics import covariates, true_effects
+    from medcm_cli.analysis.diagnostics import covariates, true_effects
 
     where = f"{sweep.study}, {sweep.dataset}"
     learned: dict[str, pd.DataFrame] = {}

@@ -18,7 +18,6 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.patients.fitted import Patients, Study, studied
 from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
 from medcm_cli.patients.plans import LOOKS, Plan, part, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
@@ -31,6 +30,7 @@ from medcm_cli.patients.prediction import (
     middle,
     pooled_quantiles,
 )
+from medcm_cli.patients.study import Patients, Study, studied
 from medcm_cli.patients.targets import Target, read_target, units_of
 from medcm_cli.pk import LinearModel
 from medcm_cli.posteriors.individual import Posterior

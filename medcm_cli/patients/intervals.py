@@ -15,8 +15,8 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray
-from medcm_cli.patients.fitted import Study
 from medcm_cli.patients.plans import LAGGED, Plan, dose_corners, looked_at, part, with_plan
+from medcm_cli.patients.study import Study
 from medcm_cli.pk import LinearModel
 
 POINTS = 41  # times of an interval, closest after the dose

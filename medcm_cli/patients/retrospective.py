@@ -10,9 +10,9 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable
 from medcm_cli.errors import InputError
-from medcm_cli.patients.fitted import Patients, Study
 from medcm_cli.patients.plans import part
 from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
+from medcm_cli.patients.study import Patients, Study
 from medcm_cli.posteriors.individual import posterior, residual_noise
 from medcm_cli.study.restore import restore
 

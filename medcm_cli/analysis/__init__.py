@@ -1,0 +1,1 @@
+"""What finished fits say: diagnostics, standard errors, distances."""
