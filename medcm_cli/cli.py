@@ -14,11 +14,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from medcm_cli import __version__
+from medcm_cli.commands.terminal import ERR, OUT, refuse
 from medcm_cli.errors import InputError
-from medcm_cli.terminal import ERR, OUT, refuse
 
 if TYPE_CHECKING:
-    from medcm_cli.tables import Section
+    from medcm_cli.report.tables import Section
 
 
 def main() -> NoReturn:
@@ -101,7 +101,7 @@ def _parser(command: str, description: str) -> _Parser:
 
 
 def _fit(arguments: list[str]) -> None:
-    from medcm_cli.fit_command import fit
+    from medcm_cli.commands.fit import fit
 
     fit(arguments)
 
@@ -168,7 +168,7 @@ def _simulate_cohort(options: argparse.Namespace, n: int | None) -> None:
 
 
 def _summarize(arguments: list[str]) -> None:
-    from medcm_cli import tables
+    from medcm_cli.report import tables
 
     parser = _parser("summarize", "Tables of what is in run folders, on the terminal and as files.")
     parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
@@ -209,7 +209,7 @@ def _summarize(arguments: list[str]) -> None:
 
 
 def _plot(arguments: list[str]) -> None:
-    from medcm_cli.figures import plot, style
+    from medcm_cli.report.figures import plot, style
 
     parser = _parser("plot", "Figures of what is in run folders, each with the numbers that it shows.")
     parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
@@ -274,7 +274,7 @@ def _uncertainty(arguments: list[str]) -> None:
 
 
 def _predict(arguments: list[str]) -> None:
-    from medcm_cli import predict_command
+    from medcm_cli.commands import predict as predict_command
 
     parser = _parser(
         "predict",
@@ -286,7 +286,7 @@ def _predict(arguments: list[str]) -> None:
 
 
 def _dose(arguments: list[str]) -> None:
-    from medcm_cli import dose_command
+    from medcm_cli.commands import dose as dose_command
 
     parser = _parser(
         "dose",
@@ -298,7 +298,7 @@ def _dose(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    from medcm_cli import report
+    from medcm_cli.report import page
 
     parser = _parser("report", "One page of what is in run folders: tables, figures, failures, commands.")
     parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
@@ -309,7 +309,7 @@ def _report(arguments: list[str]) -> None:
     out = options.out or options.folders[0] / "report.html"
     with Progress("{task.description}", console=ERR, disable=not ERR.is_terminal, transient=True) as bar:
         task = bar.add_task("reading fits")
-        fits = report.write(
+        fits = page.write(
             options.folders,
             out,
             options.question,
@@ -320,7 +320,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _posterior(arguments: list[str]) -> None:
-    from medcm_cli.posterior_command import posterior
+    from medcm_cli.commands.posterior import posterior
 
     posterior(arguments, _print)
 
@@ -347,7 +347,7 @@ def _distance(arguments: list[str]) -> None:
 def _data(arguments: list[str]) -> None:
     from medcm_cli.data import Format, describe, plain_covariates, read_events
     from medcm_cli.data.sheet import ROLES
-    from medcm_cli.tables import characteristics
+    from medcm_cli.report.tables import characteristics
 
     parser = _parser("data", "Check an event table without fitting it, and print what it holds.")
     parser.add_argument("action", choices=["check"])
@@ -387,7 +387,7 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 
 
 def _benchmark(arguments: list[str]) -> None:
-    from medcm_cli import benchmark
+    from medcm_cli.commands import benchmark
 
     parser = _parser("benchmark", "Measure speed on this machine, as ratios within one run.")
     parser.add_argument("--epochs", type=int, default=200, help="epochs per measurement")
@@ -425,7 +425,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 def _print(section: "Section") -> None:
     """A table for a person on a terminal, Markdown anywhere else."""
     if not OUT.is_terminal:
-        from medcm_cli.tables import markdown
+        from medcm_cli.report.tables import markdown
 
         OUT.print(markdown(section))
         return

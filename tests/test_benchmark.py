@@ -1,6 +1,6 @@
 """The large study of the benchmark, with few subjects: what it trains, not how fast."""
 
-from medcm_cli import benchmark
+from medcm_cli.commands import benchmark
 
 
 def test_an_epoch_of_the_large_study_is_measured() -> None:

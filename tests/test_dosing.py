@@ -17,7 +17,7 @@ from scipy.integrate import solve_ivp
 from test_study import SMALL, configuration
 
 from medcm_cli import dose, load_study, predict
-from medcm_cli.dose_command import add_options, run
+from medcm_cli.commands.dose import add_options, run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects
@@ -25,8 +25,8 @@ from medcm_cli.patients import dosing
 from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import area, read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
+from medcm_cli.report.tables import Section
 from medcm_cli.study.setup import Setup
-from medcm_cli.tables import Section
 
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]

@@ -19,9 +19,9 @@ from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce
+from medcm_cli.report.tables import ESTIMATES, MEASURES
 from medcm_cli.study.options import axis, conf_dir, folds_of
 from medcm_cli.study.setup import Setup
-from medcm_cli.tables import ESTIMATES, MEASURES
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS / "foce"))  # as the experiment's README has it

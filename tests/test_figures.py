@@ -18,10 +18,10 @@ from PIL import Image
 from test_study import SMALL, configuration
 
 from medcm_cli import cli, runs
-from medcm_cli.figures import style, training
-from medcm_cli.figures.collected import bands, collect, effects, typical_fit
-from medcm_cli.figures.plot import figures
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.report.figures import style, training
+from medcm_cli.report.figures.collected import bands, collect, effects, typical_fit
+from medcm_cli.report.figures.plot import figures
 from medcm_cli.study.setup import Setup
 
 OBJECTIVES = ("mse", "fo", "vi")

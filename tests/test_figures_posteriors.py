@@ -8,8 +8,8 @@ import pytest
 from test_distances import SHIFT, data, fitted, write_draws  # noqa: F401 (fixtures)
 
 from medcm_cli.errors import InputError
-from medcm_cli.figures import posteriors
-from medcm_cli.figures.collected import collect
+from medcm_cli.report.figures import posteriors
+from medcm_cli.report.figures.collected import collect
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from medcm_cli.commands.fit import coalesce
 from medcm_cli.errors import InputError
-from medcm_cli.fit_command import coalesce
 
 
 def swept(arguments: list[str], name: str) -> list[list[int]]:

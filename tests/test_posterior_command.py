@@ -11,11 +11,11 @@ import pytest
 from test_study import SMALL, configuration
 
 from medcm_cli import runs
+from medcm_cli.commands.posterior import posterior
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.posterior_command import posterior
+from medcm_cli.report.tables import Section
 from medcm_cli.study.setup import Setup
-from medcm_cli.tables import Section
 
 SHORT = ("warmup=10", "draws=4", "chains=2")
 SIMULATED = ("network=truth", "fixed=truth")
@@ -99,7 +99,7 @@ def test_a_posterior_with_the_population_known(
         raise InputError("sampled again")
 
     (folder / "known" / "draws.parquet").write_bytes(first[:100])  # damaged
-    monkeypatch.setattr("medcm_cli.posterior_command.sample", called)
+    monkeypatch.setattr("medcm_cli.commands.posterior.sample", called)
     with pytest.raises(SystemExit):
         command(*SIMULATED, "fold=2")
     assert "sampled again" in capsys.readouterr().err

@@ -16,15 +16,15 @@ import torch
 from test_study import SMALL, configuration
 
 from medcm_cli import load_study, predict
+from medcm_cli.commands.predict import add_options, run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, half_life, pooled_quantiles, time_above
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
-from medcm_cli.predict_command import add_options, run
+from medcm_cli.report.tables import Section
 from medcm_cli.study.setup import Setup
-from medcm_cli.tables import Section
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medcm_cli import provenance
+from medcm_cli.report import provenance
 from medcm_cli.runs import Address, Record
 
 CONFIG: dict[str, Any] = {

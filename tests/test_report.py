@@ -20,12 +20,14 @@ import pytest
 from matplotlib.figure import Figure
 from test_study import SMALL, configuration
 
-from medcm_cli import cli, report, runs, tables
+from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
-from medcm_cli.figures import plot, style
-from medcm_cli.figures.collected import Sweep
-from medcm_cli.figures.plot import figures
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.report import tables
+from medcm_cli.report.figures import plot, style
+from medcm_cli.report.figures.collected import Sweep
+from medcm_cli.report.figures.plot import figures
+from medcm_cli.report.page import _source, write
 from medcm_cli.study.setup import Setup
 
 STUDY = "<b>&\"study' ü"
@@ -125,7 +127,7 @@ def written(study: Path, drawn: list[style.Drawn], tmp_path_factory: pytest.Temp
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(plot, "figures", noted)
-        assert report.write([study], out, QUESTION, expected) == 11
+        assert write([study], out, QUESTION, expected) == 11
     assert not list(out.parent.glob(".partial*"))
     return out
 
@@ -237,7 +239,7 @@ def test_a_large_figure_becomes_an_image(tmp_path: Path, points: int, kind: str)
     figure = Figure(figsize=(2, 2))
     x = np.random.default_rng(0).random((2, points))
     figure.subplots().scatter(*x, s=np.linspace(1, 2, points))
-    source = report._source(style.Drawn("cloud", "", figure, "", "", pd.DataFrame()), tmp_path)
+    source = _source(style.Drawn("cloud", "", figure, "", "", pd.DataFrame()), tmp_path)
     assert source.startswith(kind)
     assert len(source) < 400_000
 
@@ -320,7 +322,7 @@ def test_bad_input_is_one_line(
         assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="is a folder"):
-        report.write([study], tmp_path)
+        write([study], tmp_path)
 
 
 # -- in a browser ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_study import SMALL
 
-from medcm_cli.fit_command import coalesce
+from medcm_cli.commands.fit import coalesce
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.options import as_config, conf_dir, identity

@@ -78,7 +78,7 @@ def as_config(composed: DictConfig) -> dict[str, Any]:
 
 def conf_dir() -> Path:
     """The configuration folder: the checkout's, or the one inside an installed package."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     beside = here.parent / "conf"
     return beside if (beside / "config.yaml").is_file() else here / "conf"
 

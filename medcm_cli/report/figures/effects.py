@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from medcm_cli.figures import style
-from medcm_cli.figures.collected import Sweep
+from medcm_cli.report.figures import style
+from medcm_cli.report.figures.collected import Sweep
 
 FloatArray = npt.NDArray[np.float64]
 _BINS = 25

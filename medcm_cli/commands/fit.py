@@ -11,12 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from medcm_cli.commands.compose import check_flags, run
+from medcm_cli.commands.terminal import OUT, job_bar
 from medcm_cli.errors import InputError
-from medcm_cli.hydra_command import check_flags, run
 from medcm_cli.study.options import AXES, as_config, axis
 from medcm_cli.study.setup import Setup
 from medcm_cli.study.workers import Workers, batches, process_count
-from medcm_cli.terminal import OUT, job_bar
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.errors import InputError
-from medcm_cli.figures import style
-from medcm_cli.figures.collected import Method, Sweep
+from medcm_cli.report.figures import style
+from medcm_cli.report.figures.collected import Method, Sweep
 
 SUBJECTS = 4  # shown, evenly spaced among the training subjects
 POINTS = 600  # draws shown of each

@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.figures import style
+from medcm_cli.report.figures import style
 
 METHOD = ("objective", "error", "learning_rate", "variant")
 BAND = (0.025, 0.5, 0.975)

@@ -13,13 +13,14 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from medcm_cli import __version__, provenance, runs, tables
+from medcm_cli import __version__, runs
 from medcm_cli.errors import InputError
-from medcm_cli.figures import plot, style
-from medcm_cli.figures.collected import Found, Sweep
 from medcm_cli.files import write_text
+from medcm_cli.report import provenance, tables
+from medcm_cli.report.figures import plot, style
+from medcm_cli.report.figures.collected import Found, Sweep
+from medcm_cli.report.tables import Section
 from medcm_cli.runs import summary
-from medcm_cli.tables import Section
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.figures import effects, goodness, posteriors, style, training
-from medcm_cli.figures.collected import Fit, Found, Method, Sweep, collect, typical_fit
-from medcm_cli.figures.collected import effects as learned_effects
 from medcm_cli.files import write_text
+from medcm_cli.report.figures import effects, goodness, posteriors, style, training
+from medcm_cli.report.figures.collected import Fit, Found, Method, Sweep, collect, typical_fit
+from medcm_cli.report.figures.collected import effects as learned_effects
 
 if TYPE_CHECKING:
     from medcm_cli.analysis.diagnostics import Diagnosis

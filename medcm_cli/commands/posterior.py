@@ -29,19 +29,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from medcm_cli import runs
+from medcm_cli.commands.compose import check_flags, run
+from medcm_cli.commands.terminal import ERR, OUT, job_bar
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.hydra_command import check_flags, run
 from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
+from medcm_cli.report.tables import Section
 from medcm_cli.study.options import DTYPES, as_config, conf_dir, identity, whole
 from medcm_cli.study.restore import finished, restore
 from medcm_cli.study.setup import Setup, versions
-from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, OUT, job_bar
 
 RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")

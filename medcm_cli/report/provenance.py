@@ -11,9 +11,9 @@ import numpy as np
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.figures.collected import METHOD, labelled
+from medcm_cli.report.figures.collected import METHOD, labelled
+from medcm_cli.report.tables import Section
 from medcm_cli.runs import Record
-from medcm_cli.tables import Section
 
 Blocks = list[tuple[str, Any]]
 """What ``report.Block`` holds, in the order of the page."""

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from medcm_cli.figures import style
-from medcm_cli.figures.collected import Fit, Method, Sweep
+from medcm_cli.report.figures import style
+from medcm_cli.report.figures.collected import Fit, Method, Sweep
 
 if TYPE_CHECKING:  # it needs torch, figures do not
     from medcm_cli.analysis.diagnostics import Diagnosis

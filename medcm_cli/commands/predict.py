@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medcm_cli.commands import patients as commands
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.figures import individual, style
-from medcm_cli.patients import commands
-from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, predict
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, load_study
-from medcm_cli.tables import Section
-from medcm_cli.terminal import OUT
+from medcm_cli.report.figures import individual, style
+from medcm_cli.report.tables import Section
 
 _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure

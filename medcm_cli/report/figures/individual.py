@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from medcm_cli.figures import style
 from medcm_cli.patients.prediction import GIVEN, Prediction
+from medcm_cli.report.figures import style
 
 _COLOUR = "#0072B2"
 _TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}

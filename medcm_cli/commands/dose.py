@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
+from medcm_cli.commands import patients as commands
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.terminal import OUT
 from medcm_cli.errors import InputError
-from medcm_cli.patients import commands
-from medcm_cli.patients.commands import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.patients.dosing import AFTER, Dosing, dose
 from medcm_cli.patients.prediction import draws_of
 from medcm_cli.patients.study import load_study
 from medcm_cli.patients.targets import FORMS
-from medcm_cli.tables import Section
-from medcm_cli.terminal import OUT
+from medcm_cli.report.tables import Section
 
 _SHOWN = 5  # patients whose candidates are shown
 _BESIDE = 3  # of an interval's candidates, those next to the answer

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from medcm_cli import __version__
+from medcm_cli.commands.terminal import ERR, job_bar
 from medcm_cli.data import EventTable
 from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
@@ -23,8 +24,7 @@ from medcm_cli.patients.plans import latest_covariates
 from medcm_cli.patients.prediction import DISCLAIMER, DRAWS, FEW, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.posteriors.individual import METHODS
-from medcm_cli.tables import Section
-from medcm_cli.terminal import ERR, job_bar
+from medcm_cli.report.tables import Section
 
 _WARNINGS = 10  # that are shown
 

@@ -11,8 +11,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from medcm_cli.figures import style
-from medcm_cli.figures.collected import Fit, Method, Sweep, bands
+from medcm_cli.report.figures import style
+from medcm_cli.report.figures.collected import Fit, Method, Sweep, bands
 
 MEASURES = ("objective", "rmse", "kl", "omega", "rho", "sigma")
 TITLES = {

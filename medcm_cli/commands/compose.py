@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medcm_cli.commands.terminal import refuse
 from medcm_cli.errors import InputError
 from medcm_cli.study.options import conf_dir
-from medcm_cli.terminal import refuse
 
 
 def check_flags(command: str, arguments: Sequence[str]) -> None:
