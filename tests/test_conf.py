@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from test_study import SMALL, composed, configuration
 
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
 from medcm_cli.study.options import conf_dir
 from medcm_cli.study.setup import Setup
+from tests.helpers import SMALL, composed, configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))

@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_events
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from test_study import configuration
 
 from medcm_cli.data import Population
 from medcm_cli.haemophilia.virtual import Settings, write_study
@@ -22,6 +20,7 @@ from medcm_cli.objectives import Fo, Foce
 from medcm_cli.report.tables import ESTIMATES, MEASURES
 from medcm_cli.study.options import axis, conf_dir, folds_of
 from medcm_cli.study.setup import Setup
+from tests.helpers import configuration, make_events
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS / "foce"))  # as the experiment's README has it

@@ -1,0 +1,67 @@
+"""Distances of fits from draws of NUTS, with draws made so that the distances are known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+
+from medcm_cli.distances import distances, section
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup
+from tests.helpers import SHIFT, SMALL, configuration, write_draws
+
+
+def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: Path) -> None:
+    write_draws(tmp_path / "draws", mixed_fits)
+    found = distances(tmp_path / "draws", [mixed_fits]).set_index(["objective", "replicate"])
+    assert sorted(found.index) == [("foce", 1), ("foce", 2), ("vi", 1), ("vi", 2)]  # mse has no eta
+    assert found.loc[("vi", 1), "eta_last"] == pytest.approx((SHIFT**2).sum(), rel=1e-4)
+    assert found.loc[("vi", 2), "eta_last"] != pytest.approx((SHIFT**2).sum(), rel=1e-4)
+    assert found["eta_sliced"].isna().tolist() == [name != "vi" for name, _ in found.index]
+    table = section(found.reset_index())
+    assert [row[:1] for row in table.cells] == [["foce"], ["vi"]]
+
+
+def test_population_parameters_by_draws_of_q(mixed_fits: Path, tmp_path: Path) -> None:
+    nuts = write_draws(tmp_path / "draws", mixed_fits)
+    found = distances(tmp_path / "draws", [mixed_fits])
+    row = found[(found["objective"] == "vi") & (found["replicate"] == 2)].iloc[0]
+    (batch,) = restore([f for f in finished([mixed_fits]) if f[1].address.objective == "vi"])
+    mean = batch.state.trained["population.mean"][:, 1].double().numpy()
+    sd = torch.nn.functional.softplus(batch.state.trained["population.sd"][:, 1].double()).numpy()
+    generator = np.random.default_rng(3)
+    for place, name in enumerate(("sigma_additive", "omega_1")):
+        own = np.exp(mean[place] + sd[place] * generator.standard_normal(200_000))
+        assert row[name] == pytest.approx(wasserstein_distance(own, nuts[name]), rel=0.03)
+    assert "rho_21" not in found  # the draws have none
+
+
+def test_other_subjects_are_refused(data: Path, mixed_fits: Path, tmp_path: Path) -> None:
+    write_draws(tmp_path / "draws", mixed_fits)
+    setup = Setup.build(configuration(data, tmp_path / "other", "objective=fo", "network=none", "fold=2"))
+    setup.run(list(setup.plan().records.values()))
+    with pytest.raises(InputError, match="other subjects"):
+        distances(tmp_path / "draws", [tmp_path / "other"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no complete fit"):
+        distances(tmp_path / "draws", [tmp_path / "empty"])
+    with pytest.raises(InputError, match="holds no draws"):
+        distances(tmp_path / "empty", [mixed_fits])
+    mse = [folder for folder, record in finished([mixed_fits]) if record.address.objective == "mse"]
+    with pytest.raises(InputError, match="no complete fit with random effects"):
+        distances(tmp_path / "draws", mse)
+
+
+def test_fits_of_other_data_are_refused(mixed_fits: Path, tmp_path: Path) -> None:
+    write_draws(tmp_path / "draws", mixed_fits)
+    other = tmp_path / "data"
+    write_study(other, replace(SMALL, seed=SMALL.seed + 1))
+    setup = Setup.build(configuration(other, tmp_path / "outputs", "objective=fo", "network=none"))
+    setup.run(list(setup.plan().records.values()))
+    with pytest.raises(InputError, match="other subjects"):
+        distances(tmp_path / "draws", [tmp_path / "outputs"])

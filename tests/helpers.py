@@ -1,0 +1,220 @@
+"""What several test files build: small populations made by hand, configurations, and what objectives are
+checked against."""
+
+import copy
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from medcm_cli.data import EventTable, Population
+from medcm_cli.haemophilia.virtual import Settings
+from medcm_cli.model import Model, ResidualError, Values
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.study.options import as_config, conf_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+COVARIATES = {
+    "weight": {"column": "wt", "scale": 150, "reference": 70, "unit": "kg"},
+    "vwf": {"column": "vwf", "scale": 350, "reference": 100, "unit": "IU/dL"},
+}
+MULTI_BRANCH = [
+    {"inputs": ["weight"], "hidden": [12], "heads": ["CL", "V1"]},
+    {"inputs": ["vwf"], "hidden": [12], "heads": ["CL"]},
+]
+
+
+def make_events(subjects: int, seed: int = 0, ragged: bool = False, doses: int = 1) -> EventTable:
+    """Subjects with one dose at time 0 and more 12 h apart, about three observations each, plausible
+    levels."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for subject in range(subjects):
+        for dose in range(doses):
+            rows.append((subject, 12.0 * dose, True, 2000.0 / 0.5, 0.5, np.nan))
+        for number in range(1 + subject % 3 if ragged else 3):
+            time = 12.0 * doses + (4, 24, 48)[number] + generator.uniform(-1, 1)
+            level = (0.5, 0.2, 0.08)[number] * np.exp(0.2 * generator.standard_normal())
+            rows.append((subject, time, False, np.nan, np.nan, level))
+    covariates = {
+        "weight": generator.uniform(40, 110, subjects),
+        "vwf": generator.uniform(50, 200, subjects),
+    }
+    return table_of([str(number) for number in range(subjects)], rows, covariates)
+
+
+def table_of(
+    ids: Sequence[str], rows: Sequence[tuple[float, ...]], covariates: dict[str, np.ndarray]
+) -> EventTable:
+    """From rows of subject, time, whether a dose, rate, duration, dv."""
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    subject, time, is_dose = columns[0].astype(np.int64), columns[1], columns[2].astype(bool)
+    nothing = np.zeros(len(rows), dtype=np.int64)
+    return EventTable(
+        source="made by hand",
+        ids=tuple(ids),
+        subject=subject,
+        time=time,
+        clock=time,
+        is_dose=is_dose,
+        amount=columns[3] * columns[4],
+        duration=columns[4],
+        since=np.where(is_dose, time, np.nan),
+        added=nothing.astype(bool),
+        interval=np.where(is_dose, np.inf, np.nan),
+        dv=columns[5],
+        censored=nothing.astype(bool),
+        compartment=nothing - 1,
+        segment=nothing,
+        occasion=nothing + 1,
+        reset_subject=np.zeros(0, dtype=np.int64),
+        reset_clock=np.zeros(0),
+        covariates=covariates,
+    )
+
+
+def make_population(
+    subjects: int, fits: int, dtype: torch.dtype = torch.float64, **options: int
+) -> Population:
+    """The same subjects in every fit."""
+    everyone = Population.from_events(make_events(subjects, **options), dtype)
+    return everyone.select([np.arange(subjects)] * fits)
+
+
+def dense_omega(values: dict[str, Tensor], fit: int) -> np.ndarray:
+    """Omega of one fit with two random effects, from the raw values by numpy."""
+    sd = np.log1p(np.exp(values["omega"][:, fit].detach().numpy()))
+    rho = np.tanh(float(values["correlation"][0, fit]))
+    return np.array([[sd[0] ** 2, rho * sd[0] * sd[1]], [rho * sd[0] * sd[1], sd[1] ** 2]])
+
+
+SMALL = Settings(n=30, folds=3, fold_size=8)
+
+
+@functools.cache
+def composed(*choices: str) -> DictConfig:
+    """The configuration with some groups chosen; Hydra takes a while for each."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", list(choices))
+
+
+def configuration(data: Path | None, outputs: Path, *overrides: str) -> dict[str, Any]:
+    """What `medcm fit` would hand to a job: short fits unless ``overrides`` say otherwise."""
+    given = [f"outputs={outputs}", "epochs=4", "checkpoint_every=2", *overrides]
+    if data is not None:
+        given.append(f"dataset.path={data}")
+    parsed = OverridesParser.create().parse_overrides(given)
+    groups = {o.key_or_group: str(o.value()) for o in parsed if (conf_dir() / o.key_or_group).is_dir()}
+    config = copy.deepcopy(composed(*(f"{group}={choice}" for group, choice in sorted(groups.items()))))
+    for override in parsed:
+        if override.key_or_group not in groups:
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    labels = {"objective": "vi", "error": "additive", "variant": ""}
+    return as_config(config) | {"labels": {name: groups.get(name, label) for name, label in labels.items()}}
+
+
+F64 = torch.float64
+
+
+STREAMS = [Stream(3, 1, 1), Stream(3, 1, 2)]
+
+
+ERRORS = {
+    "additive": ("additive",),
+    "proportional": ("proportional",),
+    "combined": ("additive", "proportional"),
+}
+
+
+def with_error(model: Model, name: str) -> Model:
+    return replace(model, error=ResidualError(ERRORS[name]))
+
+
+def sd_of(model: Model, values: Values, f: np.ndarray, fit: int) -> np.ndarray:
+    sigma = dict(
+        zip(model.error.components, np.log1p(np.exp(values["sigma"][:, fit].detach().numpy())), strict=True)
+    )
+    return sigma.get("additive", 0.0) + sigma.get("proportional", 0.0) * f
+
+
+def at_eta(model: Model, values: Values, population: Population, eta: np.ndarray) -> np.ndarray:
+    """Predictions (T, N, B) at eta (K, N, B)."""
+    with torch.no_grad():
+        zeta = model.typical(values, population)
+        parts = [torch.as_tensor(part)[None] for part in eta]
+        return model.predict(zeta, population, parts)[:, 0].numpy()
+
+
+def slopes(model: Model, values: Values, population: Population, eta: np.ndarray) -> np.ndarray:
+    """G (K, T, N, B) by central differences."""
+    h = 1e-5
+    shifts = [np.eye(2)[k][:, None, None] * h for k in range(2)]
+    return np.stack(
+        [
+            (at_eta(model, values, population, eta + s) - at_eta(model, values, population, eta - s))
+            / (2 * h)
+            for s in shifts
+        ]
+    )
+
+
+class LinearGaussian(Model):
+    """y = offset + X eta + residual, with X and offset per subject; only the marginal likelihood knows the
+    difference."""
+
+    def design(self, population: Population) -> tuple[Tensor, list[Tensor]]:
+        t, w = population.time, population.covariates["weight"]
+        return 0.3 + 0.002 * w.expand_as(t), [torch.cos(t / 9) * w / 100, torch.sin(t / 7) + 0 * w]
+
+    def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
+        del zeta
+        offset, columns = self.design(population)
+        return offset if eta is None else offset + columns[0] * eta[0] + columns[1] * eta[1]
+
+    def linearise(
+        self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        return self.predict(zeta, population, eta), self.design(population)[1]
+
+
+SHIFT = np.array([0.3, -0.4])
+
+
+def write_draws(folder: Path, outputs: Path, count: int = 400) -> dict[str, np.ndarray]:
+    """Draws with the very mean and covariance of replicate 1 of VI at its last epoch, but for ``SHIFT``."""
+    (run,) = outputs.glob("default/*/objective=vi/*/*/*/fold=01/replicate=1")
+    q = pd.read_parquet(run / "random_effects.parquet")
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((count, len(q), 2))
+    z -= z.mean(0)
+    for n in range(len(q)):  # exactly white
+        z[:, n] = np.linalg.solve(np.linalg.cholesky(np.cov(z[:, n].T)), z[:, n].T).T
+    cov = q[["cov_11", "cov_21", "cov_21", "cov_22"]].to_numpy(np.float64).reshape(-1, 2, 2)
+    eta = q[["eta_1", "eta_2"]].to_numpy(np.float64) + SHIFT
+    eta = eta + np.einsum("nij,snj->sni", np.linalg.cholesky(cov), z)
+    chain, draw, position = (a.ravel() for a in np.indices((2, count // 2, len(q))) + 1)
+    table = {"chain": chain, "draw": draw, "position": position, "subject": np.tile(q["subject"], count)}
+    table |= {"eta_1": eta[..., 0].ravel(), "eta_2": eta[..., 1].ravel()}
+    folder.mkdir(parents=True)
+    # In another order of rows: a reader is not to depend on it.
+    shuffled = pd.DataFrame(table).sample(frac=1, random_state=1)
+    shuffled.to_parquet(folder / "draws.parquet")
+    population = {
+        "sigma_additive": generator.lognormal(-3, 0.1, count),
+        "omega_1": generator.lognormal(-2, 0.2, count),
+    }
+    pd.DataFrame(population).to_parquet(folder / "population.parquet")
+    record = json.loads((run / "run.json").read_text())
+    (folder / "posterior.json").write_text(json.dumps({"data": record["data"]}))
+    return population

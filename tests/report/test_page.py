@@ -1,0 +1,404 @@
+"""The report: a whole page from any run folders, with the numbers of the summary, which a browser shows
+without a network, on a phone and on paper."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from medcm_cli import cli, runs
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.report import tables
+from medcm_cli.report.figures import plot, style
+from medcm_cli.report.figures.collected import Sweep
+from medcm_cli.report.figures.plot import figures
+from medcm_cli.report.page import _source, write
+from medcm_cli.study.setup import Setup
+from tests.helpers import SMALL, configuration
+
+STUDY = "<b>&\"study' ü"
+QUESTION = "Is 1 < 2 & \"so\" on? <script>document.title='run'</script>"
+VOID = {"meta", "link", "img", "br"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+
+
+class Page(HTMLParser):
+    """What a page holds; an element that is not closed, or closed twice, is an error."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []  # of each element that holds text, and that text
+        self.rows: list[list[list[str]]] = []  # of each table, the header first
+        self.captions: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows.append([])
+        elif tag == "tr":
+            self.rows[-1].append([])
+        elif tag in ("td", "th"):
+            self.rows[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open:
+            return
+        self.texts.append((self.open[-1], data))
+        if self.open[-1] in ("td", "th"):
+            self.rows[-1][-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, *tags: str) -> str:
+        return " ".join(text for tag, text in self.texts if not tags or tag in tags)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four fits by each of three objectives, under a name full of markup; one of fo failed, one of vi is not
+    finished and one record is damaged."""
+    root = tmp_path_factory.mktemp("report")
+    write_study(root / "data", SMALL)
+    for objective in ("mse", "fo", "vi"):
+        choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
+        config = configuration(root / "data", root / "outputs", *choices)
+        setup = Setup.build({**config, "study": STUDY})
+        setup.run(list(setup.plan().records.values()))
+    folder = root / "outputs" / STUDY
+    _change(folder, "fo", 0, status="failed", failure={"epoch": 5, "cause": "a < b & c"}, redraws=2)
+    _change(folder, "fo", 1, unconverged_modes=0.25)
+    _change(folder, "vi", 0, status="running", failure=None)
+    next(runs.find(folder / "dataset=simulated" / "objective=mse")).joinpath(runs.RECORD).write_text("{")
+    return folder
+
+
+def _change(folder: Path, objective: str, place: int, **values: object) -> None:
+    path = sorted(folder.glob(f"*/objective={objective}/**/{runs.RECORD}"))[place]
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[style.Drawn]:
+    """The figures that the report got, once there is one."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def written(study: Path, drawn: list[style.Drawn], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report."""
+    expected = tmp_path_factory.mktemp("expected") / "expected.csv"
+    expected.write_text(
+        "objective,measure,statistic,value,tolerance,source\nfo,failed,count,1,0,invented\n"
+        "vi,rmse,median,0.001,0.0001,nowhere\n"
+    )
+    out = study.parent / "page.html"
+    out.write_text("an older one")
+
+    def noted(sweep: Sweep, missing: list[str]) -> Iterator[style.Drawn]:
+        for figure in figures(sweep, missing):
+            drawn.append(figure)
+            yield figure
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plot, "figures", noted)
+        assert write([study], out, QUESTION, expected) == 11
+    assert not list(out.parent.glob(".partial*"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page(written)
+
+
+def test_the_page_says_what_it_is_about(page: Page) -> None:
+    """Names and questions are text, whatever they hold."""
+    assert page.text("h1") == STUDY
+    assert QUESTION in page.text("p")
+    assert not page.all("script")
+    assert not page.all("b")
+    assert page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    text = page.text("p")
+    assert "MSE, FO and VI on simulated: 11 fits, 9 complete, 1 failed, 1 unfinished." in text
+    assert "is not a run record" in page.text("li")
+
+
+def test_headings_and_references_hold_together(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    links = [str(link["href"]) for link in page.all("a")]
+    assert len(links) > 10
+    assert {link[1:] for link in links if link.startswith("#")} == {link[1:] for link in links} <= set(ids)
+    labels = {
+        attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes
+    }
+    assert labels <= set(ids)
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_tables_are_those_of_the_summary(study: Path, page: Page) -> None:
+    shown = [(rows[0], rows[1:]) for rows in page.rows]
+    sections = tables.sections(tables.summarize([study]))
+    assert len(sections) == 3
+    for section in sections:
+        assert shown.count((section.headers, section.cells)) == 1
+    overview = [dict(zip(shown[0][0], row, strict=True)) for row in shown[0][1]]
+    counts = [
+        (row["Method"], row["Fits"], row["Complete"], row["Failed"], row["Unfinished"]) for row in overview
+    ]
+    assert counts == [("MSE", "3", "3", "0", "0"), ("FO", "4", "3", "1", "0"), ("VI", "4", "3", "0", "1")]
+    (compared,) = (cells for headers, cells in shown if "tolerance" in headers)
+    assert [row[5] for row in compared] == ["within", "outside"]
+
+
+def test_failures_and_warnings_are_listed(page: Page) -> None:
+    rows = [row for table in page.rows for row in table[1:]]
+    assert ["FO", "fold 1, replicate 1", "5", "a < b & c"] in rows
+    assert ["FO", "a < b & c", "1", "5 (5 to 5)"] in rows
+    assert ["FO", "4", "1 (at most 2 times)", "1 (at most 25.0 % of subjects)"] in rows
+
+
+def test_configuration_is_what_the_records_say(page: Page) -> None:
+    (shared,) = (dict(table[1:]) for table in page.rows if table[0] == ["Option", "Value"])
+    assert shared["epochs"] == "8"
+    assert shared["network.global_parameters"] == '["Q", "V2"]'
+    (different,) = (table for table in page.rows if table[0] == ["Option", "MSE", "FO", "VI"])
+    assert ["objective.samples", "-", "-", "3"] in different
+    assert not set(shared) & {row[0] for row in different}
+    (versions,) = (dict(table[1:]) for table in page.rows if table[0] == ["What", "Value"])
+    assert versions["seed"] == "0"
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    commands = [text for tag, text in page.texts if tag == "code"]
+    assert commands
+    assert all(command.startswith("medcm fit ") for command in commands)
+
+
+def test_every_figure_is_there_with_words(page: Page, drawn: list[style.Drawn]) -> None:
+    assert len(drawn) > 8
+    images = page.all("img")
+    assert [image["alt"] for image in images] == [figure.alt for figure in drawn]
+    assert all(len(str(image["alt"])) > 40 for image in images)
+    captions = page.text("figcaption")
+    for number, figure in enumerate(drawn, 1):
+        assert figure.caption in captions
+        assert f"Figure {number}." in page.text("strong")
+        width = float(figure.figure.get_figwidth()) * 96
+        assert float(str(images[number - 1]["width"])) == pytest.approx(width, abs=1)
+
+
+def test_nothing_comes_from_elsewhere(written: Path, page: Page) -> None:
+    sources = [a[name] for _, a in page.elements for name in ("src", "href", "srcset", "data") if name in a]
+    assert all(str(source).startswith(("data:", "#")) for source in sources)
+    style = page.text("style")
+    assert "url(" not in style
+    assert "@import" not in style
+    for image in page.all("img"):
+        kind, _, body = str(image["src"]).partition(",")
+        assert kind == "data:image/svg+xml"
+        root = ElementTree.fromstring(unquote(body))
+        for element in root.iter():
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:"))
+                if "url(" in value:
+                    assert value.startswith("url(#")
+    assert written.stat().st_size < 3e6
+
+
+@pytest.mark.parametrize(("points", "kind"), [(10, "data:image/svg+xml,"), (6000, "data:image/png;base64,")])
+def test_a_large_figure_becomes_an_image(tmp_path: Path, points: int, kind: str) -> None:
+    figure = Figure(figsize=(2, 2))
+    x = np.random.default_rng(0).random((2, points))
+    figure.subplots().scatter(*x, s=np.linspace(1, 2, points))
+    source = _source(style.Drawn("cloud", "", figure, "", "", pd.DataFrame()), tmp_path)
+    assert source.startswith(kind)
+    assert len(source) < 400_000
+
+
+# -- what is not whole -----------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``medcm report``."""
+    monkeypatch.setattr(sys, "argv", ["medcm", "report", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(str(left.value.code))
+
+
+def _failed(folder: Path) -> None:
+    for place in range(4):
+        _change(folder, "vi", place, status="failed", failure={"epoch": 1, "cause": "all at once"})
+
+
+def _waiting(folder: Path) -> None:
+    for place in range(4):
+        _change(folder, "vi", place, status="running", failure=None)
+    for path in folder.rglob("*.parquet"):
+        path.unlink()
+
+
+def _damaged(folder: Path) -> None:
+    for path in folder.rglob(runs.RECORD):
+        path.write_text("[]")
+
+
+def _truncated(folder: Path) -> None:
+    for path in folder.rglob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:50])
+
+
+def _strange(folder: Path) -> None:
+    for place in range(4):
+        _change(folder, "vi", place, config={})
+
+
+def _removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_removed, "There are no fits here"),
+        (_failed, "No fit is complete"),
+        (_waiting, "No fit is complete"),
+        (_damaged, "is not a run record"),
+        (_truncated, "cannot be read"),
+        (_strange, "does not have the contents of a run"),
+    ],
+)
+def test_sweeps_that_are_not_whole_have_a_page(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None], says: str
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(study, folder, ignore=shutil.ignore_patterns("objective=mse", "objective=fo"))
+    harm(folder)
+    assert command(monkeypatch, str(folder)) == 0
+    assert says in Page(folder / "report.html").text()
+
+
+def test_bad_input_is_one_line(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, says in (
+        ([str(tmp_path / "nowhere")], "no such folder"),
+        ([str(study), "--out", str(tmp_path)], "is a folder"),
+        ([str(tmp_path), "--expected", str(tmp_path / "none.csv")], "none.csv"),
+    ):
+        assert command(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="is a folder"):
+        write([study], tmp_path)
+
+
+# -- in a browser ----------------------------------------------------------------------------------
+
+
+def chromium(folder: Path, *arguments: str) -> str:
+    """What a headless Chromium without a network prints."""
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}")
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, "--host-resolver-rules=MAP * ~NOTFOUND", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+MEASURED = """
+<script>
+addEventListener("load", () => {
+  const images = [...document.images];
+  const scrolls = [...document.querySelectorAll(".scroll, pre")];
+  parent.postMessage(JSON.stringify({
+    width: document.documentElement.clientWidth,
+    needed: document.documentElement.scrollWidth,
+    images: images.length,
+    shown: images.filter(image => image.complete && image.naturalWidth > 0).length,
+    named: images.filter(image => image.alt.length > 0).length,
+    inside: scrolls.filter(one => one.getBoundingClientRect().right <= innerWidth).length,
+    scrolls: scrolls.length,
+    focusable: scrolls.filter(one => one.tabIndex === 0).length,
+    fetched: performance.getEntriesByType("resource").map(one => one.name.slice(0, 5)),
+    title: document.title,
+  }), "*");
+});
+</script>
+"""
+
+
+@browser
+def test_it_fits_a_phone_and_needs_no_network(written: Path, tmp_path: Path) -> None:
+    """In frames as wide as a phone and a desktop, which tell the page around them what they measure."""
+    text = written.read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(text.replace("</body>", MEASURED + "</body>"), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(
+        "<body><ul></ul><script>addEventListener('message', event => {"
+        "const item = document.createElement('li'); item.textContent = event.data;"
+        "document.querySelector('ul').append(item)})</script>"
+        + "".join(f"<iframe src=page.html width={width} height=800></iframe>" for width in (360, 1200))
+    )
+    dom = chromium(tmp_path, "--virtual-time-budget=20000", "--dump-dom", f"file://{tmp_path}/frame.html")
+    measured = [json.loads(unescaped) for unescaped in _items(dom)]
+    # A frame has a border of 2 px; a scroll bar may take some of the width.
+    assert [round(one["width"] / 40) for one in sorted(measured, key=lambda one: one["width"])] == [9, 30]
+    for one in measured:
+        assert one["needed"] <= one["width"]
+        assert one["images"] == one["shown"] == one["named"] > 8
+        assert one["inside"] == one["scrolls"] == one["focusable"] > 8
+        assert set(one["fetched"]) <= {"data:"}
+        assert one["title"].startswith(STUDY)  # the question's script did not run
+
+
+def _items(dom: str) -> Iterator[str]:
+    parser = HTMLParser(convert_charrefs=True)
+    items: list[str] = []
+    parser.handle_data = items.append  # type: ignore[method-assign]
+    parser.feed(dom[dom.index("<ul>") : dom.index("</ul>")])
+    parser.close()
+    yield from items
+
+
+@browser
+def test_it_prints(written: Path, page: Page, tmp_path: Path) -> None:
+    out = tmp_path / "page.pdf"
+    chromium(tmp_path, f"--print-to-pdf={out}", f"file://{escape(str(written))}")
+    pages = len(re.findall(rb"/Type\s*/Page\b", out.read_bytes()))
+    assert len(page.all("img")) / 3 < pages < len(page.all("img")) + 15

@@ -1,0 +1,134 @@
+"""Finished fits brought back: the same model, the same subjects, the same estimates."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.setup import Setup
+from tests.helpers import SMALL, configuration
+
+CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("restored") / "data"
+    write_study(folder, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("restored") / "outputs"
+    for objective in ("vi", "fo"):
+        setup = Setup.build(configuration(data, outputs, *CHOICES, f"objective={objective}"))
+        setup.run(list(setup.plan().records.values()))
+    return outputs
+
+
+def test_estimates_are_the_means_over_the_tail(fitted: Path) -> None:
+    batches = restore(finished([fitted]))
+    assert [len(batch.records) for batch in batches] == [4, 4]
+    for batch in batches:
+        for fit, folder in enumerate(batch.folders):
+            table = pd.read_parquet(folder / "parameters.parquet")
+            mean = table[table["epoch"] >= 4].groupby(["name", "index"], observed=True)["value"].mean()
+            for name, values in batch.state.trained.items():
+                np.testing.assert_allclose(
+                    values[..., fit].flatten().numpy(), mean[name].to_numpy(), rtol=1e-5, err_msg=name
+                )
+
+
+def test_objective_at_the_last_checkpoint_is_the_recorded_one(data: Path, tmp_path: Path) -> None:
+    """The same model, subjects and values give the number that the fit wrote."""
+    setup = Setup.build(configuration(data, tmp_path, "objective=fo", "fold=[1,3]", "tail=0"))
+    setup.run(list(setup.plan().records.values()))
+    (batch,) = restore(finished([tmp_path]))
+    loss = batch.setup.objective.loss(batch.setup.model, batch.population, batch.state, None)
+    recorded = [pd.read_parquet(f / "history.parquet")["objective_value"].iloc[-1] for f in batch.folders]
+    np.testing.assert_allclose(loss.numpy(), recorded, rtol=1e-5)
+
+
+def test_a_fit_alone_is_as_in_its_batch(fitted: Path) -> None:
+    fits = [f for f in finished([fitted]) if f[1].address.objective == "vi"]
+    (together,) = restore(fits)
+    (alone,) = restore(fits[2:3])
+    assert alone.records == together.records[2:3]
+    assert torch.equal(alone.population.dv[..., 0], together.population.dv[..., 2])
+    for name, values in alone.state.trained.items():
+        assert torch.equal(values[..., 0], together.state.trained[name][..., 2])
+
+
+def test_fits_of_a_nested_split(tmp_path: Path) -> None:
+    choices = ("dataset=prophylaxis", "network=real_data", "error=combined", "split=nested")
+    config = configuration(None, tmp_path, *choices, "outer=[2]", "inner=[1,3]", "objective=fo")
+    setup = Setup.build(config)
+    setup.run(list(setup.plan().records.values()))
+    (batch,) = restore(finished([tmp_path]))
+    expected, _ = setup.populations([(record.address.fold, 1) for record in batch.records])
+    assert [(r.address.outer, r.address.inner) for r in batch.records] == [(2, 1), (2, 3)]
+    assert torch.equal(batch.population.dv, expected.dv)
+
+
+def test_relative_data_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From that which the fits were made in, they are recorded as they were given."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    write_study(Path("data"), SMALL)
+    setup = Setup.build(configuration(Path("data"), Path("outputs")))
+    setup.run(list(setup.plan().records.values()))
+    (here,) = restore(finished([Path("outputs")]))
+    monkeypatch.chdir(elsewhere)
+    (there,) = restore(finished([Path("../home/outputs")]))
+    assert torch.equal(here.population.dv, there.population.dv)
+
+
+def test_data_that_changed_or_went_are_noticed(tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    write_study(copy, SMALL)
+    setup = Setup.build(configuration(copy, tmp_path / "outputs"))
+    setup.run(list(setup.plan().records.values()))
+    events = copy / "simulation.parquet"
+    table = pd.read_parquet(events)
+    table.loc[3, "dv"] += 0.1
+    table.to_parquet(events)
+    with pytest.raises(InputError, match="have changed"):
+        restore(finished([tmp_path / "outputs"]))
+    events.unlink()
+    with pytest.raises(InputError, match="not there any more"):
+        restore(finished([tmp_path / "outputs"]))
+
+
+def test_nothing_to_restore(tmp_path: Path, fitted: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        finished([tmp_path / "absent"])
+    with pytest.raises(InputError, match="no complete fit"):
+        finished([tmp_path])
+    folder = next(runs.find(fitted))
+    (path, record) = finished([folder])[0]
+    assert path == folder
+    content = (folder / "parameters.parquet").read_bytes()
+    try:
+        (folder / "parameters.parquet").write_bytes(content[:-50])
+        with pytest.raises(InputError, match="cannot be read"):
+            restore([(path, record)])
+    finally:
+        (folder / "parameters.parquet").write_bytes(content)
+
+
+def test_options_whose_keys_are_numbers(data: Path, tmp_path: Path) -> None:
+    """A run folder's JSON has text for them."""
+    lag = ("+pk.lag={1: LAG}", "network.global_parameters=[Q,V2,LAG]")
+    setup = Setup.build(configuration(data, tmp_path, "objective=fo", *lag))
+    setup.run(list(setup.plan().records.values()))
+    (batch,) = restore(finished([tmp_path]))
+    assert batch.setup.model.pk == setup.model.pk

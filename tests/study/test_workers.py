@@ -1,0 +1,182 @@
+"""Batches on several processes: each fit once, the same result, and errors that come home."""
+
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.study.setup import Setup
+from medcm_cli.study.workers import Workers, batches, process_count
+from tests.helpers import SMALL, configuration
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Training in this process sets torch's threads and denormals; the other tests keep theirs."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workers") / "data"
+    write_study(folder, SMALL)
+    return folder
+
+
+def made(count: int) -> list[runs.Record]:
+    address = runs.Address("s", "d", "vi", "additive", 0.1, "default", 1, 1)
+    record = runs.Record("running", address, "", {}, {}, None, 0, {})
+    return [replace(record, address=replace(address, replicate=number + 1)) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+@pytest.mark.parametrize("most", [None, 1, 3, 7, 1000])
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_batches_cover_each_fit_once_and_evenly(count: int, most: int | None, processes: int) -> None:
+    records = made(count)
+    parts = batches(records, most, processes)
+    assert [record for part in parts for record in part] == records
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+    assert len(parts) >= min(processes, count)
+    assert most is None or max(sizes) <= most
+    if processes == 1 and (most is None or most >= count):
+        assert len(parts) == 1
+
+
+@pytest.mark.parametrize(("cores", "fits", "expected"), [(4, 1, 1), (4, 7, 1), (4, 400, 4), (1, 400, 1)])
+def test_processes_chosen_by_the_machine(
+    monkeypatch: pytest.MonkeyPatch, cores: int, fits: int, expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert process_count("auto", fits) == expected
+
+
+def test_processes_chosen_by_the_user() -> None:
+    assert process_count(3, 1) == 3
+
+
+@pytest.mark.parametrize("option", [0, -1, 1.5, True, None, "two", "AUTO", [1]])
+def test_processes_that_make_no_sense(option: object) -> None:
+    with pytest.raises(InputError, match=r"batch\.processes"):
+        process_count(option, 100)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "many", "1.5"])
+def test_threads_that_make_no_sense(data: Path, tmp_path: Path, threads: str) -> None:
+    def run() -> None:
+        setup = Setup.build(configuration(data, tmp_path, "objective=mse", f"batch.threads={threads}"))
+        with Workers() as workers:
+            workers.run(setup, [list(setup.plan().records.values())], 1, lambda *_: None)
+
+    with pytest.raises(InputError, match=r"batch\.threads"):
+        run()
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """Two processes that live from test to test, once one has started them."""
+    with Workers() as started:
+        yield started
+
+
+OPTIONS = ("objective=vi", "fold=[1,2]", "replicate=[1,2]")
+FITS = [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_path: Path) -> None:
+    seen: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
+    finished = {}
+    for processes in (1, 2):
+        setup = Setup.build(configuration(data, tmp_path / str(processes), *OPTIONS))
+        parts = batches(list(setup.plan().records.values()), None, processes)
+        report = seen[processes]
+        records = workers.run(setup, parts, processes, lambda b, f, *_, to=report: to.append((b, f)))
+        finished[processes] = sorted(records, key=lambda r: (r.address.fold, r.address.replicate))
+        assert [(r.address.fold, r.address.replicate) for r in finished[processes]] == FITS
+    assert set(seen[1]) == {(0, 4)}  # (batch, its fits)
+    assert set(seen[2]) == {(0, 2), (1, 2)}
+    assert len(multiprocessing.active_children()) == 2
+    for one, two in zip(finished[1], finished[2], strict=True):
+        assert one.status == two.status == "complete"
+        assert one.config_hash == two.config_hash
+        folders = one.address.folder(tmp_path / "1"), two.address.folder(tmp_path / "2")
+        names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+        assert names[0] == names[1]
+        assert runs.read_record(folders[1]) == two
+        for name in ("history", "parameters", "random_effects", "effects"):
+            a, b = (pd.read_parquet(folder / f"{name}.parquet", partitioning=None) for folder in folders)
+            pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_nested_fits_of_a_synthetic_cohort_on_two_processes(workers: Workers, tmp_path: Path) -> None:
+    """A process that builds its batch anew finds the same cohort, under the same name, and the same folds."""
+    choices = ("dataset=prophylaxis", "network=real_data", "split=nested", "outer=[1,2]", "inner=[4,9]")
+    setup = Setup.build(configuration(None, tmp_path, *choices, "objective=fo", "error=combined"))
+    plan = setup.plan()
+    assert plan.todo == ((4, 1), (9, 1), (14, 1), (19, 1))
+    records = workers.run(setup, batches(list(plan.records.values()), None, 2), 2, lambda *_: None)
+    found = sorted((record.address.outer, record.address.inner) for record in records)
+    assert found == [(1, 4), (1, 9), (2, 4), (2, 9)]
+    assert {record.address.dataset for record in records} == {"synthetic_prophylaxis"}
+    assert Setup.build(setup.config).plan().todo == ()
+
+
+def without_data(data: Path, folder: Path) -> Setup:
+    """A job whose data vanish before a training process reads them."""
+    moving = Path(shutil.copytree(data, folder / "moving"))
+    setup = Setup.build(configuration(moving, folder, *OPTIONS))
+    shutil.rmtree(moving)
+    return setup
+
+
+def test_bad_input_in_a_process_comes_home(workers: Workers, data: Path, tmp_path: Path) -> None:
+    setup = without_data(data, tmp_path)
+    with pytest.raises(InputError, match="moving") as caught:
+        workers.run(setup, [list(setup.plan().records.values())], 2, lambda *_: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_job_after_one_that_failed_gets_its_own_results(
+    workers: Workers, data: Path, tmp_path: Path
+) -> None:
+    """What the other process still had to say about the failed job is not taken for the next one's."""
+    with workers:  # leaving it ends the processes, whatever they have left to say
+        failing = without_data(data, tmp_path)
+        records = list(failing.plan().records.values())
+        with pytest.raises(InputError, match="moving"):
+            workers.run(failing, batches(records, None, 2), 2, lambda *_: None)
+        setup = Setup.build(configuration(data, tmp_path, *OPTIONS, "study=next"))
+        records = list(setup.plan().records.values())
+        finished = workers.run(setup, batches(records, None, 2), 2, lambda *_: None)
+    assert {record.address for record in finished} == {record.address for record in records}
+
+
+def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: Path) -> None:
+    options = ("objective=mse", "fold=[1,2]", "epochs=100000", "checkpoint_every=10")
+    setup = Setup.build(configuration(data, tmp_path, *options))
+    records = list(setup.plan().records.values())
+
+    def kill(*_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with workers, pytest.raises(RuntimeError, match="ended unexpectedly"):  # leaving it forgets the dead
+        workers.run(setup, batches(records, None, 2), 2, kill)
+    assert not multiprocessing.active_children()
+    for record in records:
+        found = runs.read_record(record.address.folder(tmp_path))
+        assert found is None or found.status == "running"
