@@ -25,7 +25,7 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced
 from medcm_cli.model import Model
-from medcm_cli.model.variability import covariance, dense
+from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Vi
 from medcm_cli.report.tables import Section
 from medcm_cli.study.restore import Restored, finished, grouped, restore

@@ -24,7 +24,8 @@ from medcm_cli import uncertainty
 from medcm_cli.analysis.information import Criterion
 from medcm_cli.data import Population
 from medcm_cli.model import Model
-from medcm_cli.model.variability import cholesky, log_det, multiply_lower, normal_log_density, total
+from medcm_cli.numerics.normal import normal_log_density
+from medcm_cli.numerics.triangular import cholesky, log_det, multiply_lower, total
 from medcm_cli.objectives import Foce, Objective, State
 from medcm_cli.study.restore import Restored, finished, grouped, restore
 from medcm_cli.study.workers import prepare

@@ -16,8 +16,8 @@ from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.model import Model, Values
-from medcm_cli.model.variability import covariance, dense, multiply_lower
 from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.numerics.triangular import covariance, dense, multiply_lower
 from medcm_cli.objectives.modes import find_modes
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS

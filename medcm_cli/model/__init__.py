@@ -2,6 +2,7 @@
 
 from medcm_cli.model.model import Model, Values
 from medcm_cli.model.networks import CovariateNetwork, Network
-from medcm_cli.model.variability import RandomEffects, ResidualError
+from medcm_cli.model.random_effects import RandomEffects
+from medcm_cli.model.residual_error import ResidualError
 
 __all__ = ["CovariateNetwork", "Model", "Network", "RandomEffects", "ResidualError", "Values"]

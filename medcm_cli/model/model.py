@@ -10,15 +10,11 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.networks import Network
-from medcm_cli.model.variability import (
-    LOG_2PI,
-    Lower,
-    RandomEffects,
-    ResidualError,
-    log_probability_below,
-    normal_log_density,
-)
+from medcm_cli.model.random_effects import RandomEffects
+from medcm_cli.model.residual_error import ResidualError
+from medcm_cli.numerics.normal import LOG_2PI, log_probability_below, normal_log_density
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.numerics.triangular import Lower
 from medcm_cli.pk import PkModel, sensitivities, solve
 
 Values = Mapping[str, Tensor]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
-from medcm_cli.model.variability import LOG_2PI, covariance, lower_from_raw, total
+from medcm_cli.numerics.normal import LOG_2PI
+from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
 
 SIGMA = -3.0, 1.0  # of log sigma, log IU/mL: mean and sd
 OMEGA = -1.5, 1.0  # of log omega

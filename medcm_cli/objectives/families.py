@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcm_cli.model.variability import raw_correlation_init
+from medcm_cli.model.random_effects import raw_correlation_init
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
-from medcm_cli.model.variability import LOG_2PI, log_det, solve_lower, total
+from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.numerics.triangular import log_det, solve_lower, total
 from medcm_cli.objectives.gaussian import Gaussian
 
 BINS = 5  # of each spline

@@ -11,8 +11,8 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
-from medcm_cli.model.variability import solve_lower, total
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.numerics.triangular import solve_lower, total
 from medcm_cli.objectives.base import Objective, State, refuse_censored
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance, moving_modes

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcm_cli.model.variability import (
-    LOG_2PI,
+from medcm_cli.numerics.normal import LOG_2PI, normal_log_density
+from medcm_cli.numerics.triangular import (
     Lower,
     covariance,
     dense,
@@ -16,7 +16,6 @@ from medcm_cli.model.variability import (
     log_det,
     lower_from_raw,
     multiply_lower,
-    normal_log_density,
     total,
 )
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.model.variability import (
+from medcm_cli.numerics.normal import hazard, log_probability_below
+from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
-    hazard,
     log_det,
-    log_probability_below,
     multiply_lower_transposed,
     solve_lower,
     total,

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
-from medcm_cli.model.variability import (
+from medcm_cli.numerics.normal import hazard, log_probability_below
+from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
     dense,
-    hazard,
-    log_probability_below,
     multiply_lower,
     multiply_lower_transposed,
     solve_lower,

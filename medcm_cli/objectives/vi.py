@@ -14,12 +14,8 @@ from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
-from medcm_cli.model.variability import (
-    LOG_2PI,
-    log_probability_below,
-    normal_log_density,
-    raw_correlation_init,
-)
+from medcm_cli.model.random_effects import raw_correlation_init
+from medcm_cli.numerics.normal import LOG_2PI, log_probability_below, normal_log_density
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Objective, State

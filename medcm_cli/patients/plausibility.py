@@ -15,7 +15,7 @@ from medcm_cli import runs
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
-from medcm_cli.model.variability import multiply_lower, solve_lower, total
+from medcm_cli.numerics.triangular import multiply_lower, solve_lower, total
 from medcm_cli.posteriors.individual import Posterior, misfit
 from medcm_cli.study.restore import Ensemble, data_of, restore
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.model.variability import (
+from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
     covariance,
@@ -29,7 +30,6 @@ from medcm_cli.model.variability import (
     solve_lower,
     total,
 )
-from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import State
 from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
 from medcm_cli.objectives.vi import Vi

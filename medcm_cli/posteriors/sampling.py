@@ -19,7 +19,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
-from medcm_cli.model.variability import multiply_lower
+from medcm_cli.numerics.triangular import multiply_lower
 from medcm_cli.posteriors.nuts import nuts
 
 R_HAT, ESS = 1.01, 400

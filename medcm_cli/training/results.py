@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
-from medcm_cli.model.variability import covariance, dense
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
+from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective
 from medcm_cli.training.loop import Trained
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError, Values
-from medcm_cli.model.variability import covariance, dense
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Fo, Foce, Objective, State, Vi
 from medcm_cli.objectives.modes import BOUND, find_modes, moving_modes
 from medcm_cli.pk import one_compartment

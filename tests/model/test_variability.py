@@ -10,23 +10,21 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.model import RandomEffects, ResidualError
-from medcm_cli.model.variability import (
+from medcm_cli.model.initial import positive_init
+from medcm_cli.numerics.normal import hazard, log_probability_below, normal_log_density
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
     covariance,
     dense,
-    hazard,
     log_det,
-    log_probability_below,
     lower_from_raw,
     multiply_lower,
     multiply_lower_transposed,
-    normal_log_density,
-    positive_init,
     solve_lower,
     solve_lower_transposed,
 )
-from medcm_cli.numerics.streams import Stream
 
 
 def random_lower(k: int, n: int = 5) -> tuple[Lower, Tensor]:

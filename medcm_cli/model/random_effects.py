@@ -1,0 +1,80 @@
+"""Random effects: which parameters vary between subjects, and Omega from unconstrained values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.model.initial import constant, positive_init
+from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
+
+STRUCTURES = ("full", "diagonal")
+
+
+@dataclass(frozen=True)
+class RandomEffects:
+    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
+    of Omega; ``structure`` full estimates its correlations, diagonal has none. ``fixed`` is Omega where it is
+    known, and not estimated.
+
+    :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
+    """
+
+    names: tuple[str, ...]
+    structure: str = "full"
+    fixed: Sequence[Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.structure not in STRUCTURES:
+            raise InputError(f"omega is {self.structure!r}: expected one of {', '.join(STRUCTURES)}")
+        if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
+            raise InputError(
+                f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
+                f"{', '.join(self.names)}"
+            )
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Positions (i, j), i > j, of the estimated correlations, row by row; none where Omega is
+        diagonal."""
+        size = len(self.names) if self.structure == "full" else 0
+        return [(i, j) for i in range(size) for j in range(i)]
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
+        correlation ~ N(0, 0.1); none where Omega is fixed."""
+        if self.fixed is not None:
+            return {}
+        k = len(self.names)
+        values = {"omega": positive_init(streams, "omega", k, dtype)}
+        if self.pairs:
+            values["correlation"] = raw_correlation_init(streams, "correlation", (len(self.pairs),), dtype)
+        return values
+
+    def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
+        """Cholesky factor of Omega, entries (B,)."""
+        if self.fixed is not None:
+            factor = torch.linalg.cholesky(torch.tensor(self.fixed, dtype=torch.float64)).tolist()
+            return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
+        scale = F.softplus(values["omega"]).unbind(0)
+        return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
+
+
+def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:
+    try:
+        m = torch.tensor(matrix, dtype=torch.float64)
+    except (TypeError, ValueError):
+        return False
+    fits = m.shape == (size, size) and bool(torch.isfinite(m).all()) and bool((m == m.mT).all())
+    return fits and int(torch.linalg.cholesky_ex(m).info) == 0
+
+
+def raw_correlation_init(
+    streams: Sequence[Stream], purpose: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Raw correlations ~ N(0, 0.1): (*shape, B)."""
+    return per_fit(streams, lambda g: g.normal(0.0, 0.1, shape), purpose, dtype)

@@ -1,0 +1,118 @@
+"""Small lower-triangular matrices.
+
+A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the
+tensors are large: every operation on such matrices is written out over K and vectorised over subjects,
+samples and fits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Lower = list[list[Tensor]]
+
+
+def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
+    """Cholesky factor of a symmetric positive definite matrix, of which only the lower triangle is read."""
+    rows: Lower = []
+    for i in range(len(matrix)):
+        row: list[Tensor] = []
+        for j in range(i + 1):
+            value = matrix[i][j]
+            for k in range(j):
+                value = value - row[k] * (rows[j][k] if j < i else row[k])
+            row.append(torch.sqrt(value) if i == j else value / rows[j][j])
+        rows.append(row)
+    return rows
+
+
+def solve_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """x with L x = vector."""
+    x: list[Tensor] = []
+    for i, row in enumerate(lower):
+        value = vector[i]
+        for k in range(i):
+            value = value - row[k] * x[k]
+        x.append(value / row[i])
+    return x
+
+
+def solve_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """x with L' x = vector."""
+    n = len(lower)
+    x: list[Tensor] = list(vector)
+    for i in reversed(range(n)):
+        value = vector[i]
+        for k in range(i + 1, n):
+            value = value - lower[k][i] * x[k]
+        x[i] = value / lower[i][i]
+    return x
+
+
+def multiply_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """L x."""
+    return [total([entry * vector[k] for k, entry in enumerate(row)]) for row in lower]
+
+
+def multiply_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
+    """L' x."""
+    n = len(lower)
+    return [total([lower[k][i] * vector[k] for k in range(i, n)]) for i in range(n)]
+
+
+def covariance(lower: Lower) -> list[list[Tensor]]:
+    """L L', full K x K."""
+    n = len(lower)
+    return [
+        [total([lower[i][k] * lower[j][k] for k in range(min(i, j) + 1)]) for j in range(n)] for i in range(n)
+    ]
+
+
+def log_det(lower: Lower) -> Tensor:
+    """log |L L'|."""
+    return 2 * total([torch.log(row[-1]) for row in lower])
+
+
+def dense(matrix: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Stack a (lower-triangular) matrix of lists to (K, K, ...), zeros above the diagonal where rows are
+    short."""
+    n = len(matrix)
+    shape = torch.broadcast_shapes(*(entry.shape for row in matrix for entry in row))
+    zero = matrix[0][0].new_zeros(shape)
+    rows = [torch.stack([row[j].expand(shape) if j < len(row) else zero for j in range(n)]) for row in matrix]
+    return torch.stack(rows)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of one or more tensors, broadcast."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -> Lower:
+    """Cholesky factor of S C S from marginal sds and unconstrained correlations.
+
+    tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K
+    = 2 the single one is rho itself (METHODS, "Population parameters"; Lewandowski, Kurowicka and Joe 2009).
+    """
+    partial = iter(torch.tanh(raw) for raw in raw_correlation)
+    rows: Lower = []
+    for i, sd in enumerate(scale):
+        left = torch.ones_like(sd)  # what remains of the squared length of the row
+        row: list[Tensor] = []
+        for _ in range(i):
+            value = next(partial)
+            row.append(sd * value * torch.sqrt(left))
+            left = left * (1 - value * value)
+        row.append(sd * torch.sqrt(left))
+        rows.append(row)
+    return rows
+
+
+def diagonal(scale: Sequence[Tensor]) -> Lower:
+    """diag(scale) as a lower-triangular matrix."""
+    zero = torch.zeros_like(scale[0])
+    return [[*[zero] * i, sd] for i, sd in enumerate(scale)]
