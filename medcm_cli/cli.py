@@ -18,7 +18,7 @@ from medcm_cli.commands.terminal import ERR, OUT, refuse
 from medcm_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from medcm_cli.report.tables import Section
+    from medcm_cli.report.section import Section
 
 
 def main() -> NoReturn:
@@ -169,6 +169,7 @@ def _simulate_cohort(options: argparse.Namespace, n: int | None) -> None:
 
 def _summarize(arguments: list[str]) -> None:
     from medcm_cli.report import tables
+    from medcm_cli.runs.summary import summarize
 
     parser = _parser("summarize", "Tables of what is in run folders, on the terminal and as files.")
     parser.add_argument("folders", type=Path, nargs="+", help="outputs, a study, or any folder of runs")
@@ -185,9 +186,7 @@ def _summarize(arguments: list[str]) -> None:
     counter = Progress("{task.completed} fits read", console=ERR, disable=not ERR.is_terminal, transient=True)
     with counter as bar:
         task = bar.add_task("fits")
-        summary = tables.summarize(
-            options.folders, options.tail, lambda read: bar.update(task, completed=read)
-        )
+        summary = summarize(options.folders, options.tail, lambda read: bar.update(task, completed=read))
     compared = None if options.expected is None else tables.compare(summary, options.expected)
     for section in tables.sections(summary):
         _print(section)
@@ -425,7 +424,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
 def _print(section: "Section") -> None:
     """A table for a person on a terminal, Markdown anywhere else."""
     if not OUT.is_terminal:
-        from medcm_cli.report.tables import markdown
+        from medcm_cli.report.section import markdown
 
         OUT.print(markdown(section))
         return

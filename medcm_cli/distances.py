@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
 from medcm_cli.objectives import Vi
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.runs.summary import GROUP
 from medcm_cli.study.restore import Restored, finished, restore
 

@@ -27,7 +27,7 @@ from medcm_cli.files import replaced
 from medcm_cli.model import Model
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Vi
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.restore import Restored, finished, grouped, restore
 from medcm_cli.study.workers import prepare
 from medcm_cli.training.loss import Layout

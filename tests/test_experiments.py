@@ -17,7 +17,7 @@ from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce
-from medcm_cli.report.tables import ESTIMATES, MEASURES
+from medcm_cli.runs.summary import ESTIMATES, MEASURES
 from medcm_cli.study.options import axis, conf_dir, folds_of
 from medcm_cli.study.setup import Setup
 from tests.helpers import configuration, make_events

@@ -20,7 +20,7 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
 from medcm_cli.pk import OdeModel, Schedule, solve, two_compartment, two_compartment_rate
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.setup import Setup
 from medcm_cli.study.workers import prepare

@@ -16,7 +16,7 @@ from medcm_cli.patients.dosing import AFTER, Dosing, dose
 from medcm_cli.patients.prediction import draws_of
 from medcm_cli.patients.study import load_study
 from medcm_cli.patients.targets import FORMS
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 
 _SHOWN = 5  # patients whose candidates are shown
 _BESIDE = 3  # of an interval's candidates, those next to the answer

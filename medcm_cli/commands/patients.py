@@ -24,7 +24,7 @@ from medcm_cli.patients.plans import latest_covariates
 from medcm_cli.patients.prediction import DISCLAIMER, DRAWS, FEW, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.posteriors.individual import METHODS
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 
 _WARNINGS = 10  # that are shown
 

@@ -38,7 +38,7 @@ from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.options import DTYPES, as_config, conf_dir, identity, whole
 from medcm_cli.study.restore import finished, restore
 from medcm_cli.study.setup import Setup, versions

@@ -19,7 +19,7 @@ from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, pred
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, load_study
 from medcm_cli.report.figures import individual, style
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 
 _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure

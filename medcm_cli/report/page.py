@@ -19,8 +19,9 @@ from medcm_cli.files import write_text
 from medcm_cli.report import provenance, tables
 from medcm_cli.report.figures import plot, style
 from medcm_cli.report.figures.collected import Found, Sweep
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.runs import summary
+from medcm_cli.runs.summary import summarize
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
@@ -159,7 +160,7 @@ def _chapters(
 def _summary(roots: Sequence[Path]) -> tuple[summary.Summary | None, list[str]]:
     """What ``medcm summarize`` shows, None where no fit can be read; and what cannot, one line each."""
     try:
-        held = tables.summarize(roots)
+        held = summarize(roots)
     except InputError:
         return None, []
     return held, held.skipped

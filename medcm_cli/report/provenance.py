@@ -12,7 +12,7 @@ import numpy as np
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.report.figures.collected import METHOD, labelled
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.runs import Record
 
 Blocks = list[tuple[str, Any]]

@@ -3,40 +3,15 @@ patients (the paper's Tables 1 to 3), and expected values beside measured ones."
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.runs.summary import COUNTS, ESTIMATES, GROUP, MEASURES, Summary, summarize, unit_of
-
-__all__ = [
-    "COUNTS",
-    "ESTIMATES",
-    "GROUP",
-    "MEASURES",
-    "Section",
-    "Summary",
-    "characteristics",
-    "compare",
-    "latex",
-    "markdown",
-    "sections",
-    "summarize",
-    "write",
-]
-
-
-class Section(NamedTuple):
-    """A table as a person reads it."""
-
-    title: str
-    headers: list[str]
-    cells: list[list[str]]
-
+from medcm_cli.report.section import Section, latex, markdown
+from medcm_cli.runs.summary import COUNTS, GROUP, Summary, unit_of
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -253,18 +228,6 @@ def compare(summary: Summary, expected: Path) -> Section:
             )
     headers = ["group", "measure", "expected", "tolerance", "measured", "", "source"]
     return Section(f"beside {expected}", headers, cells)
-
-
-def markdown(section: Section) -> str:
-    """A heading and a Markdown table."""
-    table = tabulate(section.cells, section.headers, tablefmt="github", disable_numparse=True)
-    return f"### {section.title}\n\n{table}\n"
-
-
-def latex(section: Section) -> str:
-    """A LaTeX table with the rules of booktabs."""
-    table = tabulate(section.cells, section.headers, tablefmt="latex_booktabs", disable_numparse=True)
-    return f"% {section.title}\n{table}\n"
 
 
 def write(summary: Summary, folder: Path) -> list[Path]:

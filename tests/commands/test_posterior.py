@@ -13,7 +13,7 @@ from medcm_cli import runs
 from medcm_cli.commands.posterior import posterior
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 

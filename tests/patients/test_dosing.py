@@ -24,7 +24,7 @@ from medcm_cli.patients import dosing
 from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import area, read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 

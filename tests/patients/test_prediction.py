@@ -22,7 +22,7 @@ from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, half_life, pool
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
-from medcm_cli.report.tables import Section
+from medcm_cli.report.section import Section
 from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 

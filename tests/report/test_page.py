@@ -27,6 +27,7 @@ from medcm_cli.report.figures import plot, style
 from medcm_cli.report.figures.collected import Sweep
 from medcm_cli.report.figures.plot import figures
 from medcm_cli.report.page import _source, write
+from medcm_cli.runs.summary import summarize
 from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 
@@ -167,7 +168,7 @@ def test_headings_and_references_hold_together(page: Page) -> None:
 
 def test_tables_are_those_of_the_summary(study: Path, page: Page) -> None:
     shown = [(rows[0], rows[1:]) for rows in page.rows]
-    sections = tables.sections(tables.summarize([study]))
+    sections = tables.sections(summarize([study]))
     assert len(sections) == 3
     for section in sections:
         assert shown.count((section.headers, section.cells)) == 1

@@ -16,7 +16,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.report import tables
-from medcm_cli.report.tables import compare, sections, summarize, write
+from medcm_cli.report.tables import compare, sections, write
+from medcm_cli.runs.summary import summarize
 
 TRUTH = {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {"additive": 0.03}}
 History = dict[str, np.ndarray]
