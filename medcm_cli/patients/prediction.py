@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.edit import LOOKS, looked_at, part
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
-from medcm_cli.patients.plans import LOOKS, Plan, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import Plan, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.study import Patients, Study, studied
 from medcm_cli.pk import LinearModel

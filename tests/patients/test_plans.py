@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from medcm_cli.data import Format, read_events
+from medcm_cli.data.edit import dose_corners, looked_at, part
 from medcm_cli.errors import InputError
-from medcm_cli.patients.plans import dose_corners, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import read_plan, with_plan
 from tests.helpers import make_events
 
 DATASET = {"columns": {}, "bolus_duration": 1 / 60}
