@@ -5,11 +5,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.data.events import EventTable, Regimes
-from medcm_cli.data.sheet import BoolArray, FloatArray
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
 _AFTER = 1e-6  # h; how long after its end all of a dose is seen, one that is given at once too
 # h after that, and before, to follow levels whatever the times that they are asked for at.
@@ -18,22 +17,26 @@ _FALL = (
     *(144, 240, 480, 1000),
 )
 _RISE = (2.0, 1.0, 0.5, 0.25)
-LAGGED = _FALL[:12]
+LAGGED = _FALL[:12]  # h, after a lag time
 LOOKS = 2 + len(_RISE) + len(_FALL)  # for a dose, at most
-_ROWS = [f.name for f in fields(EventTable) if f.name not in ("source", "ids", "covariates", "regimes")]
-_ROWS = [name for name in _ROWS if name not in ("reset_subject", "reset_clock", "superposed")]
+# What an event table has once; everything else of it is a column with a row for each dose and observation.
+_ONCE = ("source", "ids", "reset_subject", "reset_clock", "covariates", "regimes", "superposed")
+_ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
 
 def latest_covariates(events: EventTable) -> dict[str, FloatArray]:
-    """One value per patient, the last of those that change."""
+    """Name -> one value per subject (N,), the last of a covariate that changes."""
     if events.regimes is None:
         return events.covariates
     last = np.r_[np.diff(events.regimes.subject) != 0, True]
     return events.covariates | {name: values[last] for name, values in events.regimes.covariates.items()}
 
 
-def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
-    """Some patients, by their numbers from 0 in ascending order."""
+def part(events: EventTable, numbers: IntArray) -> EventTable:
+    """Some of the subjects, in all that the table has of them.
+
+    :param numbers: of the subjects, from 0 in ascending order.
+    """
     place = np.full(len(events.ids), -1)
     place[numbers] = np.arange(len(numbers))
     rows, resets = place[events.subject] >= 0, place[events.reset_subject] >= 0
@@ -41,9 +44,9 @@ def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
     changed["subject"] = place[changed["subject"]]
     regimes = events.regimes
     if regimes is not None:
-        own = place[regimes.subject] >= 0
-        changing = {name: values[own] for name, values in regimes.covariates.items()}
-        regimes = Regimes(place[regimes.subject[own]], regimes.end[own], changing)
+        kept = place[regimes.subject] >= 0
+        changing = {name: values[kept] for name, values in regimes.covariates.items()}
+        regimes = Regimes(place[regimes.subject[kept]], regimes.end[kept], changing)
     return replace(
         events,
         **changed,
@@ -56,8 +59,9 @@ def part(events: EventTable, numbers: npt.NDArray[np.int64]) -> EventTable:
 
 
 def with_doses(events: EventTable, doses: EventTable, added: bool) -> EventTable:
-    """The patients of ``events`` with the doses of another table of the same patients and no observations.
+    """The subjects of ``events``, without their observations, with the doses of another table.
 
+    :param doses: of the same subjects, a table of doses alone.
     :param added: to the doses that ``events`` has, and not in their place. Neither table has a reset then.
     """
     if not added:
@@ -79,16 +83,68 @@ def at_steady_state(events: EventTable, rows: BoolArray, every: float) -> EventT
     return replace(events, interval=np.where(rows, every, events.interval))
 
 
-def looked_at(
-    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
-) -> tuple[EventTable, npt.NDArray[np.int64]]:
-    """The patients' doses, with an observation at each of ``times`` (h on the clock) and, between the first
-    and the last of them, at each dose's corners and at hours ``after`` the second of them and, of a
-    dose that is not seen at once, ``_RISE`` before it.
+def moved(events: EventTable, by: FloatArray) -> EventTable:
+    """Every subject's records ``by`` (N,) hours later."""
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, end=regimes.end + by[regimes.subject])
+    return replace(
+        events,
+        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
+        reset_clock=events.reset_clock + by[events.reset_subject],
+        regimes=regimes,
+    )
 
-    :param corners: when each dose begins to be seen and when all of it has been given (``dose_corners``).
-    :returns: the table, every patient with as many observations in it, and the place among them of each of
-        ``times``, (times, N).
+
+def copies(events: EventTable, number: int) -> EventTable:
+    """The subjects ``number`` times over, one copy of all N after another: ``number`` N subjects."""
+    n = len(events.ids)
+
+    def again(values: np.ndarray, counts: bool) -> np.ndarray:
+        shift = n * np.repeat(np.arange(number), len(values)) if counts else 0
+        return np.asarray(np.tile(values, number) + shift if counts else np.tile(values, number))
+
+    def arrays(of: EventTable | Regimes) -> dict[str, Any]:
+        return {
+            f.name: again(getattr(of, f.name), f.name in ("subject", "reset_subject"))
+            for f in fields(of)
+            if isinstance(getattr(of, f.name), np.ndarray)
+        }
+
+    def covariates(of: EventTable | Regimes) -> dict[str, FloatArray]:
+        return {name: np.tile(values, number) for name, values in of.covariates.items()}
+
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, **arrays(regimes), covariates=covariates(regimes))
+    return replace(
+        events,
+        **arrays(events),
+        ids=tuple(f"{name} {copy}" for copy in range(number) for name in events.ids),
+        covariates=covariates(events),
+        regimes=regimes,
+    )
+
+
+def dose_corners(events: EventTable) -> FloatArray:
+    """Where each dose begins and when all of it has been given, h on the clock: (2, doses). Without lag times
+    and durations that are parameters of the model."""
+    start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
+    return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
+
+
+def observed_at(
+    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
+) -> tuple[EventTable, IntArray]:
+    """The subjects' doses, with an observation at each of the times and, between the first and the last of
+    them, around each dose: at both its corners, at hours ``after`` the second of them and, of a dose that is
+    not seen at once, ``_RISE`` before it.
+
+    :param times: (T',) h on the clock.
+    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given
+        (``dose_corners``).
+    :returns: the table, every subject with as many observations in it, and the place among them of each of
+        ``times``, (T', N).
     """
     n = len(events.ids)
     doses = _some(events, events.is_dose)
@@ -108,31 +164,64 @@ def looked_at(
     place = np.argsort(order, axis=0, kind="stable")[: len(times)]
     clock = np.take_along_axis(every, order, axis=0).T.ravel()
     subject = np.repeat(np.arange(n), len(every))
-    nothing = np.full(len(clock), np.nan)
+    segment = _segment(events, subject, clock)
+    return _observed(events, subject, segment, clock, clock), place
+
+
+def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
+    """The doses of a table with a grid in place of its observations: in each segment of a subject ``points``
+    times from its first record to its last observation, and where doses begin and end.
+
+    :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
+    """
+    clock = np.where(events.is_dose, events.since, events.clock)
+    segments = int(events.segment.max()) + 1
+    stretch = events.subject * segments + events.segment
+    seen = pd.DataFrame({"stretch": stretch, "clock": clock, "shift": events.clock - events.time})
+    ends = seen[~events.is_dose].groupby("stretch").agg(end=("clock", "max"), shift=("shift", "first"))
+    ends["start"] = pd.Series(clock).groupby(stretch).min()
+    share = np.linspace(0, 1, points) ** 2  # denser in the beginning, where levels change most
+    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
+    begin = clock[events.is_dose]
+    # Just before, at the start, and at the end: where a curve turns.
+    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[events.is_dose]])
+    every = pd.DataFrame(
+        {
+            "stretch": np.r_[np.repeat(ends.index.to_numpy(), points), np.tile(stretch[events.is_dose], 3)],
+            "clock": np.r_[regular.ravel(), turns],
+        }
+    ).join(ends, on="stretch")
+    inside = (every["clock"] >= every["start"]) & (every["clock"] <= every["end"])
+    every = every[inside].drop_duplicates(["stretch", "clock"]).sort_values(["stretch", "clock"])
+    subject, segment = (of.to_numpy(dtype=np.int64) for of in divmod(every["stretch"], segments))
+    times = every["clock"].to_numpy()
+    in_file = times - every["shift"].to_numpy()
+    table = _observed(events, subject, segment, times, in_file)
+    return table, pd.DataFrame({"subject": subject, "segment": segment, "time": in_file})
+
+
+def _observed(
+    events: EventTable, subject: IntArray, segment: IntArray, clock: FloatArray, time: FloatArray
+) -> EventTable:
+    """The doses of a table with observations, of no level, in place of its own."""
+    nothing, none = np.full(len(clock), np.nan), np.zeros(len(clock), dtype=bool)
     seen = {
         **dict.fromkeys(_ROWS, nothing),
         "subject": subject,
-        "time": clock,
+        "time": time,
         "clock": clock,
         "dv": np.zeros(len(clock)),
         "compartment": np.full(len(clock), -1),
-        "segment": _segment(events, subject, clock),
+        "segment": segment,
         "occasion": np.ones(len(clock), dtype=np.int64),
-        **dict.fromkeys(("is_dose", "added", "censored"), np.zeros(len(clock), dtype=bool)),
+        **dict.fromkeys(("is_dose", "added", "censored"), none),
     }
-    return replace(events, **_in_order(_joined(doses, seen))), place
+    return replace(events, **_in_order(_joined(_some(events, events.is_dose), seen)))
 
 
-def dose_corners(events: EventTable) -> FloatArray:
-    """Where each dose begins and when all of it has been given, h on the clock: (2, doses). Without lag times
-    and durations that are parameters, which ``Study.corners`` has."""
-    start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
-    return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
-
-
-def _segment(events: EventTable, subject: npt.NDArray[np.int64], clock: FloatArray) -> npt.NDArray[np.int64]:
-    """How many resets a patient has had by a time."""
-    far = 1e9  # h; more than any clock, so that patients and their times can be searched as one number
+def _segment(events: EventTable, subject: IntArray, clock: FloatArray) -> IntArray:
+    """How many resets a subject has had by a time."""
+    far = 1e9  # h; more than any clock, so that subjects and their times can be searched as one number
     resets = np.sort(events.reset_subject * far + events.reset_clock)
     before = np.searchsorted(resets, np.stack([subject * far, subject * far + clock]), side="right")
     return np.asarray(before[1] - before[0], dtype=np.int64)
@@ -151,101 +240,3 @@ def _in_order(rows: dict[str, Any]) -> dict[str, Any]:
     when = np.where(rows["is_dose"], rows["since"], rows["clock"])
     order = np.lexsort((~rows["is_dose"], when, rows["subject"]))
     return {name: values[order] for name, values in rows.items()}
-
-
-def moved(events: EventTable, by: FloatArray) -> EventTable:
-    """Every patient's clock so many hours later."""
-    regimes = events.regimes
-    if regimes is not None:
-        regimes = replace(regimes, end=regimes.end + by[regimes.subject])
-    return replace(
-        events,
-        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
-        reset_clock=events.reset_clock + by[events.reset_subject],
-        regimes=regimes,
-    )
-
-
-def copies(events: EventTable, number: int) -> EventTable:
-    """The patients so many times over, one copy of all after another."""
-    n = len(events.ids)
-
-    def again(values: np.ndarray, counts: bool) -> np.ndarray:
-        shift = n * np.repeat(np.arange(number), len(values)) if counts else 0
-        return np.asarray(np.tile(values, number) + shift if counts else np.tile(values, number))
-
-    def every(held: Any) -> dict[str, Any]:
-        return {
-            f.name: again(getattr(held, f.name), f.name in ("subject", "reset_subject"))
-            for f in fields(held)
-            if isinstance(getattr(held, f.name), np.ndarray)
-        }
-
-    def covariates(held: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        return {name: np.tile(values, number) for name, values in held.items()}
-
-    regimes = events.regimes
-    if regimes is not None:
-        regimes = replace(regimes, **every(regimes), covariates=covariates(regimes.covariates))
-    return replace(
-        events,
-        **every(events),
-        ids=tuple(f"{name} {copy}" for copy in range(number) for name in events.ids),
-        covariates=covariates(events.covariates),
-        regimes=regimes,
-    )
-
-
-def on_grid(events: EventTable, points_of_part: int) -> tuple[EventTable, pd.DataFrame]:
-    """The doses of a table with a grid in place of its observations, and that grid: ``subject`` (number),
-    ``segment``, ``time`` as in the file."""
-    clock = np.where(events.is_dose, events.since, events.clock)
-    part = events.subject * (int(events.segment.max()) + 1) + events.segment
-    seen = pd.DataFrame({"part": part, "clock": clock, "shift": events.clock - events.time})[~events.is_dose]
-    ends = seen.groupby("part").agg(end=("clock", "max"), shift=("shift", "first"))
-    ends["start"] = pd.Series(clock).groupby(part).min()
-    share = np.linspace(0, 1, points_of_part) ** 2  # denser in the beginning, where levels change most
-    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    doses = np.flatnonzero(events.is_dose)
-    begin = clock[doses]
-    # Just before, at the start, and at the end: where a curve turns.
-    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[doses]])
-    points = pd.DataFrame(
-        {
-            "part": np.r_[np.repeat(ends.index.to_numpy(), points_of_part), np.tile(part[doses], 3)],
-            "clock": np.r_[regular.ravel(), turns],
-        }
-    ).join(ends, on="part")
-    inside = (points["clock"] >= points["start"]) & (points["clock"] <= points["end"])
-    points = points[inside].drop_duplicates(["part", "clock"]).sort_values(["part", "clock"])
-    width = int(events.segment.max()) + 1
-    of = (points["part"] // width).to_numpy(dtype=np.int64)
-    segment = (points["part"] % width).to_numpy(dtype=np.int64)
-    count, at = len(points), points["clock"].to_numpy()
-    time = at - points["shift"].to_numpy()
-    nothing = np.full(count, np.nan)
-    kept = events.is_dose
-
-    def joined(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([old[kept], new.astype(old.dtype)])
-
-    columns = {
-        "subject": joined(events.subject, of),
-        "time": joined(events.time, time),
-        "clock": joined(events.clock, at),
-        "is_dose": joined(events.is_dose, np.zeros(count)),
-        "added": joined(events.added, np.zeros(count)),
-        "dv": joined(events.dv, np.zeros(count)),
-        "censored": joined(events.censored, np.zeros(count)),
-        "compartment": joined(events.compartment, np.full(count, -1)),
-        "segment": joined(events.segment, segment),
-        "occasion": joined(events.occasion, np.ones(count)),
-    }
-    columns |= {
-        name: joined(getattr(events, name), nothing) for name in ("amount", "duration", "since", "interval")
-    }
-    key = np.r_[clock[kept], at]
-    order = np.lexsort((~columns["is_dose"], key, columns["subject"]))  # a dose before a point at its time
-    written: dict[str, Any] = {name: values[order] for name, values in columns.items()}
-    grid = pd.DataFrame({"subject": of, "segment": segment, "time": time})
-    return replace(events, **written), grid.reset_index(drop=True)

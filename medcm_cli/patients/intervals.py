@@ -18,8 +18,8 @@ from medcm_cli.data.edit import (
     at_steady_state,
     copies,
     dose_corners,
-    looked_at,
     moved,
+    observed_at,
     part,
     with_amounts,
 )
@@ -86,12 +86,12 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     """Levels between two doses of a regimen. eta: K of (S, N, B)."""
     table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
-    # Which doses are new is told by a negative amount in what looked_at arranges.
+    # Which doses are new is told by a negative amount in what observed_at arranges.
     signed = with_amounts(table, new, -1.0)
     corners = study.corners(table)
     # The times are close after the dose already, but not after a lag.
     after = LAGGED if (corners != dose_corners(table)).any() else ()
-    at, _ = looked_at(signed, times, corners, after)
+    at, _ = observed_at(signed, times, corners, after)
     new = at.is_dose & (at.amount < 0)
     at = with_amounts(at, new, 1.0)
     clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
