@@ -21,6 +21,7 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.analysis.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
+from medcm_cli.checks import fraction, one_of
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced
@@ -279,10 +280,8 @@ def report(
 
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    if method not in METHODS:
-        raise InputError(f"--method {method}: expected {' or '.join(METHODS)}")
-    if not 0 < level < 1:
-        raise InputError(f"--level is {level:g}; expected a number between 0 and 1, as in 0.95")
+    one_of("--method", method, METHODS)
+    fraction("--level", level)
     prepare(1)
     fits = finished(roots)
     whole = {folder for folder, _ in fits}

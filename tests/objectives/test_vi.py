@@ -465,11 +465,11 @@ def test_minibatches_count_the_population_once(model: Model, family: str, of_pop
     [
         (
             lambda: Vi(population="bayes"),
-            r"objective.population is 'bayes': expected one of point, variational",
+            r"objective.population is 'bayes'; expected point or variational",
         ),
-        (lambda: Vi(lkj=0), r"objective.lkj is 0: expected a number above 0"),
+        (lambda: Vi(lkj=0), r"objective.lkj is 0; expected a number above 0"),
         (lambda: Vi(lkj=True), r"objective.lkj is True"),
-        (lambda: Vi(components=0), r"objective.components is 0: expected a whole number from 1"),
+        (lambda: Vi(components=0), r"objective.components is 0; expected a whole number from 1"),
         (lambda: Vi(family="mixture", estimator="entropy"), r"family=mixture has no closed form"),
         (lambda: Vi(family="flow", estimator="entropy"), r"family=flow has no closed form"),
     ],
