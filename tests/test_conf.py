@@ -10,8 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
+from medcm_cli.study.job import Job
 from medcm_cli.study.options import conf_dir
-from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, composed, configuration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,8 +88,8 @@ def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -
     path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
     path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
-    setup = Setup.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
-    trained = setup.train([(1, 1), (1, 2)])
+    job = Job.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
+    trained = job.train([(1, 1), (1, 2)])
     assert trained.failures == (None, None)
     assert trained.epochs == (0,)
     assert bool(trained.objective.isfinite().all())
@@ -97,7 +97,7 @@ def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -
 
 def test_the_two_ways_of_solving_are_both_there(data: Path, tmp_path: Path) -> None:
     made = {
-        name: Setup.build(configuration(data, tmp_path, f"pk={name}")).model.pk
+        name: Job.build(configuration(data, tmp_path, f"pk={name}")).model.pk
         for name in ("two_compartment", "two_compartment_ode")
     }
     assert isinstance(made["two_compartment"], LinearModel)
@@ -148,14 +148,14 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
 
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
-    branching = Setup.build(configuration(data, tmp_path)).model.network
+    branching = Job.build(configuration(data, tmp_path)).model.network
     assert [(b.inputs, b.hidden, b.heads) for b in branching.branches] == [
         (("weight",), (12,), ("CL", "V1")),
         (("vwf",), (12,), ("CL",)),
     ]
     assert branching.global_parameters == ("Q", "V2")
     assert branching.scales == {"weight": 150, "vwf": 350}
-    full = Setup.build(configuration(data, tmp_path, "network=fully_connected")).model.network
+    full = Job.build(configuration(data, tmp_path, "network=fully_connected")).model.network
     (branch,) = full.branches
     assert (branch.hidden, branch.activation, set(branch.inputs)) == ((8, 8), "swish", {"weight", "vwf"})
     assert full.global_parameters == ("Q", "V2")

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs import Address, Record
-from medcm_cli.study.options import Config, as_config, complete, conf_dir, difference, identity
+from medcm_cli.study.identity import Config, difference, identity
+from medcm_cli.study.options import as_config, complete, conf_dir
 
 _GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer")
 # No part of what a result is, but of where it lies and how it is reported.

@@ -18,8 +18,8 @@ from medcm_cli import runs
 from medcm_cli.data import nested
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.study.job import Job
 from medcm_cli.study.options import axis
-from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 
 
@@ -215,7 +215,7 @@ def test_bad_option_is_refused_before_training(data: Path, tmp_path: Path, optio
     given = options.split(" ")
     config = configuration(None if "dataset.path" in options else data, tmp_path, *given)
     with pytest.raises(InputError) as caught:
-        Setup.build(config).plan()
+        Job.build(config).plan()
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -223,9 +223,9 @@ def test_bad_option_is_refused_before_training(data: Path, tmp_path: Path, optio
 def test_a_fold_that_leaves_nobody_to_test_is_refused(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "everybody"))
     (copy / "train_set_2.csv").write_text("idxs\n" + "\n".join(map(str, range(1, 31))) + "\n")
-    Setup.build(configuration(copy, tmp_path, "fold=1"))
+    Job.build(configuration(copy, tmp_path, "fold=1"))
     with pytest.raises(InputError, match="fold=2"):
-        Setup.build(configuration(copy, tmp_path, "fold=[1,2]"))
+        Job.build(configuration(copy, tmp_path, "fold=[1,2]"))
 
 
 def one_observation_at_the_dose(path: Path) -> Path:
@@ -242,52 +242,52 @@ def test_proportional_error_needs_levels_above_zero(tmp_path: Path) -> None:
     path = one_observation_at_the_dose(tmp_path / "events.csv")
     table = ("dataset=table", "split=all", "dataset.predose_observations=keep")
     with pytest.raises(InputError, match="'late'") as caught:
-        Setup.build(configuration(path, tmp_path, "error=proportional", *table))
+        Job.build(configuration(path, tmp_path, "error=proportional", *table))
     assert str(path) in str(caught.value)
     for error in ("additive", "combined"):
-        setup = Setup.build(configuration(path, tmp_path, f"error={error}", *table))
-        assert "sigma_additive" in setup.model.error.names
+        job = Job.build(configuration(path, tmp_path, f"error={error}", *table))
+        assert "sigma_additive" in job.problem.model.error.names
     kept = path.read_text().replace("late,0,0,,,0.5", "late,1,0,,,0.5")
     path.write_text(kept)
-    Setup.build(configuration(path, tmp_path, "error=proportional", *table))
+    Job.build(configuration(path, tmp_path, "error=proportional", *table))
 
 
 # -- data ------------------------------------------------------------------------------------------
 
 
 def test_default_data_set_is_made_on_first_use_and_only_then(tmp_path: Path) -> None:
-    setup = Setup.build(configuration(None, tmp_path))
+    job = Job.build(configuration(None, tmp_path))
     folder = tmp_path / "data" / "simulated"
-    assert len(setup.events.ids) == 500
+    assert len(job.problem.events.ids) == 500
     assert len(list(folder.glob("train_set_*.csv"))) == 20
-    assert len(setup.folds[1].train) == 60
+    assert len(job.problem.folds[1].train) == 60
     (folder / "truth.parquet").unlink()
-    again = Setup.build(configuration(None, tmp_path))
+    again = Job.build(configuration(None, tmp_path))
     assert not (folder / "truth.parquet").exists()
-    assert again.data == setup.data
+    assert again.data == job.problem.data
 
 
 def test_folds_are_those_of_the_files(data: Path, tmp_path: Path) -> None:
-    setup = Setup.build(configuration(data, tmp_path, "fold=[1,3]"))
-    assert sorted(setup.folds) == [1, 3]
-    for fold, subjects in setup.folds.items():
+    job = Job.build(configuration(data, tmp_path, "fold=[1,3]"))
+    assert sorted(job.problem.folds) == [1, 3]
+    for fold, subjects in job.problem.folds.items():
         drawn = pd.read_csv(data / f"train_set_{fold}.csv")["idxs"] - 1
         assert subjects.train.tolist() == drawn.tolist()
         assert set(subjects.test) == set(range(30)) - set(drawn)
-    train, test = setup.populations([(3, 1), (1, 1)])
-    assert train.subject[:, 0].tolist() == setup.folds[3].train.tolist()
+    train, test = job.problem.populations([(3, 1), (1, 1)])
+    assert train.subject[:, 0].tolist() == job.problem.folds[3].train.tolist()
     present = test.present[:, 1].bool()
-    assert test.subject[present, 1].tolist() == setup.folds[1].test.tolist()
+    assert test.subject[present, 1].tolist() == job.problem.folds[1].test.tolist()
 
 
 def test_published_folds(published: Path, tmp_path: Path) -> None:
     """Validation subjects, where a file names them, are in neither set."""
-    setup = Setup.build(configuration(published, tmp_path, "fold=[1,20]"))
-    for fold, subjects in setup.folds.items():
+    job = Job.build(configuration(published, tmp_path, "fold=[1,20]"))
+    for fold, subjects in job.problem.folds.items():
         held = pd.read_csv(published / f"validation_set_{fold}.csv").iloc[:, 0] - 1
         assert len(subjects.train) == 60
         assert not set(subjects.test) & (set(subjects.train) | set(held))
-        assert len(set(subjects.test) | set(subjects.train) | set(held)) == len(setup.events.ids)
+        assert len(set(subjects.test) | set(subjects.train) | set(held)) == len(job.problem.events.ids)
 
 
 # -- the plan --------------------------------------------------------------------------------------
@@ -297,11 +297,11 @@ def test_published_folds(published: Path, tmp_path: Path) -> None:
 def trained_once(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Outputs with folds 1 and 2, replicates 1 and 2 of a first-order fit."""
     outputs = tmp_path_factory.mktemp("outputs")
-    setup = Setup.build(configuration(data, outputs, *FOUR))
-    plan = setup.plan()
+    job = Job.build(configuration(data, outputs, *FOUR))
+    plan = job.plan()
     assert plan.done == ()
     assert plan.todo == ((1, 1), (1, 2), (2, 1), (2, 2))
-    setup.run([plan.records[fit] for fit in plan.todo])
+    job.run([plan.records[fit] for fit in plan.todo])
     return outputs
 
 
@@ -319,12 +319,12 @@ def folder_of(outputs: Path, fold: int, replicate: int) -> Path:
 
 
 def test_what_is_done_is_not_done_again(data: Path, outputs: Path) -> None:
-    plan = Setup.build(configuration(data, outputs, *FOUR)).plan()
+    plan = Job.build(configuration(data, outputs, *FOUR)).plan()
     assert plan.done == ((1, 1), (1, 2), (2, 1), (2, 2))
     assert plan.todo == ()
     assert plan.previously_failed == 0
     wider = ("objective=fo", "fold=[3,2]", "replicate=[1,2,3]")
-    plan = Setup.build(configuration(data, outputs, *wider)).plan()
+    plan = Job.build(configuration(data, outputs, *wider)).plan()
     assert plan.done == ((2, 1), (2, 2))
     assert plan.todo == ((3, 1), (3, 2), (3, 3), (2, 3))
 
@@ -338,17 +338,17 @@ def test_failed_is_done_and_unfinished_or_damaged_is_not(data: Path, outputs: Pa
     runs.write_record(outputs, replace(running, status="running"))
     (folder_of(outputs, 2, 1) / "run.json").write_text('{"status": "comp')
     (folder_of(outputs, 2, 2) / "run.json").unlink()
-    plan = Setup.build(configuration(data, outputs, *FOUR)).plan()
+    plan = Job.build(configuration(data, outputs, *FOUR)).plan()
     assert plan.done == ((1, 1),)
     assert plan.previously_failed == 1
     assert plan.todo == ((1, 2), (2, 1), (2, 2))
 
 
 def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
-    plan = Setup.build(configuration(data, outputs, *FOUR, "overwrite=true")).plan()
+    plan = Job.build(configuration(data, outputs, *FOUR, "overwrite=true")).plan()
     assert plan.done == ()
     assert len(plan.todo) == 4
-    other = Setup.build(configuration(data, outputs, *FOUR, "overwrite=true", "seed=3"))
+    other = Job.build(configuration(data, outputs, *FOUR, "overwrite=true", "seed=3"))
     assert len(other.plan().todo) == 4
 
 
@@ -380,7 +380,7 @@ def test_another_configuration_in_the_same_folder_is_refused(
         change = "network.branches=[{inputs:[weight,vwf],hidden:[5],heads:[CL,V1]}]"
     before = (folder_of(outputs, 1, 1) / "run.json").read_bytes()
     with pytest.raises(InputError) as caught:
-        Setup.build(configuration(data, outputs, *FOUR, change)).plan()
+        Job.build(configuration(data, outputs, *FOUR, change)).plan()
     assert f"({name} is " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(folder_of(outputs, 1, 1)) in str(caught.value)
@@ -402,13 +402,13 @@ def test_another_configuration_in_the_same_folder_is_refused(
 def test_options_that_change_no_result_are_no_other_configuration(
     data: Path, outputs: Path, change: str
 ) -> None:
-    plan = Setup.build(configuration(data, outputs, *FOUR, change)).plan()
+    plan = Job.build(configuration(data, outputs, *FOUR, change)).plan()
     assert plan.todo == ()
 
 
 @pytest.mark.parametrize("change", ["study=other", "variant=other", "objective=mse", "learning_rate=0.2"])
 def test_options_with_a_folder_of_their_own(data: Path, outputs: Path, change: str) -> None:
-    assert len(Setup.build(configuration(data, outputs, *FOUR, change)).plan().todo) == 4
+    assert len(Job.build(configuration(data, outputs, *FOUR, change)).plan().todo) == 4
 
 
 @pytest.mark.parametrize("name", ["history", "parameters", "random_effects", "effects"])
@@ -419,17 +419,17 @@ def test_a_fit_without_all_its_files_is_done_again(data: Path, outputs: Path, na
     path.unlink()
     if not lost:
         path.write_bytes(content[:-100])
-    assert Setup.build(configuration(data, outputs, *FOUR)).plan().todo == ((1, 2),)
+    assert Job.build(configuration(data, outputs, *FOUR)).plan().todo == ((1, 2),)
 
 
 def test_changed_data_are_refused(data: Path, outputs: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "moved"))
-    assert Setup.build(configuration(copy, outputs, *FOUR)).plan().todo == ()  # moved is not changed
+    assert Job.build(configuration(copy, outputs, *FOUR)).plan().todo == ()  # moved is not changed
     table = pd.read_parquet(copy / "simulation.parquet")
     table.loc[5, "dv"] += 0.01
     table.to_parquet(copy / "simulation.parquet")
     with pytest.raises(InputError, match="data") as caught:
-        Setup.build(configuration(copy, outputs, *FOUR)).plan()
+        Job.build(configuration(copy, outputs, *FOUR)).plan()
     assert "\n" not in str(caught.value)
 
 
@@ -439,8 +439,8 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     lines[1] = "1" if lines[1] != "1" else "2"
     (copy / "train_set_2.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="fold=02"):
-        Setup.build(configuration(copy, outputs, *FOUR)).plan()
-    assert Setup.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
+        Job.build(configuration(copy, outputs, *FOUR)).plan()
+    assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
 LATER = ("outer", "inner", "omega", "fixed", "redraws", "tail")
@@ -456,14 +456,14 @@ def test_results_of_before_there_were_these_options_stay_valid(data: Path, outpu
     for group, later in (("network", {"initial"}), ("pk", {"lag", "bioavailability", "durations"})):
         assert later <= set(config[group])
         config[group] = {k: v for k, v in config[group].items() if k not in later}
-    assert Setup.build(config).plan().todo == ()
+    assert Job.build(config).plan().todo == ()
     digest = runs.config_hash(
         identity_before(config),
         {
             "fingerprint": runs.fingerprint([data / "simulation.parquet"]),
             "subjects": 30,
-            "train": Setup.build(config).folds[1].train.tolist(),
-            "test": Setup.build(config).folds[1].test.tolist(),
+            "train": Job.build(config).folds[1].train.tolist(),
+            "test": Job.build(config).folds[1].test.tolist(),
         },
     )
     record = runs.read_record(folder_of(outputs, 1, 1))
@@ -486,8 +486,8 @@ NESTED = ("split=nested", "split.inner_folds=3", "outer=[1,2]", "inner=[1,3]", "
 @pytest.fixture(scope="module")
 def crossed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("crossed")
-    setup = Setup.build(configuration(data, outputs, *NESTED))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, outputs, *NESTED))
+    job.run(list(job.plan().records.values()))
     return outputs
 
 
@@ -514,18 +514,18 @@ def test_outer_and_inner_are_one_batch_with_folders_of_their_own(crossed: Path) 
 
 def test_a_nested_study_goes_on_where_it_was(data: Path, crossed: Path) -> None:
     wider = ("inner=[1,2,3]", "replicate=[1,2]", "outer=1")
-    plan = Setup.build(configuration(data, crossed, *NESTED[:2], *wider, "objective=fo")).plan()
+    plan = Job.build(configuration(data, crossed, *NESTED[:2], *wider, "objective=fo")).plan()
     assert plan.done == ((1, 1), (3, 1))
     assert plan.todo == ((1, 2), (2, 1), (2, 2), (3, 2))
     with pytest.raises(InputError, match=r"split\.seed is 0 there and 1 here"):
-        Setup.build(configuration(data, crossed, *NESTED, "split.seed=1")).plan()
+        Job.build(configuration(data, crossed, *NESTED, "split.seed=1")).plan()
 
 
 def test_one_nested_fold_without_a_word_about_which(data: Path, tmp_path: Path) -> None:
-    setup = Setup.build(configuration(data, tmp_path, "split=nested"))
-    ((_, record),) = setup.plan().records.items()
+    job = Job.build(configuration(data, tmp_path, "split=nested"))
+    ((_, record),) = job.plan().records.items()
     assert (record.address.outer, record.address.inner, record.address.fold) == (1, 1, 1)
-    assert len(setup.folds[1].train) == 27
+    assert len(job.problem.folds[1].train) == 27
 
 
 def test_random_numbers_of_a_nested_fit_are_those_of_its_number(
@@ -533,7 +533,7 @@ def test_random_numbers_of_a_nested_fit_are_those_of_its_number(
 ) -> None:
     """Fit (outer 2, inner 1) of three inner folds starts where fold 4 of any split starts."""
     four = configuration(data, tmp_path, "split=bootstrap", "fold=4", "objective=fo")
-    plain = Setup.build(four).train([(4, 1)])
+    plain = Job.build(four).train([(4, 1)])
     start = plain.layout.unpack(plain.checkpoints[0])
     (folder,) = crossed.glob("**/outer=02/inner=01/replicate=1")
     frame = pyarrow.parquet.ParquetFile(folder / "parameters.parquet").read().to_pandas()
@@ -542,7 +542,7 @@ def test_random_numbers_of_a_nested_fit_are_those_of_its_number(
     for name in ("global.Q", "omega", "weight.hidden_1.weight"):
         found = first[first["name"] == name]["value"].to_numpy()
         np.testing.assert_allclose(found, start[name][..., 0].flatten(), atol=0.2001)
-    again = Setup.build(configuration(data, tmp_path, *NESTED))
+    again = Job.build(configuration(data, tmp_path, *NESTED))
     same = again.train([(4, 1)])
     np.testing.assert_allclose(
         frame["value"], same.checkpoints[:, :, 0].flatten().numpy(), rtol=1e-4, atol=1e-6
@@ -557,8 +557,8 @@ def test_without_a_path_a_cohort_is_a_synthetic_one_and_says_so(
     tmp_path: Path, kind: str, subjects: int
 ) -> None:
     choices = (f"dataset={kind}", "network=real_data", "split=nested", "objective=fo", "error=combined")
-    setup = Setup.build(configuration(None, tmp_path, *choices))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(None, tmp_path, *choices))
+    job.run(list(job.plan().records.values()))
     (folder,) = runs.find(tmp_path)
     assert f"dataset=synthetic_{kind}" in folder.parts
     record = runs.read_record(folder)
@@ -569,10 +569,10 @@ def test_without_a_path_a_cohort_is_a_synthetic_one_and_says_so(
     assert record.data["characteristics"]["covariates"]["vwf"]["missing"] > 0.1
     path = tmp_path / "default" / f"dataset=synthetic_{kind}" / "preparation.parquet"
     prepared = pyarrow.parquet.ParquetFile(path).read().to_pandas()
-    assert prepared["id"].tolist() == list(setup.events.ids)
-    np.testing.assert_allclose(prepared["ffm"], setup.events.covariates["ffm"])
+    assert prepared["id"].tolist() == list(job.problem.events.ids)
+    np.testing.assert_allclose(prepared["ffm"], job.problem.events.covariates["ffm"])
     assert set(prepared["ffm_origin"]) == {"derived"}
-    again = Setup.build(setup.config)  # as in another process
+    again = Job.build(job.config)  # as in another process
     assert again.plan().todo == ()
 
 
@@ -594,28 +594,33 @@ def cohort_file(path: Path) -> Path:
 def test_a_cohort_of_ones_own_is_prepared(tmp_path: Path) -> None:
     path = cohort_file(tmp_path / "mine.csv")
     choices = ("dataset=prophylaxis", "network=real_data", "split=all")
-    setup = Setup.build(configuration(path, tmp_path, *choices))
-    assert setup.config["dataset"]["name"] == "prophylaxis"
-    assert setup.truth is None
-    ffm, vwf = setup.events.covariates["ffm"], setup.events.covariates["vwf"]
+    job = Job.build(configuration(path, tmp_path, *choices))
+    assert job.config["dataset"]["name"] == "prophylaxis"
+    assert job.problem.truth is None
+    ffm, vwf = job.problem.events.covariates["ffm"], job.problem.events.covariates["vwf"]
     weight, bmi = 80.0, 80 / 1.8**2
     expected = (0.88 + 0.12 / (1 + (30 / 13.4) ** -12.7)) * 9270 * weight / (6680 + 216 * bmi)
     np.testing.assert_allclose(ffm[[0, 2, 3]], expected)
     assert ffm[1] != ffm[0]
     np.testing.assert_allclose(vwf[:2], 120)
     assert vwf[3] == pytest.approx((90 + vwf[2]) / 2)
-    levels = setup.events.dv[~setup.events.is_dose]
+    levels = job.problem.events.dv[~job.problem.events.is_dose]
     np.testing.assert_allclose(levels, [0.49, 0.19, 0.48, 0.18, 0.5, 0.2, 0.5, 0.2])
-    held = setup.data["characteristics"]["covariates"]
+    held = job.problem.data["characteristics"]["covariates"]
     assert {name: held[name]["missing"] for name in ("weight", "vwf", "vwf_historic")} == {
         "weight": 0.25,
         "vwf": 0.5,
         "vwf_historic": 0.75,
     }
-    assert setup.preparation is not None
-    assert setup.preparation["vwf_origin"].to_pylist() == ["measured", "measured", "imputed", "averaged"]
-    assert setup.preparation["weight_origin"].to_pylist()[1] == "imputed"
-    assert setup.preparation["baseline_subtracted"].to_pylist() == [0.01, 0.02, 0, 0]
+    assert job.problem.preparation is not None
+    assert job.problem.preparation["vwf_origin"].to_pylist() == [
+        "measured",
+        "measured",
+        "imputed",
+        "averaged",
+    ]
+    assert job.problem.preparation["weight_origin"].to_pylist()[1] == "imputed"
+    assert job.problem.preparation["baseline_subtracted"].to_pylist() == [0.01, 0.02, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -635,7 +640,7 @@ def test_a_preparation_that_cannot_be_done_is_refused(tmp_path: Path, options: s
     given = None if "dataset.path" in options else path
     config = configuration(given, tmp_path, *choices, *options.split(" "))
     with pytest.raises(InputError) as caught:
-        Setup.build(config)
+        Job.build(config)
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -646,17 +651,17 @@ def test_a_covariate_that_is_not_prepared_comes_from_the_file(tmp_path: Path) ->
     lines = path.read_text().splitlines()
     path.write_text("\n".join(line if line.count(",") == 13 else f"{line},5" for line in lines) + "\n")
     choices = ("dataset=prophylaxis", "network=real_data", "split=all", "dataset.covariates.vwf.column=dim")
-    setup = Setup.build(configuration(path, tmp_path, *choices))
-    assert setup.events.covariates["vwf"].tolist() == [7, 5, 5, 5]
+    job = Job.build(configuration(path, tmp_path, *choices))
+    assert job.problem.events.covariates["vwf"].tolist() == [7, 5, 5, 5]
 
 
 # -- running ---------------------------------------------------------------------------------------
 
 
 def test_run_writes_what_train_gives(data: Path, outputs: Path) -> None:
-    setup = Setup.build(configuration(data, outputs, *FOUR))
+    job = Job.build(configuration(data, outputs, *FOUR))
     fits = [(1, 1), (1, 2), (2, 1), (2, 2)]
-    trained = setup.train(fits)
+    trained = job.train(fits)
     assert trained.epochs == (0, 2, 4)
     for number, (fold, replicate) in enumerate(fits):
         folder = folder_of(outputs, fold, replicate)
@@ -687,7 +692,7 @@ def test_record_of_a_finished_fit(data: Path, outputs: Path) -> None:
 
 
 def test_replicates_and_folds_differ_and_a_seed_repeats(data: Path, outputs: Path, tmp_path: Path) -> None:
-    again = Setup.build(configuration(data, tmp_path / "again", *FOUR))
+    again = Job.build(configuration(data, tmp_path / "again", *FOUR))
     again.run([again.plan().records[fit] for fit in ((2, 1), (1, 2))])
     read = {fit: runs.read_history(folder_of(outputs, *fit)) for fit in ((1, 1), (1, 2), (2, 1))}
     first = [table["objective_value"][0].as_py() for table in read.values()]
@@ -699,8 +704,8 @@ def test_replicates_and_folds_differ_and_a_seed_repeats(data: Path, outputs: Pat
 
 def test_a_fit_that_fails_is_kept_with_its_cause(data: Path, tmp_path: Path) -> None:
     options = ("objective=fo", "learning_rate=1e30", "replicate=[1,2]")
-    setup = Setup.build(configuration(data, tmp_path, *options))
-    finished = setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, tmp_path, *options))
+    finished = job.run(list(job.plan().records.values()))
     assert [record.status for record in finished] == ["failed", "failed"]
     record = runs.read_record(folder_of(tmp_path, 1, 2))
     assert record == finished[1]
@@ -708,7 +713,7 @@ def test_a_fit_that_fails_is_kept_with_its_cause(data: Path, tmp_path: Path) -> 
     assert record.failure is not None
     assert 1 <= record.failure["epoch"] <= 4
     assert record.failure["cause"]
-    plan = Setup.build(configuration(data, tmp_path, *options)).plan()
+    plan = Job.build(configuration(data, tmp_path, *options)).plan()
     assert plan.todo == ()
     assert plan.previously_failed == 2
 
@@ -719,8 +724,8 @@ def test_kl_compares_the_same_random_effects(data: Path, tmp_path: Path, names: 
     both have in the order of the truth, or absent, or the choice is refused."""
     config = configuration(data, tmp_path, "objective=fo", f"random_effects=[{','.join(names)}]")
     with contextlib.suppress(InputError):
-        setup = Setup.build(config)
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(config)
+        job.run(list(job.plan().records.values()))
     finished = [folder for folder in runs.find(tmp_path) if (folder / "history.parquet").exists()]
     for folder in finished:
         last = runs.read_history(folder).to_pandas().iloc[-1]
