@@ -135,7 +135,7 @@ def loaded() -> dict[str, set[str]]:
         name: subprocess.Popen(
             [sys.executable, "-c", program, f"medcm_cli.{name}"], stdout=subprocess.PIPE, text=True
         )
-        for name in ("runs.summary", "report.tables", "report.page", "cli")
+        for name in ("runs.summary", "report.tables", "report.page", "study.options", "cli")
     }
     return {name: set(process.communicate(timeout=120)[0].split()) for name, process in running.items()}
 
@@ -146,6 +146,7 @@ def loaded() -> dict[str, set[str]]:
         ("runs.summary", "pyarrow"),
         ("report.tables", "pandas"),
         ("report.page", "matplotlib"),
+        ("study.options", "hydra"),
         ("cli", "rich"),
     ],
 )

@@ -62,9 +62,8 @@ def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, ...]]]:
         job = jobs[objective]
         errors = squared_errors(job, folder, tail)
         scale = float(record.config["dataset"]["level_scale"])
-        other = job.problem.folds[
-            FOLDS[number % len(FOLDS)]
-        ]  # five fits for each fold, as in the published files
+        # Five fits for each fold, as in the published files.
+        other = job.problem.folds[FOLDS[number % len(FOLDS)]]
         everyone = np.arange(errors.shape[1])
         sets = (job.problem.folds[1].test, other.test, everyone)
         found.setdefault(objective, []).append(tuple(rmse(errors, subjects, scale) for subjects in sets))

@@ -149,9 +149,11 @@ def _chosen(recorded: Config) -> tuple[dict[str, str], str]:
 
 @functools.cache
 def _leaves(group: str) -> dict[str, dict[str, str]]:
-    """The choices of a group and their values."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {file.stem: _flat(OmegaConf.to_container(OmegaConf.load(file))) for file in files}
+    """The choices of a group and their values, as ``${name}`` where they follow other options."""
+    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = {name: compose(f"{group}/{name}")[group] for name in names}
+    return {name: _flat(OmegaConf.to_container(options)) for name, options in found.items()}
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, str]:
