@@ -105,7 +105,7 @@ def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -
 
 def test_the_two_ways_of_solving_are_both_there(data: Path, tmp_path: Path) -> None:
     made = {
-        name: Job.build(configuration(data, tmp_path, f"pk={name}")).model.pk
+        name: Job.build(configuration(data, tmp_path, f"pk={name}")).problem.model.pk
         for name in ("two_compartment", "two_compartment_ode")
     }
     assert isinstance(made["two_compartment"], LinearModel)
@@ -185,14 +185,14 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
 
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
-    branching = Job.build(configuration(data, tmp_path)).model.network
+    branching = Job.build(configuration(data, tmp_path)).problem.model.network
     assert [(b.inputs, b.hidden, b.heads) for b in branching.branches] == [
         (("weight",), (12,), ("CL", "V1")),
         (("vwf",), (12,), ("CL",)),
     ]
     assert branching.global_parameters == ("Q", "V2")
     assert branching.scales == {"weight": 150, "vwf": 350}
-    full = Job.build(configuration(data, tmp_path, "network=fully_connected")).model.network
+    full = Job.build(configuration(data, tmp_path, "network=fully_connected")).problem.model.network
     (branch,) = full.branches
     assert (branch.hidden, branch.activation, set(branch.inputs)) == ((8, 8), "swish", {"weight", "vwf"})
     assert full.global_parameters == ("Q", "V2")
@@ -225,7 +225,7 @@ def test_where_the_configuration_is_looked_for(tmp_path: Path, monkeypatch: pyte
     installed = tmp_path / "site-packages" / "medcm_cli"
     (installed / "conf").mkdir(parents=True)
     (installed / "conf" / "config.yaml").touch()
-    monkeypatch.setattr(options, "__file__", str(installed / "options.py"))
+    monkeypatch.setattr(options, "__file__", str(installed / "study" / "options.py"))
     assert conf_dir() == installed / "conf"
     # A folder named conf beside an installation is somebody else's.
     (installed.parent / "conf").mkdir()

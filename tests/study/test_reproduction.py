@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from medcm_cli.commands.fit import coalesce
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.runs import Address, Record
+from medcm_cli.study.identity import identity
 from medcm_cli.study.job import Job
-from medcm_cli.study.options import as_config, conf_dir, identity
+from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.reproduction import commands, overrides
 from tests.helpers import SMALL
 

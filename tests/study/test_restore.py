@@ -18,13 +18,6 @@ CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("restored") / "data"
-    write_study(folder, SMALL)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("restored") / "outputs"
     for objective in ("vi", "fo"):

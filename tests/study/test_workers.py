@@ -12,10 +12,9 @@ import torch
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.study.job import Job
 from medcm_cli.study.workers import Workers, batches, process_count
-from tests.helpers import SMALL, configuration
+from tests.helpers import configuration
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +24,6 @@ def _restored() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 def made(count: int) -> list[runs.Record]:
