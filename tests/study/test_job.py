@@ -193,6 +193,8 @@ def test_results_of_before_there_were_these_options_stay_valid(data: Path, outpu
     for group, later in (("network", {"initial"}), ("pk", {"lag", "bioavailability", "durations"})):
         assert later <= set(config[group])
         config[group] = {k: v for k, v in config[group].items() if k not in later}
+    config["network"]["_target_"] = "medcm_cli.networks.CovariateNetwork.build"  # as it was named then
+    config["error"]["_target_"] = "medcm_cli.variability.ResidualError"
     assert Job.build(config).plan().todo == ()
     digest = runs.config_hash(
         identity_before(config),
