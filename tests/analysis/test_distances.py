@@ -8,10 +8,12 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from medcm_cli.distances import distances, section
+from medcm_cli.analysis.distances import distances
+from medcm_cli.commands.distance import section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.restore import restore
 from medcm_cli.study.setup import Setup
 from tests.helpers import SHIFT, SMALL, configuration, write_draws
 

@@ -11,12 +11,14 @@ import torch
 from scipy import stats
 
 from medcm_cli import cli, runs
+from medcm_cli.analysis.uncertainty import covariances, estimate, intervals, quantities
+from medcm_cli.commands.uncertainty import report
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.study.restore import Restored, finished, restore
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.setup import Setup
 from medcm_cli.training.loss import Layout
-from medcm_cli.uncertainty import covariances, estimate, intervals, quantities, report
 from tests.helpers import configuration
 
 F64 = torch.float64

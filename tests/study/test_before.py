@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from medcm_cli import runs
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.restore import restore
 from medcm_cli.study.setup import Setup
 from tests.helpers import configuration
 

@@ -10,7 +10,8 @@ import torch
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.restore import restore
 from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL, configuration
 
