@@ -22,6 +22,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Vi
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.loss import Layout
 
@@ -67,7 +68,7 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
     """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
-    scale = float(restored.setup.config["dataset"]["level_scale"])
+    scale = Units.of(restored.setup.config["dataset"]).scale
     unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()

@@ -234,7 +234,7 @@ class Setup:
             trained,
             covariates,
             omega,
-            float(dataset["level_scale"]),
+            runs.Units.of(dataset),
         )
         finished = []
         for fit, (record, of_fit) in enumerate(zip(records, tables, strict=True)):

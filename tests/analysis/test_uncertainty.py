@@ -12,7 +12,7 @@ from scipy import stats
 
 from medcm_cli import cli, runs
 from medcm_cli.analysis.uncertainty import covariances, estimate, intervals, quantities
-from medcm_cli.commands.uncertainty import report
+from medcm_cli.commands.standard_errors import report
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.runs.sweeps import finished

@@ -39,12 +39,39 @@ def covariate_effects(
         for label, frame in learned.items()
         if len(frame)
     }
-    rows = [method for method in sweep.methods if len(at.get(method.label, ()))]
+    rows, pairs = _shown(sweep, at)
     if not rows:
         return None
-    keys = ["covariate", "parameter"]
-    pairs = list(pd.concat(at.values())[keys].drop_duplicates().itertuples(index=False, name=None))
     known = {pair: _of(truth, pair) for pair in pairs} if truth is not None else {}
+    figure = _figure(sweep, at, known, covariates)
+    return style.Drawn(
+        "effects" if epoch is None else f"effects_epoch_{epoch:g}",
+        "Covariate effects" if epoch is None else f"Covariate effects at epoch {epoch:g}",
+        figure,
+        _caption(sweep, rows, epoch, bool(known), bool(covariates)),
+        f"Curves of {', '.join(f'{p} against {c}' for c, p in pairs)}, a row of panels for each of "
+        f"{', '.join(m.label for m in rows)}. " + " ".join(_said(m.label, at[m.label], known) for m in rows),
+        _numbers(at, known),
+    )
+
+
+def _shown(sweep: Sweep, at: Mapping[str, pd.DataFrame]) -> tuple[list[Method], list[tuple[str, str]]]:
+    """The methods that learned something, and the pairs of covariate and parameter."""
+    rows = [method for method in sweep.methods if len(at.get(method.label, ()))]
+    every = pd.concat(at.values()) if rows else pd.DataFrame(columns=["covariate", "parameter"])
+    pairs = every[["covariate", "parameter"]].drop_duplicates().itertuples(index=False, name=None)
+    return rows, list(pairs)
+
+
+def _figure(
+    sweep: Sweep,
+    at: Mapping[str, pd.DataFrame],
+    known: Mapping[tuple[str, str], pd.DataFrame],
+    covariates: Mapping[str, FloatArray] | None,
+) -> Figure:
+    """Panels of the effects ``at`` one epoch; see ``covariate_effects``."""
+    rows, pairs = _shown(sweep, at)
+    named = {pair: (covariates or {}).get(pair[0]) for pair in pairs}
     with style.styled():
         figure, grid, under = _grid(len(rows), len(pairs), bool(covariates))
         for method, axes in zip(rows, grid, strict=True):
@@ -56,21 +83,12 @@ def covariate_effects(
         for column, pair in enumerate(pairs):
             of_pair = [_of(at[method.label], pair) for method in rows]
             _limit(grid[0][column], of_pair, known.get(pair))
-            values = (covariates or {}).get(pair[0])
-            below = [] if values is None else [under[column]]
-            _column(sweep, [*(axes[column] for axes in grid), *below], pair, values)
+            below = [] if named[pair] is None else [under[column]]
+            _column(sweep, [*(axes[column] for axes in grid), *below], pair, named[pair])
         if under:
             under[0].set_ylabel("subjects")
         style.legend(figure, _handles(bool(known)))
-    return style.Drawn(
-        "effects" if epoch is None else f"effects_epoch_{epoch:g}",
-        "Covariate effects" if epoch is None else f"Covariate effects at epoch {epoch:g}",
-        figure,
-        _caption(sweep, rows, epoch, bool(known), bool(covariates)),
-        f"Curves of {', '.join(f'{p} against {c}' for c, p in pairs)}, a row of panels for each of "
-        f"{', '.join(m.label for m in rows)}. " + " ".join(_said(m.label, at[m.label], known) for m in rows),
-        _numbers(at, known),
-    )
+    return figure
 
 
 def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame | None) -> None:

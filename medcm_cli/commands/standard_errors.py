@@ -81,8 +81,8 @@ def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: lis
 
 
 def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
-    record, scale = restored.records[0], float(restored.setup.config["dataset"]["level_scale"])
-    truth = true_values(record.truth, scale)
+    record = restored.records[0]
+    truth = true_values(record.truth, runs.Units.of(restored.setup.config["dataset"]).scale)
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []
     for name, of_name in rows.groupby("name", sort=False):
