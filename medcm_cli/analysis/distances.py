@@ -58,7 +58,7 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
         raise InputError(f"{batch.folders[0]}: was trained on other subjects than {posterior} has draws of")
     if draws.eta.shape[-1] != len(model.random_effects.names):
         raise InputError(f"{batch.folders[0]}: has other random effects than {posterior} has draws of")
-    drawn = torch.from_numpy(draws.eta)
+    drawn = torch.tensor(draws.eta)
     mean, cov = _moments(drawn)
     state = objective.refresh(model, batch.population, batch.state)
     found = objective.random_effects(model, batch.population, state)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 from scipy import stats
@@ -188,8 +189,13 @@ def test_report_writes_each_fit_and_names_what_it_cannot_do(outputs: Path) -> No
     assert not any("network weights" in note for note in found.notes)
     fo = next(section for section in found.sections if ": fo," in section.title)
     assert fo.title.endswith("sandwich, median of 2 fits")
-    frames = [pd.read_parquet(path) for path in sorted(outputs.rglob("objective=fo/**/uncertainty.parquet"))]
+    paths = sorted(outputs.rglob("objective=fo/**/uncertainty.parquet"))
+    frames = [pd.read_parquet(path) for path in paths]
     assert len(frames) == 2
+    units = {field.name: runs.unit_of(field) for field in pyarrow.parquet.read_schema(paths[0])}
+    assert units["rse"] == "%"
+    assert str(units["estimate"]).startswith("IU/dL (sigma_additive)")
+    assert all(units.values())
     rows = pd.concat(frame[frame["method"] == "sandwich"] for frame in frames)
     assert {cells[0]: cells[2] for cells in fo.cells} == {
         name: f"{value:.4g}" for name, value in rows.groupby("name")["se"].median().items()
