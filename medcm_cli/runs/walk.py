@@ -36,7 +36,7 @@ class Fit:
 
     @property
     def units(self) -> Units:
-        """In which units its levels are."""
+        """In which units its concentrations are."""
         return Units.of(self.record.config["dataset"])
 
     @property

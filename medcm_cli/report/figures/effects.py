@@ -29,7 +29,7 @@ def covariate_effects(
 ) -> style.Drawn | None:
     """A row of panels per method and a column per effect, None where nothing was learned.
 
-    :param learned: method's label -> ``sweeps.effects`` of it. :param epoch: one of its epochs, None for
+    :param learned: method's label -> ``bands.effects`` of it. :param epoch: one of its epochs, None for
         the mean over the tail.
     :param truth: ``covariate``, ``parameter``, ``x``, ``relative``, where it is known.
     :param covariates: name -> the values that subjects have, for the histograms, where the data are there.

@@ -9,8 +9,8 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
+from medcm_cli.runs.bands import effects as learned_effects
 from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, typical_fit
-from medcm_cli.runs.sweeps import effects as learned_effects
 from medcm_cli.runs.walk import Fit
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.report.figures import style
-from medcm_cli.runs.sweeps import Method, Sweep, bands, name_of
+from medcm_cli.runs.bands import bands
+from medcm_cli.runs.sweeps import Method, Sweep, name_of
 from medcm_cli.runs.walk import Fit
 
 MEASURES = ("objective", "rmse", "kl", "omega", "rho", "sigma")
