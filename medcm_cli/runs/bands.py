@@ -1,4 +1,4 @@
-"""Medians and bands over the fits of a method, of histories and of the covariate effects that they learned."""
+"""Medians and bands over the fits of a method: of histories, and of the covariate effects they learned."""
 
 from collections.abc import Sequence
 

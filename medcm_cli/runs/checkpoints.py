@@ -28,4 +28,4 @@ def tail_rows(epoch: npt.NDArray[Any], tail: int | None) -> npt.NDArray[np.int64
 
 def tail_mean(values: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The means (R,) over checkpoints of ``values`` (M,), in the ``rows`` (C, R) of ``tail_rows``."""
-    return np.asarray(values[rows].astype(np.float64).mean(0), dtype=np.float64)
+    return np.asarray(values[rows].astype(np.float64, copy=False).mean(0), dtype=np.float64)
