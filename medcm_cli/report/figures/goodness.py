@@ -195,9 +195,8 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
         places = [(row, name) for row in range(len(shown)) for name in names]
         for axis, (row, name) in zip(axes, places, strict=True):
             method, _, diagnosis = shown[row]
-            part = _shrinkage(method, diagnosis, name)
+            part, percent = _shrinkage(method, diagnosis, name)
             _histogram(axis, method, part["eta"], diagnosis.omega[name])
-            percent = 100 * part["shrinkage"].iloc[0]
             axis.set_title(f"{method.label}: shrinkage {percent:.0f} %")
             axis.set_ylabel("density (-)")
             axis.set_xlabel(f"{style.symbol('eta', name)}, log scale" if row == len(shown) - 1 else "")
@@ -217,19 +216,21 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     )
 
 
-def _shrinkage(method: Method, diagnosis: "Diagnosis", name: str) -> pd.DataFrame:
-    """A random effect of the subjects of a fit, and how much less it varies than the population's."""
+def _shrinkage(method: Method, diagnosis: "Diagnosis", name: str) -> tuple[pd.DataFrame, float]:
+    """A random effect of the subjects of a fit, and how much less it varies than the population's, in %."""
     eta, omega = diagnosis.etas[name], diagnosis.omega[name]
-    return pd.DataFrame(
+    percent = 100 * (1 - eta.std() / omega)
+    found = pd.DataFrame(
         {
             "method": method.label,
             "subject": diagnosis.etas["subject"],
             "parameter": name,
             "eta": eta,
             "omega": omega,
-            "shrinkage": 1 - eta.std() / omega,
+            "shrinkage": percent / 100,
         }
     )
+    return found, percent
 
 
 def _histogram(axis: Axes, method: Method, eta: pd.Series, omega: float) -> None:
