@@ -11,7 +11,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.report.section import Section, latex, markdown
-from medcm_cli.runs import ALIKE, METHOD, write_table
+from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
 from medcm_cli.runs.summary import COUNTS, Summary, columns_units, unit_of
 
 # -- presentation ----------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def sections(summary: Summary) -> list[Section]:
     study one of its patients. Columns that say nothing are left out: measures that no row has, and what tells
     no rows apart."""
     result = []
-    for (study, dataset), table in summary.table.groupby(["study", "dataset"], sort=True):
+    for (study, dataset), table in summary.table.groupby(list(SWEEP), sort=True):
         unit = ", ".join(table["level_unit"].unique())
         nested = bool(table["nested"].all())
         optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
