@@ -243,7 +243,7 @@ def _plot(arguments: list[str]) -> None:
 
 
 def _uncertainty(arguments: list[str]) -> None:
-    from medcm_cli import uncertainty
+    from medcm_cli.commands import standard_errors as uncertainty
 
     parser = _parser(
         "uncertainty", "Standard errors and confidence intervals of estimates, into each fit's folder."
@@ -325,7 +325,8 @@ def _posterior(arguments: list[str]) -> None:
 
 
 def _distance(arguments: list[str]) -> None:
-    from medcm_cli.distances import distances, section
+    from medcm_cli.analysis.distances import distances
+    from medcm_cli.commands.distances import section
     from medcm_cli.files import replaced
 
     parser = _parser("distance", "How far the posteriors of fits are from draws of NUTS (Wasserstein).")

@@ -1,19 +1,11 @@
 """``medcm posterior``: Hydra composes the configuration, NUTS samples, a folder keeps the draws.
 
-    outputs/<study>/posterior/<name>/
-      draws.parquet        chain, draw, position, subject, eta_1 .., diverging
-      population.parquet   of population=joint: chain, draw, sigma_*, omega_*, rho_*, lp, diverging
-      diagnostics.parquet  a row per quantity: mean, sd, r_hat, ess_bulk, ess_tail, divergences
-      posterior.json       status, configuration and its hash, data, subjects, versions, seconds, warnings
-
-``subject`` is its number in the event table, from 1, as in a fit's random_effects.parquet; one that was drawn
-twice for training stands twice, which ``position`` tells apart. ArviZ reads the draws as
+What lies in the folder, ``medcm_cli.runs.draws`` says. ArviZ reads the draws as
 
     draws = pd.read_parquet("draws.parquet").set_index(["chain", "draw", "position"])
     arviz.convert_to_dataset(draws.filter(like="eta").to_xarray())
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,18 +24,18 @@ from medcm_cli.commands.compose import check_flags, run
 from medcm_cli.commands.terminal import ERR, OUT, job_bar
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
 from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
 from medcm_cli.report.section import Section
+from medcm_cli.runs import draws
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.identity import identity, versions
 from medcm_cli.study.options import DTYPES, PROBLEM, as_config
 from medcm_cli.study.problem import Problem
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.restore import restore
 
-RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")
 SUBJECTS = ("train", "test", "all")
 # Options of a posterior; the others describe its model and data, as those of a fit do.
@@ -101,7 +91,7 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
     described = {"model": source.identity} | {key: own[key] for key in _IDENTITY}
     data = {key: source.problem.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
     digest = runs.config_hash(described, data)
-    if not own["overwrite"] and _is_done(folder, digest, described):
+    if not own["overwrite"] and draws.is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
         return
     begun = time.perf_counter()
@@ -130,7 +120,7 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    _write(folder, made, record)
+    draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
     show(_summary(found, f"{folder.name}: {own['chains']} chains of {own['draws']} draws"))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     for complaint in poor:
@@ -234,36 +224,6 @@ def _target(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
             "population=joint"
         )
     return KnownPopulation(model, values, population, zeta)
-
-
-def _is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very posterior, whole. :raises InputError: it holds another one."""
-    try:
-        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        same, config = held["config_hash"] == digest, dict(held["config"])
-        for name in held["tables"]:
-            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError, pa.ArrowException, OSError):
-        return False  # damaged: sample it again
-    if not same:
-        differ = [key for key in described if config.get(key) != described[key]]
-        what = differ[0] if differ else "its data"
-        raise InputError(
-            f"{folder}: holds another posterior ({what} differs); give this one its own name with name=..., "
-            "or overwrite=true"
-        )
-    return True
-
-
-def _write(folder: Path, made: Mapping[str, pa.Table], record: Mapping[str, Any]) -> None:
-    """All of a posterior or nothing."""
-    with replaced(folder) as partial:
-        partial.mkdir()
-        for name, table in made.items():
-            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
-        write_text(partial / RECORD, json.dumps({**record, "tables": list(made)}, indent=1) + "\n")
 
 
 def _summary(found: pd.DataFrame, title: str) -> Section:
