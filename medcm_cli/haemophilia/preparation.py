@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from medcm_cli.checks import flag, one_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.runs import with_units
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")
@@ -31,6 +33,19 @@ _RANGES = {
     "vwf": (0.0, 1000.0, "IU/dL"),
     "vwf_historic": (0.0, 1000.0, "IU/dL"),
     "vwf_prophylaxis": (0.0, 1000.0, "IU/dL"),
+}
+# Of the columns of ``table``, by patterns.
+_UNITS = {
+    "id": "-",
+    "*_origin": "-",
+    "baseline_subtracted": "IU/mL",
+    "age": "y",
+    "height": "cm",
+    "weight": "kg",
+    "bmi": "kg/m²",
+    "ffm": "kg",
+    "vwf*": "IU/dL",
+    "*": "-",
 }
 _FRACTION_BELOW = 5.0  # IU/dL: no cohort has all its VWF:Ag under it, but every one as a fraction
 _HIGHEST_BASELINE = 0.5  # IU/mL; beyond mild haemophilia, and a level in IU/dL
@@ -80,14 +95,10 @@ class Preparation:
         for name in impute:
             if name not in IMPUTED:
                 raise InputError(f"{where}.impute: {name!r}; expected some of {', '.join(IMPUTED)}")
-        surgery, baseline = options.get("surgery", False), options.get("baseline")
-        if not isinstance(surgery, bool):
-            raise InputError(f"{where}.surgery is {surgery!r}; expected true or false")
+        surgery, baseline = flag(f"{where}.surgery", options.get("surgery", False)), options.get("baseline")
         if baseline is not None and (not isinstance(baseline, str) or not baseline):
             raise InputError(f"{where}.baseline is {baseline!r}; expected a column of the file, or null")
-        unit = options.get("vwf_unit", "IU/dL")
-        if unit not in VWF_UNITS:
-            raise InputError(f"{where}.vwf_unit is {unit!r}; expected {' or '.join(VWF_UNITS)}")
+        unit = one_of(f"{where}.vwf_unit", options.get("vwf_unit", "IU/dL"), VWF_UNITS)
         if "vwf_prophylaxis" in columns and not surgery:
             raise InputError(f"{where}.columns.vwf_prophylaxis: has no effect without {where}.surgery=true")
         if "vwf_historic" in columns and "vwf" not in impute:
@@ -227,7 +238,7 @@ def table(ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = 
         columns[f"{name}_origin"] = pa.array(prepared.origin[name].tolist(), pa.string())
     if baseline is not None:
         columns["baseline_subtracted"] = pa.array(baseline)
-    return pa.table(columns)
+    return with_units(pa.table(columns), _UNITS)
 
 
 def _check(raw: Mapping[str, FloatArray], steps: Preparation, ids: Sequence[str], source: str) -> None:
