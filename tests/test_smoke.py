@@ -1,5 +1,5 @@
-"""Every command once, each in an interpreter of its own: what `.ci/run lowest` tries old dependencies with. That
-the results are right is for the other tests, which do the same work with the versions that are pinned."""
+"""Every command once, each in an interpreter of its own: what `.ci/run lowest` tries old dependencies with.
+That results are right is for the other tests, which do the same work with the pinned versions."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("data check data/simulation.parquet", "data/simulation.parquet"),
         ("summarize outputs", "outputs/summary/*.parquet"),
-        ("plot outputs/default --format png", "outputs/default/figures/*.png"),
+        ("plot outputs/default --format png", "outputs/default/figures/**/*.png"),
         ("report outputs/default", "outputs/default/report.html"),
         ("uncertainty outputs/default", "outputs/default/**/uncertainty.parquet"),
         (
