@@ -17,7 +17,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.plans import dose_corners
 from medcm_cli.patients.plausibility import Ranges, ranges_of
-from medcm_cli.pk import LinearModel, check_schedule
+from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.study.restore import Ensemble, ensemble, finished, grouped
 from medcm_cli.study.setup import check_predose, read_dataset
@@ -142,8 +142,8 @@ class Study:
 
         :param eta: K of (S, N, B); None for typical ones. :returns: (T, S, N, B), float32.
         """
-        linear = isinstance(self.fits.model.pk, LinearModel)
-        dtype, estimates = (torch.float32, self.single) if linear else (torch.float64, self.fits.estimates)
+        double = self.fits.model.pk.needs_double
+        dtype, estimates = (torch.float64, self.fits.estimates) if double else (torch.float32, self.single)
         population = self.population(events, dtype)
         zeta = self.fits.model.typical(estimates, population)
         given = None if eta is None else [values.to(dtype) for values in eta]
