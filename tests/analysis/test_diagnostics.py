@@ -21,8 +21,8 @@ from medcm_cli.analysis.diagnostics import (
     true_effects,
 )
 from medcm_cli.analysis.diagnostics import _bins as bins
-from medcm_cli.analysis.diagnostics import _on_grid as on_grid
 from medcm_cli.data import Population, read_events
+from medcm_cli.data.edit import on_grid
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
@@ -301,7 +301,7 @@ def test_a_regimen_with_resets_has_a_curve_for_each_segment(model: Model, tmp_pa
         "b,0,1,2000,0.5,.,60,90\nb,6,0,.,.,0.4,60,90\n"
     )
     events = read_events(path, {"weight": "wt", "vwf": "vwf"})
-    table, grid = on_grid(events)
+    table, grid = on_grid(events, 60)
     ends = grid.groupby(["subject", "segment"])["time"].agg(["min", "max"])
     np.testing.assert_allclose(ends.to_numpy(), [[0, 20], [0, 9], [0, 6]], atol=1e-9)
     population, given = (Population.from_events(one, torch.float64) for one in (table, events))
