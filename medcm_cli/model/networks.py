@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -20,8 +20,8 @@ from medcm_cli.numerics.streams import Stream, per_fit
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default
     # of 20 is not.
-    "smooth_relu": lambda x: F.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
-    "swish": F.silu,
+    "smooth_relu": lambda x: functional.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
+    "swish": functional.silu,
 }
 
 
@@ -212,13 +212,13 @@ class CovariateNetwork(Network):
             activation = ACTIVATIONS[branch.activation]
             for depth in range(1, len(branch.hidden) + 1):
                 x = activation(_dense(values, f"{branch.name}.hidden_{depth}", x))
-            effects = F.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
+            effects = functional.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
             for head, effect in zip(branch.heads, effects.split(1), strict=True):
                 if regimes:
                     effect = effect.view(regimes, 1, -1, effect.shape[-1])
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         for name in self.global_parameters:
-            zeta[name] = F.softplus(values[f"global.{name}"])
+            zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
 
 
