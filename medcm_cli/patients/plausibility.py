@@ -155,8 +155,8 @@ def surprises(
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
     eta = multiply_lower(omega, list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, level)
-    high, low = (level + 4 * sd).amax((1, 3)), (level - 4 * sd).amin((1, 3))  # (T, N)
+    high, low = (model.error.draw(values, level, far) for far in (4.0, -4.0))
+    high, low = high.amax((1, 3)), low.amin((1, 3))  # (T, N)
     dv, time = population.dv[:, 0, :, 0], population.time[:, 0, :, 0]
     known = population.observed[:, 0, :, 0] > 0
     if population.censored is not None:

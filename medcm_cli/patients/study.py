@@ -17,7 +17,7 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.plausibility import Ranges, ranges_of
-from medcm_cli.pk import LinearModel, check_schedule
+from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE
 from medcm_cli.runs.sweeps import finished, grouped
@@ -144,8 +144,8 @@ class Study:
 
         :param eta: K of (S, N, B); None for typical ones. :returns: (T, S, N, B), float32.
         """
-        linear = isinstance(self.fits.model.pk, LinearModel)
-        dtype, estimates = (torch.float32, self.single) if linear else (torch.float64, self.fits.estimates)
+        double = self.fits.model.pk.needs_double
+        dtype, estimates = (torch.float64, self.fits.estimates) if double else (torch.float32, self.single)
         population = self.population(events, dtype)
         zeta = self.fits.model.typical(estimates, population)
         given = None if eta is None else [values.to(dtype) for values in eta]
