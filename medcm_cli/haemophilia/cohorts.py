@@ -1,5 +1,5 @@
 """Synthetic stand-ins for the two cohorts of patients whose data are not public: haemophilia A patients on
-prophylaxis, and the same around surgery (METHODS, "Protocol: real data").
+prophylaxis, and the same around surgery (docs/methods.md, "Protocol of the real data").
 
 Typical values, covariate effects, Omega and the combined error are those that Janssen et al. (2024, J
 Pharmacokinet Pharmacodyn 51:797-808, doi 10.1007/s10928-024-09931-w) estimated by variational inference; the
@@ -81,8 +81,13 @@ SEVERE, SEVERE_BASELINE, MODERATE_BASELINE = 0.7, (0.0, 0.01), (0.01, 0.05)
 
 
 def typical_parameters(kind: str, ffm: FloatArray, vwf: FloatArray) -> dict[str, FloatArray]:
-    """True zeta (L/h, L) at fat-free mass (kg) and VWF:Ag (IU/dL): monotone cubics through the effects of the
-    grids, 1 at the reference; beyond a grid its end counts."""
+    """True typical parameters: monotone cubics through the effects of the grids, 1 at the reference; beyond a
+    grid its end counts.
+
+    :param ffm: fat-free mass of n subjects, (n,), kg. :param vwf: VWF:Ag, (n,), IU/dL.
+    :returns: CL and Q (L/h), V1 and V2 (L), (n,) each.
+    :raises InputError: an unknown kind.
+    """
     truth = _truth(kind)
     zeta = {name: np.full(np.shape(ffm), value) for name, value in truth.typical.items()}
     for effect, values in truth.effects.items():
@@ -96,7 +101,8 @@ def typical_parameters(kind: str, ffm: FloatArray, vwf: FloatArray) -> dict[str,
 
 
 def truth_of(kind: str) -> dict[str, Any]:
-    """What a synthetic cohort was drawn from, as ``dataset.truth`` of a configuration has it."""
+    """What a synthetic cohort was drawn from, as ``dataset.truth`` of a configuration has it: names of the
+    random effects, Omega (log scale) and sigmas (additive in IU/mL). :raises InputError: an unknown kind."""
     truth = _truth(kind)
     return {
         "random_effects": ["CL", "V1"],
@@ -106,7 +112,7 @@ def truth_of(kind: str) -> dict[str, Any]:
 
 
 def cohort_folder(outputs: str | Path, kind: str) -> Path:
-    """Where the synthetic cohort of a kind lies."""
+    """Where the synthetic cohort of a kind lies. :raises InputError: an unknown kind."""
     _truth(kind)
     return Path(outputs) / "data" / f"synthetic_{kind}"
 

@@ -1,5 +1,5 @@
 """From the covariates that a file has to those that a model needs: what is missing is imputed, what follows
-from others is derived, and of every value it is kept how it came about (METHODS, "Protocol: real data").
+from others is derived, and of every value it is kept how it came about (docs/methods.md, "Imputation").
 
 Raw covariates are one value per subject, NaN where missing: age y, height cm, weight kg, blood_group_o (1
 for O, 0 for another), and VWF:Ag IU/dL or fraction of normal: vwf, vwf_historic (from another setting) and
@@ -110,7 +110,10 @@ class Prepared:
     origin: dict[str, Origins]
 
     def need(self, names: Sequence[str], ids: Sequence[str], source: str) -> dict[str, FloatArray]:
-        """The covariates named. :raises InputError: one that is not there, or missing in a subject."""
+        """The covariates ``names``, (subjects,) each, of the subjects ``ids`` of the file ``source``.
+
+        :raises InputError: one that is not there, or missing in a subject.
+        """
         for name in names:
             if name not in self.covariates:
                 known = ", ".join(self.covariates)
@@ -246,7 +249,12 @@ def _derive(prepared: Prepared) -> None:
 
 
 def check_baseline(baseline: FloatArray, column: str, ids: Sequence[str], source: str) -> FloatArray:
-    """The baseline of each subject (IU/mL), as it is. :raises InputError: missing, or out of range."""
+    """Whether the baseline of every subject is there and plausible.
+
+    :param baseline: (subjects,), IU/mL. :param column: its column in the file ``source``.
+    :returns: the baseline as it is.
+    :raises InputError: one that is missing, or out of range.
+    """
     bad = ~((baseline >= 0) & (baseline <= _HIGHEST_BASELINE))
     if bad.any():
         subject = int(np.argmax(bad))
@@ -259,8 +267,13 @@ def check_baseline(baseline: FloatArray, column: str, ids: Sequence[str], source
 
 
 def subtract_baseline(dv: FloatArray, subject: IntArray, baseline: FloatArray) -> FloatArray:
-    """Levels less their subject's baseline (subjects,), all IU/mL. On a censored row ``dv`` is a limit, which
-    moves likewise; what lies below the baseline becomes negative, and stays so. NaN (a dose) stays NaN."""
+    """Concentrations less the baseline of their subject.
+
+    :param dv: (rows,), IU/mL; on a censored row a limit, which moves likewise, and NaN on a dose.
+    :param subject: number of the row's subject, (rows,).
+    :param baseline: (subjects,), IU/mL.
+    :returns: (rows,), IU/mL; what lies below the baseline becomes negative, and stays so.
+    """
     return dv - baseline[subject]
 
 

@@ -57,9 +57,8 @@ def event_table(
 ) -> dict[str, pa.Array]:
     """Doses given and samples taken, in the order of subjects and time.
 
-    :param level: true levels (T, n), IU/mL, and ``dv`` the measured ones; censored below LLOQ with ``censor``.
-    :param recorded: column -> (n,) or (T, n), as from the function of that name.
-    """
+    :param level: true levels (T, n), IU/mL; ``dv`` the measured ones, censored below LLOQ with ``censor``.
+    :param recorded: column -> (n,) or (T, n), as from the function of that name."""
     doses, n = regimen.start.shape
     samples = len(regimen.time)
     is_dose = np.repeat([True, False], [doses, samples])[:, None] & np.ones((1, n), dtype=bool)

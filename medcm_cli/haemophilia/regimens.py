@@ -41,8 +41,8 @@ _SUBJECTS_AT_A_TIME = 2000  # in the prediction of levels, to bound memory
 
 @dataclass(frozen=True)
 class Regimen:
-    """Doses (E, n): ``start`` and ``duration`` h, ``amount`` IU, 0 where there is none. Samples (T, n):
-    ``time`` h, ``taken``, and ``vwf``, what is measured with them, NaN where nothing is."""
+    """Dose events (E, n): ``start`` and ``duration`` h, ``amount`` IU, 0 where there is none. Samples (T, n):
+    ``time`` h, ``taken``, and ``vwf``, what is measured with them, IU/dL, NaN where nothing is."""
 
     start: FloatArray
     duration: FloatArray

@@ -28,7 +28,7 @@ class Branch:
     hidden: tuple[int, ...]
     heads: tuple[str, ...]
     activation: str
-    name: str  # prefix of this branch's trained values: weight, weight+vwf, or weight_2 for the second such
+    name: str  # prefix of this branch's trained values: weight, weight+age, or weight_2 for the second such
 
     @classmethod
     def build(cls, options: object, covariates: Collection[str], before: Sequence["Branch"]) -> "Branch":
