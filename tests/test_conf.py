@@ -8,6 +8,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
+from medcm_cli.model import CovariateNetwork
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
 from medcm_cli.study.options import conf_dir
@@ -149,6 +150,7 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
     branching = Setup.build(configuration(data, tmp_path)).model.network
+    assert isinstance(branching, CovariateNetwork)
     assert [(b.inputs, b.hidden, b.heads) for b in branching.branches] == [
         (("weight",), (12,), ("CL", "V1")),
         (("vwf",), (12,), ("CL",)),
@@ -156,6 +158,7 @@ def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
     assert branching.global_parameters == ("Q", "V2")
     assert branching.scales == {"weight": 150, "vwf": 350}
     full = Setup.build(configuration(data, tmp_path, "network=fully_connected")).model.network
+    assert isinstance(full, CovariateNetwork)
     (branch,) = full.branches
     assert (branch.hidden, branch.activation, set(branch.inputs)) == ((8, 8), "swish", {"weight", "vwf"})
     assert full.global_parameters == ("Q", "V2")
@@ -163,6 +166,7 @@ def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
 
 def test_truth_is_that_of_the_simulator() -> None:
     truth = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "simulated.yaml").truth)
+    assert isinstance(truth, dict)
     assert truth["omega"] == [list(row) for row in Truth().omega] == [[0.037, 0.0113], [0.0113, 0.017]]
     assert truth["sigma"] == {"additive": Truth().sigma} == {"additive": 0.03}
     assert (Truth().q, Truth().v2) == (0.15, 0.75)

@@ -109,7 +109,8 @@ def test_expected_values_belong_to_a_sweep_of_their_folder(path: Path) -> None:
         swept |= {(config.study, name) for name in objectives_of(config)}
     for row in frame.itertuples():
         assert (row.study, row.objective) in swept
-        assert row.measure in {*MEASURES, *ESTIMATES, "failed"} or row.measure.startswith("omega_")
+        measure = str(row.measure)
+        assert measure in {*MEASURES, *ESTIMATES, "failed"} or measure.startswith("omega_")
         assert row.statistic in {"median", "mean", "sd", "count"}
 
 

@@ -2,16 +2,16 @@
 effects and individual curves. Numbers in data frames, for figures or for a look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli.data import EventTable, Population
+from medcm_cli.data import Population
+from medcm_cli.data.edit import on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
@@ -236,7 +236,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
     setup, values = restored.setup, restored.estimates
-    table, grid = _on_grid(setup.events)
+    table, grid = on_grid(setup.events, CURVE_POINTS)
     population = Population.from_events(table, setup.dtype).select([subjects])
     zeta = setup.model.typical(values, population)
     columns = {"typical": setup.model.predict(zeta, population)[:, 0, :, 0]}
@@ -254,61 +254,6 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
         subject=ids[grid["subject"].to_numpy()],
         **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
     )
-
-
-def _on_grid(events: EventTable) -> tuple[EventTable, pd.DataFrame]:
-    """The doses of a table with a grid in place of its observations, and that grid: ``subject`` (number),
-    ``segment``, ``time`` as in the file."""
-    clock = np.where(events.is_dose, events.since, events.clock)
-    part = events.subject * (int(events.segment.max()) + 1) + events.segment
-    seen = pd.DataFrame({"part": part, "clock": clock, "shift": events.clock - events.time})[~events.is_dose]
-    ends = seen.groupby("part").agg(end=("clock", "max"), shift=("shift", "first"))
-    ends["start"] = pd.Series(clock).groupby(part).min()
-    share = np.linspace(0, 1, CURVE_POINTS) ** 2  # denser in the beginning, where levels change most
-    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    doses = np.flatnonzero(events.is_dose)
-    begin = clock[doses]
-    # Just before, at the start, and at the end: where a curve turns.
-    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[doses]])
-    points = pd.DataFrame(
-        {
-            "part": np.r_[np.repeat(ends.index.to_numpy(), CURVE_POINTS), np.tile(part[doses], 3)],
-            "clock": np.r_[regular.ravel(), turns],
-        }
-    ).join(ends, on="part")
-    inside = (points["clock"] >= points["start"]) & (points["clock"] <= points["end"])
-    points = points[inside].drop_duplicates(["part", "clock"]).sort_values(["part", "clock"])
-    width = int(events.segment.max()) + 1
-    of = (points["part"] // width).to_numpy(dtype=np.int64)
-    segment = (points["part"] % width).to_numpy(dtype=np.int64)
-    count, at = len(points), points["clock"].to_numpy()
-    time = at - points["shift"].to_numpy()
-    nothing = np.full(count, np.nan)
-    kept = events.is_dose
-
-    def joined(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([old[kept], new.astype(old.dtype)])
-
-    columns = {
-        "subject": joined(events.subject, of),
-        "time": joined(events.time, time),
-        "clock": joined(events.clock, at),
-        "is_dose": joined(events.is_dose, np.zeros(count)),
-        "added": joined(events.added, np.zeros(count)),
-        "dv": joined(events.dv, np.zeros(count)),
-        "censored": joined(events.censored, np.zeros(count)),
-        "compartment": joined(events.compartment, np.full(count, -1)),
-        "segment": joined(events.segment, segment),
-        "occasion": joined(events.occasion, np.ones(count)),
-    }
-    columns |= {
-        name: joined(getattr(events, name), nothing) for name in ("amount", "duration", "since", "interval")
-    }
-    key = np.r_[clock[kept], at]
-    order = np.lexsort((~columns["is_dose"], key, columns["subject"]))  # a dose before a point at its time
-    written: dict[str, Any] = {name: values[order] for name, values in columns.items()}
-    grid = pd.DataFrame({"subject": of, "segment": segment, "time": time})
-    return replace(events, **written), grid.reset_index(drop=True)
 
 
 def covariates(restored: Restored) -> dict[str, FloatArray]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -15,8 +15,8 @@ from medcm_cli.numerics.streams import Stream, per_fit
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default
     # of 20 is not.
-    "smooth_relu": lambda x: F.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
-    "swish": F.silu,
+    "smooth_relu": lambda x: functional.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
+    "swish": functional.silu,
 }
 
 
@@ -96,7 +96,7 @@ class Branch:
         activation = ACTIVATIONS[self.activation]
         for depth in range(1, len(self.hidden) + 1):
             x = activation(_dense(values, f"{self.name}.hidden_{depth}", x))
-        stacked = F.softplus(_fits_last(_dense(values, f"{self.name}.heads", x)))
+        stacked = functional.softplus(_fits_last(_dense(values, f"{self.name}.heads", x)))
         effects = dict(zip(self.heads, stacked.split(1), strict=True))
         if regimes:
             return {head: effect.view(regimes, 1, -1, effect.shape[-1]) for head, effect in effects.items()}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.branches import Branch
@@ -138,7 +138,7 @@ class CovariateNetwork(Network):
             for head, effect in branch.effects(values, inputs).items():
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         for name in self.global_parameters:
-            zeta[name] = F.softplus(values[f"global.{name}"])
+            zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
 
 

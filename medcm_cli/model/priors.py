@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
@@ -103,7 +103,7 @@ def lkj_partial(raw: Tensor, column: int, size: int, shape: float) -> Tensor:
     """
     b = shape + (size - 2 - column) / 2
     # log(1 - tanh^2), by a form that does not cancel where tanh is 1 to rounding.
-    log_left = 2 * (math.log(2) - raw.abs() - F.softplus(-2 * raw.abs()))
+    log_left = 2 * (math.log(2) - raw.abs() - functional.softplus(-2 * raw.abs()))
     log_beta = 2 * math.lgamma(b) - math.lgamma(2 * b)
     return b * log_left - (2 * b - 1) * math.log(2) - log_beta
 

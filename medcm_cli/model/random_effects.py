@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.initial import constant, positive_init
@@ -60,7 +60,7 @@ class RandomEffects:
         if self.fixed is not None:
             factor = torch.linalg.cholesky(torch.tensor(self.fixed, dtype=torch.float64)).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale = F.softplus(values["omega"]).unbind(0)
+        scale = functional.softplus(values["omega"]).unbind(0)
         return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
 
 

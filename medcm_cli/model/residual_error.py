@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.initial import constant, positive_init
@@ -55,7 +55,7 @@ class ResidualError:
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """component -> sigma, (B,)."""
         free = self.free
-        raw = F.softplus(values["sigma"]).unbind(0) if free else ()
+        raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
         known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
         sigmas = known | dict(zip(free, raw, strict=True))
         return {component: sigmas[component] for component in self.components}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
@@ -196,7 +196,9 @@ def _population_init(
 ) -> dict[str, Tensor]:
     """Initial values of q in place of those of sigma, omega and raw correlations."""
     point = {name: values.pop(name) for name in ("sigma", "omega", "correlation") if name in values}
-    mean = torch.cat([raw if name == "correlation" else F.softplus(raw).log() for name, raw in point.items()])
+    mean = torch.cat(
+        [raw if name == "correlation" else functional.softplus(raw).log() for name, raw in point.items()]
+    )
     size = len(mean)
     values["population.mean"] = mean
     values["population.sd"] = torch.full_like(mean, RAW_SD)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable
+from medcm_cli.data.edit import LOOKS, part
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
-from medcm_cli.patients.plans import LOOKS, Plan, part, with_plan
+from medcm_cli.patients.plans import Plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.prediction import (
     DISCLAIMER,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable
+from medcm_cli.data.edit import part
 from medcm_cli.errors import InputError
-from medcm_cli.patients.plans import part
 from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
 from medcm_cli.patients.study import Patients, Study
 from medcm_cli.posteriors.individual import posterior, residual_noise

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.special import gammaincinv
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
@@ -276,7 +276,7 @@ def _variational(
         optimizer.step()
         schedule.step()
     done = {name: value.detach() for name, value in q.items()}
-    sd = F.softplus(done["q.sd"]).unbind(0)
+    sd = functional.softplus(done["q.sd"]).unbind(0)
     raw = done.get("q.correlation")
     found = diagonal(sd) if raw is None else lower_from_raw(sd, raw.unbind(0))
     return [mean[None] for mean in done["q.mean"].unbind(0)], found

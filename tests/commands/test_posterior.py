@@ -118,9 +118,9 @@ def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[S
     assert set(of_population.data_vars) == {*names, "lp", "diverging"}
     found = pd.read_parquet(folder / "diagnostics.parquet").set_index(["quantity", "position"])
     mean = held["eta_2"].mean(("chain", "draw")).to_numpy()
-    np.testing.assert_allclose(found.loc["eta_2", "mean"].to_numpy(), mean)
+    np.testing.assert_allclose(found.loc[["eta_2"], "mean"].to_numpy(), mean)
     np.testing.assert_allclose(
-        found.loc["rho_21", "sd"].to_numpy(), [float(of_population["rho_21"].std(ddof=1))]
+        found.loc[["rho_21"], "sd"].to_numpy(), [of_population["rho_21"].std(ddof=1).item()]
     )
 
 

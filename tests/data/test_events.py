@@ -4,6 +4,7 @@ import io
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,7 @@ def test_every_way_to_write_a_dose(tmp_path: Path, suffix: str, kind: str) -> No
     np.testing.assert_array_equal(table.covariates["weight"], [70, 82.5])
     nan = np.nan
     # The row that is neither a dose nor an observation is gone.
-    expected = {
+    expected: dict[str, list[Any]] = {
         "subject": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
         "time": [0, 1, 5, 9, 0, 6, 6, 24, 24.5, 30],
         "is_dose": [True, False, False, False, True, False, True, True, True, False],

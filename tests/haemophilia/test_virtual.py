@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,7 +237,7 @@ def true_clearance(weight: float, vwf: float) -> float:
     """docs/methods.md, "Truth of the simulation study"."""
     x = 100 - vwf
     leaky = 0.05 * x + 0.95 * math.log1p(math.exp(0.1 * x)) / 0.1
-    return 0.1 * (weight / 70) ** 0.75 * (leaky / 55 + 0.9)
+    return float(0.1 * (weight / 70) ** 0.75 * (leaky / 55 + 0.9))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def levels(times: np.ndarray, dose: float, cl: float, v1: float, q: float, v2: f
         out, back = (cl + q) / v1 * amount[0], q / v2 * amount[1]
         return [rate - out + back, q / v1 * amount[0] - back]
 
-    options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-10}
+    options: dict[str, Any] = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-10}
     minute = 1 / 60
     during = solve_ivp(change, (0, minute), [0.0, 0.0], args=(dose / minute,), **options)
     after = solve_ivp(change, (minute, times[-1]), during.y[:, -1], args=(0.0,), t_eval=times, **options)

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.study.restore import finished, restore
 from medcm_cli.study.setup import Setup
-from tests.helpers import SMALL, configuration
+from tests.helpers import SMALL, as_float, configuration
 
 CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
 
@@ -99,7 +99,7 @@ def test_data_that_changed_or_went_are_noticed(tmp_path: Path) -> None:
     setup.run(list(setup.plan().records.values()))
     events = copy / "simulation.parquet"
     table = pd.read_parquet(events)
-    table.loc[3, "dv"] += 0.1
+    table.loc[3, "dv"] = as_float(table.loc[3, "dv"]) + 0.1
     table.to_parquet(events)
     with pytest.raises(InputError, match="have changed"):
         restore(finished([tmp_path / "outputs"]))

@@ -20,7 +20,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.study.options import axis
 from medcm_cli.study.setup import Setup
-from tests.helpers import SMALL, configuration
+from tests.helpers import SMALL, as_float, configuration
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +426,7 @@ def test_changed_data_are_refused(data: Path, outputs: Path, tmp_path: Path) -> 
     copy = Path(shutil.copytree(data, tmp_path / "moved"))
     assert Setup.build(configuration(copy, outputs, *FOUR)).plan().todo == ()  # moved is not changed
     table = pd.read_parquet(copy / "simulation.parquet")
-    table.loc[5, "dv"] += 0.01
+    table.loc[5, "dv"] = as_float(table.loc[5, "dv"]) + 0.01
     table.to_parquet(copy / "simulation.parquet")
     with pytest.raises(InputError, match="data") as caught:
         Setup.build(configuration(copy, outputs, *FOUR)).plan()
@@ -503,11 +503,14 @@ def test_outer_and_inner_are_one_batch_with_folders_of_their_own(crossed: Path) 
         assert record is not None
         assert record.status == "complete"
         assert record.batch["fits"] == 4
-        assert record.address.fold == 3 * (record.address.outer - 1) + record.address.inner
+        outer, inner = record.address.outer, record.address.inner
+        assert outer is not None
+        assert inner is not None
+        assert record.address.fold == 3 * (outer - 1) + inner
         trained_on = (
             pyarrow.parquet.ParquetFile(folder / "random_effects.parquet").read()["subject"].to_pylist()
         )
-        fold = nested(record.address.outer, record.address.inner, 30, 3, 0)
+        fold = nested(outer, inner, 30, 3, 0)
         assert trained_on == (fold.train + 1).tolist()
         assert not set(trained_on) & set(fold.test + 1)
 
