@@ -77,8 +77,8 @@ def spread_out(model: Linear, population: Population, generator: torch.Generator
 def exact(
     model: Linear, population: Population, values: dict[str, Tensor]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log marginal likelihood (B,), mean (K, N, B) and covariance (K, K, N, B) of eta given the data, a subject
-    at a time."""
+    """Log marginal likelihood (B,), mean (K, N, B) and covariance (K, K, N, B) of eta given the data, a
+    subject at a time."""
     k = len(model.random_effects.names)
     columns = [c[:, 0].numpy() for c in model.columns(population)]
     log_marginal, mean, cov = np.zeros(FITS), np.zeros((k, SUBJECTS, FITS)), np.zeros((k, k, SUBJECTS, FITS))
