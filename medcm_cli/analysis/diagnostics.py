@@ -56,16 +56,16 @@ class Diagnosis:
 @torch.no_grad()
 def diagnose(restored: Restored) -> Diagnosis:
     """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
-    setup, scale = restored.setup, float(restored.setup.config["dataset"]["level_scale"])
-    model, whole, state = setup.model, restored.population, restored.state
+    problem, scale = restored.problem, float(restored.problem.config["dataset"]["level_scale"])
+    model, whole, state = problem.model, restored.population, restored.state
     rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
     subjects, first = np.unique(rows, return_index=True)
     subjects, first = subjects[:MOST_SUBJECTS], first[:MOST_SUBJECTS]
     index = torch.from_numpy(first)[:, None]
     population = whole.take(index)
-    ids = np.array(setup.events.ids)
+    ids = np.array(problem.events.ids)
     values, stream = restored.estimates, restored.streams[0]
-    posterior = setup.objective.random_effects(model, whole, state)
+    posterior = restored.objective.random_effects(model, whole, state)
     zeta = model.typical(values, population)
     typical = model.predict(zeta, population)
     seen = (population.observed[:, 0, :, 0] > 0).T  # (N, T): in the order of subjects
@@ -235,13 +235,13 @@ def _bins(time: FloatArray) -> IntArray:
 def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
-    setup, values = restored.setup, restored.estimates
-    table, grid = on_grid(setup.events, CURVE_POINTS)
-    population = Population.from_events(table, setup.dtype).select([subjects])
-    zeta = setup.model.typical(values, population)
-    columns = {"typical": setup.model.predict(zeta, population)[:, 0, :, 0]}
+    problem, values = restored.problem, restored.estimates
+    table, grid = on_grid(problem.events, CURVE_POINTS)
+    population = Population.from_events(table, problem.dtype).select([subjects])
+    zeta = problem.model.typical(values, population)
+    columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}
     if draws is not None:
-        levels = setup.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
+        levels = problem.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
         at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=levels.dtype)
         names = ("low_90", "low_50", "median", "high_50", "high_90")
         ordered = torch.sort(levels, 1)[0]
@@ -249,7 +249,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
         columns |= dict(zip(names, ordered[:, place].unbind(1), strict=True))
     exists = (population.observed[:, 0, :, 0] > 0).T
     grid = grid[np.isin(grid["subject"], subjects)]
-    ids = np.array(setup.events.ids)
+    ids = np.array(problem.events.ids)
     return grid.assign(
         subject=ids[grid["subject"].to_numpy()],
         **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
@@ -258,7 +258,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
 
 def covariates(restored: Restored) -> dict[str, FloatArray]:
     """Name -> the values of all subjects of the data set; of a covariate that changes, of all its regimes."""
-    found = restored.setup.everyone.covariates
+    found = restored.problem.everyone.covariates
     return {
         name: np.asarray(values.double().numpy(), dtype=np.float64).ravel() for name, values in found.items()
     }

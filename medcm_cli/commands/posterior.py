@@ -29,6 +29,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from medcm_cli import runs
+from medcm_cli.checks import flag, fraction, one_of, whole
 from medcm_cli.commands.compose import check_flags, run
 from medcm_cli.commands.terminal import ERR, OUT, job_bar
 from medcm_cli.data import Population
@@ -39,9 +40,10 @@ from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
 from medcm_cli.report.section import Section
-from medcm_cli.study.options import DTYPES, as_config, conf_dir, identity, whole
+from medcm_cli.study.identity import identity, versions
+from medcm_cli.study.options import DTYPES, PROBLEM, as_config
+from medcm_cli.study.problem import Problem
 from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup, versions
 
 RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")
@@ -72,7 +74,7 @@ def posterior(arguments: list[str], show: Callable[[Section], None]) -> None:
 class Source:
     """Of what a posterior is: a model with the estimates (..., 1) of what is not fixed in it, and data."""
 
-    setup: Setup
+    problem: Problem
     model: Model
     estimates: dict[str, torch.Tensor]
     fold: int
@@ -90,14 +92,14 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
     _check(own)
     torch.set_num_threads(1)  # more lose time on tensors of this size
     source = _of_run(own, given) if own["run"] is not None else _of_configuration(composed)
-    fold = source.setup.folds[source.fold]
-    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.setup.events.ids))}
+    fold = source.problem.folds[source.fold]
+    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.problem.events.ids))}
     chosen = rows[own["subjects"]]
     target = _target(source, own, chosen)
     name = own["name"] if own["name"] is not None else own["population"] + source.label
     folder = source.outputs / source.study / "posterior" / runs.check_name("name", str(name))
     described = {"model": source.identity} | {key: own[key] for key in _IDENTITY}
-    data = {key: source.setup.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
+    data = {key: source.problem.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
     digest = runs.config_hash(described, data)
     if not own["overwrite"] and _is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
@@ -113,7 +115,7 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
             progress,
         )
     seconds = time.perf_counter() - begun
-    made = tables(sampled, chosen, [source.setup.events.ids[row] for row in chosen])
+    made = tables(sampled, chosen, [source.problem.events.ids[row] for row in chosen])
     found = made["diagnostics"].to_pandas()
     poor = complaints(found)
     record = {
@@ -121,7 +123,7 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
         "config": described,
         "config_hash": digest,
         "run": None if own["run"] is None else str(own["run"]),
-        "data": {**data, "source": source.setup.data["source"]},
+        "data": {**data, "source": source.problem.data["source"]},
         "seed": own["seed"],
         "seconds": seconds,
         "gradient_calls": sampled.calls,
@@ -139,45 +141,31 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
 
 def _check(own: Mapping[str, Any]) -> None:
     """:raises InputError: a value that an option of a posterior cannot have."""
-    for option, choices in (("population", POPULATIONS), ("subjects", SUBJECTS), ("dtype", tuple(DTYPES))):
-        if own[option] not in choices:
-            raise InputError(f"{option} is {own[option]!r}; expected one of {', '.join(choices)}")
+    for option, choices in (("population", POPULATIONS), ("subjects", SUBJECTS), ("dtype", DTYPES)):
+        one_of(option, own[option], choices)
     for option, least in (("chains", 1), ("warmup", 1), ("draws", 4), ("seed", 0)):
         whole(option, own[option], least)
-    accept = own["target_accept"]
-    if isinstance(accept, bool) or not isinstance(accept, int | float) or not 0 < accept < 1:
-        raise InputError(f"target_accept is {accept!r}; expected a number between 0 and 1")
-    if not isinstance(own["overwrite"], bool):
-        raise InputError(f"overwrite is {own['overwrite']!r}; expected true or false")
+    fraction("target_accept", own["target_accept"])
+    flag("overwrite", own["overwrite"])
 
 
 def _of_configuration(composed: DictConfig) -> Source:
     """The model that the options describe, in which nothing is left to be trained."""
-    # Setup, which is a fit's, asks for what only training uses: as a fit has it by default.
-    training = OmegaConf.load(conf_dir() / "config.yaml")
-    assert isinstance(training, DictConfig)
-    for key in ("defaults", "hydra"):
-        training.pop(key)
-    for group, choice in (("objective", "vi"), ("optimizer", "adam")):
-        training[group] = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
     posed = {key: composed._get_node(key) for key in composed if key not in _OWN}
-    config = as_config(OmegaConf.merge(training, posed))  # type: ignore[arg-type]
+    config = as_config(OmegaConf.create(posed), PROBLEM)
     config["study"] = "default" if config["study"] is None else config["study"]
-    config["labels"] = {}
-    setup = Setup.build(config)
-    if len(setup.folds) > 1:
+    problem = Problem.build(config)
+    if len(problem.folds) > 1:
         raise InputError("fold: a posterior is of one fold; give one number")
-    (fold,) = setup.folds
-    if setup.model.network.init([Stream(0, fold, 1)], setup.dtype):
+    (fold,) = problem.folds
+    if problem.model.network.init([Stream(0, fold, 1)], problem.dtype):
         raise InputError(
             "network: this one is trained, and untrained it has no posterior; give a finished fit, run=..., "
             "or network=truth"
         )
-    model = {key: value for key, value in identity(config).items() if key not in _IDENTITY}
-    unused = set(OmegaConf.to_container(training).keys()) - set(composed)  # type: ignore[union-attr]
-    own = {key: value for key, value in model.items() if key not in unused}
+    own = {key: value for key, value in identity(config).items() if key not in _IDENTITY}
     study = runs.check_name("study", str(config["study"]))
-    return Source(setup, setup.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
+    return Source(problem, problem.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
 
 
 def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
@@ -189,7 +177,7 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
     if len(fits) > 1:
         raise InputError(f"run={own['run']}: {len(fits)} complete fits here; give the folder of one")
     (folder, record), (back,) = fits[0], restore(fits)
-    model, where = back.setup.model, record.address
+    model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
         wanted = model.network.init([Stream(0, where.fold, where.replicate)], torch.float64)
@@ -202,7 +190,7 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
     values = {name: back.state.trained[name].double() for name in wanted}
     root = folder.resolve().parents[len(where.folder(Path()).parts) - 1]
     return Source(
-        back.setup,
+        back.problem,
         model,
         values,
         where.fold,
@@ -219,8 +207,8 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
 
 def _target(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
     """What is sampled, of the subjects in ``rows`` of the event table."""
-    dtype, model = DTYPES[own["dtype"]], source.model
-    population = Population.from_events(source.setup.events, dtype).select([rows] * own["chains"])
+    dtype, model = getattr(torch, own["dtype"]), source.model
+    population = Population.from_events(source.problem.events, dtype).select([rows] * own["chains"])
     values = {
         name: value.to(dtype).expand(*value.shape[:-1], own["chains"])
         for name, value in source.estimates.items()

@@ -18,8 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from scipy.interpolate import PchipInterpolator
 
+from medcm_cli.checks import one_of, whole
 from medcm_cli.data.sheet import FloatArray
-from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.haemophilia.covariates import draw_covariates, fat_free_mass
 from medcm_cli.haemophilia.records import event_table, recorded, subject_ids
@@ -147,8 +147,7 @@ def write_cohort(
     truth = _truth(kind)
     n = truth.subjects if n is None else n
     for name, value, low in (("n", n, 1), ("seed", seed, 0)):
-        if value < low:
-            raise InputError(f"synthetic cohort: {name} is {value}; expected {low} or more")
+        whole(f"synthetic cohort: {name}", value, low)
     settings = {"kind": kind, "seed": seed, "n": n, "complete": complete, "censor": censor}
     events, individual = _drawn(kind, seed, n, complete, censor)
     population = {
@@ -198,9 +197,7 @@ def _drawn(kind: str, seed: int, n: int, complete: bool, censor: bool) -> tuple[
 
 
 def _truth(kind: str) -> Truth:
-    if kind not in TRUTHS:
-        raise InputError(f"synthetic cohort {kind!r}: expected {' or '.join(TRUTHS)}")
-    return TRUTHS[kind]
+    return TRUTHS[one_of("synthetic cohort", kind, TRUTHS)]
 
 
 def _omega(truth: Truth) -> FloatArray:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import whole
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream, per_fit
 
@@ -50,7 +51,7 @@ class Branch:
                 f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}"
             )
         lists = {key: _entries(options, key) for key in ("inputs", "hidden", "heads")}
-        hidden = _units(lists["hidden"])
+        hidden = tuple(whole("network.branches: a layer of 'hidden'", units, 1) for units in lists["hidden"])
         inputs, heads = (_names(lists[key], key) for key in ("inputs", "heads"))
         for name in inputs:
             if name not in covariates:
@@ -109,14 +110,6 @@ def _entries(options: Mapping[str, object], key: str) -> Sequence[object]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise InputError(f"network.branches: {key!r} is {value!r}; expected a list that is not empty")
     return value
-
-
-def _units(values: Sequence[object]) -> tuple[int, ...]:
-    """How many units each hidden layer has."""
-    hidden = tuple(n for n in values if isinstance(n, int) and not isinstance(n, bool) and n > 0)
-    if len(hidden) < len(values):
-        raise InputError(f"network.branches: 'hidden' is {list(values)}; expected units per layer, 1 or more")
-    return hidden
 
 
 def _names(values: Sequence[object], key: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.branches import Branch
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -149,16 +150,12 @@ def _check_initial(initial: Mapping[str, object], global_parameters: Sequence[st
                 f"network.initial.{name}: no such global parameter; expected some of "
                 f"{', '.join(global_parameters) or 'none'}"
             )
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InputError(f"network.initial.{name} is {value!r}; expected a number above 0")
+        number(f"network.initial.{name}", value, above=0)
 
 
 def _scales(covariates: Mapping[str, Mapping[str, object]]) -> dict[str, float]:
     """What divides each covariate."""
-    scales: dict[str, float] = {}
-    for name, entry in covariates.items():
-        scale = entry.get("scale")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise InputError(f"dataset.covariates.{name}.scale is {scale!r}; expected a positive number")
-        scales[name] = float(scale)
-    return scales
+    return {
+        name: float(number(f"dataset.covariates.{name}.scale", entry.get("scale"), above=0))
+        for name, entry in covariates.items()
+    }

@@ -19,8 +19,8 @@ from medcm_cli.model import Values
 from medcm_cli.patients.plausibility import Ranges, ranges_of
 from medcm_cli.pk import LinearModel, check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
+from medcm_cli.study.dataset import check_predose, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble, finished, grouped
-from medcm_cli.study.setup import check_predose, read_dataset
 
 Patients = Path | str | pd.DataFrame
 

@@ -13,8 +13,8 @@ from scipy import stats
 from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
+from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, finished, restore
-from medcm_cli.study.setup import Setup
 from medcm_cli.training.loss import Layout
 from medcm_cli.uncertainty import covariances, estimate, intervals, quantities, report
 from tests.helpers import as_float, configuration
@@ -27,8 +27,8 @@ def fitted(outputs: Path, *choices: str) -> None:
     data = outputs.parent / "data"
     if not data.exists():
         write_study(data, Settings(n=60, folds=0, seed=2))
-    setup = Setup.build(configuration(data, outputs, *CHOICES, *choices))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, outputs, *CHOICES, *choices))
+    job.run(list(job.plan().records.values()))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     ("options", "message"),
     [
         (("absent",), "absent: no such folder"),
-        (("--method", "bootstrap"), "--method bootstrap: expected hessian or sandwich"),
+        (("--method", "bootstrap"), "--method is 'bootstrap'; expected hessian or sandwich"),
         (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
     ],

@@ -21,7 +21,7 @@ from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.figures import style, training
 from medcm_cli.report.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.report.figures.plot import figures
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 OBJECTIVES = ("mse", "fo", "vi")
@@ -36,8 +36,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_study(root / "data", SMALL)
     for objective in OBJECTIVES:
         choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2,3]", "replicate=[1,2]")
-        setup = Setup.build(configuration(root / "data", root / "outputs", *choices))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(root / "data", root / "outputs", *choices))
+        job.run(list(job.plan().records.values()))
     fits = sorted((root / "outputs").rglob("run.json"))
     one = next(path for path in fits if "objective=fo" in str(path))
     table = pyarrow.parquet.read_table(one.parent / "history.parquet")
