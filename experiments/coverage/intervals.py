@@ -122,8 +122,8 @@ def collect(root: Path, with_exact: bool) -> pd.DataFrame:
             with tempfile.TemporaryDirectory() as folder:
                 path = unfloored(Path(record.data["source"]), record.truth, Path(folder))
                 for name, other in (("exact", {}), ("exact, no floor", {"path": str(path)})):
-                    found = exact(restore(group, other)[0])
-                    fits[name] = [frame for frame in found if not isinstance(frame, str)]
+                    refitted = exact(restore(group, other)[0])
+                    fits[name] = [frame for frame in refitted if not isinstance(frame, str)]
     return table(fits, truth)
 
 

@@ -109,7 +109,7 @@ def _predict(job: Job, closed: bool) -> float:
 
 def large_study(epochs: int, report: Callable[[str], None]) -> Section:
     """Time and memory of an epoch of vi on one fit of many subjects with many doses, as it grows with the
-    number of subjects; each in a process of its own, with a thread per core."""
+    number of subjects; each in a separate process, with a thread per core."""
     cells, threads = [], 0
     for subjects, batch_subjects in LARGE:
         what = f"{subjects} subjects" + (f", {batch_subjects} at a time" if batch_subjects else "")
@@ -132,10 +132,10 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
     network = CovariateNetwork.build(
         [
             {"inputs": ["weight"], "hidden": [12], "heads": ["CL", "V1"]},
-            {"inputs": ["vwf"], "hidden": [12], "heads": ["CL"]},
+            {"inputs": ["crcl"], "hidden": [12], "heads": ["CL"]},
         ],
         ["Q", "V2"],
-        {"weight": {"scale": 150}, "vwf": {"scale": 350}},
+        {"weight": {"scale": 150}, "crcl": {"scale": 350}},
     )
     model = Model(network, two_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
     trained = train(
@@ -153,24 +153,24 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
 
 
 def _large_population(subjects: int) -> Population:
-    """A dose every half day, and levels at any time between them."""
+    """A dose every half day, and concentrations at any time between them."""
     g = torch.Generator().manual_seed(0)
 
     def uniform(count: int, low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, 1, subjects, 1, generator=g)
 
     start = 12.0 * torch.arange(LARGE_DOSES).view(-1, 1, 1, 1).expand(-1, 1, subjects, 1)
-    level = uniform(LARGE_OBSERVATIONS, 0.2, 1.0)
-    at = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0).values
+    dv = uniform(LARGE_OBSERVATIONS, 0.2, 1.0)
+    sampled = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0).values
     doses = torch.ones_like(start)
     return Population(
         subject=torch.arange(subjects)[:, None],
         present=torch.ones(subjects, 1),
-        time=at,
-        dv=level,
-        observed=torch.ones_like(at),
-        schedule=Schedule.build(at, start.contiguous(), doses / 60, 1000 * doses),
-        covariates={"weight": uniform(1, 40, 110)[0], "vwf": uniform(1, 50, 200)[0]},
+        time=sampled,
+        dv=dv,
+        observed=torch.ones_like(sampled),
+        schedule=Schedule.build(sampled, start.contiguous(), doses / 60, 1000 * doses),
+        covariates={"weight": uniform(1, 40, 110)[0], "crcl": uniform(1, 50, 200)[0]},
         ragged=False,
     )
 
