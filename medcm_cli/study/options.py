@@ -1,18 +1,16 @@
 """Options of a job: composed by Hydra, completed, checked, and which of them a result depends on."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.errors import InputError
 
 Config = Mapping[str, Any]
@@ -20,7 +18,7 @@ Config = Mapping[str, Any]
 AXES = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = ("float32", "float64")  # names of torch's, which is not imported to check a configuration
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")
 # The options of conf/config.yaml: groups of them, and values.
@@ -36,7 +34,7 @@ _LATER_OF: dict[str, Config] = {
     "dataset": {
         "columns": {},
         "keep": {},
-        "bolus_duration": BOLUS_DURATION,
+        "bolus_duration": 1 / 60,  # h
         "over_time": {},
         "preparation": None,
         "cohort": None,
@@ -119,7 +117,7 @@ def complete(config: Config) -> dict[str, Any]:
         ("dataset.level_scale", dataset["level_scale"]),
         ("pk.amount_per_level", config["pk"].get("amount_per_level", 1)),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise InputError(f"{option} is {value!r}; expected a number above 0")
     _check_dataset(dataset)
     return config

@@ -34,7 +34,6 @@ from medcm_cli.objectives import Objective
 from medcm_cli.pk import check_schedule
 from medcm_cli.study.options import (
     AXES,
-    DTYPES,
     Config,
     axis,
     complete,
@@ -97,12 +96,13 @@ class Setup:
                 )
         model = model_of(config)
         check_predose(events, model.error)
-        everyone = Population.from_events(events, DTYPES[config["dtype"]])
+        everyone = Population.from_events(events, getattr(torch, config["dtype"]))
         check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
         options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
         objective: Objective = made(options, "objective")
         # What an objective cannot take of these data it says when it begins; here nothing is written yet.
-        begun = objective.init(model, everyone, [Stream(int(config["seed"]), 1, 1)], DTYPES[config["dtype"]])
+        dtype = getattr(torch, config["dtype"])
+        begun = objective.init(model, everyone, [Stream(int(config["seed"]), 1, 1)], dtype)
         if not begun.trained:
             raise InputError("nothing to train: the network, Omega and sigma are known (network, fixed)")
         return cls(
@@ -121,7 +121,7 @@ class Setup:
             truth=truth,
             objective=objective,
             make_optimizer=_optimizer(config["optimizer"]),
-            dtype=DTYPES[config["dtype"]],
+            dtype=getattr(torch, config["dtype"]),
         )
 
     def plan(self) -> Plan:

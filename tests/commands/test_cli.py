@@ -47,7 +47,10 @@ def medcm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 PRELOADED = """
 import json, os, sys, traceback
 import torch._dynamo  # which torch imports with the first optimiser
-from medcm_cli import cli, fit_command, tables
+from medcm_cli import cli
+from medcm_cli.commands import fit
+from medcm_cli.report import tables
+from medcm_cli.study import setup, workers
 
 def run(folder, arguments, out, err):
     os.setsid()
@@ -306,7 +309,7 @@ def test_version(place: Path, quick: Quick) -> None:
     [
         (["--help"], [f"\n  {name} " for name in ("simulate", "fit", "summarize", "benchmark")]),
         (["fit", "--help"], ["objective: fo, foce, mse, vi", "epochs: 2000"]),
-        (["simulate", "--help"], ["--n ", "--seed ", "--fold-size ", "(default: 500)"]),
+        (["simulate", "--help"], ["--n ", "--seed ", "--fold-size ", "(500, or"]),
         (["summarize", "--help"], ["--tail ", "--expected "]),
         (["fit", "--cfg", "job", "objective=foce"], ["formulation: joint", "\nepochs: 2000"]),
         (["fit", "--cfg", "job", "fold=range(1,3)"], ["fold:\n- 1\n- 2\n"]),

@@ -99,7 +99,7 @@ def test_a_posterior_with_the_population_known(
         raise InputError("sampled again")
 
     (folder / "known" / "draws.parquet").write_bytes(first[:100])  # damaged
-    monkeypatch.setattr("medcm_cli.commands.posterior.sample", called)
+    monkeypatch.setattr("medcm_cli.commands.posterior_job.sample", called)
     with pytest.raises(SystemExit):
         command(*SIMULATED, "fold=2")
     assert "sampled again" in capsys.readouterr().err
