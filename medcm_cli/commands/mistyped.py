@@ -56,14 +56,17 @@ def explained(command: str, config_name: str, arguments: Sequence[str], fault: s
         try:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
-            return f"{text}: {str(error).partition('See https')[0]}"
+            return f"{text}: {str(error).partition('See https')[0].strip()}"
     options = _Options(config_name, folders)
     for override in overrides:
         if reason := options.choice(override) or options.unknown(command, override):
             return reason
         if override.is_sweep_override() and not flags.multirun:
-            return f"{_text(override)}: several values; -m runs each of them, [...] makes them a list"
-    return fault.partition("To append to your config")[0]
+            name, _, values = _text(override).partition("=")
+            return (
+                f"{name}={values}: several values; -m runs each of them, {name}=[{values}] makes them a list"
+            )
+    return fault.partition("To append to your config")[0].strip()
 
 
 def not_taken(config_name: str, fault: str) -> str:
@@ -127,7 +130,7 @@ class _Options:
         if key in self.of:
             choices = self.of[key]
             if key in self._mappings and not override.is_delete():
-                return f"{key}: what is new in it is added with a +, as in +{_text(override)}"
+                return f"{key}: entries are added with a +, as in +{_text(override)}"
             if choices and len(choices) < len(self.groups[group]):
                 return f"{key}: only {', '.join(choices)} has this option"
             return ""

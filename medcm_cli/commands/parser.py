@@ -55,7 +55,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says what an option is by default, where it is something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default in (None, False, "") or action.default == [] or action.required
+        default = action.default
+        nothing = default is None or default is False or default in ("", []) or action.required
         return action.help if nothing else super()._get_help_string(action)
 
 

@@ -194,10 +194,12 @@ def test_from_simulation_to_table(place: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("medcm f", {"fit", "simulate"}),
+        ("medcm f", {"fit", "simulate", "help"}),
         ("medcm fit -m objective=fo,vi error=", {"error=additive", "error=combined"}),
         ("medcm fit obj", {"objective="}),
         ("medcm summarize out", set()),
+        ("medcm posterior popu", {"population="}),
+        ("medcm help d", {"data", "methods"}),
         ("medcm fit objectivev err", set()),
     ],
 )

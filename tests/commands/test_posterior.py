@@ -188,7 +188,8 @@ def test_a_folder_of_several_fits_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("argument", "what"), [("walks=3", "walks"), ("--fast", "posterior: "), ("pk=no", "pk")]
+    ("argument", "what"),
+    [("walks=3", "walks"), ("--fast", "medcm posterior has no such flag"), ("pk=no", "pk")],
 )
 def test_options_that_do_not_exist(
     command: Callable[..., tuple[Path, list[Section]]], argument: str, what: str
