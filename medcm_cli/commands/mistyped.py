@@ -88,16 +88,16 @@ class _Options:
         self.of: dict[str, list[str]] = {}
         self._mappings: set[str] = set()
         self._targets: dict[str, str] = {}
-        main = _load(conf_dir() / f"{config_name}.yaml")
-        has = {key for entry in main.pop("defaults") if isinstance(entry, Mapping) for key in entry}
-        main.pop("hydra")
+        main, has = _composed(conf_dir(), conf_dir() / f"{config_name}.yaml")
+        main.pop("hydra", None)
         self._add(main, "")
-        for path in sorted(path for folder in folders for path in folder.glob("*/*.yaml")):
-            group = path.parent.name
-            if group in has:
-                self.groups.setdefault(group, []).append(path.stem)
-                self.of.setdefault(group, [])
-                self._add({group: _load(path)}, f"{group}={path.stem}")
+        for folder in folders:
+            for path in sorted(folder.glob("*/[!_]*.yaml")):
+                group = path.parent.name
+                if group in has:
+                    self.groups.setdefault(group, []).append(path.stem)
+                    self.of.setdefault(group, [])
+                    self._add({group: _composed(folder, path)[0]}, f"{group}={path.stem}")
 
     def _add(self, options: Mapping[str, Any], choice: str) -> None:
         for key, value in _flat(options):
@@ -148,9 +148,25 @@ def _text(override: Override) -> str:
     return override.input_line or override.key_or_group
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], set[str]]:
+    """The options of a configuration file below ``folder`` and of the files that it is composed of, and the
+    groups that it has a choice of."""
     loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
-    return loaded if isinstance(loaded, dict) else {}
+    if not isinstance(loaded, dict):
+        return {}, set()
+    options: dict[str, Any] = {}
+    groups: set[str] = set()
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, Mapping):
+            groups |= {str(key) for key in entry}
+            continue
+        name = str(entry).partition("@")[0]
+        part = (folder if name.startswith("/") else path.parent) / f"{name.lstrip('/')}.yaml"
+        if part.is_file():
+            below, more = _composed(folder, part)
+            options |= below
+            groups |= more
+    return options | loaded, groups
 
 
 def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
