@@ -32,8 +32,8 @@ def run(
 ) -> None:
     """Sample the posterior that the configuration describes, unless it is there already.
 
-    :param own: the configuration with references resolved. :param given: options of the command line.
-    :param show: prints a table.
+    :param own: the configuration with references resolved. :param given: options of the command line. :param
+        show: prints a table.
     :raises InputError: options, a run or data that do not fit, or another posterior in its place.
     """
     torch.set_num_threads(1)  # more lose time on tensors of this size
@@ -49,8 +49,7 @@ def run(
     if not own["overwrite"] and _is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
         return
-    begun = time.perf_counter()
-    seeds = (own["seed"], source.fold, source.replicate)
+    begun, seeds = time.perf_counter(), (own["seed"], source.fold, source.replicate)
     with _bar(own) as progress:
         sampled = sample(target, seeds, own["warmup"], own["draws"], own["target_accept"], progress)
     seconds = time.perf_counter() - begun
