@@ -88,10 +88,10 @@ _POINTS = 2000  # of q's population parameters
 
 @torch.no_grad()
 def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, Any]]:
-    objective, model = batch.setup.objective, batch.setup.model
+    objective, model = batch.objective, batch.problem.model
     subjects = batch.population.subject + 1  # (N, B)
     same = len(subjects) == len(draws.subjects) and bool((subjects.T.numpy() == draws.subjects).all())
-    if not same or batch.setup.data["fingerprint"] != draws.fingerprint:
+    if not same or batch.problem.data["fingerprint"] != draws.fingerprint:
         raise InputError(f"{batch.folders[0]}: was trained on other subjects than {posterior} has draws of")
     if draws.eta.shape[-1] != len(model.random_effects.names):
         raise InputError(f"{batch.folders[0]}: has other random effects than {posterior} has draws of")
@@ -145,10 +145,10 @@ def _last(folder: Path, mean: Tensor, cov: Tensor) -> Tensor:
 
 def _population(draws: Draws, batch: Restored) -> dict[str, Tensor]:
     """name -> 1-Wasserstein distance (B,) of each population parameter that both have a posterior of."""
-    objective = batch.setup.objective
+    objective = batch.objective
     if not draws.population or not isinstance(objective, Vi) or objective.population == "point":
         return {}
-    prior = PopulationPrior(batch.setup.model, objective.lkj)
+    prior = PopulationPrior(batch.problem.model, objective.lkj)
     mean, cov = objective.population_moments(batch.state.trained)
     sobol = torch.quasirandom.SobolEngine(len(mean)).draw(_POINTS, dtype=torch.float64) + 0.5 / _POINTS
     factor = torch.linalg.cholesky(cov.permute(2, 0, 1).double())

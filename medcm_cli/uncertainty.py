@@ -21,6 +21,7 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.analysis.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
+from medcm_cli.checks import fraction, one_of
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced
@@ -74,7 +75,7 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
     """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
-    scale = float(restored.setup.config["dataset"]["level_scale"])
+    scale = float(restored.problem.config["dataset"]["level_scale"])
     unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
@@ -93,24 +94,24 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
     :param chosen: what to take the optimum of, in place of the objective of the fits.
     :raises InputError: an objective that is no likelihood, or nothing to estimate.
     """
-    objective = restored.setup.objective
+    objective = restored.objective
     if chosen is None and isinstance(objective, Vi) and objective.population == "variational":
         return _of_q(restored, objective)
     return _at_optimum(
-        restored, chosen or criterion(objective, len(restored.setup.model.random_effects.names))
+        restored, chosen or criterion(objective, len(restored.problem.model.random_effects.names))
     )
 
 
 def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
-    setup, state = restored.setup, restored.state
-    everyone = Population.from_events(setup.events, torch.float64)
-    subjects, start, own, carried = separate(setup.model, chosen, everyone, restored.population, state)
+    problem, state = restored.problem, restored.state
+    everyone = Population.from_events(problem.events, torch.float64)
+    subjects, start, own, carried = separate(problem.model, chosen, everyone, restored.population, state)
     layout = _layout(restored)
     weights = layout.rows([name for name in layout.names if _is_weight(name)])
     best = optimum(subjects, start, own, carried, ~weights)
     matrices, regular, kept = covariances(best.information, best.outer, weights)
     at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
-    boundary = _on_boundary(setup.model, layout, best.theta)
+    boundary = _on_boundary(problem.model, layout, best.theta)
     faults = [_fault(best, regular, boundary, fit) for fit in range(len(restored.folders))]
     variance = torch.einsum("rpb,bpq,rqb->rb", at_best.slope, matrices["hessian"], at_best.slope)
     shift = ((at_start.value - at_best.value) / variance.sqrt()).abs().amax(0)
@@ -153,9 +154,9 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
 
     :raises InputError: there is nothing of the kind.
     """
-    model, covariates = restored.setup.model, restored.setup.config["dataset"]["covariates"]
+    model, covariates = restored.problem.model, restored.problem.config["dataset"]["covariates"]
     leaf = theta.detach().requires_grad_()
-    values = restored.setup.objective.estimates(model, layout.unpack(leaf))
+    values = restored.objective.estimates(model, layout.unpack(leaf))
     omega = dense(covariance(model.omega_cholesky(values)))
     sd = omega.diagonal().T.sqrt()
     found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
@@ -279,10 +280,8 @@ def report(
 
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    if method not in METHODS:
-        raise InputError(f"--method {method}: expected {' or '.join(METHODS)}")
-    if not 0 < level < 1:
-        raise InputError(f"--level is {level:g}; expected a number between 0 and 1, as in 0.95")
+    one_of("--method", method, METHODS)
+    fraction("--level", level)
     prepare(1)
     fits = finished(roots)
     whole = {folder for folder, _ in fits}
@@ -316,7 +315,7 @@ def report(
 
 
 def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
-    record, scale = restored.records[0], float(restored.setup.config["dataset"]["level_scale"])
+    record, scale = restored.records[0], float(restored.problem.config["dataset"]["level_scale"])
     truth = true_values(record.truth, scale)
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []

@@ -4,7 +4,7 @@ checked against."""
 import copy
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
@@ -25,7 +26,7 @@ from medcm_cli.study.options import as_config, conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-COVARIATES = {
+COVARIATES: dict[str, dict[str, Any]] = {
     "weight": {"column": "wt", "scale": 150, "reference": 70, "unit": "kg"},
     "vwf": {"column": "vwf", "scale": 350, "reference": 100, "unit": "IU/dL"},
 }
@@ -85,9 +86,9 @@ def table_of(
 
 
 def make_population(
-    subjects: int, fits: int, dtype: torch.dtype = torch.float64, **options: int
+    subjects: int, fits: int, dtype: torch.dtype = torch.float64, **options: Any
 ) -> Population:
-    """The same subjects in every fit."""
+    """The same subjects in every fit; ``options`` are those of ``make_events``."""
     everyone = Population.from_events(make_events(subjects, **options), dtype)
     return everyone.select([np.arange(subjects)] * fits)
 
@@ -145,7 +146,7 @@ def sd_of(model: Model, values: Values, f: np.ndarray, fit: int) -> np.ndarray:
     sigma = dict(
         zip(model.error.components, np.log1p(np.exp(values["sigma"][:, fit].detach().numpy())), strict=True)
     )
-    return sigma.get("additive", 0.0) + sigma.get("proportional", 0.0) * f
+    return np.asarray(sigma.get("additive", 0.0) + sigma.get("proportional", 0.0) * f)
 
 
 def at_eta(model: Model, values: Values, population: Population, eta: np.ndarray) -> np.ndarray:
@@ -186,6 +187,28 @@ class LinearGaussian(Model):
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         return self.predict(zeta, population, eta), self.design(population)[1]
+
+
+def as_float(cell: object) -> float:
+    """A cell of a table, which pandas' types allow to be anything."""
+    assert isinstance(cell, int | float | np.number)
+    return float(cell)
+
+
+def amounts_after(
+    slope: Callable[..., np.ndarray],
+    span: tuple[float, float],
+    amounts: np.ndarray,
+    inflow: np.ndarray,
+    *given: object,
+    rtol: float = 1e-12,
+    atol: float = 1e-10,
+) -> np.ndarray:
+    """A (states,) at the end of a span of time by scipy: dA/dt = slope(t, A, *given) + inflow."""
+    course = solve_ivp(
+        lambda t, a: slope(t, a, *given) + inflow, span, amounts, method="DOP853", rtol=rtol, atol=atol
+    )
+    return np.asarray(course.y[:, -1])
 
 
 SHIFT = np.array([0.3, -0.4])

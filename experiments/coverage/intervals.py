@@ -63,10 +63,9 @@ class Quadrature(Objective):
 
 def exact(restored: Restored, nodes: int = NODES) -> list[pd.DataFrame | str]:
     """Maximum likelihood estimates of the data sets of ``foce`` fits, with intervals, or why not."""
-    setup = restored.setup
-    foce = replace(setup.objective, mode_tolerance=1e-6)
+    foce = replace(restored.objective, mode_tolerance=1e-6)
     assert isinstance(foce, Foce)
-    mean, spread = foce.random_effects(setup.model, restored.population, restored.state)
+    mean, spread = foce.random_effects(restored.problem.model, restored.population, restored.state)
     state = replace(restored.state, carried={"mean": mean, "covariance": spread})
     chosen = Criterion(Quadrature(nodes), 1.0)
     of = replace(restored, state=state)

@@ -2,16 +2,16 @@
 effects and individual curves. Numbers in data frames, for figures or for a look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli.data import EventTable, Population
+from medcm_cli.data import Population
+from medcm_cli.data.edit import on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
@@ -56,16 +56,16 @@ class Diagnosis:
 @torch.no_grad()
 def diagnose(restored: Restored) -> Diagnosis:
     """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
-    setup, scale = restored.setup, float(restored.setup.config["dataset"]["level_scale"])
-    model, whole, state = setup.model, restored.population, restored.state
+    problem, scale = restored.problem, float(restored.problem.config["dataset"]["level_scale"])
+    model, whole, state = problem.model, restored.population, restored.state
     rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
     subjects, first = np.unique(rows, return_index=True)
     subjects, first = subjects[:MOST_SUBJECTS], first[:MOST_SUBJECTS]
     index = torch.from_numpy(first)[:, None]
     population = whole.take(index)
-    ids = np.array(setup.events.ids)
+    ids = np.array(problem.events.ids)
     values, stream = restored.estimates, restored.streams[0]
-    posterior = setup.objective.random_effects(model, whole, state)
+    posterior = restored.objective.random_effects(model, whole, state)
     zeta = model.typical(values, population)
     typical = model.predict(zeta, population)
     seen = (population.observed[:, 0, :, 0] > 0).T  # (N, T): in the order of subjects
@@ -235,13 +235,13 @@ def _bins(time: FloatArray) -> IntArray:
 def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
-    setup, values = restored.setup, restored.estimates
-    table, grid = _on_grid(setup.events)
-    population = Population.from_events(table, setup.dtype).select([subjects])
-    zeta = setup.model.typical(values, population)
-    columns = {"typical": setup.model.predict(zeta, population)[:, 0, :, 0]}
+    problem, values = restored.problem, restored.estimates
+    table, grid = on_grid(problem.events, CURVE_POINTS)
+    population = Population.from_events(table, problem.dtype).select([subjects])
+    zeta = problem.model.typical(values, population)
+    columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}
     if draws is not None:
-        levels = setup.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
+        levels = problem.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
         at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=levels.dtype)
         names = ("low_90", "low_50", "median", "high_50", "high_90")
         ordered = torch.sort(levels, 1)[0]
@@ -249,71 +249,16 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
         columns |= dict(zip(names, ordered[:, place].unbind(1), strict=True))
     exists = (population.observed[:, 0, :, 0] > 0).T
     grid = grid[np.isin(grid["subject"], subjects)]
-    ids = np.array(setup.events.ids)
+    ids = np.array(problem.events.ids)
     return grid.assign(
         subject=ids[grid["subject"].to_numpy()],
         **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
     )
 
 
-def _on_grid(events: EventTable) -> tuple[EventTable, pd.DataFrame]:
-    """The doses of a table with a grid in place of its observations, and that grid: ``subject`` (number),
-    ``segment``, ``time`` as in the file."""
-    clock = np.where(events.is_dose, events.since, events.clock)
-    part = events.subject * (int(events.segment.max()) + 1) + events.segment
-    seen = pd.DataFrame({"part": part, "clock": clock, "shift": events.clock - events.time})[~events.is_dose]
-    ends = seen.groupby("part").agg(end=("clock", "max"), shift=("shift", "first"))
-    ends["start"] = pd.Series(clock).groupby(part).min()
-    share = np.linspace(0, 1, CURVE_POINTS) ** 2  # denser in the beginning, where levels change most
-    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    doses = np.flatnonzero(events.is_dose)
-    begin = clock[doses]
-    # Just before, at the start, and at the end: where a curve turns.
-    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[doses]])
-    points = pd.DataFrame(
-        {
-            "part": np.r_[np.repeat(ends.index.to_numpy(), CURVE_POINTS), np.tile(part[doses], 3)],
-            "clock": np.r_[regular.ravel(), turns],
-        }
-    ).join(ends, on="part")
-    inside = (points["clock"] >= points["start"]) & (points["clock"] <= points["end"])
-    points = points[inside].drop_duplicates(["part", "clock"]).sort_values(["part", "clock"])
-    width = int(events.segment.max()) + 1
-    of = (points["part"] // width).to_numpy(dtype=np.int64)
-    segment = (points["part"] % width).to_numpy(dtype=np.int64)
-    count, at = len(points), points["clock"].to_numpy()
-    time = at - points["shift"].to_numpy()
-    nothing = np.full(count, np.nan)
-    kept = events.is_dose
-
-    def joined(old: npt.NDArray[Any], new: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([old[kept], new.astype(old.dtype)])
-
-    columns = {
-        "subject": joined(events.subject, of),
-        "time": joined(events.time, time),
-        "clock": joined(events.clock, at),
-        "is_dose": joined(events.is_dose, np.zeros(count)),
-        "added": joined(events.added, np.zeros(count)),
-        "dv": joined(events.dv, np.zeros(count)),
-        "censored": joined(events.censored, np.zeros(count)),
-        "compartment": joined(events.compartment, np.full(count, -1)),
-        "segment": joined(events.segment, segment),
-        "occasion": joined(events.occasion, np.ones(count)),
-    }
-    columns |= {
-        name: joined(getattr(events, name), nothing) for name in ("amount", "duration", "since", "interval")
-    }
-    key = np.r_[clock[kept], at]
-    order = np.lexsort((~columns["is_dose"], key, columns["subject"]))  # a dose before a point at its time
-    written: dict[str, Any] = {name: values[order] for name, values in columns.items()}
-    grid = pd.DataFrame({"subject": of, "segment": segment, "time": time})
-    return replace(events, **written), grid.reset_index(drop=True)
-
-
 def covariates(restored: Restored) -> dict[str, FloatArray]:
     """Name -> the values of all subjects of the data set; of a covariate that changes, of all its regimes."""
-    found = restored.setup.everyone.covariates
+    found = restored.problem.everyone.covariates
     return {
         name: np.asarray(values.double().numpy(), dtype=np.float64).ravel() for name, values in found.items()
     }

@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 from medcm_cli.commands.compose import run
 from medcm_cli.commands.terminal import OUT, job_bar, shortened
 from medcm_cli.errors import InputError
-from medcm_cli.study.options import AXES, as_config, axis, complete
+from medcm_cli.study.identity import AXES
+from medcm_cli.study.options import as_config, axis, complete
 
 if TYPE_CHECKING:
     from medcm_cli.runs import Record
-    from medcm_cli.study.setup import Setup
+    from medcm_cli.study.job import Job
     from medcm_cli.study.workers import Workers
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
@@ -102,13 +103,13 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
     config = as_config(composed)
     complete(config)  # says what is wrong with it before torch takes seconds
 
-    from medcm_cli.study.setup import Setup
+    from medcm_cli.study.job import Job
 
     choices = hydra_config.runtime.choices
     variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
-    setup = Setup.build(config)
-    plan = setup.plan()
+    job = Job.build(config)
+    plan = job.plan()
     label = str(choices["objective"])
     study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study
     if not plan.todo:
@@ -119,7 +120,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
         )
         return
     records = [plan.records[fit] for fit in plan.todo]
-    finished, seconds = _train(setup, records, label, workers())
+    finished, seconds = _train(job, records, label, workers())
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
         f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
@@ -131,16 +132,16 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
 
 
 def _train(
-    setup: "Setup", records: Sequence["Record"], label: str, workers: "Workers"
+    job: "Job", records: Sequence["Record"], label: str, workers: "Workers"
 ) -> tuple[list["Record"], float]:
     """The finished records, and the seconds that they took."""
     from medcm_cli.study.workers import batches, process_count
 
-    batch = setup.config["batch"]
+    batch = job.config["batch"]
     processes = process_count(batch["processes"], len(records))
     parts = batches(records, batch["fits"], processes)
-    with _training_bar(label, len(records), setup.config["epochs"]) as (update, elapsed):
-        finished = workers.run(setup, parts, min(processes, len(parts)), update)
+    with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
+        finished = workers.run(job, parts, min(processes, len(parts)), update)
     return finished, elapsed()
 
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from medcm_cli.checks import flag, fraction, one_of, whole
 from medcm_cli.commands.compose import run
 from medcm_cli.commands.terminal import show
 from medcm_cli.errors import InputError
-from medcm_cli.study.options import DTYPES, whole
+from medcm_cli.study.options import DTYPES
 
 if TYPE_CHECKING:
     from medcm_cli.report.section import Section
@@ -65,15 +66,11 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
 def _check(own: Mapping[str, Any], given: Set[str]) -> None:
     """:raises InputError: a value that an option cannot have, or an option of the model beside ``run``."""
     for option, choices in (("population", POPULATIONS), ("subjects", SUBJECTS), ("dtype", DTYPES)):
-        if own[option] not in choices:
-            raise InputError(f"{option} is {own[option]!r}; expected one of {', '.join(choices)}")
+        one_of(option, own[option], choices)
     for option, least in (("chains", 1), ("warmup", 1), ("draws", 4), ("seed", 0)):
         whole(option, own[option], least)
-    accept = own["target_accept"]
-    if isinstance(accept, bool) or not isinstance(accept, int | float) or not 0 < accept < 1:
-        raise InputError(f"target_accept is {accept!r}; expected a number between 0 and 1")
-    if not isinstance(own["overwrite"], bool):
-        raise InputError(f"overwrite is {own['overwrite']!r}; expected true or false")
+    fraction("target_accept", own["target_accept"])
+    flag("overwrite", own["overwrite"])
     foreign = sorted(key for key in given if key.split(".")[0] in _OF_MODEL)
     if own["run"] is not None and foreign:
         raise InputError(f"{foreign[0]} and run=...: the run has its own; leave one of them out")

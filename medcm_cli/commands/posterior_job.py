@@ -22,7 +22,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import versions
+from medcm_cli.study.identity import versions
 
 RECORD = "posterior.json"
 
@@ -38,13 +38,13 @@ def run(
     """
     torch.set_num_threads(1)  # more lose time on tensors of this size
     source = of_run(own, given) if own["run"] is not None else of_configuration(composed)
-    fold = source.setup.folds[source.fold]
-    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.setup.events.ids))}
+    fold = source.problem.folds[source.fold]
+    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.problem.events.ids))}
     chosen = rows[own["subjects"]]
     target = target_of(source, own, chosen)
     folder = _folder(source, own)
     described = {"model": source.identity} | {key: own[key] for key in IDENTITY}
-    data = {key: source.setup.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
+    data = {key: source.problem.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
     digest = runs.config_hash(described, data)
     if not own["overwrite"] and _is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
@@ -53,7 +53,7 @@ def run(
     with _bar(own) as progress:
         sampled = sample(target, seeds, own["warmup"], own["draws"], own["target_accept"], progress)
     seconds = time.perf_counter() - begun
-    made = tables(sampled, chosen, [source.setup.events.ids[row] for row in chosen])
+    made = tables(sampled, chosen, [source.problem.events.ids[row] for row in chosen])
     found = made["diagnostics"].to_pandas()
     poor = complaints(found)
     record = {
@@ -61,7 +61,7 @@ def run(
         "config": described,
         "config_hash": digest,
         "run": None if own["run"] is None else str(own["run"]),
-        "data": {**data, "source": source.setup.data["source"]},
+        "data": {**data, "source": source.problem.data["source"]},
         "seed": own["seed"],
         "seconds": seconds,
         "gradient_calls": sampled.calls,

@@ -16,9 +16,10 @@ from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target
-from medcm_cli.study.options import as_config, conf_dir, identity
+from medcm_cli.study.identity import identity
+from medcm_cli.study.options import PROBLEM, as_config
+from medcm_cli.study.problem import Problem
 from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup
 
 # Options of a posterior; the others describe its model and data, as those of a fit do.
 _OWN = ("run", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")
@@ -30,7 +31,7 @@ IDENTITY = ("population", "lkj", "subjects", "chains", "warmup", "draws", "targe
 class Source:
     """Of what a posterior is: a model with the estimates (..., 1) of what is not fixed in it, and data."""
 
-    setup: Setup
+    problem: Problem
     model: Model
     estimates: dict[str, torch.Tensor]
     fold: int
@@ -43,31 +44,21 @@ class Source:
 
 def of_configuration(composed: DictConfig) -> Source:
     """The model that the options describe, in which nothing is left to be trained."""
-    # Setup, which is a fit's, asks for what only training uses: as a fit has it by default.
-    training = OmegaConf.load(conf_dir() / "config.yaml")
-    assert isinstance(training, DictConfig)
-    for key in ("defaults", "hydra"):
-        training.pop(key)
-    for group, choice in (("objective", "vi"), ("optimizer", "adam")):
-        training[group] = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
     posed = {key: composed._get_node(key) for key in composed if key not in _OWN}
-    config = as_config(OmegaConf.merge(training, posed))  # type: ignore[arg-type]
+    config = as_config(OmegaConf.create(posed), PROBLEM)
     config["study"] = "default" if config["study"] is None else config["study"]
-    config["labels"] = {}
-    setup = Setup.build(config)
-    if len(setup.folds) > 1:
+    problem = Problem.build(config)
+    if len(problem.folds) > 1:
         raise InputError("fold: a posterior is of one fold; give one number")
-    (fold,) = setup.folds
-    if setup.model.network.init([Stream(0, fold, 1)], setup.dtype):
+    (fold,) = problem.folds
+    if problem.model.network.init([Stream(0, fold, 1)], problem.dtype):
         raise InputError(
             "network: this one is trained, and untrained it has no posterior; give a finished fit, run=..., "
             "or network=truth"
         )
-    model = {key: value for key, value in identity(config).items() if key not in IDENTITY}
-    unused = set(OmegaConf.to_container(training).keys()) - set(composed)  # type: ignore[union-attr]
-    own = {key: value for key, value in model.items() if key not in unused}
+    own = {key: value for key, value in identity(config).items() if key not in IDENTITY}
     study = runs.check_name("study", str(config["study"]))
-    return Source(setup, setup.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
+    return Source(problem, problem.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
 
 
 def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
@@ -76,7 +67,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     if len(fits) > 1:
         raise InputError(f"run={own['run']}: {len(fits)} complete fits here; give the folder of one")
     (folder, record), (back,) = fits[0], restore(fits)
-    model, where = back.setup.model, record.address
+    model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
         wanted = model.network.init([Stream(0, where.fold, where.replicate)], torch.float64)
@@ -89,7 +80,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     values = {name: back.state.trained[name].double() for name in wanted}
     root = folder.resolve().parents[len(where.folder(Path()).parts) - 1]
     return Source(
-        back.setup,
+        back.problem,
         model,
         values,
         where.fold,
@@ -107,7 +98,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
 def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
     """What is sampled, of the subjects in ``rows`` of the event table."""
     dtype, model = getattr(torch, own["dtype"]), source.model
-    population = Population.from_events(source.setup.events, dtype).select([rows] * own["chains"])
+    population = Population.from_events(source.problem.events, dtype).select([rows] * own["chains"])
     values = {
         name: value.to(dtype).expand(*value.shape[:-1], own["chains"])
         for name, value in source.estimates.items()

@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     from medcm_cli.haemophilia.virtual import Settings, is_whole, settings_of, write_study
-    from medcm_cli.study.setup import default_data_folder
+    from medcm_cli.study.dataset import default_data_folder
 
     names = ("n", "seed", "folds", "fold_size")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -21,8 +21,8 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
 from medcm_cli.pk import OdeModel, Schedule, solve, two_compartment, two_compartment_rate
 from medcm_cli.report.section import Section
+from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
-from medcm_cli.study.setup import Setup
 from medcm_cli.study.workers import prepare
 from medcm_cli.training.loop import train
 
@@ -40,15 +40,15 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     """
     prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        setups = {name: _setup(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
+        jobs = {name: _job(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
         tasks: dict[str, Callable[[], float]] = {
-            "vi, 1 fit": lambda: _train(setups["vi"], 1, epochs),
+            "vi, 1 fit": lambda: _train(jobs["vi"], 1, epochs),
             **{
-                f"{name}, {FITS} fits": functools.partial(_train, setup, FITS, epochs)
-                for name, setup in setups.items()
+                f"{name}, {FITS} fits": functools.partial(_train, job, FITS, epochs)
+                for name, job in jobs.items()
             },
-            "closed form": lambda: _predict(setups["vi"], closed=True),
-            "torchdiffeq": lambda: _predict(setups["vi"], closed=False),
+            "closed form": lambda: _predict(jobs["vi"], closed=True),
+            "torchdiffeq": lambda: _predict(jobs["vi"], closed=False),
         }
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
         for task in tasks.values():  # warm up
@@ -79,21 +79,21 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     return Section(title, ["what", "median", "ratio", "aim"], cells)
 
 
-def _setup(objective: str, epochs: int, folder: str) -> Setup:
+def _job(objective: str, epochs: int, folder: str) -> Job:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", [f"objective={objective}", f"outputs={folder}", f"epochs={epochs}"])
-    return Setup.build(as_config(composed))
+    return Job.build(as_config(composed))
 
 
-def _train(setup: Setup, fits: int, epochs: int) -> float:
+def _train(job: Job, fits: int, epochs: int) -> float:
     """Seconds per epoch of the training loop."""
-    return setup.train([(1, replicate) for replicate in range(1, fits + 1)]).seconds / epochs
+    return job.train([(1, replicate) for replicate in range(1, fits + 1)]).seconds / epochs
 
 
-def _predict(setup: Setup, closed: bool) -> float:
+def _predict(job: Job, closed: bool) -> float:
     """Seconds of one prediction with its gradient, at three samples of the true random effects around
     typical values."""
-    population, _ = setup.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
+    population, _ = job.problem.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
     _, subjects, fits = population.shape
     eta = torch.randn(2, 3, subjects, fits, generator=torch.Generator().manual_seed(0)) * 0.15
     base = torch.tensor([0.1, 2.0, 0.15, 0.75])

@@ -19,9 +19,9 @@ import pyarrow.csv
 import pyarrow.parquet
 from scipy.interpolate import PchipInterpolator
 
+from medcm_cli.checks import one_of, whole
 from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.sheet import BoolArray, FloatArray
-from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.haemophilia.covariates import Covariates, draw_covariates, fat_free_mass, truncated_normal
 from medcm_cli.haemophilia.virtual import levels
@@ -187,8 +187,7 @@ def write_cohort(
     truth = _truth(kind)
     n = truth.subjects if n is None else n
     for name, value, low in (("n", n, 1), ("seed", seed, 0)):
-        if value < low:
-            raise InputError(f"synthetic cohort: {name} is {value}; expected {low} or more")
+        whole(f"synthetic cohort: {name}", value, low)
     generator = np.random.default_rng([seed, list(TRUTHS).index(kind)])
     covariates = draw_covariates(n, generator)
     regimen = (_prophylaxis if kind == "prophylaxis" else _perioperative)(covariates, generator)
@@ -232,9 +231,7 @@ def write_cohort(
 
 
 def _truth(kind: str) -> Truth:
-    if kind not in TRUTHS:
-        raise InputError(f"synthetic cohort {kind!r}: expected {' or '.join(TRUTHS)}")
-    return TRUTHS[kind]
+    return TRUTHS[one_of("synthetic cohort", kind, TRUTHS)]
 
 
 def _omega(truth: Truth) -> FloatArray:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from medcm_cli.checks import flag, one_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
@@ -80,14 +81,10 @@ class Preparation:
         for name in impute:
             if name not in IMPUTED:
                 raise InputError(f"{where}.impute: {name!r}; expected some of {', '.join(IMPUTED)}")
-        surgery, baseline = options.get("surgery", False), options.get("baseline")
-        if not isinstance(surgery, bool):
-            raise InputError(f"{where}.surgery is {surgery!r}; expected true or false")
+        surgery, baseline = flag(f"{where}.surgery", options.get("surgery", False)), options.get("baseline")
         if baseline is not None and (not isinstance(baseline, str) or not baseline):
             raise InputError(f"{where}.baseline is {baseline!r}; expected a column of the file, or null")
-        unit = options.get("vwf_unit", "IU/dL")
-        if unit not in VWF_UNITS:
-            raise InputError(f"{where}.vwf_unit is {unit!r}; expected {' or '.join(VWF_UNITS)}")
+        unit = one_of(f"{where}.vwf_unit", options.get("vwf_unit", "IU/dL"), VWF_UNITS)
         if "vwf_prophylaxis" in columns and not surgery:
             raise InputError(f"{where}.columns.vwf_prophylaxis: has no effect without {where}.surgery=true")
         if "vwf_historic" in columns and "vwf" not in impute:

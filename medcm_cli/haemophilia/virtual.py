@@ -13,6 +13,7 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import whole
 from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
@@ -51,8 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low in (("n", 1), ("seed", 0), ("folds", 0), ("fold_size", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"simulate: {name} is {getattr(self, name)}; expected {low} or more")
+            whole(f"simulate: {name}", getattr(self, name), low)
 
 
 def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dict[str, FloatArray]:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
+from medcm_cli.checks import number, whole
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream, per_fit
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default
     # of 20 is not.
-    "smooth_relu": lambda x: F.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
-    "swish": F.silu,
+    "smooth_relu": lambda x: functional.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
+    "swish": functional.silu,
 }
 
 
@@ -90,8 +91,7 @@ class CovariateNetwork(Network):
                     f"network.initial.{name}: no such global parameter; expected some of "
                     f"{', '.join(global_parameters) or 'none'}"
                 )
-            if isinstance(start, bool) or not isinstance(start, int | float) or not 0 < start < math.inf:
-                raise InputError(f"network.initial.{name} is {start!r}; expected a number above 0")
+            number(f"network.initial.{name}", start, above=0)
         made: list[Branch] = []
         if not isinstance(branches, list | tuple):
             raise InputError(f"network.branches is {branches!r}; expected a list of branches")
@@ -119,11 +119,7 @@ class CovariateNetwork(Network):
                         f"network.branches: {key!r} is {value!r}; expected a list that is not empty"
                     )
             units: list[object] = list(values["hidden"])
-            hidden = tuple(n for n in units if isinstance(n, int) and not isinstance(n, bool) and n > 0)
-            if len(hidden) < len(units):
-                raise InputError(
-                    f"network.branches: 'hidden' is {units}; expected units per layer, 1 or more"
-                )
+            hidden = tuple(whole("network.branches: a layer of 'hidden'", size, 1) for size in units)
             inputs, heads = (tuple(map(str, values[key])) for key in ("inputs", "heads"))
             for key, names in (("inputs", inputs), ("heads", heads)):
                 if len(set(names)) < len(names):
@@ -143,8 +139,7 @@ class CovariateNetwork(Network):
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
         scales = {name: entry.get("scale") for name, entry in covariates.items()}
         for name, scale in scales.items():
-            if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-                raise InputError(f"dataset.covariates.{name}.scale is {scale!r}; expected a positive number")
+            number(f"dataset.covariates.{name}.scale", scale, above=0)
         return cls(
             tuple(made),
             tuple(global_parameters),
@@ -212,13 +207,13 @@ class CovariateNetwork(Network):
             activation = ACTIVATIONS[branch.activation]
             for depth in range(1, len(branch.hidden) + 1):
                 x = activation(_dense(values, f"{branch.name}.hidden_{depth}", x))
-            effects = F.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
+            effects = functional.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
             for head, effect in zip(branch.heads, effects.split(1), strict=True):
                 if regimes:
                     effect = effect.view(regimes, 1, -1, effect.shape[-1])
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         for name in self.global_parameters:
-            zeta[name] = F.softplus(values[f"global.{name}"])
+            zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
 
 

@@ -5,9 +5,10 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
 from medcm_cli.numerics.normal import LOG_2PI
@@ -33,9 +34,7 @@ class PopulationPrior:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        number = isinstance(self.lkj, int | float) and not isinstance(self.lkj, bool)
-        if not number or not 0 < self.lkj < math.inf:
-            raise InputError(f"lkj is {self.lkj!r}: expected a number above 0")
+        number("lkj", self.lkj, above=0)
         size = len(self._free) + self._effects + len(self._columns)
         if not size:
             raise InputError("sigma and Omega are fixed: they have no posterior")
@@ -103,7 +102,7 @@ def lkj_partial(raw: Tensor, column: int, size: int, shape: float) -> Tensor:
     """
     b = shape + (size - 2 - column) / 2
     # log(1 - tanh^2), by a form that does not cancel where tanh is 1 to rounding.
-    log_left = 2 * (math.log(2) - raw.abs() - F.softplus(-2 * raw.abs()))
+    log_left = 2 * (math.log(2) - raw.abs() - functional.softplus(-2 * raw.abs()))
     log_beta = 2 * math.lgamma(b) - math.lgamma(2 * b)
     return b * log_left - (2 * b - 1) * math.log(2) - log_beta
 

@@ -1,13 +1,13 @@
 """Residual error: how an observation spreads around its prediction."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.initial import constant, positive_init
 from medcm_cli.numerics.streams import Stream
@@ -31,12 +31,12 @@ class ResidualError:
                 f"error.components is {list(self.components)}: expected additive, proportional or both"
             )
         for name, sigma in self.fixed.items():
-            number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
-            if name not in self.components or not number or not 0 < sigma < math.inf:
+            if name not in self.components:
                 raise InputError(
-                    f"fixed.sigma.{name} is {sigma!r}: expected a number above 0 for a component of the "
-                    f"error, {' or '.join(self.components)}"
+                    f"fixed.sigma.{name}: no such component of the error; expected "
+                    f"{' or '.join(self.components)}"
                 )
+            number(f"fixed.sigma.{name}", sigma, above=0)
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +55,7 @@ class ResidualError:
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """component -> sigma, (B,)."""
         free = self.free
-        raw = F.softplus(values["sigma"]).unbind(0) if free else ()
+        raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
         known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
         sigmas = known | dict(zip(free, raw, strict=True))
         return {component: sigmas[component] for component in self.components}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.model.random_effects import raw_correlation_init
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -129,7 +129,7 @@ def init(
     }
     # A fit's own subjects come first in what is drawn, so their numbers do not depend on padding.
     if several:
-        sd = float(F.softplus(torch.tensor(RAW_SD)))
+        sd = float(functional.softplus(torch.tensor(RAW_SD)))
         drawn = per_fit(streams, lambda g: g.normal(0.0, sd, (n, components, k)), "q.mean", dtype)
         values["q.mean"] = drawn.permute(2, 1, 0, 3).contiguous()
         values["q.weight"] = torch.zeros(components, n, fits, dtype=dtype)

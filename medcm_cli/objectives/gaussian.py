@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.numerics.normal import LOG_2PI, normal_log_density
 from medcm_cli.numerics.triangular import (
@@ -31,7 +31,7 @@ class Gaussian(NamedTuple):
     @classmethod
     def from_raw(cls, mean: Tensor, sd: Tensor, correlation: Tensor | None) -> "Gaussian":
         """From values with K, or its pairs, as first dimension; uncorrelated where there are none."""
-        scale = F.softplus(sd).unbind(0)
+        scale = functional.softplus(sd).unbind(0)
         lower = diagonal(scale) if correlation is None else lower_from_raw(scale, correlation.unbind(0))
         return cls(list(mean.unbind(0)), lower)
 

@@ -5,8 +5,7 @@ an interval is solved once. Of any other model every dose is solved, as if it we
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,18 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable
-from medcm_cli.data.sheet import BoolArray, FloatArray
-from medcm_cli.patients.plans import LAGGED, Plan, dose_corners, looked_at, part, with_plan
+from medcm_cli.data.edit import (
+    LAGGED,
+    at_steady_state,
+    copies,
+    dose_corners,
+    moved,
+    observed_at,
+    part,
+    with_amounts,
+)
+from medcm_cli.data.sheet import BoolArray
+from medcm_cli.patients.plans import Plan, with_plan
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import LinearModel
 
@@ -64,12 +73,12 @@ def repeated(study: Study, events: EventTable, after: str, every: float, horizon
         np.maximum.at(last, events.subject, events.clock)
         np.maximum.at(last, events.subject[events.is_dose], events.clock[events.is_dose] + every)
         begin, number = float(last.max()), 1 if horizon is None else max(1, int(np.ceil(horizon / every)))
-        events = _moved(events, begin - last)
+        events = moved(events, begin - last)
     rows = pd.DataFrame({"time": begin + every * np.arange(number), "amt": 1.0})
     table = with_plan(events, Plan("dose", rows, after == "given", study.dataset["bolus_duration"]))
     new = table.is_dose & (table.clock > begin - 1e-6)
     if after == "steady":
-        table = replace(table, interval=np.where(new & (table.clock < 1e-6), every, table.interval))
+        table = at_steady_state(table, new & (table.clock < 1e-6), every)
     return Regimen(table, new, begin + every * (number - 1), every, after == "steady")
 
 
@@ -77,14 +86,14 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     """Levels between two doses of a regimen. eta: K of (S, N, B)."""
     table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
-    # Which doses are new is told by a negative amount in what looked_at arranges.
-    signed = replace(table, amount=np.where(new, -1.0, table.amount))
+    # Which doses are new is told by a negative amount in what observed_at arranges.
+    signed = with_amounts(table, new, -1.0)
     corners = study.corners(table)
     # The times are close after the dose already, but not after a lag.
     after = LAGGED if (corners != dose_corners(table)).any() else ()
-    at, _ = looked_at(signed, times, corners, after)
+    at, _ = observed_at(signed, times, corners, after)
     new = at.is_dose & (at.amount < 0)
-    at = replace(at, amount=np.where(new, 1.0, at.amount))
+    at = with_amounts(at, new, 1.0)
     clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
     how = _scaled if isinstance(study.fits.model.pk, LinearModel) else _solved
     return Interval(
@@ -99,11 +108,11 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
 def _scaled(
     study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
 ) -> Levels:
-    alone = replace(at, amount=np.where(at.is_dose & ~new, 0.0, at.amount))
+    alone = with_amounts(at, at.is_dose & ~new, 0.0)
     unit = study.levels(alone, eta)[:, None]
     if steady:
         return lambda doses: doses[:, None, :, None] * unit
-    before = study.levels(replace(at, amount=np.where(new, 0.0, at.amount)), eta)[:, None]
+    before = study.levels(with_amounts(at, new, 0.0), eta)[:, None]
     return lambda doses: before + doses[:, None, :, None] * unit
 
 
@@ -114,54 +123,11 @@ def _solved(
 
     def levels(doses: Tensor) -> Tensor:
         number = len(doses)
-        table = _copies(at, number)
+        table = copies(at, number)
         amount = doses.double().flatten().numpy()[table.subject]
-        table = replace(table, amount=np.where(np.tile(new, number), amount, table.amount))
+        table = with_amounts(table, np.tile(new, number), amount)
         again = None if eta is None else [values.repeat(1, number, 1) for values in eta]
         level = study.levels(table, again)  # (T, S, C N, B)
         return level.reshape(*level.shape[:2], number, -1, level.shape[3]).movedim(2, 1)
 
     return levels
-
-
-def _moved(events: EventTable, by: FloatArray) -> EventTable:
-    """Every patient's clock so many hours later."""
-    regimes = events.regimes
-    if regimes is not None:
-        regimes = replace(regimes, end=regimes.end + by[regimes.subject])
-    return replace(
-        events,
-        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
-        reset_clock=events.reset_clock + by[events.reset_subject],
-        regimes=regimes,
-    )
-
-
-def _copies(events: EventTable, number: int) -> EventTable:
-    """The patients so many times over, one copy of all after another."""
-    n = len(events.ids)
-
-    def again(values: np.ndarray, counts: bool) -> np.ndarray:
-        shift = n * np.repeat(np.arange(number), len(values)) if counts else 0
-        return np.asarray(np.tile(values, number) + shift if counts else np.tile(values, number))
-
-    def every(held: Any) -> dict[str, Any]:
-        return {
-            f.name: again(getattr(held, f.name), f.name in ("subject", "reset_subject"))
-            for f in fields(held)
-            if isinstance(getattr(held, f.name), np.ndarray)
-        }
-
-    def covariates(held: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        return {name: np.tile(values, number) for name, values in held.items()}
-
-    regimes = events.regimes
-    if regimes is not None:
-        regimes = replace(regimes, **every(regimes), covariates=covariates(regimes.covariates))
-    return replace(
-        events,
-        **every(events),
-        ids=tuple(f"{name} {copy}" for copy in range(number) for name in events.ids),
-        covariates=covariates(events.covariates),
-        regimes=regimes,
-    )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.edit import LOOKS, observed_at, part
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
-from medcm_cli.patients.plans import LOOKS, Plan, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import Plan, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.study import Patients, Study, studied
 from medcm_cli.pk import LinearModel
@@ -248,7 +249,7 @@ def _chunk(
     several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(found.draws[0]), torch.float32)
     for name, table in regimens.items():
-        at, place = looked_at(table, grid, study.corners(table))
+        at, place = observed_at(table, grid, study.corners(table))
         there = _per_patient(table.is_dose, table) > 0
         for kind, frame in _of_regimen(study, name, at, place, found, noise, grid, thresholds).items():
             several[kind].append(frame[np.tile(there, len(frame) // len(there))] if len(frame) else frame)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
-from medcm_cli.patients.plans import dose_corners
 from medcm_cli.patients.plausibility import Ranges, ranges_of
 from medcm_cli.pk import LinearModel, check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
+from medcm_cli.study.dataset import check_predose, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble, finished, grouped
-from medcm_cli.study.setup import check_predose, read_dataset
 
 Patients = Path | str | pd.DataFrame
 

@@ -19,8 +19,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
-from medcm_cli.study.options import AXES, complete, made
-from medcm_cli.study.setup import Setup, model_of
+from medcm_cli.study.identity import AXES
+from medcm_cli.study.job import objective_of
+from medcm_cli.study.options import complete
+from medcm_cli.study.problem import Problem, model_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Restored:
     the unconstrained values over the checkpoints of a fit's tail, as everything reported of it is.
     """
 
-    setup: Setup
+    problem: Problem
+    objective: Objective
     records: tuple[runs.Record, ...]
     folders: tuple[Path, ...]
     population: Population
@@ -41,7 +44,7 @@ class Restored:
     def estimates(self) -> Values:
         """The estimates with Omega and sigma among them as the model has them, whatever the objective trains
         in their place."""
-        return self.setup.objective.estimates(self.setup.model, self.state.trained)
+        return self.objective.estimates(self.problem.model, self.state.trained)
 
     @property
     def streams(self) -> list[Stream]:
@@ -121,8 +124,7 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     folders, records = zip(*fits, strict=True)
     config = complete(_config(records))
     model = model_of(config)
-    options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
-    objective: Objective = made(options, "objective")
+    objective = objective_of(config)
     begun = model.init(_streams(records), torch.float64, typical_only=not objective.mixed)
     found = [_estimate(folder) for folder in folders]
     # What a fit has of each of its own subjects, fits do not share.
@@ -146,18 +148,18 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     config, source = _config(records), data_of(folders[0], first)
     if not source.exists():
         raise InputError(f"{folders[0]}: its data, {source}, are not there any more")
-    config["dataset"] = {**config["dataset"], "path": str(source)}
-    setup = Setup.build(config)
-    if setup.data["fingerprint"] != first.data["fingerprint"]:
+    config = complete({**config, "dataset": {**config["dataset"], "path": str(source)}})
+    problem, objective = Problem.build(config), objective_of(config)
+    if problem.data["fingerprint"] != first.data["fingerprint"]:
         raise InputError(f"{folders[0]}: its data, {first.data['source']}, have changed since it was trained")
     numbers = [(record.address.fold, record.address.replicate) for record in records]
-    population, _ = setup.populations(numbers)
-    begun = setup.objective.init(setup.model, population, _streams(records), setup.dtype)
+    population, _ = problem.populations(numbers)
+    begun = objective.init(problem.model, population, _streams(records), problem.dtype)
     shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
     estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
-    trained = {name: value.to(setup.dtype) for name, value in estimates.items()}
+    trained = {name: value.to(problem.dtype) for name, value in estimates.items()}
     state = State(trained, begun.carried, begun.per_subject)
-    return Restored(setup, tuple(records), tuple(folders), population, state)
+    return Restored(problem, objective, tuple(records), tuple(folders), population, state)
 
 
 def _stacked(

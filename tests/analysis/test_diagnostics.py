@@ -3,6 +3,7 @@ data that the model itself has drawn."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,22 +21,22 @@ from medcm_cli.analysis.diagnostics import (
     true_effects,
 )
 from medcm_cli.analysis.diagnostics import _bins as bins
-from medcm_cli.analysis.diagnostics import _on_grid as on_grid
 from medcm_cli.data import Population, read_events
+from medcm_cli.data.edit import on_grid
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, finished, restore
-from medcm_cli.study.setup import Setup
 from medcm_cli.training.results import GRID_POINTS
 from tests.helpers import at_eta, configuration, dense_omega, make_population, sd_of, slopes, with_error
 
 STREAM = Stream(5, 1, 1)
 
 
-def own_data(model: Model, subjects: int, **options: int) -> tuple[dict[str, torch.Tensor], Population]:
+def own_data(model: Model, subjects: int, **options: Any) -> tuple[dict[str, torch.Tensor], Population]:
     """Values, and subjects whose levels the model has drawn."""
     values = model.init([STREAM], torch.float64)
     population = make_population(subjects, 1, **options)
@@ -54,7 +55,7 @@ def test_cwres_is_its_definition(model: Model, error: str) -> None:
 
         def prediction(eta: np.ndarray, subject: int = subject, seen: np.ndarray = seen) -> np.ndarray:
             everyone = np.tile(eta[:, None, None], (1, 4, 1))
-            return at_eta(model, values, population, everyone)[seen, subject, 0]
+            return np.asarray(at_eta(model, values, population, everyone)[seen, subject, 0])
 
         def minimised(eta: np.ndarray, subject: int = subject, seen: np.ndarray = seen) -> float:
             f = prediction(eta)
@@ -62,8 +63,12 @@ def test_cwres_is_its_definition(model: Model, error: str) -> None:
             misfit = ((dv[seen, subject] - f) / sd) ** 2 + 2 * np.log(sd)
             return float(misfit.sum() + eta @ np.linalg.solve(omega, eta))
 
-        options = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}
-        eta = optimize.minimize(minimised, np.zeros(2), method="Nelder-Mead", options=options).x
+        eta = optimize.minimize(
+            minimised,
+            np.zeros(2),
+            method="Nelder-Mead",
+            options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000},
+        ).x
         g = slopes(model, values, population, np.tile(eta[:, None, None], (1, 4, 1)))[:, seen, subject, 0].T
         f = prediction(eta)
         sd = sd_of(model, values, f, 0) * np.ones_like(f)
@@ -161,17 +166,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Restored
     write_study(root / "data", Settings(n=30, folds=1, fold_size=20))
     for objective in ("mse", "foce", "vi"):
         choices = (f"objective={objective}", "epochs=20", "checkpoint_every=10", "tail=0", "fold=1")
-        setup = Setup.build(configuration(root / "data", root / "outputs", *choices))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(root / "data", root / "outputs", *choices))
+        job.run(list(job.plan().records.values()))
     batches = restore(finished([root / "outputs"]))
     return {batch.records[0].address.objective: (batch, diagnose(batch)) for batch in batches}
 
 
 def test_each_subject_once_but_in_the_etas(fitted: dict[str, tuple[Restored, Diagnosis]]) -> None:
     restored, diagnosis = fitted["vi"]
-    rows = restored.setup.folds[1].train
+    rows = restored.problem.folds[1].train
     assert len(np.unique(rows)) < len(rows)
-    ids = np.array(restored.setup.events.ids)
+    ids = np.array(restored.problem.events.ids)
     assert diagnosis.etas["subject"].tolist() == ids[rows].tolist()
     assert set(diagnosis.observations["subject"]) == set(ids[rows])
     assert len(diagnosis.observations) == 3 * len(np.unique(rows))
@@ -213,16 +218,16 @@ def test_without_random_effects_there_are_plain_residuals(
 def test_curves_are_levels_of_the_model(fitted: dict[str, tuple[Restored, Diagnosis]]) -> None:
     """Typical, by the simulator's own call of the compartment model; bands, by drawing again."""
     restored, diagnosis = fitted["vi"]
-    values, model = restored.state.trained, restored.setup.model
+    values, model = restored.state.trained, restored.problem.model
     file = pd.read_parquet(restored.records[0].data["source"])
     written = pd.read_parquet(restored.folders[0] / "random_effects.parquet")
     zeta = {
         name: value.double().numpy() for name, value in model.typical(values, restored.population).items()
     }
     generator = np.random.default_rng(2)
-    rows = restored.setup.folds[1].train
+    rows = restored.problem.folds[1].train
     for place in (0, 3):
-        subject = restored.setup.events.ids[rows[place]]
+        subject = restored.problem.events.ids[rows[place]]
         dose = file[(file["id"] == subject) & file["amt"].gt(0)].iloc[0]
         curve = diagnosis.curves[diagnosis.curves["subject"] == subject]
         time = curve["time"].to_numpy(copy=True)
@@ -239,8 +244,9 @@ def test_curves_are_levels_of_the_model(fitted: dict[str, tuple[Restored, Diagno
         many = {n: np.full(4000, v[0]) for n, v in one.items()}
         many = {**many, "CL": many["CL"] * np.exp(eta[:, 0]), "V1": many["V1"] * np.exp(eta[:, 1])}
         at = np.array([10, 30, 50])
-        wide = [np.full((1, 4000), part[0, 0]) for part in (start, duration, amount)]
-        drawn = 100 * simulate.levels(np.repeat(time[at][:, None], 4000, 1), *wide, many)
+        given = (np.full((1, 4000), part[0, 0]) for part in (start, duration, amount))
+        start, duration, amount = given
+        drawn = 100 * simulate.levels(np.repeat(time[at][:, None], 4000, 1), start, duration, amount, many)
         spread = drawn.std(1)
         for name, quantile in (("low_90", 0.05), ("low_50", 0.25), ("median", 0.5), ("high_90", 0.95)):
             error = np.abs(curve[name].to_numpy()[at] - np.quantile(drawn, quantile, axis=1))
@@ -264,11 +270,11 @@ def test_true_effects_are_the_simulators() -> None:
     truth = {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {}}
     frame = true_effects({"dataset": {"covariates": covariates, "truth": truth}})
     assert frame is not None
-    of = frame.set_index(["covariate", "parameter"])
-    weight = of.loc[("weight", "CL")]
+    of = dict(list(frame.groupby(["covariate", "parameter"])))
+    weight = of["weight", "CL"]
     np.testing.assert_allclose(weight["relative"], (weight["x"] / 70) ** 0.75)  # METHODS, "Truth"
-    np.testing.assert_allclose(of.loc[("weight", "V1")]["relative"], weight["x"] / 70)
-    np.testing.assert_allclose(of.loc[("vwf", "V1")]["relative"], 1)
+    np.testing.assert_allclose(of["weight", "V1"]["relative"], weight["x"] / 70)
+    np.testing.assert_allclose(of["vwf", "V1"]["relative"], 1)
     assert len(weight) == GRID_POINTS
     other = {"omega": [[0.1, 0], [0, 0.1]], "sigma": {}}
     assert true_effects({"dataset": {"covariates": covariates, "truth": other}}) is None
@@ -295,7 +301,7 @@ def test_a_regimen_with_resets_has_a_curve_for_each_segment(model: Model, tmp_pa
         "b,0,1,2000,0.5,.,60,90\nb,6,0,.,.,0.4,60,90\n"
     )
     events = read_events(path, {"weight": "wt", "vwf": "vwf"})
-    table, grid = on_grid(events)
+    table, grid = on_grid(events, 60)
     ends = grid.groupby(["subject", "segment"])["time"].agg(["min", "max"])
     np.testing.assert_allclose(ends.to_numpy(), [[0, 20], [0, 9], [0, 6]], atol=1e-9)
     population, given = (Population.from_events(one, torch.float64) for one in (table, events))

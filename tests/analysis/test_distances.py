@@ -11,8 +11,8 @@ from scipy.stats import wasserstein_distance
 from medcm_cli.distances import distances, section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.study.job import Job
 from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup
 from tests.helpers import SHIFT, SMALL, configuration, write_draws
 
 
@@ -43,8 +43,8 @@ def test_population_parameters_by_draws_of_q(mixed_fits: Path, tmp_path: Path) -
 
 def test_other_subjects_are_refused(data: Path, mixed_fits: Path, tmp_path: Path) -> None:
     write_draws(tmp_path / "draws", mixed_fits)
-    setup = Setup.build(configuration(data, tmp_path / "other", "objective=fo", "network=none", "fold=2"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, tmp_path / "other", "objective=fo", "network=none", "fold=2"))
+    job.run(list(job.plan().records.values()))
     with pytest.raises(InputError, match="other subjects"):
         distances(tmp_path / "draws", [tmp_path / "other"])
     (tmp_path / "empty").mkdir()
@@ -61,7 +61,7 @@ def test_fits_of_other_data_are_refused(mixed_fits: Path, tmp_path: Path) -> Non
     write_draws(tmp_path / "draws", mixed_fits)
     other = tmp_path / "data"
     write_study(other, replace(SMALL, seed=SMALL.seed + 1))
-    setup = Setup.build(configuration(other, tmp_path / "outputs", "objective=fo", "network=none"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(other, tmp_path / "outputs", "objective=fo", "network=none"))
+    job.run(list(job.plan().records.values()))
     with pytest.raises(InputError, match="other subjects"):
         distances(tmp_path / "draws", [tmp_path / "outputs"])

@@ -88,7 +88,8 @@ def log_marginals(model: Model, population: Population, fit: np.ndarray) -> Call
         correlation = torch.stack([torch.ones_like(rho), rho, rho, torch.ones_like(rho)]).view(2, 2)
         c = x @ (sd[:, None] * correlation * sd) @ x.mT * seen[:, None] * seen[:, :, None]
         c = c + torch.diag_embed(sigma**2 * seen + 1 - seen)  # what is missing adds a constant
-        return MultivariateNormal(torch.zeros_like(residual), c).log_prob(residual)
+        density: Tensor = MultivariateNormal(torch.zeros_like(residual), c).log_prob(residual)
+        return density
 
     return of
 

@@ -13,11 +13,11 @@ from scipy import stats
 from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
+from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, finished, restore
-from medcm_cli.study.setup import Setup
 from medcm_cli.training.loss import Layout
 from medcm_cli.uncertainty import covariances, estimate, intervals, quantities, report
-from tests.helpers import configuration
+from tests.helpers import as_float, configuration
 
 F64 = torch.float64
 CHOICES = ("split=blocks", "split.size=30", "fold=[1,2]", "epochs=60", "tail=4")
@@ -27,8 +27,8 @@ def fitted(outputs: Path, *choices: str) -> None:
     data = outputs.parent / "data"
     if not data.exists():
         write_study(data, Settings(n=60, folds=0, seed=2))
-    setup = Setup.build(configuration(data, outputs, *CHOICES, *choices))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, outputs, *CHOICES, *choices))
+    job.run(list(job.plan().records.values()))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def positive(size: int, seed: int) -> np.ndarray:
 
 def test_covariances_are_the_inverse_and_the_sandwich() -> None:
     information, outer = positive(4, 1), positive(4, 2)
-    both = (torch.from_numpy(np.stack([m, 3 * m])) for m in (information, outer))
-    found, regular, _ = covariances(*both, torch.zeros(4, dtype=torch.bool))
+    of_fits = [torch.from_numpy(np.stack([m, 3 * m])) for m in (information, outer)]
+    found, regular, _ = covariances(of_fits[0], of_fits[1], torch.zeros(4, dtype=torch.bool))
     inverse = np.linalg.inv(information)
     np.testing.assert_allclose(found["hessian"].numpy(), [inverse, inverse / 3], rtol=1e-9)
     want = inverse @ outer @ inverse
@@ -137,7 +137,10 @@ def test_intervals_are_symmetric_on_their_scale(outputs: Path) -> None:
 def test_a_fit_alone_has_the_intervals_that_it_has_in_a_batch(outputs: Path) -> None:
     fits = [fit for fit in finished([outputs]) if fit[1].address.objective == "fo"]
     results = [intervals(batch, estimate(batch), 0.95) for batch in (*restore(fits), *restore(fits[1:]))]
-    pd.testing.assert_frame_equal(results[0][1], results[1][0], rtol=1e-5)
+    together, alone = results[0][1], results[1][0]
+    assert isinstance(together, pd.DataFrame)
+    assert isinstance(alone, pd.DataFrame)
+    pd.testing.assert_frame_equal(together, alone, rtol=1e-5)
 
 
 def test_a_q_of_sigma_and_omega_gives_its_quantiles(outputs: Path) -> None:
@@ -155,7 +158,7 @@ def test_a_q_of_sigma_and_omega_gives_its_quantiles(outputs: Path) -> None:
             q = stats.lognorm(sd[place, fit], scale=np.exp(mean[place, fit]) * (100 if place == 0 else 1))
             assert rows.loc[name, "lower"] == pytest.approx(q.ppf(0.05), rel=1e-6)
             assert rows.loc[name, "upper"] == pytest.approx(q.ppf(0.95), rel=1e-6)
-        assert -1 < rows.loc["rho_21", "lower"] < rows.loc["rho_21", "upper"] < 1
+        assert -1 < as_float(rows.loc["rho_21", "lower"]) < as_float(rows.loc["rho_21", "upper"]) < 1
 
 
 def test_typical_parameters_of_a_network_have_intervals(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     ("options", "message"),
     [
         (("absent",), "absent: no such folder"),
-        (("--method", "bootstrap"), "--method bootstrap: expected hessian or sandwich"),
+        (("--method", "bootstrap"), "--method is 'bootstrap'; expected hessian or sandwich"),
         (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
     ],

@@ -50,7 +50,7 @@ import torch._dynamo  # which torch imports with the first optimiser
 from medcm_cli import cli
 from medcm_cli.commands import fit
 from medcm_cli.report import tables
-from medcm_cli.study import setup, workers
+from medcm_cli.study import job, workers
 
 def run(folder, arguments, out, err):
     os.setsid()

@@ -12,7 +12,8 @@ from medcm_cli.errors import InputError
 def swept(arguments: list[str], name: str) -> list[list[int]]:
     """The lists that one axis takes in turn."""
     (value,) = (a.partition("=")[2] for a in arguments if a.startswith(f"{name}="))
-    return json.loads(f"[{value}]")
+    lists: list[list[int]] = json.loads(f"[{value}]")
+    return lists
 
 
 def test_a_multirun_over_folds_and_replicates_is_one_job() -> None:

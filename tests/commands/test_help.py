@@ -17,7 +17,7 @@ from medcm_cli.patients.prediction import DRAWS, FEW
 from medcm_cli.patients.targets import FORMS
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.figures.style import FORMATS
-from medcm_cli.study.setup import default_data_folder
+from medcm_cli.study.dataset import default_data_folder
 from medcm_cli.uncertainty import METHODS as OF_UNCERTAINTY
 
 Said = pytest.CaptureFixture[str]

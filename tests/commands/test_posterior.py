@@ -14,7 +14,7 @@ from medcm_cli.commands.posterior import posterior
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 SHORT = ("warmup=10", "draws=4", "chains=2")
@@ -32,10 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("posterior") / "outputs"
     for objective in ("vi", "mse"):
-        setup = Setup.build(
-            configuration(data, outputs, "fold=2", "replicate=[1,2]", f"objective={objective}")
-        )
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(data, outputs, "fold=2", "replicate=[1,2]", f"objective={objective}"))
+        job.run(list(job.plan().records.values()))
     return outputs
 
 
@@ -118,9 +116,9 @@ def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[S
     assert set(of_population.data_vars) == {*names, "lp", "diverging"}
     found = pd.read_parquet(folder / "diagnostics.parquet").set_index(["quantity", "position"])
     mean = held["eta_2"].mean(("chain", "draw")).to_numpy()
-    np.testing.assert_allclose(found.loc["eta_2", "mean"].to_numpy(), mean)
+    np.testing.assert_allclose(found.loc[["eta_2"], "mean"].to_numpy(), mean)
     np.testing.assert_allclose(
-        found.loc["rho_21", "sd"].to_numpy(), [float(of_population["rho_21"].std(ddof=1))]
+        found.loc[["rho_21"], "sd"].to_numpy(), [of_population["rho_21"].std(ddof=1).item()]
     )
 
 

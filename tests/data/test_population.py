@@ -61,8 +61,8 @@ def check_subject(population: Population, n: int, fit: int, subject: int) -> Non
         exists = place < len(observations)
         assert population.observed[place, 0, n, fit] == exists
         if exists:
-            got = (float(population.time[place, 0, n, fit]), float(population.dv[place, 0, n, fit]))
-            assert got == pytest.approx(observations[place], rel=1e-7)
+            seen = (float(population.time[place, 0, n, fit]), float(population.dv[place, 0, n, fit]))
+            assert seen == pytest.approx(observations[place], rel=1e-7)
     for place in range(MOST_DOSES):
         got = [float(v[place, 0, n, fit]) for v in (schedule.start, schedule.duration, schedule.amount)]
         if place < len(doses):

@@ -4,11 +4,11 @@ rows dose by dose with scipy, which shares no code and no idea with the closed f
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Format, Population, read_events
@@ -20,6 +20,7 @@ from medcm_cli.pk import (
     three_compartment,
     two_compartment,
 )
+from tests.helpers import amounts_after
 
 F64 = torch.float64
 TRUE = {"CL": 0.23, "V1": 2.7, "Q": 0.14, "V2": 0.7, "Q3": 0.05, "V3": 1.9, "KA": 0.8}
@@ -58,92 +59,112 @@ def linear_reference(compartments: int, absorption: bool, **names: dict[int, str
     return Reference(slope, compartments + absorption, int(absorption), **names)
 
 
-Records = list[dict[str, float]]
+Row = dict[str, float]  # of an event table
 
 
-def integrate(
-    reference: Reference, records: Records, z_of: Callable[[float], dict[str, float]]
-) -> list[float]:
-    """Amount in the observed compartment at each observation of one subject, in order, record by record as
-    NONMEM would: ``z_of`` gives the parameters from the covariate of a record, in force since the one
-    before."""
-    amounts, now = np.zeros(reference.size), 0.0
-    pending: list[
-        tuple[float, int, float, float, bool]
-    ] = []  # start, compartment, amount, length, additional
-    seen = []
+class Given(NamedTuple):
+    """A dose that is on its way: h, the compartment from 0, IU, and h (0: at once)."""
 
-    def due(additional: bool) -> None:
+    start: float
+    into: int
+    amount: float
+    length: float
+    additional: bool
+
+
+class Course:
+    """The amounts in one subject, followed record by record as NONMEM would."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self.amounts, self.now = np.zeros(reference.size), 0.0
+        self.pending: list[Given] = []
+
+    def due(self, additional: bool) -> None:
         """What is given at once is there; an additional dose comes after an observation at its time."""
-        for given in [d for d in pending if d[3] == 0 and d[0] <= now and (additional or not d[4])]:
-            amounts[given[1]] += given[2]
-            pending.remove(given)
+        at_once = [d for d in self.pending if d.length == 0 and (additional or not d.additional)]
+        for given in [d for d in at_once if d.start <= self.now]:
+            self.amounts[given.into] += given.amount
+            self.pending.remove(given)
 
-    def advance(to: float, z: dict[str, float]) -> None:
-        nonlocal amounts, now
-        due(additional=now < to)
-        while now < to:
-            times = [t for start, _, _, length, _ in pending for t in (start, start + length) if now < t < to]
-            target = min([to, *times])
-            inflow = np.zeros(reference.size)
-            middle = (now + target) / 2
-            for start, into, amount, length, _ in pending:
-                if length > 0 and start <= middle < start + length:
-                    inflow[into] += amount / length
-            amounts = solve_ivp(
-                lambda _, a, r=inflow: reference.slope(a, z) + r,
-                (now, target),
-                amounts,
-                method="DOP853",
+    def advance(self, to: float, z: dict[str, float]) -> None:
+        self.due(additional=self.now < to)
+        while self.now < to:
+            edges = [edge for d in self.pending for edge in (d.start, d.start + d.length)]
+            target = min([to, *(edge for edge in edges if self.now < edge)])
+            inflow = self.inflow((self.now + target) / 2)
+            self.amounts = amounts_after(
+                lambda _, a: self.reference.slope(a, z),
+                (self.now, target),
+                self.amounts,
+                inflow,
                 rtol=1e-11,
                 atol=1e-9,
-            ).y[:, -1]
-            now = target
-            due(additional=now < to)
+            )
+            self.now = target
+            self.due(additional=self.now < to)
 
-    def give(at: float, record: dict[str, float], z: dict[str, float], additional: bool = False) -> None:
+    def inflow(self, time: float) -> np.ndarray:
+        """Of the infusions that run at a time, into each compartment, IU/h."""
+        inflow = np.zeros(self.reference.size)
+        for given in self.pending:
+            if given.length > 0 and given.start <= time < given.start + given.length:
+                inflow[given.into] += given.amount / given.length
+        return inflow
+
+    def give(self, at: float, record: Row, z: dict[str, float], additional: bool = False) -> None:
         into = int(record["cmt"]) - 1 if record["cmt"] else 0
         length = record["amt"] / record["rate"] if record["rate"] > 0 else 0.0
         if record["rate"] == -2:
-            length = record["duration"] or z[reference.length[into + 1]]
-        amount = record["amt"] * z.get(reference.fraction.get(into + 1, ""), 1.0)
-        lag = z.get(reference.lag.get(into + 1, ""), 0.0)
-        pending.append((at + lag, into, amount, length, additional))
+            length = record["duration"] or z[self.reference.length[into + 1]]
+        amount = record["amt"] * z.get(self.reference.fraction.get(into + 1, ""), 1.0)
+        lag = z.get(self.reference.lag.get(into + 1, ""), 0.0)
+        self.pending.append(Given(at + lag, into, amount, length, additional))
 
-    def steady_state(record: dict[str, float], z: dict[str, float]) -> np.ndarray:
-        """Amounts after doses for a long time, from nothing; what of them still runs stays pending."""
-        nonlocal amounts, now, pending
-        target = record["time"]
-        pending, amounts, now = [], np.zeros(reference.size), target - LONG
+    def give_all(self, record: Row, z: dict[str, float]) -> None:
+        """A dose and its additional ones."""
+        self.give(record["time"], record, z)
+        for number in range(1, int(record["addl"]) + 1):
+            self.give(record["time"] + number * record["ii"], record, z, additional=True)
+        self.due(additional=False)
+
+    def empty(self, now: float) -> None:
+        self.now, self.pending, self.amounts = now, [], np.zeros(self.reference.size)
+
+    def add_steady_state(self, record: Row, z: dict[str, float]) -> None:
+        """What doses for a long time leave, on top of what is there; what still runs stays pending."""
+        series, target = Course(self.reference), record["time"]
+        series.empty(target - LONG)
         if record["ii"]:
-            number = int(LONG // record["ii"])
-            for place in range(number, 0, -1):
-                give(target - place * record["ii"], record, z)
+            for place in range(int(LONG // record["ii"]), 0, -1):
+                series.give(target - place * record["ii"], record, z)
         else:
-            pending = [(now, int(record["cmt"] or 1) - 1, LONG * record["rate"], LONG, False)]
-        advance(target, z)
-        pending = [given for given in pending if given[0] + given[3] > target]
-        return amounts
+            into = int(record["cmt"] or 1) - 1
+            series.pending = [Given(series.now, into, LONG * record["rate"], LONG, False)]
+        series.advance(target, z)
+        self.advance(target, z)
+        self.amounts = self.amounts + series.amounts
+        self.pending += [given for given in series.pending if given.start + given.length > target]
 
+
+def integrate(
+    reference: Reference, records: list[Row], z_of: Callable[[float], dict[str, float]]
+) -> list[float]:
+    """Amount in the observed compartment at each observation of one subject, in order: ``z_of`` gives the
+    parameters from the covariate of a record, in force since the one before."""
+    course, seen = Course(reference), []
     for record in records:
         z = z_of(record["wt"])
         is_dose = record["evid"] in (1, 4)
         if record["evid"] in (3, 4) or (is_dose and record["ss"] == 1):
-            now, pending, amounts = record["time"], [], np.zeros(reference.size)
+            course.empty(record["time"])
         if is_dose and record["ss"]:
-            kept = (now, list(pending), amounts)
-            series, running = steady_state(record, z), pending
-            now, pending, amounts = kept
-            advance(record["time"], z)
-            amounts, pending = amounts + series, pending + running
-        advance(record["time"], z)
+            course.add_steady_state(record, z)
+        course.advance(record["time"], z)
         if record["evid"] == 0:
-            seen.append(float(amounts[reference.observed]))
+            seen.append(float(course.amounts[reference.observed]))
         elif is_dose and (record["ii"] or not record["ss"]):
-            give(record["time"], record, z)
-            for number in range(1, int(record["addl"]) + 1):
-                give(record["time"] + number * record["ii"], record, z, additional=True)
-            due(additional=False)
+            course.give_all(record, z)
     return seen
 
 
@@ -153,7 +174,6 @@ LONG = 2400.0  # h
 # -- the regimens ----------------------------------------------------------------------------------
 
 COLUMNS = ("time", "evid", "amt", "rate", "duration", "addl", "ii", "ss", "cmt", "wt")
-Row = dict[str, float]
 
 
 def dose(time: float, amt: float = 1000, **more: float) -> Row:
@@ -175,7 +195,7 @@ REGIMENS: dict[str, list[Row]] = {
     "additional infusions": [dose(0, rate=200, addl=2, ii=8), *seen(8, 10, 17, 30)],
     "additional doses and another": [dose(0, addl=5, ii=6), *seen(5), dose(10, 300), *seen(13, 29)],
     "reset": [dose(0, addl=9, ii=12), *seen(14), {"time": 20, "evid": 3}, *seen(21), dose(26), *seen(30)],
-    "reset within an infusion": [dose(0, rate=20), *seen(10), {"time": 20, "evid": 3}, *seen(25)],
+    "reset within an infusion": [dose(0, rate=20), *seen(10), *seen(20, evid=3), *seen(25)],
     "reset and dose, time begins again": [
         *(dose(0), *seen(10, 30)),
         *({**dose(0, 600, rate=60), "evid": 4}, *seen(5, 12)),
@@ -195,7 +215,7 @@ ORAL: dict[str, list[Row]] = {
 }
 CHANGING: dict[str, list[Row]] = {
     "covariate that changes": [
-        *(dose(0, wt=60), *seen(4, wt=60), {"time": 7, "evid": 2, "wt": 75}, *seen(12, wt=90)),
+        *(dose(0, wt=60), *seen(4, wt=60), *seen(7, evid=2, wt=75), *seen(12, wt=90)),
         *(dose(12, 500, rate=100, wt=90), *seen(15, wt=90), *seen(30, wt=65)),
     ],
     "covariate that changes, additional doses": [
@@ -268,7 +288,7 @@ def test_every_regimen_equals_scipy(tmp_path: Path, compartments: int, absorptio
 
 @pytest.mark.parametrize("compartments", [1, 2, 3])
 def test_lag_time_bioavailability_and_modelled_duration(tmp_path: Path, compartments: int) -> None:
-    names = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
+    names: dict[str, Any] = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
     regimens = REGIMENS | ORAL
     regimens |= {
         "modelled duration": [dose(0, rate=-2), *seen(1, 3, 5.5, 6.3, 20)],

@@ -218,9 +218,8 @@ def test_the_mode_of_vwf_is_where_its_density_is_highest(
     scale = np.exp(vwf["mu"] + vwf["a"] + vwf["b"] * max(age, 40) / 45)
     other, group_o = (stats.lognorm(vwf["sigma"], scale=scale * factor) for factor in (1, vwf["c"]))
     x = np.linspace(20, 400, 1_000_001)
-    density = {0.0: other.pdf, 1.0: group_o.pdf}.get(
-        group, lambda x: share * group_o.pdf(x) + (1 - share) * other.pdf(x)
-    )(x)
+    of_o = share if np.isnan(group) else group
+    density = of_o * group_o.pdf(x) + (1 - of_o) * other.pdf(x)
     mode = vwf_mode(np.array([age]), np.array([group]))
     np.testing.assert_allclose(mode, x[int(np.argmax(density))], rtol=2e-4)
 

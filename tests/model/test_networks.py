@@ -19,7 +19,7 @@ from tests.helpers import COVARIATES, MULTI_BRANCH
 F64 = torch.float64
 STREAMS = [Stream(1, fold, 1) for fold in (1, 2, 3)]
 CONNECTED = [{"inputs": ["weight", "vwf"], "hidden": [8, 8], "heads": ["CL", "V1"], "activation": "swish"}]
-THREE = {**COVARIATES, "age": {"scale": 85}}
+THREE: dict[str, dict[str, Any]] = {**COVARIATES, "age": {"scale": 85}}
 DEEP = [
     {"inputs": ["vwf", "age"], "hidden": [3, 2, 4], "heads": ["V1", "CL", "Q"], "activation": "swish"},
     {"inputs": ["weight"], "hidden": [2], "heads": ["CL"]},
@@ -61,7 +61,7 @@ def trained(network: CovariateNetwork, streams: Sequence[Stream] = STREAMS) -> d
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, x)
+    return np.asarray(np.logaddexp(0, x))
 
 
 def by_hand(
@@ -74,7 +74,7 @@ def by_hand(
     zeta = dict.fromkeys((head for branch in branches for head in branch["heads"]), 1.0)
     for branch in branches:
         prefix = "+".join(branch["inputs"])
-        x = np.array([subject[name] / float(str(THREE[name]["scale"])) for name in branch["inputs"]])
+        x = np.array([subject[name] / THREE[name]["scale"] for name in branch["inputs"]])
         for depth in range(1, len(branch["hidden"]) + 1):
             layer = f"{prefix}.hidden_{depth}"
             x = values[f"{layer}.weight"] @ x + values[f"{layer}.bias"]

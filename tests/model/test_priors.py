@@ -93,7 +93,7 @@ def test_coordinates_are_what_the_model_takes() -> None:
     """Reported values are those of the model at the values handed to it, for every combination of what is
     fixed."""
     omegas = (None, [[0.04, 0.01], [0.01, 0.02]])
-    sigmas = ({}, {"additive": 0.02}, {"proportional": 0.1})
+    sigmas: tuple[dict[str, float], ...] = ({}, {"additive": 0.02}, {"proportional": 0.1})
     for omega, sigma, structure in itertools.product(omegas, sigmas, ("full", "diagonal")):
         model = model_with(("CL", "V1"), ("additive", "proportional"), omega, sigma, structure)
         prior = PopulationPrior(model, 1.0)

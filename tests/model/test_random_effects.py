@@ -62,7 +62,7 @@ def omega_of(values: Values, fit: int) -> np.ndarray:
             lower[i, j] = value * np.sqrt(1 - (lower[i, :j] ** 2).sum())
         lower[i, i] = np.sqrt(1 - (lower[i, :i] ** 2).sum())
     lower = sd[:, None] * lower
-    return lower @ lower.T
+    return np.asarray(lower @ lower.T)
 
 
 @pytest.mark.parametrize("structure", ["full", "diagonal"])

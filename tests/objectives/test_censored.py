@@ -62,7 +62,7 @@ class Subject:
         return level[self.rows, 0, self.n, self.b].numpy()
 
     def sd(self, f: np.ndarray) -> np.ndarray:
-        return self.sigma.get("additive", 0.0) + self.sigma.get("proportional", 0.0) * f
+        return np.asarray(self.sigma.get("additive", 0.0) + self.sigma.get("proportional", 0.0) * f)
 
     def log_likelihood(self, eta: np.ndarray) -> float:
         """Normal constants left out."""
@@ -82,7 +82,7 @@ class Subject:
         f = self.f(eta)
         z = (self.dv - f) / self.sd(f)
         rate = np.exp(stats.norm.logpdf(z) - stats.norm.logcdf(z))
-        return np.where(self.below, rate * (rate + z), 1.0) / self.sd(f) ** 2
+        return np.asarray(np.where(self.below, rate * (rate + z), 1.0) / self.sd(f) ** 2)
 
     def joint(self, eta: np.ndarray) -> float:
         """Laplace's approximation with first derivatives of f, as Eq. s10 has it without censoring."""
@@ -97,7 +97,7 @@ def everyone(model: Model, values: Values, population: Population) -> list[Subje
 
 
 def per_fit(values: Sequence[float]) -> np.ndarray:
-    return np.reshape(values, (FITS, SUBJECTS)).sum(1)
+    return np.asarray(np.reshape(values, (FITS, SUBJECTS)).sum(1))
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -221,6 +221,7 @@ def test_gradient_equals_finite_difference(model: Model, error: str, objective: 
 def test_float32_far_above_the_limit(model: Model, objective: Objective) -> None:
     """Typical levels a thousand sds and more above the limit, as an initialisation may have them."""
     population = below_the_limit(make_population(SUBJECTS, 1, dtype=torch.float32))
+    assert population.censored is not None
     far = replace(population, dv=torch.where(population.censored > 0, 1e-5, population.dv))
     start = objective.init(model, far, STREAMS[:1], torch.float32)
     raw = torch.full_like(start.trained["sigma"], -9.0)  # sigma 1.2e-4

@@ -48,7 +48,7 @@ def dense_terms(
             total["log_det"] += np.linalg.slogdet(c)[1]
             total["quadratic"] += r @ np.linalg.solve(c, r)
             total["residual"] += r @ np.linalg.solve(sigma, r)
-            total["prior"] += e @ np.linalg.solve(omega, e)
+            total["prior"] += float(e @ np.linalg.solve(omega, e))
         result.append(total)
     return result
 
@@ -327,9 +327,9 @@ def test_linear_gaussian_fo_foce_and_best_elbo_equal_the_exact_marginal(model: M
     )
 
     # The reported random effects of FO and FOCE are that posterior too.
-    mean, cov = Fo(mode_tolerance=1e-11).random_effects(linear, population, state)
-    np.testing.assert_allclose(mean.numpy(), q_mean, atol=1e-8)
-    np.testing.assert_allclose(cov.numpy(), np.einsum("ijnb,kjnb->iknb", q_lower, q_lower), atol=1e-10)
+    mode, spread = Fo(mode_tolerance=1e-11).random_effects(linear, population, state)
+    np.testing.assert_allclose(mode.numpy(), q_mean, atol=1e-8)
+    np.testing.assert_allclose(spread.numpy(), np.einsum("ijnb,kjnb->iknb", q_lower, q_lower), atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
-from medcm_cli.study.options import conf_dir, identity
+from medcm_cli.study.identity import identity
+from medcm_cli.study.options import conf_dir
 from medcm_cli.training.loop import train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.results import tables
@@ -465,11 +466,11 @@ def test_minibatches_count_the_population_once(model: Model, family: str, of_pop
     [
         (
             lambda: Vi(population="bayes"),
-            r"objective.population is 'bayes': expected one of point, variational",
+            r"objective.population is 'bayes'; expected point or variational",
         ),
-        (lambda: Vi(lkj=0), r"objective.lkj is 0: expected a number above 0"),
+        (lambda: Vi(lkj=0), r"objective.lkj is 0; expected a number above 0"),
         (lambda: Vi(lkj=True), r"objective.lkj is True"),
-        (lambda: Vi(components=0), r"objective.components is 0: expected a whole number from 1"),
+        (lambda: Vi(components=0), r"objective.components is 0; expected a whole number from 1"),
         (lambda: Vi(family="mixture", estimator="entropy"), r"family=mixture has no closed form"),
         (lambda: Vi(family="flow", estimator="entropy"), r"family=flow has no closed form"),
     ],

@@ -1,4 +1,4 @@
-"""Regimens to try: what their files mean, and the tables that levels are predicted at."""
+"""Regimens to try: what their files mean."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medcm_cli.data import Format, read_events
 from medcm_cli.errors import InputError
-from medcm_cli.patients.plans import dose_corners, looked_at, part, read_plan, with_plan
+from medcm_cli.patients.plans import read_plan, with_plan
 from tests.helpers import make_events
 
 DATASET = {"columns": {}, "bolus_duration": 1 / 60}
@@ -87,44 +86,3 @@ def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
         read_plan(tmp_path / "absent.yml", DATASET)
     with pytest.raises(InputError, match="holds no dose"):
         read_plan(pd.DataFrame({"time": [0.0], "evid": 0, "amt": 0.0}), DATASET)
-
-
-def test_times_and_the_corners_of_doses_are_looked_at() -> None:
-    events = make_events(2, doses=2)  # infusions of half an hour at 0 and 12 h
-    times = np.array([0.0, 6.0, 20.0])
-    found, place = looked_at(events, times, dose_corners(events))
-    for subject in range(2):
-        seen = found.clock[~found.is_dose & (found.subject == subject)]
-        assert (np.diff(seen) >= 0).all()
-        for wanted in (0, 0.5, 0.75, 1, 4.5, 6, 12, 12.5, 12.75, 18.5, 20):
-            assert np.abs(seen - wanted).min() < 1e-5
-        np.testing.assert_array_equal(seen[place[:, subject]], times)
-    np.testing.assert_allclose(np.unique(dose_corners(found)), [0, 0.5, 12, 12.5], atol=1e-5)
-
-
-def test_times_after_a_reset_belong_to_what_was_given_after_it() -> None:
-    frame = pd.DataFrame(
-        {
-            "id": "a",
-            "time": [0.0, 5.0, 30.0, 40.0],
-            "evid": [1, 0, 4, 0],
-            "amt": [10.0, 0.0, 20.0, 0.0],
-            "dv": [np.nan, 1.0, np.nan, 2.0],
-        }
-    )
-    events = read_events(frame, {}, Format(patients=True))
-    second = float(events.reset_clock[0])
-    times = np.array([0.0, second - 1, second + 1])
-    found, _ = looked_at(events, times, dose_corners(events))
-    seen = ~found.is_dose
-    assert set(found.segment[seen & (found.clock < second)].tolist()) == {0}
-    assert set(found.segment[seen & (found.clock > second)].tolist()) == {1}
-
-
-def test_some_patients_are_as_they_were() -> None:
-    events = make_events(5, ragged=True)
-    some = part(events, np.array([1, 4]))
-    assert some.ids == ("1", "4")
-    for new, old in enumerate((1, 4)):
-        np.testing.assert_array_equal(some.dv[some.subject == new], events.dv[events.subject == old])
-        assert some.covariates["weight"][new] == events.covariates["weight"][old]

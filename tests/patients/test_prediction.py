@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
@@ -44,8 +45,8 @@ def outputs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     choices = ("fold=[1,2,3]", "learning_rate=0.02", "epochs=60", "checkpoint_every=20")
     for objective, network in (("fo", "truth"), ("mse", "multi_branch")):
         config = configuration(data, folder, f"objective={objective}", f"network={network}", *choices)
-        setup = Setup.build(config)
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(config)
+        job.run(list(job.plan().records.values()))
     return folder
 
 
@@ -59,7 +60,9 @@ def patients(data: Path) -> pd.DataFrame:
     """Four patients, the first without a level."""
     frame = pd.read_parquet(data / "simulation.parquet")[COLUMNS]
     frame = frame[frame["id"].isin(frame["id"].unique()[:4])]
-    return frame[(frame["id"] != frame["id"].iloc[0]) | (frame["mdv"] == 1)].reset_index(drop=True)
+    shown = (frame["id"] != frame["id"].iloc[0]) | (frame["mdv"] == 1)
+    chosen: pd.DataFrame = frame.loc[shown].reset_index(drop=True)
+    return chosen
 
 
 def test_quantiles_pool_draws_and_fits() -> None:
@@ -143,17 +146,17 @@ def test_typical_curve_is_the_models_and_bands_hold_it(study: Study, patients: p
 def test_levels_narrow_a_patient_and_the_prior_has_none(study: Study, patients: pd.DataFrame) -> None:
     found = predict(study, patients, draws=3000)
     of_cl = found.parameters[found.parameters["parameter"] == "CL"].set_index("patient")
-    width = np.log(of_cl["upper_90"] / of_cl["lower_90"])
-    assert width.iloc[0] > width.iloc[1:].max()
+    width = np.log((of_cl["upper_90"] / of_cl["lower_90"]).to_numpy())
+    assert width[0] > width[1:].max()
     # Without a level: lognormal around the typical value, with the fits' omega.
     omega = float(study.fits.model.omega_cholesky(study.fits.estimates)[0][0].mean())
-    assert width.iloc[0] == pytest.approx(2 * 1.645 * omega, rel=0.05)
+    assert width[0] == pytest.approx(2 * 1.645 * omega, rel=0.05)
     assert of_cl["median"].iloc[0] == pytest.approx(of_cl["typical"].iloc[0], rel=0.01)
     assert set(found.observations["patient"]) == set(patients["id"].unique()[1:])
 
 
 def test_a_patient_alone_is_as_among_others(study: Study, patients: pd.DataFrame) -> None:
-    options = {"times": [0.0, 24.0, 48.0], "draws": 60}
+    options: dict[str, Any] = {"times": [0.0, 24.0, 48.0], "draws": 60}
     together = predict(study, patients, **options)
     name = patients["id"].unique()[2]
     alone = predict(study, patients[patients["id"] == name], **options)
@@ -166,7 +169,7 @@ def test_a_patient_alone_is_as_among_others(study: Study, patients: pd.DataFrame
 
 def test_the_ensemble_is_a_mixture_of_its_fits(study: Study, patients: pd.DataFrame) -> None:
     """Probabilities of the ensemble are the mean of those of its fits; each fit keeps its draws."""
-    options = {"times": [0.0, 24.0, 48.0], "thresholds": [10.0, 20.0]}
+    options: dict[str, Any] = {"times": [0.0, 24.0, 48.0], "thresholds": [10.0, 20.0]}
     together = predict(study, patients, draws=300, **options).above["probability"]
     singly = [
         predict(load_study(folder), patients, draws=100, **options).above["probability"]
@@ -246,7 +249,7 @@ def test_doses_that_the_model_cannot_take_are_refused(study: Study, patients: pd
 def test_files_and_frames_give_the_same(study: Study, patients: pd.DataFrame, tmp_path: Path) -> None:
     patients.to_csv(tmp_path / "p.csv", index=False)
     patients.to_parquet(tmp_path / "p.parquet")
-    options = {"times": [0.0, 24.0], "draws": 30}
+    options: dict[str, Any] = {"times": [0.0, 24.0], "draws": 30}
     expected = predict(study, patients, **options).curve
     for name in ("p.csv", "p.parquet"):
         pd.testing.assert_frame_equal(predict(study, tmp_path / name, **options).curve, expected)
@@ -261,7 +264,7 @@ def test_patients_without_a_dose_have_those_of_the_regimen(study: Study) -> None
         predict(study, only, draws=40)
 
 
-def changed(frame: pd.DataFrame, row: int, **values: object) -> pd.DataFrame:
+def changed(frame: pd.DataFrame, row: int, **values: Any) -> pd.DataFrame:
     copy = frame.copy()
     for name, value in values.items():
         copy.loc[row, name] = value

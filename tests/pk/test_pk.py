@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from medcm_cli.errors import InputError
@@ -23,6 +22,7 @@ from medcm_cli.pk import (
     two_compartment_rate,
 )
 from medcm_cli.pk.moments import moment
+from tests.helpers import amounts_after
 
 NAMES = ("CL", "V1", "Q", "V2")
 ODE = OdeModel(two_compartment_rate, NAMES, 2, rtol=1e-8, atol=1e-8)
@@ -66,14 +66,10 @@ def by_scipy(z: dict[str, Tensor], case: tuple[Tensor, ...], compartments: int) 
             middle = (left + right) / 2
             on = (start[:, n] <= middle) & (middle < start[:, n] + duration[:, n])
             inflow = np.array([(rate[:, n] * on).sum(), 0])
-            amounts = solve_ivp(
-                lambda _, a, m=matrix, r=inflow: m @ a + r,
-                (left, right),
-                amounts,
-                method="DOP853",
-                rtol=1e-10,
-                atol=1e-9,
-            ).y[:, -1]
+            span = (float(left), float(right))
+            amounts = amounts_after(
+                lambda _, a, m: m @ a, span, amounts, inflow, matrix, rtol=1e-10, atol=1e-9
+            )
             at[float(right)] = float(amounts[0])
         levels[:, n] = [at[float(t)] / v1 / 1000 for t in time[:, n]]
     return levels
@@ -119,8 +115,8 @@ def test_gradient_near_equal_eigenvalues() -> None:
     """Against central differences, where the two eigenvalues differ by one part in a thousand."""
     _, case = random_case(3, subjects=1)
     k, gap = 0.1, 1e-6
-    z = {"CL": k * 2, "V1": 2.0, "Q": gap, "V2": gap / (k * (1 + 1e-3))}
-    z = {name: torch.tensor([value], dtype=torch.float64) for name, value in z.items()}
+    values = {"CL": k * 2, "V1": 2.0, "Q": gap, "V2": gap / (k * (1 + 1e-3))}
+    z = {name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()}
     check_slopes(two_compartment(), z, case, ("CL", "V1", "V2"), tolerance=2e-6)
 
 

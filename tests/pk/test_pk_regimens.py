@@ -1,15 +1,16 @@
 """Every regimen feature of every linear model, in closed form and stepwise, and of models given as dA/dt,
 against scipy's integrator going from dose to dose."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from medcm_cli.errors import InputError
@@ -30,10 +31,12 @@ from medcm_cli.pk import (
     two_compartment_rate,
 )
 from medcm_cli.pk.compartments import rate_matrix
+from tests.helpers import amounts_after
 
 TYPICAL = {"CL": 0.4, "V1": 2.0, "Q": 0.15, "V2": 0.75, "Q3": 0.6, "V3": 3.0, "KA": 0.9}
 DOSE_TYPICAL = {"LAG": 0.7, "F": 0.6, "D": 3.5, "LAG2": 0.2, "F2": 0.8, "D2": 5.0}
 MAKERS = {"one": one_compartment, "two": two_compartment, "three": three_compartment}
+NAMED: dict[str, Any] = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
 TIMES = (0.0, 0.3, 1.0, 2.0, 4.0, 7.0, 12.0, 13.5, 24.0, 25.0, 30.0, 47.0, 60.0)
 
 
@@ -66,8 +69,8 @@ def built(regimen: Regimen, change: Sequence[float] | None = None) -> Schedule:
     """The schedule, with None for whatever the regimen does not have."""
     doses, times = regimen.doses, regimen.times
     visible = torch.ones(len(doses), len(times), 1, 1, 1, dtype=torch.float64)
-    for dose, observation in regimen.unseen:
-        visible[dose, observation] = 0
+    for e, t in regimen.unseen:
+        visible[e, t] = 0
     for e, dose in enumerate(doses):
         for t, time in enumerate(times):
             same = sum(r <= dose.start for r in regimen.resets) == sum(r <= time for r in regimen.resets)
@@ -109,6 +112,64 @@ def linear_rhs(compartments: int, absorption: bool) -> Rhs:
     return rhs
 
 
+class Given(NamedTuple):
+    """A dose of a regimen, or one of those that a steady state is written out as."""
+
+    dose: int  # its place in the regimen
+    begin: float
+    end: float
+    amount: float
+    into: int
+
+
+def written_out(
+    regimen: Regimen, dosed: int, parameters: Callable[[float], dict[str, float]], series: int
+) -> list[Given]:
+    given = []
+    for number, dose in enumerate(regimen.doses):
+        place = dosed if dose.compartment is None else dose.compartment
+        z = parameters(dose.start)
+        suffix = "" if place == 0 else "2"
+        lag, scale = z.get("LAG" + suffix, 0.0), z.get("F" + suffix, 1.0)
+        length = z["D" + suffix] if dose.modelled else dose.duration
+        repeats = series if dose.interval < math.inf else 1
+        for back in range(repeats):
+            begin = dose.start + lag - back * (0 if repeats == 1 else dose.interval)
+            given.append(Given(number, begin, begin + length, scale * dose.amount, place))
+    return given
+
+
+def inflow(regimen: Regimen, given: Sequence[Given], left: float, right: float, states: int) -> np.ndarray:
+    """Of the infusions that run from ``left`` to ``right``. A reset ends an infusion that began before it,
+    but for one of a series: that it began before is what a steady state means."""
+
+    def segment(time: float) -> int:
+        return sum(reset <= time for reset in regimen.resets)
+
+    total = np.zeros(states)
+    for number, begin, end, amount, place in given:
+        endless = regimen.doses[number].interval < math.inf
+        stands = endless or segment(left) == segment(regimen.doses[number].start)
+        if begin <= left and end >= right and end > begin and stands:
+            total[place] += amount / (end - begin)
+    return total
+
+
+def jumps(given: Sequence[Given], time: float, states: int, unseen: Sequence[int] = ()) -> np.ndarray:
+    """Of the doses that are given at once at a time."""
+    change = np.zeros(states)
+    for number, begin, end, amount, place in given:
+        if begin == end == time and number not in unseen:
+            change[place] += amount
+    return change
+
+
+def empties(regimen: Regimen, time: float) -> bool:
+    """A reset, but for one that a series begins with, which began long before it in truth."""
+    series = any(dose.start == time and dose.interval < math.inf for dose in regimen.doses)
+    return time in regimen.resets and not series
+
+
 def integrated(
     rhs: Rhs,
     states: int,
@@ -122,61 +183,23 @@ def integrated(
     """Levels by scipy, from event to event. ``parameters`` gives those in force at a time; a series of a
     steady state is written out as ``series`` doses. LAG, F and D belong to compartment 1, LAG2, F2 and D2 to
     2."""
-    given = []
-    for number, dose in enumerate(regimen.doses):
-        place = dosed if dose.compartment is None else dose.compartment
-        z = parameters(dose.start)
-        suffix = "" if place == 0 else "2"
-        lag, scale = z.get("LAG" + suffix, 0.0), z.get("F" + suffix, 1.0)
-        length = z["D" + suffix] if dose.modelled else dose.duration
-        repeats = series if dose.interval < math.inf else 1
-        for back in range(repeats):
-            begin = dose.start + lag - back * (0 if repeats == 1 else dose.interval)
-            given.append((number, begin, begin + length, scale * dose.amount, place))
-    # Resets empty what came before; a series that begins with one began long before it in truth.
+    given = written_out(regimen, dosed, parameters, series)
     edges = {0.0, *regimen.times, *regimen.resets, *changes}
-    edges |= {begin for _, begin, *_ in given} | {end for _, _, end, *_ in given}
+    edges |= {dose.begin for dose in given} | {dose.end for dose in given}
     order = sorted(edge for edge in edges if edge < math.inf)
     amounts, levels = np.zeros(states), dict[int, float]()
-
-    def segment(time: float) -> int:
-        return sum(reset <= time for reset in regimen.resets)
-
-    def jumps(time: float, unseen: Sequence[int] = ()) -> np.ndarray:
-        change = np.zeros(states)
-        for number, begin, end, amount, place in given:
-            if begin == end == time and number not in unseen:
-                change[place] += amount
-        return change
-
-    for left, right in [(None, order[0]), *itertools.pairwise(order)]:
-        if left is not None:
-            z = parameters(right)
-            inflow = np.zeros(states)
-            for number, begin, end, amount, place in given:
-                real = segment(regimen.doses[number].start)
-                endless = regimen.doses[number].interval < math.inf
-                if begin <= left and end >= right and end > begin and (endless or segment(left) == real):
-                    inflow[place] += amount / (end - begin)
-            amounts = solve_ivp(
-                lambda t, a, z=z, inflow=inflow: rhs(t, a, z) + inflow,
-                (left, right),
-                amounts,
-                method="DOP853",
-                rtol=1e-12,
-                atol=1e-10,
-            ).y[:, -1]
-        # A reset does not cut short a series: that it began before is what a steady state means.
-        if right in regimen.resets and not any(
-            d.start == right and d.interval < math.inf for d in regimen.doses
-        ):
+    for left, right in [(order[0], order[0]), *itertools.pairwise(order)]:
+        if left < right:
+            rates = inflow(regimen, given, left, right, states)
+            amounts = amounts_after(rhs, (left, right), amounts, rates, parameters(right))
+        if empties(regimen, right):
             amounts = np.zeros(states)
         for t, time in enumerate(regimen.times):
             if time == right:
                 unseen = [dose for dose, observation in regimen.unseen if observation == t]
-                central = (amounts + jumps(right, unseen))[observed]
+                central = (amounts + jumps(given, right, states, unseen))[observed]
                 levels[t] = central / parameters(right)["V1"] / 1000
-        amounts = amounts + jumps(right)
+        amounts = amounts + jumps(given, right, states)
     return np.array([levels[t] for t in range(len(regimen.times))])
 
 
@@ -201,21 +224,13 @@ def shape_of(pk: LinearModel) -> int:
 def compare(pk: LinearModel, regimen: Regimen, seed: int = 0, subjects: int = 2) -> None:
     """Closed form and stepwise against scipy."""
     z = spread(pk.parameters, seed, subjects)
-    compartments = shape_of(pk)
-    want = np.stack(
-        [
-            integrated(
-                linear_rhs(compartments, pk.absorption),
-                compartments + pk.absorption,
-                pk.central,
-                0,
-                regimen,
-                lambda _, n=n: {name: float(value[0, n, 0]) for name, value in z.items()},
-            )
-            for n in range(subjects)
-        ],
-        -1,
-    )
+    rhs, states = linear_rhs(shape_of(pk), pk.absorption), shape_of(pk) + pk.absorption
+
+    def wanted(n: int) -> np.ndarray:
+        of = {name: float(value[0, n, 0]) for name, value in z.items()}
+        return integrated(rhs, states, pk.central, 0, regimen, lambda _: of)
+
+    want = np.stack([wanted(n) for n in range(subjects)], -1)
     schedule = built(regimen)
     check_schedule(pk, schedule)
     close(solve(pk, schedule, z)[:, 0, :, 0], want)
@@ -338,8 +353,7 @@ def test_constant_infusion_at_steady_state(name: str) -> None:
 @pytest.mark.parametrize("absorption", [False, True], ids=["iv", "oral"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameters_that_change_in_time(name: str, absorption: bool) -> None:
-    options = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
-    pk = MAKERS[name](absorption=absorption, **options)
+    pk = MAKERS[name](absorption=absorption, **NAMED)
     change = (5.0, 12.0, math.inf)
     kept = ("F", "V2")
     regimes = [spread(pk.parameters, seed, 2) for seed in range(3)]
@@ -351,7 +365,7 @@ def test_parameters_that_change_in_time(name: str, absorption: bool) -> None:
     doses += [Dose(13.0, 500, 1.0, 1)] if absorption else []
     regimen = Regimen(doses, resets=(26.0,))
 
-    def in_force(time: float, n: int) -> dict[str, float]:
+    def in_force(n: int, time: float) -> dict[str, float]:
         p = sum(end < time for end in change)
         return {name: float(regimes[0 if name in kept else p][name][0, n, 0]) for name in pk.parameters}
 
@@ -364,7 +378,7 @@ def test_parameters_that_change_in_time(name: str, absorption: bool) -> None:
             pk.central,
             0,
             regimen,
-            lambda time, n=n: in_force(time, n),
+            functools.partial(in_force, n),
             change,
         )
         close(got[:, 0, n, 0], want)
@@ -437,8 +451,7 @@ FULL = Regimen(
 
 
 def full_model(name: str) -> LinearModel:
-    options = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
-    return MAKERS[name](absorption=True, **options)
+    return MAKERS[name](absorption=True, **NAMED)
 
 
 def slopes_by_differences(
@@ -579,7 +592,7 @@ def test_many_events_are_the_sum_of_single_doses(name: str) -> None:
 # -- models given as dA/dt -------------------------------------------------------------------------
 
 
-def oral_rate(t: Tensor, amounts: Tensor, z: dict[str, Tensor]) -> Tensor:
+def oral_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
     """Depot, central, peripheral."""
     inner = two_compartment_rate(t, amounts[1:], z)
     absorbed = z["KA"] * amounts[0]
@@ -661,7 +674,7 @@ def learned(t: float, a: np.ndarray, z: dict[str, float]) -> np.ndarray:
     del t
     c = a / z["V1"] / 1000
     out = sum((z[f"UP{i}"] - z[f"DOWN{i}"]) * np.tanh(z[f"SLOPE{i}"] * c) for i in (1, 2, 3))
-    return -z["CL"] / z["V1"] * np.exp(out) * a
+    return np.asarray(-z["CL"] / z["V1"] * np.exp(out) * a)
 
 
 @pytest.mark.parametrize("kind", ["saturable", "learned"])
@@ -697,7 +710,7 @@ def test_nonlinear_sensitivities(pk: OdeModel) -> None:
         close(slope, wanted.numpy(), 1e-6)
 
 
-def kept(t: Tensor, amounts: Tensor, z: dict[str, Tensor]) -> Tensor:
+def kept(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
     del t, z
     return torch.zeros_like(amounts)
 
@@ -773,7 +786,7 @@ def test_dose_parameters_that_do_not_fit(options: dict[str, object], message: st
         ({"volume": "VC"}, "pk.volume is 'VC'; expected one of CL, V1, Q, V2"),
     ],
 )
-def test_options_of_a_rate_function_that_do_not_fit(options: dict[str, object], message: str) -> None:
+def test_options_of_a_rate_function_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
-        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2, **options)  # type: ignore[arg-type]
+        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2, **options)
     assert str(caught.value) == message

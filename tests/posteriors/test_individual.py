@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ def two_fits(error: str = "additive", sd: float = 0.3) -> tuple[Model, dict[str,
     return model, values
 
 
-def population_of(subjects: int, fits: int = 2, **options: int) -> Population:
+def population_of(subjects: int, fits: int = 2, **options: Any) -> Population:
     everyone = Population.from_events(make_events(subjects, **options), torch.float64)
     spread = {name: v.expand(*v.shape[:-1], fits) for name, v in everyone.covariates.items()}
     return replace(everyone, covariates=spread)
@@ -108,9 +109,13 @@ def test_mode_is_that_of_an_independent_optimiser(error: str) -> None:
     assert bool(found.converged.all())
     for subject, fit in ((0, 0), (1, 1), (2, 0), (3, 1)):
         log_density = by_numpy(model, values, population, subject, fit)
+
+        def misfit(eta: np.ndarray, log_density: Callable[[FloatArray], float] = log_density) -> float:
+            return -log_density(eta)
+
         best = minimize(
-            lambda eta, f=log_density: -f(eta),
-            [0, 0],
+            misfit,
+            np.zeros(2),
             method="Nelder-Mead",
             options={"xatol": 1e-9, "fatol": 1e-13},
         )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,13 +51,11 @@ def network_values(fits: int) -> dict[str, torch.Tensor]:
     }
 
 
-def known(
-    population: Population, sigma: dict[str, float] | None = None, **options: object
-) -> KnownPopulation:
+def known(population: Population, sigma: dict[str, float] | None = None, **options: Any) -> KnownPopulation:
     sigma = {"additive": SIGMA} if sigma is None else sigma
     model = model_with(OMEGA, sigma, tuple(sigma))
     values = network_values(population.shape[2])
-    return KnownPopulation(model, values, population, model.typical(values, population), **options)  # type: ignore[arg-type]
+    return KnownPopulation(model, values, population, model.typical(values, population), **options)
 
 
 def joint(population: Population, lkj: float = 1.0) -> JointPopulation:
@@ -115,7 +114,7 @@ def test_joint_density_with_its_jacobians(lkj: float) -> None:
         log_sigma, log_omega_1, log_omega_2, raw = x[chain, :4]
         sigma, w1, w2, rho = math.exp(log_sigma), math.exp(log_omega_1), math.exp(log_omega_2), math.tanh(raw)
         omega = [[w1 * w1, rho * w1 * w2], [rho * w1 * w2, w2 * w2]]
-        expected = norm.logpdf(population.dv[:, 0, :, chain].numpy(), f[..., chain], sigma).sum()
+        expected = np.sum(norm.logpdf(population.dv[:, 0, :, chain].numpy(), f[..., chain], sigma))
         expected += multivariate_normal([0, 0], omega).logpdf(eta[:, chain]).sum()
         expected += lognorm(1, scale=math.exp(-3)).logpdf(sigma) + log_sigma
         expected += lognorm(1, scale=math.exp(-1.5)).logpdf([w1, w2]).sum() + log_omega_1 + log_omega_2
@@ -152,7 +151,7 @@ def on_grid(
     f = model.predict(model.typical(network_values(1), one), one, effects)[..., 0].numpy()
     dv = one.dv[..., 0].numpy()
     sd = sigmas[:, None, None, None]
-    log_p = norm.logpdf(dv, f, sd)
+    log_p = np.asarray(norm.logpdf(dv, f, sd))
     if one.censored is not None:
         log_p = np.where(one.censored[..., 0].numpy() > 0, norm.logcdf(dv, f, sd), log_p)
     return eta, log_p.sum(1) + multivariate_normal([0, 0], OMEGA).logpdf(eta)[:, None]

@@ -21,7 +21,7 @@ from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.figures import style, training
 from medcm_cli.report.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.report.figures.plot import figures
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 OBJECTIVES = ("mse", "fo", "vi")
@@ -36,8 +36,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_study(root / "data", SMALL)
     for objective in OBJECTIVES:
         choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2,3]", "replicate=[1,2]")
-        setup = Setup.build(configuration(root / "data", root / "outputs", *choices))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(root / "data", root / "outputs", *choices))
+        job.run(list(job.plan().records.values()))
     fits = sorted((root / "outputs").rglob("run.json"))
     one = next(path for path in fits if "objective=fo" in str(path))
     table = pyarrow.parquet.read_table(one.parent / "history.parquet")
@@ -86,17 +86,17 @@ def test_medians_and_bands_are_those_of_the_histories(
     read = histories(swept, objective)
     assert len(read) == {"mse": 6, "fo": 6, "vi": 5}[objective]
     assert len(shown) == len({epoch for history in read for epoch in history["epoch"]})
-    for row in shown.itertuples():
-        values = [history[column][history["epoch"] == row.epoch].to_numpy() for history in read]
+    for row in shown.to_dict("records"):
+        values = [history[column][history["epoch"] == row["epoch"]].to_numpy() for history in read]
         expected = factor * np.quantile(np.concatenate(values).astype(np.float64), QUANTILES)
-        np.testing.assert_allclose([row.low, row.median, row.high], expected, rtol=1e-12)
-        assert row.fits == sum(map(len, values))
+        np.testing.assert_allclose([row["low"], row["median"], row["high"]], expected, rtol=1e-12)
+        assert row["fits"] == sum(map(len, values))
 
 
 def test_the_lines_are_the_numbers(drawn: dict[str, style.Drawn]) -> None:
     one = drawn["epochs_rmse"]
     (axis,) = one.figure.axes
-    lines = {to_hex(line.get_color()).upper(): line for line in axis.lines if len(line.get_xdata()) > 2}
+    lines = {to_hex(line.get_color()).upper(): line for line in axis.lines if np.size(line.get_xdata()) > 2}
     for name in OBJECTIVES:
         shown = one.data[(one.data["method"] == name.upper()) & one.data["fits"].notna()]
         line = lines[style.COLOURS[name]]
@@ -116,7 +116,7 @@ def test_a_failed_fit_counts_until_it_fails_and_has_a_cross(
         ]
         assert crosses, stem
         for cross in crosses:
-            assert list(cross.get_xdata()) == [FAILED_AT]
+            assert np.asarray(cross.get_xdata()).tolist() == [FAILED_AT]
             assert to_hex(cross.get_color()).upper() == style.COLOURS["fo"]
         assert "FO 6 (1 failed)" in drawn[stem].caption
         assert "1 not finished" in drawn[stem].caption
@@ -177,7 +177,7 @@ def test_print_size(drawn: dict[str, style.Drawn]) -> None:
         assert one.figure.get_figwidth() in (style.SINGLE, style.DOUBLE), stem
         one.figure.draw_without_rendering()
         sizes = {
-            text.get_fontsize()
+            float(text.get_fontsize())
             for axis in one.figure.axes
             for text in (axis.xaxis.label, axis.yaxis.label, axis.title, *axis.get_xticklabels())
         }
@@ -187,7 +187,8 @@ def test_print_size(drawn: dict[str, style.Drawn]) -> None:
 def test_an_objective_has_one_colour_everywhere(drawn: dict[str, style.Drawn]) -> None:
     for name in OBJECTIVES:
         (points,) = {
-            to_hex(c.get_facecolor()[0]).upper() for c in drawn[f"goodness_{name}"].figure.axes[0].collections
+            to_hex(np.asarray(c.get_facecolor())[0]).upper()
+            for c in drawn[f"goodness_{name}"].figure.axes[0].collections
         }
         assert points == style.COLOURS[name]
     for stem, names in (("epochs_rmse", OBJECTIVES), ("epochs_kl", ("fo", "vi")), ("effects", OBJECTIVES)):

@@ -28,7 +28,7 @@ from medcm_cli.report.figures.collected import Sweep
 from medcm_cli.report.figures.plot import figures
 from medcm_cli.report.page import _source, write
 from medcm_cli.runs.summary import summarize
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 STUDY = "<b>&\"study' ü"
@@ -89,8 +89,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objective in ("mse", "fo", "vi"):
         choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
         config = configuration(root / "data", root / "outputs", *choices)
-        setup = Setup.build({**config, "study": STUDY})
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build({**config, "study": STUDY})
+        job.run(list(job.plan().records.values()))
     folder = root / "outputs" / STUDY
     _change(folder, "fo", 0, status="failed", failure={"epoch": 5, "cause": "a < b & c"}, redraws=2)
     _change(folder, "fo", 1, unconverged_modes=0.25)
@@ -238,8 +238,8 @@ def test_nothing_comes_from_elsewhere(written: Path, page: Page) -> None:
 @pytest.mark.parametrize(("points", "kind"), [(10, "data:image/svg+xml,"), (6000, "data:image/png;base64,")])
 def test_a_large_figure_becomes_an_image(tmp_path: Path, points: int, kind: str) -> None:
     figure = Figure(figsize=(2, 2))
-    x = np.random.default_rng(0).random((2, points))
-    figure.subplots().scatter(*x, s=np.linspace(1, 2, points))
+    x, y = np.random.default_rng(0).random((2, points))
+    figure.subplots().scatter(x, y, s=np.linspace(1, 2, points))
     source = _source(style.Drawn("cloud", "", figure, "", "", pd.DataFrame()), tmp_path)
     assert source.startswith(kind)
     assert len(source) < 400_000
@@ -388,13 +388,22 @@ def test_it_fits_a_phone_and_needs_no_network(written: Path, tmp_path: Path) -> 
         assert one["title"].startswith(STUDY)  # the question's script did not run
 
 
-def _items(dom: str) -> Iterator[str]:
-    parser = HTMLParser(convert_charrefs=True)
-    items: list[str] = []
-    parser.handle_data = items.append  # type: ignore[method-assign]
+class Texts(HTMLParser):
+    """The texts between tags."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.found.append(data)
+
+
+def _items(dom: str) -> list[str]:
+    parser = Texts()
     parser.feed(dom[dom.index("<ul>") : dom.index("</ul>")])
     parser.close()
-    yield from items
+    return parser.found
 
 
 @browser

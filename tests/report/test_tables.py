@@ -1,9 +1,11 @@
 """Run folders to the comparison of methods: every figure recomputed here from the invented histories."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.report import tables
 from medcm_cli.report.tables import compare, sections, write
-from medcm_cli.runs.summary import summarize
+from medcm_cli.runs.summary import Summary, summarize
 
 TRUTH = {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {"additive": 0.03}}
 History = dict[str, np.ndarray]
@@ -41,20 +43,11 @@ def invent(seed: int, epochs: int = 2000, every: int = 25) -> History:
 
 
 def write_fit(
-    root: Path,
-    history: History | None,
-    status: str = "complete",
-    truth: object = TRUTH,
-    seconds: float = 2.0,
-    unit: str = "IU/dL",
-    unconverged: float = 0.0,
-    redraws: int = 0,
-    tail: int | None = None,
-    characteristics: dict[str, object] | None = None,
-    **address: object,
+    root: Path, history: History | None, status: str = "complete", tail: int | None = None, **fields: Any
 ) -> Path:
-    """One run folder, as a finished fit leaves it; an unfinished one has no tables."""
-    given = {
+    """One run folder, as a finished fit leaves it; an unfinished one has no tables. ``fields`` are the fit's
+    address, or of its record."""
+    given: dict[str, Any] = {
         "study": "s",
         "dataset": "d",
         "objective": "vi",
@@ -64,21 +57,22 @@ def write_fit(
         "fold": 1,
         "replicate": 1,
     }
-    record = runs.Record(
-        status=status,
-        address=runs.Address(**(given | address)),
-        config_hash="0",
-        config={"dataset": {"level_unit": unit, "level_scale": 100}}
-        | ({} if tail is None else {"tail": tail}),
-        data={} if characteristics is None else {"characteristics": characteristics},
-        truth=truth,
-        seed=0,
-        versions={},
-        failure={"epoch": 41, "cause": "objective is not finite"} if status == "failed" else None,
-        unconverged_modes=unconverged,
-        redraws=redraws,
-        seconds=seconds,
-    )
+    places = {field.name for field in dataclasses.fields(runs.Address)} & set(fields)
+    address = runs.Address(**given | {name: fields.pop(name) for name in places})
+    levels = {"level_unit": fields.pop("unit", "IU/dL"), "level_scale": 100}
+    written: dict[str, Any] = {
+        "status": status,
+        "address": address,
+        "config_hash": "0",
+        "config": {"dataset": levels} | ({} if tail is None else {"tail": tail}),
+        "data": {},
+        "truth": TRUTH,
+        "seed": 0,
+        "versions": {},
+        "failure": {"epoch": 41, "cause": "objective is not finite"} if status == "failed" else None,
+        "seconds": 2.0,
+    }
+    record = runs.Record(**written | fields)
     if history is None:
         runs.start(root, record)
     else:
@@ -314,7 +308,7 @@ def test_failed_and_unfinished_fits_are_counted_and_lend_no_number(tmp_path: Pat
 
 
 def test_studies_datasets_and_the_rest_are_rows_of_their_own(tmp_path: Path) -> None:
-    variants = [
+    variants: list[dict[str, Any]] = [
         {},
         {"study": "other"},
         {"dataset": "e"},
@@ -351,8 +345,9 @@ def test_a_rate_of_its_own_for_each_objective_is_not_worth_a_column(tmp_path: Pa
 
 
 def test_a_study_and_a_dataset_have_sections_of_their_own(tmp_path: Path) -> None:
-    for address in ({}, {"study": "b"}, {"dataset": "e"}):
-        write_fit(tmp_path, invent(1), **address)
+    write_fit(tmp_path, invent(1))
+    write_fit(tmp_path, invent(1), study="b")
+    write_fit(tmp_path, invent(1), dataset="e")
     titles = [section.title for section in sections(summarize([tmp_path]))]
     assert titles == [f"{name}{what}" for name in ("b, d", "s, d", "s, e") for what in ("", ": estimates")]
 
@@ -474,9 +469,9 @@ HELD = {
 
 
 def test_patients_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
-    write_fit(tmp_path, invent(1), characteristics=HELD)
+    write_fit(tmp_path, invent(1), data={"characteristics": HELD})
     other = {**HELD, "subjects": 66, "resets": 2, "covariates": {}}
-    write_fit(tmp_path, invent(2), dataset="e", characteristics=other)
+    write_fit(tmp_path, invent(2), dataset="e", data={"characteristics": other})
     write_fit(tmp_path, invent(2), dataset="f")  # of a time before records had them
     (section,) = (part for part in sections(summarize([tmp_path])) if part.title == "s: patients")
     assert section.headers[1:] == ["d", "e"]
@@ -638,7 +633,7 @@ def expect(tmp_path: Path, *lines: str, header: str = HEADER) -> Path:
 
 
 @pytest.fixture
-def measured(tmp_path: Path) -> tables.Summary:
+def measured(tmp_path: Path) -> Summary:
     """vi with an RMSE of 8 in one fit and 9 in another; fo without a complete fit."""
     for replicate, level in ((1, 8.0), (2, 9.0)):
         history = invent(replicate)
@@ -664,7 +659,7 @@ def measured(tmp_path: Path) -> tables.Summary:
         ("fo,failed,count,0,0,x", "outside"),
     ],
 )
-def test_verdict(measured: tables.Summary, tmp_path: Path, line: str, verdict: str) -> None:
+def test_verdict(measured: Summary, tmp_path: Path, line: str, verdict: str) -> None:
     section = compare(measured, expect(tmp_path, line))
     cells = section.cells
     assert len(cells) == 1
@@ -674,7 +669,7 @@ def test_verdict(measured: tables.Summary, tmp_path: Path, line: str, verdict: s
     assert cells[0][-1] == "x"
 
 
-def test_measured_value_is_shown(measured: tables.Summary, tmp_path: Path) -> None:
+def test_measured_value_is_shown(measured: Summary, tmp_path: Path) -> None:
     cells = compare(measured, expect(tmp_path, "vi,rmse,median,8.4,0.2,Table 1")).cells
     assert cells == [["vi", "rmse median", "8.4", "0.2", "8.5", "within", "Table 1"]]
 
@@ -714,7 +709,7 @@ def test_expected_values_choose_their_group(tmp_path: Path) -> None:
     ],
 )
 def test_expected_values_that_cannot_be_used(
-    measured: tables.Summary, tmp_path: Path, header: str, line: str, word: str
+    measured: Summary, tmp_path: Path, header: str, line: str, word: str
 ) -> None:
     path = expect(tmp_path, line, header=header)
     with pytest.raises(InputError) as caught:
@@ -724,6 +719,6 @@ def test_expected_values_that_cannot_be_used(
     assert "\n" not in str(caught.value)
 
 
-def test_expected_values_that_are_not_there(measured: tables.Summary, tmp_path: Path) -> None:
+def test_expected_values_that_are_not_there(measured: Summary, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent"):
         compare(measured, tmp_path / "absent.csv")

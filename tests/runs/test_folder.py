@@ -4,6 +4,7 @@ import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from tests.helpers import make_population
 ADDRESS = runs.Address("mine", "simulated", "vi", "additive", 0.1, "default", 1, 1)
 
 
-def make_record(status: str = "complete", **address: object) -> runs.Record:
+def make_record(status: str = "complete", **address: Any) -> runs.Record:
     return runs.Record(
         status=status,
         address=replace(ADDRESS, **address),
@@ -65,7 +66,7 @@ def test_folder_of_an_address(tmp_path: Path) -> None:
         ({"fold": 27, "outer": 3, "inner": 7}, "inner=07"),
     ],
 )
-def test_each_field_has_its_own_folder(tmp_path: Path, change: dict[str, object], part: str) -> None:
+def test_each_field_has_its_own_folder(tmp_path: Path, change: dict[str, Any], part: str) -> None:
     folder = replace(ADDRESS, **change).folder(tmp_path)
     assert part in folder.parts
     assert folder != ADDRESS.folder(tmp_path)

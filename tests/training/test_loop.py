@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Layout, Trained, checkpoint_labels, train
+from medcm_cli.training.loop import Trained, checkpoint_labels, train
+from medcm_cli.training.loss import Layout
 from tests.helpers import make_events, make_population
 
 OBJECTIVES = {"mse": Mse(), "fo": Fo(), "foce": Foce(), "vi": Vi()}
@@ -230,7 +231,7 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
     streams = [Stream(0, 1, replicate) for replicate in (1, 2, 3)]
     adam = functools.partial(torch.optim.Adam, lr=0.1)
 
-    def trained(objective: Objective, streams: Sequence[Stream], **options: int) -> Trained:
+    def trained(objective: Objective, streams: Sequence[Stream], **options: Any) -> Trained:
         subjects = make_population(10, len(streams))
         return train(
             model,

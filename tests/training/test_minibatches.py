@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
@@ -173,7 +173,7 @@ def test_training_reaches_the_optimum_of_the_full_batch(
     assert levels[1] == pytest.approx(levels[0], abs=near)
     for label in ("omega", "sigma"):
         ends = [
-            F.softplus(trained.layout.unpack(trained.checkpoints[-4:].mean(0))[label])
+            functional.softplus(trained.layout.unpack(trained.checkpoints[-4:].mean(0))[label])
             for trained in (whole, cut)
         ]
         torch.testing.assert_close(ends[1], ends[0], rtol=0.2, atol=0)

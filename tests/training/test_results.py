@@ -1,6 +1,6 @@
 """Tables of a trained batch, recomputed by numpy and scipy from nothing but the stored parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,7 +31,7 @@ OBJECTIVES = {"mse": Mse(), "fo": Fo(), "foce": Foce(), "vi": Vi()}
 Tables = list[dict[str, pa.Table]]
 
 
-def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def optimizer(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.1)
 
 
@@ -57,7 +57,7 @@ def values_at(table: pa.Table, epoch: int) -> dict[str, np.ndarray]:
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, x)
+    return np.asarray(np.logaddexp(0, x))
 
 
 def typical(values: Mapping[str, np.ndarray], weight: float, vwf: float) -> dict[str, float]:
@@ -306,7 +306,7 @@ class Failing(Objective):
     ) -> State:
         return Fo().init(model, population, streams, dtype)
 
-    def noise_shape(self, model: Model, population: Population) -> None:
+    def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         return Fo().noise_shape(model, population)
 
     def refresh(self, model: Model, population: Population, state: State) -> State:

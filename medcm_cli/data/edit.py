@@ -1,0 +1,242 @@
+"""An event table made from another: some of its subjects, other doses or times, a grid of observations."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medcm_cli.data.events import EventTable, Regimes
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
+
+_AFTER = 1e-6  # h; how long after its end all of a dose is seen, one that is given at once too
+# h after that, and before, to follow levels whatever the times that they are asked for at.
+_FALL = (
+    *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16, 20, 24, 36, 48, 72, 96),
+    *(144, 240, 480, 1000),
+)
+_RISE = (2.0, 1.0, 0.5, 0.25)
+LAGGED = _FALL[:12]  # h, after a lag time
+LOOKS = 2 + len(_RISE) + len(_FALL)  # for a dose, at most
+# What an event table has once; everything else of it is a column with a row for each dose and observation.
+_ONCE = ("source", "ids", "reset_subject", "reset_clock", "covariates", "regimes", "superposed")
+_ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
+
+
+def latest_covariates(events: EventTable) -> dict[str, FloatArray]:
+    """Name -> one value per subject (N,), the last of a covariate that changes."""
+    if events.regimes is None:
+        return events.covariates
+    last = np.r_[np.diff(events.regimes.subject) != 0, True]
+    return events.covariates | {name: values[last] for name, values in events.regimes.covariates.items()}
+
+
+def part(events: EventTable, numbers: IntArray) -> EventTable:
+    """Some of the subjects, in all that the table has of them.
+
+    :param numbers: of the subjects, from 0 in ascending order.
+    """
+    place = np.full(len(events.ids), -1)
+    place[numbers] = np.arange(len(numbers))
+    rows, resets = place[events.subject] >= 0, place[events.reset_subject] >= 0
+    changed = _some(events, rows)
+    changed["subject"] = place[changed["subject"]]
+    regimes = events.regimes
+    if regimes is not None:
+        kept = place[regimes.subject] >= 0
+        changing = {name: values[kept] for name, values in regimes.covariates.items()}
+        regimes = Regimes(place[regimes.subject[kept]], regimes.end[kept], changing)
+    return replace(
+        events,
+        **changed,
+        ids=tuple(events.ids[number] for number in numbers),
+        reset_subject=place[events.reset_subject[resets]],
+        reset_clock=events.reset_clock[resets],
+        covariates={name: values[numbers] for name, values in events.covariates.items()},
+        regimes=regimes,
+    )
+
+
+def with_doses(events: EventTable, doses: EventTable, added: bool) -> EventTable:
+    """The subjects of ``events``, without their observations, with the doses of another table.
+
+    :param doses: of the same subjects, a table of doses alone.
+    :param added: to the doses that ``events`` has, and not in their place. Neither table has a reset then.
+    """
+    if not added:
+        return replace(doses, source=events.source, covariates=latest_covariates(events))
+    both = _joined(_some(events, events.is_dose), _some(doses, doses.is_dose))
+    return replace(events, **_in_order(both), superposed=events.superposed or doses.superposed)
+
+
+def with_amounts(events: EventTable, rows: BoolArray, amount: float | FloatArray) -> EventTable:
+    """The table with other amounts in some of its rows (R,).
+
+    :param amount: one, or one for each row (R,), in the data's unit.
+    """
+    return replace(events, amount=np.where(rows, amount, events.amount))
+
+
+def at_steady_state(events: EventTable, rows: BoolArray, every: float) -> EventTable:
+    """The table with an endless series of doses, ``every`` h, that ends with each of these doses (R,)."""
+    return replace(events, interval=np.where(rows, every, events.interval))
+
+
+def moved(events: EventTable, by: FloatArray) -> EventTable:
+    """Every subject's records ``by`` (N,) hours later."""
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, end=regimes.end + by[regimes.subject])
+    return replace(
+        events,
+        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
+        reset_clock=events.reset_clock + by[events.reset_subject],
+        regimes=regimes,
+    )
+
+
+def copies(events: EventTable, number: int) -> EventTable:
+    """The subjects ``number`` times over, one copy of all N after another: ``number`` N subjects."""
+    n = len(events.ids)
+
+    def again(values: np.ndarray, counts: bool) -> np.ndarray:
+        shift = n * np.repeat(np.arange(number), len(values)) if counts else 0
+        return np.asarray(np.tile(values, number) + shift if counts else np.tile(values, number))
+
+    def arrays(of: EventTable | Regimes) -> dict[str, Any]:
+        return {
+            f.name: again(getattr(of, f.name), f.name in ("subject", "reset_subject"))
+            for f in fields(of)
+            if isinstance(getattr(of, f.name), np.ndarray)
+        }
+
+    def covariates(of: EventTable | Regimes) -> dict[str, FloatArray]:
+        return {name: np.tile(values, number) for name, values in of.covariates.items()}
+
+    regimes = events.regimes
+    if regimes is not None:
+        regimes = replace(regimes, **arrays(regimes), covariates=covariates(regimes))
+    return replace(
+        events,
+        **arrays(events),
+        ids=tuple(f"{name} {copy}" for copy in range(number) for name in events.ids),
+        covariates=covariates(events),
+        regimes=regimes,
+    )
+
+
+def dose_corners(events: EventTable) -> FloatArray:
+    """Where each dose begins and when all of it has been given, h on the clock: (2, doses). Without lag times
+    and durations that are parameters of the model."""
+    start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
+    return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
+
+
+def observed_at(
+    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
+) -> tuple[EventTable, IntArray]:
+    """The subjects' doses, with an observation at each of the times and, between the first and the last of
+    them, around each dose: at both its corners, at hours ``after`` the second of them and, of a dose that is
+    not seen at once, ``_RISE`` before it.
+
+    :param times: (T',) h on the clock.
+    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given
+        (``dose_corners``).
+    :returns: the table, every subject with as many observations in it, and the place among them of each of
+        ``times``, (T', N).
+    """
+    n = len(events.ids)
+    doses = _some(events, events.is_dose)
+    counts = np.bincount(doses["subject"], minlength=n)
+    most = int(counts.max(initial=0))
+    position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
+    start, end = corners
+    before = _RISE if (start > doses["clock"]).any() else ()
+    around = np.stack([start, end, *(end - h for h in before), *(end + h for h in after)])
+    padded = np.full((len(around), most, n), times[-1])
+    padded[:, position, doses["subject"]] = around.clip(times[0], times[-1])
+    added = padded.reshape(-1, n)
+    added = added[((added > times[0]) & (added < times[-1])).any(1)]  # those that someone has
+    grid = np.broadcast_to(times[:, None], (len(times), n))
+    every = np.concatenate([grid, added])
+    order = np.argsort(every, axis=0, kind="stable")
+    place = np.argsort(order, axis=0, kind="stable")[: len(times)]
+    clock = np.take_along_axis(every, order, axis=0).T.ravel()
+    subject = np.repeat(np.arange(n), len(every))
+    segment = _segment(events, subject, clock)
+    return _observed(events, subject, segment, clock, clock), place
+
+
+def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
+    """The doses of a table with a grid in place of its observations: in each segment of a subject ``points``
+    times from its first record to its last observation, and where doses begin and end.
+
+    :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
+    """
+    clock = np.where(events.is_dose, events.since, events.clock)
+    segments = int(events.segment.max()) + 1
+    stretch = events.subject * segments + events.segment
+    seen = pd.DataFrame({"stretch": stretch, "clock": clock, "shift": events.clock - events.time})
+    ends = seen[~events.is_dose].groupby("stretch").agg(end=("clock", "max"), shift=("shift", "first"))
+    ends["start"] = pd.Series(clock).groupby(stretch).min()
+    share = np.linspace(0, 1, points) ** 2  # denser in the beginning, where levels change most
+    regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
+    begin = clock[events.is_dose]
+    # Just before, at the start, and at the end: where a curve turns.
+    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[events.is_dose]])
+    every = pd.DataFrame(
+        {
+            "stretch": np.r_[np.repeat(ends.index.to_numpy(), points), np.tile(stretch[events.is_dose], 3)],
+            "clock": np.r_[regular.ravel(), turns],
+        }
+    ).join(ends, on="stretch")
+    inside = (every["clock"] >= every["start"]) & (every["clock"] <= every["end"])
+    every = every[inside].drop_duplicates(["stretch", "clock"]).sort_values(["stretch", "clock"])
+    subject, segment = (of.to_numpy(dtype=np.int64) for of in divmod(every["stretch"], segments))
+    times = every["clock"].to_numpy()
+    in_file = times - every["shift"].to_numpy()
+    table = _observed(events, subject, segment, times, in_file)
+    return table, pd.DataFrame({"subject": subject, "segment": segment, "time": in_file})
+
+
+def _observed(
+    events: EventTable, subject: IntArray, segment: IntArray, clock: FloatArray, time: FloatArray
+) -> EventTable:
+    """The doses of a table with observations, of no level, in place of its own."""
+    nothing, none = np.full(len(clock), np.nan), np.zeros(len(clock), dtype=bool)
+    seen = {
+        **dict.fromkeys(_ROWS, nothing),
+        "subject": subject,
+        "time": time,
+        "clock": clock,
+        "dv": np.zeros(len(clock)),
+        "compartment": np.full(len(clock), -1),
+        "segment": segment,
+        "occasion": np.ones(len(clock), dtype=np.int64),
+        **dict.fromkeys(("is_dose", "added", "censored"), none),
+    }
+    return replace(events, **_in_order(_joined(_some(events, events.is_dose), seen)))
+
+
+def _segment(events: EventTable, subject: IntArray, clock: FloatArray) -> IntArray:
+    """How many resets a subject has had by a time."""
+    far = 1e9  # h; more than any clock, so that subjects and their times can be searched as one number
+    resets = np.sort(events.reset_subject * far + events.reset_clock)
+    before = np.searchsorted(resets, np.stack([subject * far, subject * far + clock]), side="right")
+    return np.asarray(before[1] - before[0], dtype=np.int64)
+
+
+def _some(events: EventTable, rows: BoolArray) -> dict[str, Any]:
+    return {name: getattr(events, name)[rows] for name in _ROWS}
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.concatenate([one[name], other[name]]) for name in _ROWS}
+
+
+def _in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """By patient and time; what is given at a time comes before what is seen then."""
+    when = np.where(rows["is_dose"], rows["since"], rows["clock"])
+    order = np.lexsort((~rows["is_dose"], when, rows["subject"]))
+    return {name: values[order] for name, values in rows.items()}
