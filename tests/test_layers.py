@@ -24,7 +24,6 @@ LAYERS = (
     ("study",),
     ("analysis", "patients"),
     ("report",),
-    ("uncertainty", "distances"),
     ("commands",),
     ("cli",),
     ("__main__",),

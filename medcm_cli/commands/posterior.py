@@ -1,13 +1,6 @@
 """``medcm posterior``: Hydra composes the configuration, NUTS samples, a folder keeps the draws.
 
-    outputs/<study>/posterior/<name>/
-      draws.parquet        chain, draw, position, subject, eta_1 .., diverging
-      population.parquet   of population=joint: chain, draw, sigma_*, omega_*, rho_*, lp, diverging
-      diagnostics.parquet  a row per quantity: mean, sd, r_hat, ess_bulk, ess_tail, divergences
-      posterior.json       status, configuration and its hash, data, subjects, versions, seconds, warnings
-
-``subject`` is its number in the event table, from 1, as in a fit's random_effects.parquet; one that was drawn
-twice for training stands twice, which ``position`` tells apart. ArviZ reads the draws as
+``medcm_cli.runs.draws`` says what lies in the folder. ArviZ reads the draws as
 
     draws = pd.read_parquet("draws.parquet").set_index(["chain", "draw", "position"])
     arviz.convert_to_dataset(draws.filter(like="eta").to_xarray())

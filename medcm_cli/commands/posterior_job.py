@@ -1,6 +1,5 @@
 """What ``medcm posterior`` does: the posterior sampled, and the folder that keeps it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -10,21 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 from omegaconf import DictConfig
 
 from medcm_cli import runs
 from medcm_cli.commands.posterior_source import IDENTITY, Source, of_configuration, of_run, target_of
 from medcm_cli.commands.terminal import ERR, OUT, job_bar
-from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
 from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
+from medcm_cli.runs import draws
 from medcm_cli.study.identity import versions
-
-RECORD = "posterior.json"
 
 
 def run(
@@ -46,7 +40,7 @@ def run(
     described = {"model": source.identity} | {key: own[key] for key in IDENTITY}
     data = {key: source.problem.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
     digest = runs.config_hash(described, data)
-    if not own["overwrite"] and _is_done(folder, digest, described):
+    if not own["overwrite"] and draws.is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
         return
     begun, seeds = time.perf_counter(), (own["seed"], source.fold, source.replicate)
@@ -68,7 +62,7 @@ def run(
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    _write(folder, made, record)
+    draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
     show(_summary(found, f"{folder.name}: {own['chains']} chains of {own['draws']} draws"))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
@@ -85,36 +79,6 @@ def _warn(poor: list[str]) -> None:
         ERR.print(f"warning: {complaint}")
     if poor:
         ERR.print("do not rely on these draws: take more warmup, more draws or a higher target_accept")
-
-
-def _is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very posterior, whole. :raises InputError: it holds another one."""
-    try:
-        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        same, config = held["config_hash"] == digest, dict(held["config"])
-        for name in held["tables"]:
-            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError, pa.ArrowException, OSError):
-        return False  # damaged: sample it again
-    if not same:
-        differ = [key for key in described if config.get(key) != described[key]]
-        what = differ[0] if differ else "its data"
-        raise InputError(
-            f"{folder}: holds another posterior ({what} differs); give this one its own name with name=..., "
-            "or overwrite=true"
-        )
-    return True
-
-
-def _write(folder: Path, made: Mapping[str, pa.Table], record: Mapping[str, Any]) -> None:
-    """All of a posterior or nothing."""
-    with replaced(folder) as partial:
-        partial.mkdir()
-        for name, table in made.items():
-            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
-        write_text(partial / RECORD, json.dumps({**record, "tables": list(made)}, indent=1) + "\n")
 
 
 def _summary(found: pd.DataFrame, title: str) -> Section:

@@ -16,10 +16,11 @@ from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import PROBLEM, as_config
 from medcm_cli.study.problem import Problem
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.restore import restore
 
 # Options of a posterior; the others describe its model and data, as those of a fit do.
 _OWN = ("run", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")

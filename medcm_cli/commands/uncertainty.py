@@ -19,7 +19,7 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("--level", type=float, default=0.95, help="confidence level of the intervals")
     options = parser.read(arguments)
 
-    from medcm_cli.uncertainty import report
+    from medcm_cli.commands.standard_errors import report
 
     with counter("fits done") as progress:
         found = report(options.folders, options.method, options.level, progress)

@@ -17,6 +17,7 @@ from medcm_cli.checks import flag, one_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.runs import with_units
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")
@@ -32,6 +33,19 @@ _RANGES = {
     "vwf": (0.0, 1000.0, "IU/dL"),
     "vwf_historic": (0.0, 1000.0, "IU/dL"),
     "vwf_prophylaxis": (0.0, 1000.0, "IU/dL"),
+}
+# Of the columns of ``table``, by patterns.
+_UNITS = {
+    "id": "-",
+    "*_origin": "-",
+    "baseline_subtracted": "IU/mL",
+    "age": "y",
+    "height": "cm",
+    "weight": "kg",
+    "bmi": "kg/m²",
+    "ffm": "kg",
+    "vwf*": "IU/dL",
+    "*": "-",
 }
 _FRACTION_BELOW = 5.0  # IU/dL: no cohort has all its VWF:Ag under it, but every one as a fraction
 _HIGHEST_BASELINE = 0.5  # IU/mL; beyond mild haemophilia, and a level in IU/dL
@@ -224,7 +238,7 @@ def table(ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = 
         columns[f"{name}_origin"] = pa.array(prepared.origin[name].tolist(), pa.string())
     if baseline is not None:
         columns["baseline_subtracted"] = pa.array(baseline)
-    return pa.table(columns)
+    return with_units(pa.table(columns), _UNITS)
 
 
 def _check(raw: Mapping[str, FloatArray], steps: Preparation, ids: Sequence[str], source: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from medcm_cli.analysis.uncertainty import METHODS as OF_UNCERTAINTY
 from medcm_cli.commands import data, dose, plot, predict, simulate, uncertainty
 from medcm_cli.commands import help as manual
 from medcm_cli.data.sheet import ROLES
@@ -18,7 +19,6 @@ from medcm_cli.patients.targets import FORMS
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.figures.style import FORMATS
 from medcm_cli.study.dataset import default_data_folder
-from medcm_cli.uncertainty import METHODS as OF_UNCERTAINTY
 
 Said = pytest.CaptureFixture[str]
 PAGE = """# Your data
