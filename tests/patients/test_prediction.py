@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from medcm_cli import load_study, predict
-from medcm_cli.commands.predict import add_options, run
+from medcm_cli.commands.predict import add_options
+from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
