@@ -12,9 +12,10 @@ from medcm_cli.commands import patients as commands
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.errors import InputError
-from medcm_cli.patients.dosing import AFTER, Dosing, dose
-from medcm_cli.patients.prediction import draws_of
-from medcm_cli.patients.study import load_study
+from medcm_cli.patients.dosing import dose
+from medcm_cli.patients.results import Dosing
+from medcm_cli.patients.search import AFTER
+from medcm_cli.patients.study import draws_of, load_study
 from medcm_cli.patients.targets import FORMS
 from medcm_cli.report.section import Section
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient)
     with progress(len(events.ids)) as told:
-        found = dose(
+        dosing = dose(
             study,
             events,
             options.target,
@@ -77,50 +78,54 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "draws": draws_of(options.draws, len(events.ids)),
         "every": every,
         "after": options.after,
-        "dose_unit": found.dose_unit,
-        "regimen": found.regimen,
-        "targets": [asdict(target) for target in found.targets],
-        "probability": found.probability,
+        "dose_unit": dosing.dose_unit,
+        "regimen": dosing.regimen,
+        "targets": [asdict(target) for target in dosing.targets],
+        "probability": dosing.probability,
         "vial": options.vial,
         "most": options.most,
     }
-    tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
+    tables = {name: getattr(dosing, name) for name in ("doses", "candidates", "warnings")}
     write(folder, _KIND, study, tables, about)
-    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    wanted = " and ".join(target.text for target in found.targets)
-    OUT.print(
-        f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {options.vial:g} to "
-        f"{options.vial * options.most:g} {found.dose_unit}. Targets are of one interval, and true "
-        "levels count, without residual error.\n"
-    )
-    for section in (what_was_read(study, events, _SHOWN, _SHOWN), *sections(found)):
-        show(lean(section))
-    for line in _infeasible(found, options.vial * options.most):
-        OUT.print(line)
-    if found.doses["least_weekly"].any():
-        OUT.print(
-            "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
-        )
-    warn(found.warnings, options.patient, study)
+    OUT.print(f"{dosing.label}.\n{dosing.disclaimer}\n")
+    _show(dosing, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
+    warn(dosing.warnings, options.patient, study)
     OUT.print(f"Parquet -> {folder}")
 
 
-def sections(found: Dosing) -> list[Section]:
+def _show(dosing: Dosing, read: Section, vial: float, most: int, show: Show) -> None:
+    wanted = " and ".join(target.text for target in dosing.targets)
+    OUT.print(
+        f"{wanted} with probability {dosing.probability:g}; {dosing.regimen}; doses of {vial:g} to "
+        f"{vial * most:g} {dosing.dose_unit}. Targets are of one interval, and true "
+        "levels count, without residual error.\n"
+    )
+    for section in (read, *sections(dosing)):
+        show(lean(section))
+    for line in _infeasible(dosing, vial * most):
+        OUT.print(line)
+    if dosing.doses["least_weekly"].any():
+        OUT.print(
+            "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
+        )
+
+
+def sections(dosing: Dosing) -> list[Section]:
     """What a person reads: a line per patient, and the candidates of the first patients."""
-    ids = list(dict.fromkeys(found.doses["patient"]))
-    intervals = list(dict.fromkeys(found.doses["every"]))
-    entries = {(row["patient"], row["every"]): row for row in found.doses.to_dict("records")}
+    ids = list(dict.fromkeys(dosing.doses["patient"]))
+    intervals = list(dict.fromkeys(dosing.doses["every"]))
+    entries = {(row["patient"], row["every"]): row for row in dosing.doses.to_dict("records")}
     lines = ids[:_LINES]
     cells = [[name, *(_answer(entries[name, hours]) for hours in intervals)] for name in lines]
     words = "" if lines == ids else f", first {len(lines)} of {len(ids)} patients"
     headers = ["patient", *(f"every {hours:g} h" for hours in intervals)]
-    which = "Least" if any(target.least for target in found.targets) else "Highest"
-    title = f"{which} dose, {found.dose_unit}, and its probability{words}"
+    which = "Least" if any(target.least for target in dosing.targets) else "Highest"
+    title = f"{which} dose, {dosing.dose_unit}, and its probability{words}"
     result = [Section(title, headers, cells)]
     shown = ids if len(ids) <= _SHOWN else ids[:_SHOWN]
-    some = found.candidates[found.candidates["patient"].isin(shown)]
+    some = dosing.candidates[dosing.candidates["patient"].isin(shown)]
     words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
-    result.append(_candidates(found, some, words))
+    result.append(_candidates(dosing, some, words))
     return result
 
 
@@ -130,19 +135,19 @@ def _answer(row: dict[Any, Any]) -> str:
     return f"{row['dose']:g} ({row['probability']:.2f}){' *' if row['least_weekly'] else ''}"
 
 
-def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
+def _candidates(dosing: Dosing, some: pd.DataFrame, words: str) -> Section:
     """The answer (or the best) with the doses beside it; everything else about them is in the files."""
-    wanted = {target.kind for target in found.targets}
+    wanted = {target.kind for target in dosing.targets}
     names = [name.removesuffix("_median") for name in map(str, some) if name.endswith("_median")]
     names = [name for name in names if name != "auc" or name in wanted]
     weighed = bool(some["per_kg"].notna().any())
-    unit = found.dose_unit
+    unit = dosing.dose_unit
     headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), "P"]
     for name in names:
         above = name.removeprefix("above_")
         headers.append(f"{name} (90 %)" if above == name else f"h above {above} (90 %)")
     keys = ["patient", "every"]
-    answer = found.doses.set_index(keys)["dose"].fillna(found.doses.set_index(keys)["best_dose"])
+    answer = dosing.doses.set_index(keys)["dose"].fillna(dosing.doses.set_index(keys)["best_dose"])
     far = (some["dose"] - answer.reindex(pd.MultiIndex.from_frame(some[keys])).to_numpy()).abs()
     nearest = far.groupby([some[key] for key in keys]).rank(method="first") <= _BESIDE
     cells = []
@@ -155,7 +160,7 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
             middle, low, high = (_digits(row[bound]) for bound in bounds)
             cell.append(f"{middle} ({low} to {high})")
         cells.append(cell)
-    return Section(f"Candidates around the answer (<), {found.unit} and h{words}", headers, cells)
+    return Section(f"Candidates around the answer (<), {dosing.unit} and h{words}", headers, cells)
 
 
 def _best(row: dict[Any, Any]) -> str:
@@ -169,12 +174,12 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _infeasible(found: Dosing, most: float) -> list[str]:
+def _infeasible(dosing: Dosing, most: float) -> list[str]:
     """A line per patient and interval without a dose, of the first patients."""
-    bad = found.doses[~found.doses["feasible"]]
+    bad = dosing.doses[~dosing.doses["feasible"]]
     lines = [
-        f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
-        f"probability {found.probability:g}; {_best(row)}: {row['reason']}"
+        f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {dosing.dose_unit} has "
+        f"probability {dosing.probability:g}; {_best(row)}: {row['reason']}"
         for row in bad.head(_REASONS).to_dict("records")
     ]
     more = len(bad) - len(lines)

@@ -15,9 +15,10 @@ from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_w
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, predict
+from medcm_cli.patients.prediction import MOST_TIMES, predict
+from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
-from medcm_cli.patients.study import Study, load_study
+from medcm_cli.patients.study import Study, draws_of, load_study
 from medcm_cli.report.figures import individual, style
 from medcm_cli.report.section import Section
 
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient)
     with progress(len(events.ids)) as told:
-        found = predict(
+        prediction = predict(
             study,
             events,
             options.regimen,
@@ -70,29 +71,29 @@ def run(options: argparse.Namespace, show: Show) -> None:
             options.draws,
             told,
         )
-    tables = {name: getattr(found, name) for name in _TABLES}
+    tables = {name: getattr(prediction, name) for name in _TABLES}
     about = {
         "patients": str(options.patient),
         "method": options.method,
         "draws": draws_of(options.draws, len(events.ids)),
         "regimens": list(map(str, options.regimen)),
         "thresholds": options.threshold,
-        "times": found.times.tolist(),
+        "times": prediction.times.tolist(),
     }
     drawn = len(events.ids) <= _FIGURES
-    write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None)
-    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
+    write(folder, _KIND, study, tables, about, partial(_draw, prediction) if drawn else None)
+    OUT.print(f"{prediction.label}.\n{prediction.disclaimer}\n")
+    for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(prediction)):
         show(lean(section))
-    warn(found.warnings, options.patient, study)
+    warn(prediction.warnings, options.patient, study)
     OUT.print(f"Parquet{' and figures' if drawn else ''} -> {folder}")
 
 
-def _draw(found: Prediction, folder: Path) -> None:
+def _draw(prediction: Prediction, folder: Path) -> None:
     """A figure of each patient who has a dose. Names that a file cannot tell apart get a number."""
     taken: dict[str, int] = {}
-    for name in dict.fromkeys(found.curve["patient"]):
-        drawn = individual.patient(found, name)
+    for name in dict.fromkeys(prediction.curve["patient"]):
+        drawn = individual.patient(prediction, name)
         taken[drawn.stem] = taken.get(drawn.stem, 0) + 1
         number = taken[drawn.stem]
         named = drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
@@ -123,21 +124,21 @@ def _hours(text: str) -> FloatArray | list[float]:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def sections(found: Prediction) -> list[Section]:
+def sections(prediction: Prediction) -> list[Section]:
     """What a person reads: of a few patients everything, of many the first ones."""
-    ids = list(dict.fromkeys(found.parameters["patient"]))
+    ids = list(dict.fromkeys(prediction.parameters["patient"]))
     shown = ids if len(ids) <= _FIGURES else ids[:_SHOWN]
     words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
     bands = ["typical", "median", "50 %", "90 %"]
-    parameters = found.parameters[found.parameters["patient"].isin(shown)]
+    parameters = prediction.parameters[prediction.parameters["patient"].isin(shown)]
     cells = [
         [row["patient"], f"{row['parameter']}, {row['unit']}".rstrip(", "), *_bands(row)]
         for row in parameters.to_dict("records")
     ]
     result = [Section(f"Parameters{words}", ["patient", "parameter", *bands], cells)]
-    times = _chosen(found.times)
-    curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
-    order = _order(shown, found.curve["regimen"])
+    times = _chosen(prediction.times)
+    curve = prediction.curve[prediction.curve["patient"].isin(shown) & prediction.curve["time"].isin(times)]
+    order = _order(shown, prediction.curve["regimen"])
     curve = curve.sort_values(["patient", "regimen"], key=order, kind="stable")
     cells = [
         [
@@ -150,18 +151,20 @@ def sections(found: Prediction) -> list[Section]:
         for row in curve.to_dict("records")
     ]
     headers = ["patient", "regimen", "time, h", *bands, "90 %, as measured"]
-    result.append(Section(f"Levels, {found.unit}{words}", headers, cells))
-    if len(found.thresholds):
-        result.append(_above(found, shown, times, words, order))
+    result.append(Section(f"Levels, {prediction.unit}{words}", headers, cells))
+    if len(prediction.thresholds):
+        result.append(_above(prediction, shown, times, words, order))
     return result
 
 
-def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: str, order: Order) -> Section:
+def _above(
+    prediction: Prediction, shown: Sequence[str], times: FloatArray, words: str, order: Order
+) -> Section:
     keys = ["patient", "regimen", "threshold"]
-    above = found.above[found.above["patient"].isin(shown) & found.above["time"].isin(times)]
+    above = prediction.above[prediction.above["patient"].isin(shown) & prediction.above["time"].isin(times)]
     wide = above.pivot_table(index=keys, columns="time", values="probability")
     chances = dict(zip(wide.index, wide.to_numpy(), strict=True))
-    hours = found.thresholds[found.thresholds["patient"].isin(shown)]
+    hours = prediction.thresholds[prediction.thresholds["patient"].isin(shown)]
     hours = hours.sort_values(["patient", "regimen"], key=order, kind="stable")
     cells = []
     for row in hours.to_dict("records"):
@@ -176,9 +179,9 @@ def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: st
                 *(f"{chance:.2f}" for chance in chances[row["patient"], row["regimen"], row["threshold"]]),
             ]
         )
-    headers = ["patient", "regimen", f"above, {found.unit}", "typical, h", "hours (90 %)"]
+    headers = ["patient", "regimen", f"above, {prediction.unit}", "typical, h", "hours (90 %)"]
     headers += [f"P at {time:g} h" for time in times]
-    span = f"{found.times[0]:g} to {found.times[-1]:g} h"
+    span = f"{prediction.times[0]:g} to {prediction.times[-1]:g} h"
     return Section(f"Time above a level, {span}, and P of being above at a time{words}", headers, cells)
 
 
@@ -213,16 +216,16 @@ def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
     folder = folder_for(study, options.out, _KIND, name)
     draws = {} if options.draws is None else {"draws": options.draws}
     with progress(None) as told:
-        found = check(study, options.patient, uses, options.method, progress=told, **draws)
-    tables = {"check": found.summary, "check_levels": found.levels}
-    about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
+        checked = check(study, options.patient, uses, options.method, progress=told, **draws)
+    tables = {"check": checked.summary, "check_levels": checked.levels}
+    about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": checked.note}
     write(folder, _KIND, study, tables, about | {"method": options.method})
-    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    show(check_section(found))
-    OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")
+    OUT.print(f"{checked.label}.\n{checked.disclaimer}\n")
+    show(check_section(checked))
+    OUT.print(f"Of the median of a measured level; {checked.note}.\nParquet -> {folder}")
 
 
-def check_section(found: Check) -> Section:
+def check_section(checked: Check) -> Section:
     """A row per number of levels used."""
     names = ["rmse", "rmse_expected", "bias", "rmse_typical", "rmse_last"]
     cells = [
@@ -233,13 +236,13 @@ def check_section(found: Check) -> Section:
             *("-" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in names),
             *(f"{100 * row[f'coverage_{percent}']:.1f}" for percent in (50, 90)),
         ]
-        for row in found.summary.to_dict("records")
+        for row in checked.summary.to_dict("records")
     ]
     headers = [
         "levels used",
         "subjects",
         "later levels",
-        f"RMSE, {found.unit}",
+        f"RMSE, {checked.unit}",
         "expected",
         "bias",
         "RMSE, typical",
