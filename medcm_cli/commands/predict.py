@@ -238,14 +238,6 @@ def check_section(checked: Check) -> Section:
         ]
         for row in checked.summary.to_dict("records")
     ]
-    headers = [
-        "levels used",
-        "subjects",
-        "later levels",
-        f"RMSE, {checked.unit}",
-        "expected",
-        "bias",
-        "RMSE, typical",
-    ]
-    headers += ["RMSE, last level", "in 50 % band, %", "in 90 % band, %"]
+    headers = ["levels used", "subjects", "later levels", f"RMSE, {checked.unit}", "expected", "bias"]
+    headers += ["RMSE, typical", "RMSE, last level", "in 50 % band, %", "in 90 % band, %"]
     return Section("Later levels predicted from the first", headers, cells)

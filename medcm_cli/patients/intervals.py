@@ -83,7 +83,10 @@ def repeated(study: Study, events: EventTable, after: str, every: float, horizon
 
 
 def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
-    """Levels between two doses of a regimen. eta: K of (S, N, B)."""
+    """Levels between two doses of a regimen.
+
+    :param eta: K of (S, N, B), random effects of the patients.
+    """
     table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
     # Which doses are new is told by a negative amount in what observed_at arranges.

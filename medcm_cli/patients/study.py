@@ -75,7 +75,7 @@ class Study:
 
     @cached_property
     def single(self) -> Values:
-        """The fits' values in single precision, for levels."""
+        """Name -> the fits' values (..., B) in single precision, for levels."""
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
     def read(self, patients: Patients) -> EventTable:
@@ -125,7 +125,7 @@ class Study:
         return corners
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
-        """Subjects with a fit dimension of 1, but for covariates, which have B."""
+        """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""
         alone = Population.from_events(events, dtype)
         size = len(self.fits.records)
         spread = {name: v.expand(*v.shape[:-1], size) for name, v in alone.covariates.items()}

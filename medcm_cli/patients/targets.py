@@ -38,16 +38,24 @@ class Target:
     share: bool = False
 
     def bound(self, every: float) -> float:
-        """The limit for an interval of so many hours."""
+        """The limit for an interval of ``every`` h: levels in the reported unit, or hours."""
         return self.limit * every if self.share else self.limit
 
     def met(self, level: Tensor, clock: Tensor, every: float) -> Tensor:
-        """Whether it is, (T, S, N, B) -> (S, N, B), from levels from the first dose to the next."""
+        """Whether an interval of ``every`` h meets it.
+
+        :param level: (T, S, N, B), from one dose to the next. :param clock: (T, N), h.
+        :returns: (S, N, B).
+        """
         measure, bound = self.measure(level, clock), self.bound(every)
         return measure >= bound * (1 - _SLACK) if self.least else measure <= bound * (1 + _SLACK)
 
     def measure(self, level: Tensor, clock: Tensor) -> Tensor:
-        """Its measure, (T, S, N, B) -> (S, N, B); clock (T, N), h."""
+        """What it limits: a level in the reported unit, this times h, or hours.
+
+        :param level: (T, S, N, B), from one dose to the next. :param clock: (T, N), h.
+        :returns: (S, N, B).
+        """
         if self.kind == "trough":
             return level[-1]
         if self.kind == "peak":
