@@ -21,8 +21,7 @@ from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.results import DISCLAIMER, GIVEN
-from medcm_cli.patients.study import DRAWS, FEW, Study
-from medcm_cli.posteriors.individual import METHODS
+from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
 
 _WARNINGS = 10  # that are shown

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import number, one_of
 from medcm_cli.data import columns
 from medcm_cli.data.regimen import Records, Regimen, write_out
 from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, read_sheet

@@ -70,8 +70,7 @@ def _of_regimen(
         return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
 
     seen = on_grid(level)  # (T, S, N, B)
-    sd, _ = study.fits.model.error.sd(study.single, seen / study.scale)
-    measured = (seen + sd * study.scale * noise).clamp(min=0)
+    measured = study.fits.model.error.draw(study.single, seen, noise, study.scale).clamp(min=0)
     keys = {
         "patient": np.tile(np.asarray(observed.ids), len(grid)),
         "regimen": name,

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medcm_cli.checks import fraction, number, one_of, whole
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import LOOKS, part
 from medcm_cli.data.sheet import FloatArray
@@ -26,7 +25,6 @@ from medcm_cli.patients.results import Dosing
 from medcm_cli.patients.search import ELEMENTS, SHOWN, Search, answers
 from medcm_cli.patients.study import Patients, Study, draws_of, studied
 from medcm_cli.patients.targets import read_target, units_of
-from medcm_cli.pk import LinearModel
 
 _RISING, _UNSETTLED = 0.2, 0.05  # of what nothing eliminated would be; of draws
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
@@ -115,7 +113,7 @@ def _tables(
     rows = max(int(np.bincount(regimen.table.subject).max()) for regimen in regimens)
     chunk = max(1, ELEMENTS // ((POINTS + LOOKS * rows) * each * fits * SHOWN))
     frames: dict[str, list[pd.DataFrame]] = {"doses": [], "candidates": [], "warnings": []}
-    after, pk = wanted.after, study.fits.model.pk
+    after, before = wanted.after, study.fits.model.pk.doses_to_steady_state
     for first in range(0, len(events.ids), chunk):
         numbers = np.arange(first, min(first + chunk, len(events.ids)))
         some, unit = part(events, numbers), unit_in_file(study.dataset)
@@ -127,8 +125,8 @@ def _tables(
             answer = answers(levels, some.ids, weight, wanted)
             for name, frame in answer.items():
                 frames[name].append(frame)
-            if after == "steady" and not isinstance(pk, LinearModel):
-                frames["warnings"].append(_unsettled(levels, answer["doses"], pk.steady_state_doses))
+            if after == "steady" and before is not None:
+                frames["warnings"].append(_unsettled(levels, answer["doses"], before))
         if progress:
             progress(int(numbers[-1]) + 1)
     return frames

@@ -97,7 +97,7 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     new = observed.is_dose & (observed.amount < 0)
     observed = with_amounts(observed, new, 1.0)
     clock = torch.from_numpy(observed.clock[~observed.is_dose].reshape(n, -1).T - regimen.start).float()
-    how = _scaled if isinstance(study.fits.model.pk, LinearModel) else _solved
+    how = _scaled if study.fits.model.pk.scales_with_dose else _solved
     return Interval(
         regimen.every,
         clock,

@@ -5,33 +5,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import part
-from medcm_cli.model import Values
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns
 from medcm_cli.patients.plausibility import odd_fits
 from medcm_cli.patients.study import FEW, Study
-from medcm_cli.pk import LinearModel
 from medcm_cli.posteriors.individual import Posterior
 
-UNITS = {"CL": "L/h", "V1": "L", "Q": "L/h", "V2": "L", "Q3": "L/h", "V3": "L", "KA": "1/h"}
 HALF_LIFE = "half-life"
-
-
-def half_life(study: Study, z: Values) -> Tensor | None:
-    """Terminal half-life, h: log 2 over the smallest eigenvalue of the rate matrix; None of a model that is
-    not linear.
-
-    :param z: parameter -> (S, N, B) or broadcastable to it. :returns: (S, N, B), h.
-    """
-    pk = study.fits.model.pk
-    if not isinstance(pk, LinearModel):
-        return None
-    rate = pk.response(z).rates.amin(0)
-    return float(np.log(2)) / (torch.minimum(rate, z["KA"]) if pk.absorption else rate)
 
 
 def individual_parameters(
@@ -40,12 +23,12 @@ def individual_parameters(
     """Parameters, at the patient's last covariates where they change, and the half-life where there is one.
 
     :param eta: K of (S, N, B), random effects; None for typical parameters, S = 1.
-    :returns: name -> (S, N, B), in ``UNITS`` and h.
+    :returns: name -> (S, N, B), in the units of the compartment model and h.
     """
     zeta = study.fits.model.typical(study.fits.estimates, population)
     zeta = {name: value[-1] if value.ndim > 3 else value for name, value in zeta.items()}
     z = zeta if eta is None else study.fits.model.individual(zeta, eta)
-    last = half_life(study, z)
+    last = study.fits.model.pk.half_life(z)
     shape = (1 if eta is None else len(eta[0]), *population.present.shape[:1], len(study.fits.records))
     every = z if last is None else {**z, HALF_LIFE: last}
     return {name: value.expand(shape) for name, value in every.items()}
@@ -57,7 +40,7 @@ def parameter_table(
     """A row for each patient and parameter: see ``Prediction.parameters``."""
     individual = individual_parameters(study, population, posterior.draws)
     typical = individual_parameters(study, population, None)
-    units = UNITS | {HALF_LIFE: "h"}
+    units = study.fits.model.pk.units | {HALF_LIFE: "h"}
     frames = [
         pd.DataFrame(
             {

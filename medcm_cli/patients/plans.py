@@ -101,8 +101,7 @@ def _check_dose(dose: object, where: str) -> None:
     if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
         raise InputError(f"{where}: is {dose!r}; expected some of {', '.join(DOSE)}")
     for key, value in dose.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
-            raise InputError(f"{where}: {key} is {value!r}; expected a number from 0")
+        checks.number(f"{where}: {key}", value, least=0)
     both = {"amount", "rate", "duration"} <= set(dose)
     if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
         raise InputError(f"{where}: amount is not rate times duration; give two of them")

@@ -14,6 +14,7 @@ from medcm_cli.model import Model, Values
 from medcm_cli.numerics.triangular import Lower, multiply_lower, solve_lower, total
 from medcm_cli.patients.notes import Note, note_table
 from medcm_cli.posteriors.individual import Posterior, misfit
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Ensemble
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
@@ -72,8 +73,8 @@ def _plausible(
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
     eta = multiply_lower(model.omega_cholesky(values), list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, level)
-    return (level + 4 * sd).amax((1, 3)), (level - 4 * sd).amin((1, 3))
+    high, low = (model.error.draw(values, level, far) for far in (4.0, -4.0))
+    return high.amax((1, 3)), low.amin((1, 3))
 
 
 def _far_from_zero(omega: Lower, mode: Sequence[Tensor], ids: Sequence[str], wrong: Tensor) -> list[Note]:

@@ -34,7 +34,7 @@ def ranges_of(fits: Ensemble) -> Ranges:
         (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
         there = restored.population.present > 0
         rows = np.unique(restored.population.subject[there].numpy())
-        return _ranges(restored.setup.events, rows)
+        return _ranges(restored.problem.events, rows)
     known = record.data.get("characteristics", {})
     covariates = {name: _least_most(entry["values"]) for name, entry in known.get("covariates", {}).items()}
     return Ranges(

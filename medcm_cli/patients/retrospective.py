@@ -113,7 +113,6 @@ def _predicted(
     with torch.enable_grad():
         known = posterior(model, values, first, streams, method, draws)
     level = study.levels(events, known.draws)
-    error, _ = model.error.sd(study.single, level / study.scale)
     noise = residual_noise(streams, draws, torch.float32)
     measured = model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
     bounds = pooled_quantiles(measured, keep)  # (5, T, N)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import fraction, number, one_of, whole
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.patients.intervals import Interval
@@ -41,16 +42,12 @@ class Search:
     def __post_init__(self) -> None:
         if not self.targets:
             raise InputError("target: expected at least one")
-        if not 0 < self.probability < 1:
-            raise InputError(f"probability is {self.probability:g}; expected one between 0 and 1, as in 0.8")
+        fraction("probability", self.probability)
         if not self.every or not all(1 <= hours <= 10_000 for hours in self.every):
             raise InputError("every: expected hours between doses, from 1, as in 24,48")
-        if not 0 < self.vial < np.inf:
-            raise InputError(f"vial is {self.vial:g}; expected the amount in one, above 0")
-        if not 1 <= self.most <= 10_000:
-            raise InputError(f"most is {self.most}; expected a number of vials from 1 to 10000")
-        if self.after not in AFTER:
-            raise InputError(f"after is {self.after!r}; expected {' or '.join(AFTER)}")
+        number("vial", self.vial, above=0)
+        whole("most", self.most, 1, 10_000, limit="vials")
+        one_of("after", self.after, AFTER)
         if self.horizon is not None and self.after == "steady":
             raise InputError("horizon belongs to doses after those given; at steady state there is none")
         if self.horizon is not None and not 0 < self.horizon <= 100_000:

@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
-from medcm_cli.pk import LinearModel, check_schedule
+from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE
 from medcm_cli.runs.sweeps import finished, grouped
