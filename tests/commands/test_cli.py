@@ -47,7 +47,9 @@ def medcm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 PRELOADED = """
 import json, os, sys, traceback
 import torch._dynamo  # which torch imports with the first optimiser
-from medcm_cli import cli, fit_command, tables
+from medcm_cli import cli
+from medcm_cli.commands import fit
+from medcm_cli.report import tables
 
 def run(folder, arguments, out, err):
     os.setsid()
