@@ -362,9 +362,9 @@ def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, pa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"probability": 0.0}, "expected one between 0 and 1"),
-        ({"probability": 1.0}, "expected one between 0 and 1"),
-        ({"probability": float("nan")}, "expected one between 0 and 1"),
+        ({"probability": 0.0}, "expected a number between 0 and 1"),
+        ({"probability": 1.0}, "expected a number between 0 and 1"),
+        ({"probability": float("nan")}, "expected a number between 0 and 1"),
         ({"vial": 0.0}, "vial is 0; expected the amount in one, above 0"),
         ({"most": 0}, "number of vials"),
         ({"every": []}, "expected hours between doses"),
