@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
     estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
     trained = {name: value.to(setup.dtype) for name, value in estimates.items()}
-    state = State(trained, begun.carried, begun.per_subject)
+    state = replace(begun, trained=trained)
     return Restored(setup, tuple(records), tuple(folders), population, state)
 
 

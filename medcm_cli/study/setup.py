@@ -45,7 +45,7 @@ from medcm_cli.study.options import (
     made,
 )
 from medcm_cli.training import results
-from medcm_cli.training.loop import MakeOptimizer, Trained, train
+from medcm_cli.training.loop import Course, MakeOptimizer, Trained, train
 
 Fit = tuple[int, int]
 """(fold, replicate)"""
@@ -192,12 +192,14 @@ class Setup:
             population,
             streams,
             self.make_optimizer,
-            self.config["epochs"],
-            self.config["checkpoint_every"],
+            Course(
+                self.config["epochs"],
+                self.config["checkpoint_every"],
+                self.config["dataset"]["batch_subjects"],
+                self.config["redraws"],
+            ),
             self.dtype,
             progress,
-            redraws=self.config["redraws"],
-            batch_subjects=self.config["dataset"]["batch_subjects"],
         )
 
     def populations(self, fits: Sequence[Fit]) -> tuple[Population, Population]:
