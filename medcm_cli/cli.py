@@ -108,7 +108,7 @@ def _fit(arguments: list[str]) -> None:
 
 def _simulate(arguments: list[str]) -> None:
     from medcm_cli.haemophilia.virtual import Settings, is_whole, settings_of, write_study
-    from medcm_cli.study.setup import default_data_folder
+    from medcm_cli.study.dataset import default_data_folder
 
     default = Settings()
     parser = _parser("simulate", "Write virtual haemophilia A patients: events, truth and training folds.")
@@ -153,7 +153,7 @@ def _simulate(arguments: list[str]) -> None:
 
 def _simulate_cohort(options: argparse.Namespace, n: int | None) -> None:
     from medcm_cli.haemophilia.cohorts import FILES, cohort_folder, write_cohort
-    from medcm_cli.study.setup import default_data_folder
+    from medcm_cli.study.dataset import default_data_folder
 
     folder: Path = options.out
     if folder == default_data_folder("outputs"):
@@ -243,7 +243,7 @@ def _plot(arguments: list[str]) -> None:
 
 
 def _uncertainty(arguments: list[str]) -> None:
-    from medcm_cli import uncertainty
+    from medcm_cli.commands import standard_errors as uncertainty
 
     parser = _parser(
         "uncertainty", "Standard errors and confidence intervals of estimates, into each fit's folder."
@@ -325,7 +325,8 @@ def _posterior(arguments: list[str]) -> None:
 
 
 def _distance(arguments: list[str]) -> None:
-    from medcm_cli.distances import distances, section
+    from medcm_cli.analysis.distances import distances
+    from medcm_cli.commands.distances import section
     from medcm_cli.files import replaced
 
     parser = _parser("distance", "How far the posteriors of fits are from draws of NUTS (Wasserstein).")

@@ -7,7 +7,7 @@ import pytest
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.pk import two_compartment
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import COVARIATES, MULTI_BRANCH, SHARED, SMALL, configuration
 
 
@@ -38,6 +38,6 @@ def mixed_fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("objective=foce",),
         ("objective=mse",),
     ):
-        setup = Setup.build(configuration(data, outputs, *choices, "network=none", "replicate=[1,2]"))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(data, outputs, *choices, "network=none", "replicate=[1,2]"))
+        job.run(list(job.plan().records.values()))
     return outputs

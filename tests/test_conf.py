@@ -7,12 +7,13 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from medcm_cli.data import Format
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
 from medcm_cli.model import CovariateNetwork
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
-from medcm_cli.study.options import conf_dir
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
+from medcm_cli.study.options import JOB, PROBLEM, conf_dir
 from tests.helpers import SMALL, composed, configuration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,14 @@ def targets(node: object) -> list[str]:
     return []
 
 
+def chosen(name: str) -> DictConfig:
+    """A choice's own options, with those that its group shares."""
+    group, choice = name.split("/")
+    options = composed(f"{group}={choice}")[group]
+    assert isinstance(options, DictConfig)
+    return options
+
+
 def test_there_are_leaves() -> None:
     groups = {leaf.parts[0] for leaf in LEAVES}
     assert groups == {"dataset", "error", "network", "objective", "optimizer", "pk", "split"}
@@ -71,8 +80,7 @@ def test_there_are_leaves() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_leaf_has_one_target_that_exists(name: str) -> None:
-    leaf = OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
-    assert isinstance(leaf, DictConfig)
+    leaf = chosen(name)
     found = [target for target in targets(leaf) if target != "hydra.utils.get_method"]
     if name.startswith("dataset/"):
         assert found == []
@@ -89,8 +97,8 @@ def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -
     path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
     path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
-    setup = Setup.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
-    trained = setup.train([(1, 1), (1, 2)])
+    job = Job.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))
+    trained = job.train([(1, 1), (1, 2)])
     assert trained.failures == (None, None)
     assert trained.epochs == (0,)
     assert bool(trained.objective.isfinite().all())
@@ -98,7 +106,7 @@ def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -
 
 def test_the_two_ways_of_solving_are_both_there(data: Path, tmp_path: Path) -> None:
     made = {
-        name: Setup.build(configuration(data, tmp_path, f"pk={name}")).model.pk
+        name: Job.build(configuration(data, tmp_path, f"pk={name}")).problem.model.pk
         for name in ("two_compartment", "two_compartment_ode")
     }
     assert isinstance(made["two_compartment"], LinearModel)
@@ -125,6 +133,37 @@ def test_defaults_are_those_of_the_simulation_study() -> None:
     assert rates == {"mse": 0.1, "fo": 0.1, "foce": 0.01, "vi": 0.1}
 
 
+def test_every_option_is_written_in_one_place() -> None:
+    """What a fit and a posterior have in common is in problem.yaml, and what is checked is what is there."""
+    problem, job, posterior = (
+        set(OmegaConf.load(ROOT / "conf" / f"{name}.yaml")) - {"defaults", "hydra"}
+        for name in ("problem", "config", "posterior")
+    )
+    assert not problem & job
+    assert problem & posterior == {"study", "dtype"}  # with other defaults
+    groups = {"dataset", "split", "network", "pk", "error"}
+    assert problem | groups == set(PROBLEM)
+    assert problem | groups | job | {"objective", "optimizer"} == set(JOB) == set(composed())
+
+
+def test_what_choices_share_is_written_once() -> None:
+    for part, group in (("_doses", "pk"), ("_table", "dataset")):
+        shared = OmegaConf.load(ROOT / "conf" / f"{part}.yaml")
+        assert isinstance(shared, DictConfig)
+        for name in (name for name in NAMES if name.startswith(f"{group}/")):
+            own = OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
+            assert isinstance(own, DictConfig)
+            assert {key for key in own if key in shared and own[key] == shared[key]} == set(), name
+            assert set(shared) <= set(chosen(name)), name
+
+
+def test_readers_default_to_what_a_configuration_does() -> None:
+    """A table that is read without a configuration is read as with the one by default."""
+    options, plain = chosen("dataset/table"), Format()
+    for option in ("columns", "keep", "bolus_duration", "predose_observations", "over_time"):
+        assert options[option] == getattr(plain, option), option
+
+
 def test_the_optimizer_follows_the_learning_rate() -> None:
     for name in ("foce", "vi"):
         config = composed(f"objective={name}")
@@ -141,7 +180,7 @@ def test_the_optimizer_follows_the_learning_rate() -> None:
     ],
 )
 def test_covariates_of_the_methods(dataset: str, size: str, column: str, reference: float) -> None:
-    config = OmegaConf.load(ROOT / "conf" / "dataset" / f"{dataset}.yaml")
+    config = chosen(f"dataset/{dataset}")
     of_size, vwf = config.covariates[size], config.covariates.vwf
     assert (of_size.column, of_size.scale, of_size.reference) == (column, 150, reference)
     assert (vwf.column, vwf.scale, vwf.reference) == ("vwf", 350, 100)
@@ -149,7 +188,7 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
 
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
-    branching = Setup.build(configuration(data, tmp_path)).model.network
+    branching = Job.build(configuration(data, tmp_path)).problem.model.network
     assert isinstance(branching, CovariateNetwork)
     assert [(b.inputs, b.hidden, b.heads) for b in branching.branches] == [
         (("weight",), (12,), ("CL", "V1")),
@@ -157,7 +196,7 @@ def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
     ]
     assert branching.global_parameters == ("Q", "V2")
     assert branching.scales == {"weight": 150, "vwf": 350}
-    full = Setup.build(configuration(data, tmp_path, "network=fully_connected")).model.network
+    full = Job.build(configuration(data, tmp_path, "network=fully_connected")).problem.model.network
     assert isinstance(full, CovariateNetwork)
     (branch,) = full.branches
     assert (branch.hidden, branch.activation, set(branch.inputs)) == ((8, 8), "swish", {"weight", "vwf"})
@@ -165,7 +204,7 @@ def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:
 
 
 def test_truth_is_that_of_the_simulator() -> None:
-    truth = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "simulated.yaml").truth)
+    truth = OmegaConf.to_container(chosen("dataset/simulated").truth)
     assert isinstance(truth, dict)
     assert truth["omega"] == [list(row) for row in Truth().omega] == [[0.037, 0.0113], [0.0113, 0.017]]
     assert truth["sigma"] == {"additive": Truth().sigma} == {"additive": 0.03}
@@ -192,7 +231,7 @@ def test_where_the_configuration_is_looked_for(tmp_path: Path, monkeypatch: pyte
     installed = tmp_path / "site-packages" / "medcm_cli"
     (installed / "conf").mkdir(parents=True)
     (installed / "conf" / "config.yaml").touch()
-    monkeypatch.setattr(options, "__file__", str(installed / "options.py"))
+    monkeypatch.setattr(options, "__file__", str(installed / "study" / "options.py"))
     assert conf_dir() == installed / "conf"
     # A folder named conf beside an installation is somebody else's.
     (installed.parent / "conf").mkdir()

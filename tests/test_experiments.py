@@ -18,8 +18,8 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce
 from medcm_cli.runs.summary import ESTIMATES, MEASURES
+from medcm_cli.study.job import Job
 from medcm_cli.study.options import axis, conf_dir, folds_of
-from medcm_cli.study.setup import Setup
 from tests.helpers import configuration, make_events
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -123,8 +123,8 @@ def test_rmse_by_test_set_is_the_histories_on_their_own_fold(tmp_path: Path) -> 
         config = configuration(
             tmp_path / "data", tmp_path / "outputs", f"objective={objective}", "replicate=[1,2]"
         )
-        setup = Setup.build(config)
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(config)
+        job.run(list(job.plan().records.values()))
     found = by_test_set(tmp_path / "outputs", 2)
     assert sorted(found) == ["fo", "vi"]
     for objective, fits in found.items():

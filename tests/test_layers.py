@@ -15,7 +15,7 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # freely.
 LAYERS = (
     ("medcm_cli", "errors"),  # medcm_cli: the package itself, its version
-    ("files", "numerics"),
+    ("files", "checks", "numerics"),
     ("pk", "runs"),
     ("data",),
     ("model",),
@@ -24,7 +24,6 @@ LAYERS = (
     ("study",),
     ("analysis", "patients"),
     ("report",),
-    ("uncertainty", "distances"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -90,7 +89,7 @@ def test_no_cycles() -> None:
 
 def test_the_reader_of_imports_sees_what_is_there() -> None:
     """A test of the tests above: known imports of each kind are found."""
-    assert "medcm_cli.study.setup" in imported("medcm_cli.cli")  # inside a function
+    assert "medcm_cli.study.dataset" in imported("medcm_cli.cli")  # inside a function
     assert "medcm_cli.pk.linear" in imported("medcm_cli.pk")  # a submodule by name
     assert "medcm_cli.errors" in imported("medcm_cli.runs.folder")
     assert "torch" in top_level("medcm_cli.training.loop")
@@ -136,7 +135,7 @@ def loaded() -> dict[str, set[str]]:
         name: subprocess.Popen(
             [sys.executable, "-c", program, f"medcm_cli.{name}"], stdout=subprocess.PIPE, text=True
         )
-        for name in ("runs.summary", "report.tables", "report.page", "cli")
+        for name in ("runs.summary", "report.tables", "report.page", "study.options", "cli")
     }
     return {name: set(process.communicate(timeout=120)[0].split()) for name, process in running.items()}
 
@@ -147,6 +146,7 @@ def loaded() -> dict[str, set[str]]:
         ("runs.summary", "pyarrow"),
         ("report.tables", "pandas"),
         ("report.page", "matplotlib"),
+        ("study.options", "hydra"),
         ("cli", "rich"),
     ],
 )

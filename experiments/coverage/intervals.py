@@ -20,14 +20,15 @@ from scipy import stats
 from tabulate import tabulate
 from torch import Tensor
 
-from medcm_cli import uncertainty
+from medcm_cli.analysis import uncertainty
 from medcm_cli.analysis.information import Criterion
 from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.triangular import cholesky, log_det, multiply_lower, total
 from medcm_cli.objectives import Foce, Objective, State
-from medcm_cli.study.restore import Restored, finished, grouped, restore
+from medcm_cli.runs.sweeps import finished, grouped
+from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.workers import prepare
 
 NODES = 9  # per random effect
@@ -63,10 +64,9 @@ class Quadrature(Objective):
 
 def exact(restored: Restored, nodes: int = NODES) -> list[pd.DataFrame | str]:
     """Maximum likelihood estimates of the data sets of ``foce`` fits, with intervals, or why not."""
-    setup = restored.setup
-    foce = replace(setup.objective, mode_tolerance=1e-6)
+    foce = replace(restored.objective, mode_tolerance=1e-6)
     assert isinstance(foce, Foce)
-    mean, spread = foce.random_effects(setup.model, restored.population, restored.state)
+    mean, spread = foce.random_effects(restored.problem.model, restored.population, restored.state)
     carried = {"mean": mean, "covariance": spread}
     state = replace(restored.state, carried=carried, per_subject=tuple(carried))
     chosen = Criterion(Quadrature(nodes), 1.0)
@@ -123,8 +123,8 @@ def collect(root: Path, with_exact: bool) -> pd.DataFrame:
             with tempfile.TemporaryDirectory() as folder:
                 path = unfloored(Path(record.data["source"]), record.truth, Path(folder))
                 for name, other in (("exact", {}), ("exact, no floor", {"path": str(path)})):
-                    found = exact(restore(group, other)[0])
-                    fits[name] = [frame for frame in found if not isinstance(frame, str)]
+                    refitted = exact(restore(group, other)[0])
+                    fits[name] = [frame for frame in refitted if not isinstance(frame, str)]
     return table(fits, truth)
 
 

@@ -19,6 +19,7 @@ from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import covariance, dense, multiply_lower
 from medcm_cli.objectives.modes import find_modes
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS
 
@@ -56,66 +57,83 @@ class Diagnosis:
 @torch.no_grad()
 def diagnose(restored: Restored) -> Diagnosis:
     """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
-    setup, scale = restored.setup, float(restored.setup.config["dataset"]["level_scale"])
-    model, whole, state = setup.model, restored.population, restored.state
+    problem, whole = restored.problem, restored.population
+    model, scale = problem.model, Units.of(problem.config["dataset"]).scale
     rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
     subjects, first = np.unique(rows, return_index=True)
-    subjects, first = subjects[:MOST_SUBJECTS], first[:MOST_SUBJECTS]
-    index = torch.from_numpy(first)[:, None]
-    population = whole.take(index)
-    ids = np.array(setup.events.ids)
-    values, stream = restored.estimates, restored.streams[0]
-    posterior = setup.objective.random_effects(model, whole, state)
-    zeta = model.typical(values, population)
-    typical = model.predict(zeta, population)
-    seen = (population.observed[:, 0, :, 0] > 0).T  # (N, T): in the order of subjects
-
-    def flat(of: Tensor) -> FloatArray:
-        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
-
-    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
-    observations = pd.DataFrame(
-        {
-            "subject": ids[np.repeat(subjects, seen.sum(1).numpy())],
-            "time": flat(population.time),
-            "dv": flat(population.dv) * scale,
-            "censored": flat(censored) > 0,
-            "typical": flat(typical) * scale,
-        }
-    )
+    subjects, places = subjects[:MOST_SUBJECTS], torch.from_numpy(first[:MOST_SUBJECTS])
+    population = whole.take(places[:, None])
+    posterior = restored.objective.random_effects(model, whole, restored.state)
+    eta = None if posterior is None else [part[places][None] for part in posterior[0]]
+    observations = _observations(restored, population, subjects, eta)
     if posterior is None:
-        observations["individual"] = np.nan
-        observations["residual"] = observations["dv"] - observations["typical"]
         curves = _curves(restored, subjects, None, scale)
         return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame())
     mean, spread = posterior
-    eta = [part[index[:, 0]][None] for part in mean]
-    observations["individual"] = flat(model.predict(zeta, population, eta)) * scale
-    residual = cwres(model, values, population)
-    observations["residual"] = np.where(observations["censored"], np.nan, flat(residual))
-    names = model.random_effects.names
-    count = len(rows)
-    etas = pd.DataFrame(
-        {"subject": ids[rows]} | {n: m[:count, 0].double().numpy() for n, m in zip(names, mean, strict=True)}
-    )
-    omega = dense(covariance(model.omega_cholesky(values)))[..., 0].diagonal().sqrt()
-    simulated = simulations(model, values, population, stream) * scale
+    names, ids = model.random_effects.names, np.array(problem.events.ids)
+    of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=True)}
+    omega = dense(covariance(model.omega_cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
+    simulated = simulations(model, restored.estimates, population, restored.streams[0]) * scale
     check = predictive_check(
         observations["time"].to_numpy(),
         observations["dv"].to_numpy(),
         observations["typical"].to_numpy(),
-        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, seen].double().numpy()),
+        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, _seen(population)].double().numpy()),
     )
+    draws = _draws(mean[:, places, 0], spread[:, :, places, 0], restored.streams[0])
+    return Diagnosis(
+        True,
+        observations,
+        _curves(restored, subjects, draws, scale),
+        pd.DataFrame({"subject": ids[rows]} | of_subjects),
+        dict(zip(names, omega.tolist(), strict=True)),
+        check,
+    )
+
+
+def _seen(population: Population) -> Tensor:
+    """Where there are observations, (N, T): in the order of subjects."""
+    return (population.observed[:, 0, :, 0] > 0).T
+
+
+def _observations(
+    restored: Restored, population: Population, subjects: IntArray, eta: list[Tensor] | None
+) -> pd.DataFrame:
+    """``Diagnosis.observations`` of ``subjects`` (N,), with their random effects (1, N, 1) each, if any."""
+    setup, values = restored.problem, restored.estimates
+    model, scale = setup.model, Units.of(setup.config["dataset"]).scale
+    seen = _seen(population)
+
+    def flat(of: Tensor) -> FloatArray:
+        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
+
+    zeta = model.typical(values, population)
+    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    found = pd.DataFrame(
+        {
+            "subject": np.array(setup.events.ids)[np.repeat(subjects, seen.sum(1).numpy())],
+            "time": flat(population.time),
+            "dv": flat(population.dv) * scale,
+            "censored": flat(censored) > 0,
+            "typical": flat(model.predict(zeta, population)) * scale,
+        }
+    )
+    if eta is None:
+        return found.assign(individual=np.nan, residual=found["dv"] - found["typical"])
+    individual = flat(model.predict(zeta, population, eta)) * scale
+    residual = np.where(found["censored"], np.nan, flat(cwres(model, values, population)))
+    return found.assign(individual=individual, residual=residual)
+
+
+def _draws(mean: Tensor, spread: Tensor, stream: Stream) -> list[Tensor]:
+    """Draws (S, N, 1) of each random effect from normals of ``mean`` (K, N) and covariance (K, K, N)."""
     # A root by eigenvalues, since rounding can make a covariance near zero indefinite.
-    eigenvalue, vector = torch.linalg.eigh(spread[:, :, index[:, 0], 0].permute(2, 0, 1).double())
+    eigenvalue, vector = torch.linalg.eigh(spread.permute(2, 0, 1).double())
     factor = vector * eigenvalue.clamp(min=0).sqrt()[:, None]  # (N, K, K)
-    normal = per_fit(
-        [stream], lambda g: g.standard_normal((DRAWS, len(subjects), len(names))), "curves", torch.float64
-    )
+    shape = DRAWS, mean.shape[1], len(mean)
+    normal = per_fit([stream], lambda g: g.standard_normal(shape), "curves", torch.float64)
     shift = torch.einsum("nkl,snl->ksn", factor, normal[..., 0])
-    draws = [m[index[:, 0], 0] + s.to(m.dtype) for m, s in zip(mean, shift, strict=True)]  # (S, N) each
-    curves = _curves(restored, subjects, [d[..., None] for d in draws], scale)
-    return Diagnosis(True, observations, curves, etas, dict(zip(names, omega.tolist(), strict=True)), check)
+    return [(m + s.to(m.dtype))[..., None] for m, s in zip(mean, shift, strict=True)]
 
 
 def cwres(model: Model, values: Values, population: Population) -> Tensor:
@@ -236,13 +254,13 @@ def _bins(time: FloatArray) -> IntArray:
 def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
-    setup, values = restored.setup, restored.estimates
-    table, grid = on_grid(setup.events, CURVE_POINTS)
-    population = Population.from_events(table, setup.dtype).select([subjects])
-    zeta = setup.model.typical(values, population)
-    columns = {"typical": setup.model.predict(zeta, population)[:, 0, :, 0]}
+    problem, values = restored.problem, restored.estimates
+    table, grid = on_grid(problem.events, CURVE_POINTS)
+    population = Population.from_events(table, problem.dtype).select([subjects])
+    zeta = problem.model.typical(values, population)
+    columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}
     if draws is not None:
-        levels = setup.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
+        levels = problem.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
         at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=levels.dtype)
         names = ("low_90", "low_50", "median", "high_50", "high_90")
         ordered = torch.sort(levels, 1)[0]
@@ -250,7 +268,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
         columns |= dict(zip(names, ordered[:, place].unbind(1), strict=True))
     exists = (population.observed[:, 0, :, 0] > 0).T
     grid = grid[np.isin(grid["subject"], subjects)]
-    ids = np.array(setup.events.ids)
+    ids = np.array(problem.events.ids)
     return grid.assign(
         subject=ids[grid["subject"].to_numpy()],
         **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
@@ -259,7 +277,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
 
 def covariates(restored: Restored) -> dict[str, FloatArray]:
     """Name -> the values of all subjects of the data set; of a covariate that changes, of all its regimes."""
-    found = restored.setup.everyone.covariates
+    found = restored.problem.everyone.covariates
     return {
         name: np.asarray(values.double().numpy(), dtype=np.float64).ravel() for name, values in found.items()
     }

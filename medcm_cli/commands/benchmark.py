@@ -21,8 +21,8 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
 from medcm_cli.pk import OdeModel, Schedule, solve, two_compartment, two_compartment_rate
 from medcm_cli.report.section import Section
+from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
-from medcm_cli.study.setup import Setup
 from medcm_cli.study.workers import prepare
 from medcm_cli.training.loop import Course, train
 
@@ -40,15 +40,15 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     """
     prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        setups = {name: _setup(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
+        jobs = {name: _job(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
         tasks: dict[str, Callable[[], float]] = {
-            "vi, 1 fit": lambda: _train(setups["vi"], 1, epochs),
+            "vi, 1 fit": lambda: _train(jobs["vi"], 1, epochs),
             **{
-                f"{name}, {FITS} fits": functools.partial(_train, setup, FITS, epochs)
-                for name, setup in setups.items()
+                f"{name}, {FITS} fits": functools.partial(_train, job, FITS, epochs)
+                for name, job in jobs.items()
             },
-            "closed form": lambda: _predict(setups["vi"], closed=True),
-            "torchdiffeq": lambda: _predict(setups["vi"], closed=False),
+            "closed form": lambda: _predict(jobs["vi"], closed=True),
+            "torchdiffeq": lambda: _predict(jobs["vi"], closed=False),
         }
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
         for task in tasks.values():  # warm up
@@ -79,21 +79,21 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     return Section(title, ["what", "median", "ratio", "aim"], cells)
 
 
-def _setup(objective: str, epochs: int, folder: str) -> Setup:
+def _job(objective: str, epochs: int, folder: str) -> Job:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", [f"objective={objective}", f"outputs={folder}", f"epochs={epochs}"])
-    return Setup.build(as_config(composed))
+    return Job.build(as_config(composed))
 
 
-def _train(setup: Setup, fits: int, epochs: int) -> float:
+def _train(job: Job, fits: int, epochs: int) -> float:
     """Seconds per epoch of the training loop."""
-    return setup.train([(1, replicate) for replicate in range(1, fits + 1)]).seconds / epochs
+    return job.train([(1, replicate) for replicate in range(1, fits + 1)]).seconds / epochs
 
 
-def _predict(setup: Setup, closed: bool) -> float:
+def _predict(job: Job, closed: bool) -> float:
     """Seconds of one prediction with its gradient, at three samples of the true random effects around
     typical values."""
-    population, _ = setup.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
+    population, _ = job.problem.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
     _, subjects, fits = population.shape
     eta = torch.randn(2, 3, subjects, fits, generator=torch.Generator().manual_seed(0)) * 0.15
     base = torch.tensor([0.1, 2.0, 0.15, 0.75])
@@ -109,7 +109,7 @@ def _predict(setup: Setup, closed: bool) -> float:
 
 def large_study(epochs: int, report: Callable[[str], None]) -> Section:
     """Time and memory of an epoch of vi on one fit of many subjects with many doses, as it grows with the
-    number of subjects; each in a process of its own, with a thread per core."""
+    number of subjects; each in a separate process, with a thread per core."""
     cells, threads = [], 0
     for subjects, batch_subjects in LARGE:
         what = f"{subjects} subjects" + (f", {batch_subjects} at a time" if batch_subjects else "")
@@ -132,10 +132,10 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
     network = CovariateNetwork.build(
         [
             {"inputs": ["weight"], "hidden": [12], "heads": ["CL", "V1"]},
-            {"inputs": ["vwf"], "hidden": [12], "heads": ["CL"]},
+            {"inputs": ["crcl"], "hidden": [12], "heads": ["CL"]},
         ],
         ["Q", "V2"],
-        {"weight": {"scale": 150}, "vwf": {"scale": 350}},
+        {"weight": {"scale": 150}, "crcl": {"scale": 350}},
     )
     model = Model(network, two_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
     trained = train(
@@ -151,24 +151,24 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
 
 
 def _large_population(subjects: int) -> Population:
-    """A dose every half day, and levels at any time between them."""
+    """A dose every half day, and concentrations at any time between them."""
     g = torch.Generator().manual_seed(0)
 
     def uniform(count: int, low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, 1, subjects, 1, generator=g)
 
     start = 12.0 * torch.arange(LARGE_DOSES).view(-1, 1, 1, 1).expand(-1, 1, subjects, 1)
-    level = uniform(LARGE_OBSERVATIONS, 0.2, 1.0)
-    at = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0).values
+    dv = uniform(LARGE_OBSERVATIONS, 0.2, 1.0)
+    sampled = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0).values
     doses = torch.ones_like(start)
     return Population(
         subject=torch.arange(subjects)[:, None],
         present=torch.ones(subjects, 1),
-        time=at,
-        dv=level,
-        observed=torch.ones_like(at),
-        schedule=Schedule.build(at, start.contiguous(), doses / 60, 1000 * doses),
-        covariates={"weight": uniform(1, 40, 110)[0], "vwf": uniform(1, 50, 200)[0]},
+        time=sampled,
+        dv=dv,
+        observed=torch.ones_like(sampled),
+        schedule=Schedule.build(sampled, start.contiguous(), doses / 60, 1000 * doses),
+        covariates={"weight": uniform(1, 40, 110)[0], "crcl": uniform(1, 50, 200)[0]},
         ragged=False,
     )
 

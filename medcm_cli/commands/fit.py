@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from medcm_cli.commands.compose import check_flags, run
 from medcm_cli.commands.terminal import OUT, job_bar
 from medcm_cli.errors import InputError
-from medcm_cli.study.options import AXES, as_config, axis
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.identity import AXES
+from medcm_cli.study.job import Job
+from medcm_cli.study.options import as_config, axis
 from medcm_cli.study.workers import Workers, batches, process_count
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
@@ -91,8 +92,8 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     choices = hydra_config.runtime.choices
     variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
-    setup = Setup.build(config)
-    plan = setup.plan()
+    job = Job.build(config)
+    plan = job.plan()
     label = str(choices["objective"])
     study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study
     if not plan.todo:
@@ -107,7 +108,7 @@ def _job(composed: DictConfig, workers: Workers) -> None:
     processes = process_count(batch["processes"], len(records))
     parts = batches(records, batch["fits"], processes)
     with _training_bar(label, len(records), config["epochs"]) as (update, elapsed):
-        finished = workers.run(setup, parts, min(processes, len(parts)), update)
+        finished = workers.run(job, parts, min(processes, len(parts)), update)
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
         f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {elapsed():.1f} s"

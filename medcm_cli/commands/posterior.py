@@ -1,19 +1,11 @@
 """``medcm posterior``: Hydra composes the configuration, NUTS samples, a folder keeps the draws.
 
-    outputs/<study>/posterior/<name>/
-      draws.parquet        chain, draw, position, subject, eta_1 .., diverging
-      population.parquet   of population=joint: chain, draw, sigma_*, omega_*, rho_*, lp, diverging
-      diagnostics.parquet  a row per quantity: mean, sd, r_hat, ess_bulk, ess_tail, divergences
-      posterior.json       status, configuration and its hash, data, subjects, versions, seconds, warnings
-
-``subject`` is its number in the event table, from 1, as in a fit's random_effects.parquet; one that was drawn
-twice for training stands twice, which ``position`` tells apart. ArviZ reads the draws as
+What lies in the folder, ``medcm_cli.runs.draws`` says. ArviZ reads the draws as
 
     draws = pd.read_parquet("draws.parquet").set_index(["chain", "draw", "position"])
     arviz.convert_to_dataset(draws.filter(like="eta").to_xarray())
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,27 +15,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from medcm_cli import runs
+from medcm_cli.checks import flag, fraction, one_of, whole
 from medcm_cli.commands.compose import check_flags, run
 from medcm_cli.commands.terminal import ERR, OUT, job_bar
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
 from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target, complaints, sample, tables
 from medcm_cli.report.section import Section
-from medcm_cli.study.options import DTYPES, as_config, conf_dir, identity, whole
-from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup, versions
+from medcm_cli.runs import draws
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.identity import identity, versions
+from medcm_cli.study.options import DTYPES, PROBLEM, as_config
+from medcm_cli.study.problem import Problem
+from medcm_cli.study.restore import restore
 
-RECORD = "posterior.json"
 POPULATIONS = ("known", "joint")
 SUBJECTS = ("train", "test", "all")
 # Options of a posterior; the others describe its model and data, as those of a fit do.
@@ -72,7 +64,7 @@ def posterior(arguments: list[str], show: Callable[[Section], None]) -> None:
 class Source:
     """Of what a posterior is: a model with the estimates (..., 1) of what is not fixed in it, and data."""
 
-    setup: Setup
+    problem: Problem
     model: Model
     estimates: dict[str, torch.Tensor]
     fold: int
@@ -90,16 +82,16 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
     _check(own)
     torch.set_num_threads(1)  # more lose time on tensors of this size
     source = _of_run(own, given) if own["run"] is not None else _of_configuration(composed)
-    fold = source.setup.folds[source.fold]
-    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.setup.events.ids))}
+    fold = source.problem.folds[source.fold]
+    rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.problem.events.ids))}
     chosen = rows[own["subjects"]]
     target = _target(source, own, chosen)
     name = own["name"] if own["name"] is not None else own["population"] + source.label
     folder = source.outputs / source.study / "posterior" / runs.check_name("name", str(name))
     described = {"model": source.identity} | {key: own[key] for key in _IDENTITY}
-    data = {key: source.setup.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
+    data = {key: source.problem.data[key] for key in ("fingerprint", "subjects")} | {"rows": chosen.tolist()}
     digest = runs.config_hash(described, data)
-    if not own["overwrite"] and _is_done(folder, digest, described):
+    if not own["overwrite"] and draws.is_done(folder, digest, described):
         OUT.print(f"posterior: done already, in {folder}; overwrite=true repeats it")
         return
     begun = time.perf_counter()
@@ -113,7 +105,7 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
             progress,
         )
     seconds = time.perf_counter() - begun
-    made = tables(sampled, chosen, [source.setup.events.ids[row] for row in chosen])
+    made = tables(sampled, chosen, [source.problem.events.ids[row] for row in chosen])
     found = made["diagnostics"].to_pandas()
     poor = complaints(found)
     record = {
@@ -121,14 +113,14 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
         "config": described,
         "config_hash": digest,
         "run": None if own["run"] is None else str(own["run"]),
-        "data": {**data, "source": source.setup.data["source"]},
+        "data": {**data, "source": source.problem.data["source"]},
         "seed": own["seed"],
         "seconds": seconds,
         "gradient_calls": sampled.calls,
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    _write(folder, made, record)
+    draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
     show(_summary(found, f"{folder.name}: {own['chains']} chains of {own['draws']} draws"))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     for complaint in poor:
@@ -139,45 +131,31 @@ def _job(composed: DictConfig, given: set[str], show: Callable[[Section], None])
 
 def _check(own: Mapping[str, Any]) -> None:
     """:raises InputError: a value that an option of a posterior cannot have."""
-    for option, choices in (("population", POPULATIONS), ("subjects", SUBJECTS), ("dtype", tuple(DTYPES))):
-        if own[option] not in choices:
-            raise InputError(f"{option} is {own[option]!r}; expected one of {', '.join(choices)}")
+    for option, choices in (("population", POPULATIONS), ("subjects", SUBJECTS), ("dtype", DTYPES)):
+        one_of(option, own[option], choices)
     for option, least in (("chains", 1), ("warmup", 1), ("draws", 4), ("seed", 0)):
         whole(option, own[option], least)
-    accept = own["target_accept"]
-    if isinstance(accept, bool) or not isinstance(accept, int | float) or not 0 < accept < 1:
-        raise InputError(f"target_accept is {accept!r}; expected a number between 0 and 1")
-    if not isinstance(own["overwrite"], bool):
-        raise InputError(f"overwrite is {own['overwrite']!r}; expected true or false")
+    fraction("target_accept", own["target_accept"])
+    flag("overwrite", own["overwrite"])
 
 
 def _of_configuration(composed: DictConfig) -> Source:
     """The model that the options describe, in which nothing is left to be trained."""
-    # Setup, which is a fit's, asks for what only training uses: as a fit has it by default.
-    training = OmegaConf.load(conf_dir() / "config.yaml")
-    assert isinstance(training, DictConfig)
-    for key in ("defaults", "hydra"):
-        training.pop(key)
-    for group, choice in (("objective", "vi"), ("optimizer", "adam")):
-        training[group] = OmegaConf.load(conf_dir() / group / f"{choice}.yaml")
     posed = {key: composed._get_node(key) for key in composed if key not in _OWN}
-    config = as_config(OmegaConf.merge(training, posed))  # type: ignore[arg-type]
+    config = as_config(OmegaConf.create(posed), PROBLEM)
     config["study"] = "default" if config["study"] is None else config["study"]
-    config["labels"] = {}
-    setup = Setup.build(config)
-    if len(setup.folds) > 1:
+    problem = Problem.build(config)
+    if len(problem.folds) > 1:
         raise InputError("fold: a posterior is of one fold; give one number")
-    (fold,) = setup.folds
-    if setup.model.network.init([Stream(0, fold, 1)], setup.dtype):
+    (fold,) = problem.folds
+    if problem.model.network.init([Stream(0, fold, 1)], problem.dtype):
         raise InputError(
             "network: this one is trained, and untrained it has no posterior; give a finished fit, run=..., "
             "or network=truth"
         )
-    model = {key: value for key, value in identity(config).items() if key not in _IDENTITY}
-    unused = set(OmegaConf.to_container(training).keys()) - set(composed)  # type: ignore[union-attr]
-    own = {key: value for key, value in model.items() if key not in unused}
+    own = {key: value for key, value in identity(config).items() if key not in _IDENTITY}
     study = runs.check_name("study", str(config["study"]))
-    return Source(setup, setup.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
+    return Source(problem, problem.model, {}, fold, 1, study, Path(config["outputs"]), own, "")
 
 
 def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
@@ -189,7 +167,7 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
     if len(fits) > 1:
         raise InputError(f"run={own['run']}: {len(fits)} complete fits here; give the folder of one")
     (folder, record), (back,) = fits[0], restore(fits)
-    model, where = back.setup.model, record.address
+    model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
         wanted = model.network.init([Stream(0, where.fold, where.replicate)], torch.float64)
@@ -202,7 +180,7 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
     values = {name: back.state.trained[name].double() for name in wanted}
     root = folder.resolve().parents[len(where.folder(Path()).parts) - 1]
     return Source(
-        back.setup,
+        back.problem,
         model,
         values,
         where.fold,
@@ -219,8 +197,8 @@ def _of_run(own: Mapping[str, Any], given: set[str]) -> Source:
 
 def _target(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
     """What is sampled, of the subjects in ``rows`` of the event table."""
-    dtype, model = DTYPES[own["dtype"]], source.model
-    population = Population.from_events(source.setup.events, dtype).select([rows] * own["chains"])
+    dtype, model = getattr(torch, own["dtype"]), source.model
+    population = Population.from_events(source.problem.events, dtype).select([rows] * own["chains"])
     values = {
         name: value.to(dtype).expand(*value.shape[:-1], own["chains"])
         for name, value in source.estimates.items()
@@ -246,36 +224,6 @@ def _target(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
             "population=joint"
         )
     return KnownPopulation(model, values, population, zeta)
-
-
-def _is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very posterior, whole. :raises InputError: it holds another one."""
-    try:
-        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        same, config = held["config_hash"] == digest, dict(held["config"])
-        for name in held["tables"]:
-            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError, pa.ArrowException, OSError):
-        return False  # damaged: sample it again
-    if not same:
-        differ = [key for key in described if config.get(key) != described[key]]
-        what = differ[0] if differ else "its data"
-        raise InputError(
-            f"{folder}: holds another posterior ({what} differs); give this one its own name with name=..., "
-            "or overwrite=true"
-        )
-    return True
-
-
-def _write(folder: Path, made: Mapping[str, pa.Table], record: Mapping[str, Any]) -> None:
-    """All of a posterior or nothing."""
-    with replaced(folder) as partial:
-        partial.mkdir()
-        for name, table in made.items():
-            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
-        write_text(partial / RECORD, json.dumps({**record, "tables": list(made)}, indent=1) + "\n")
 
 
 def _summary(found: pd.DataFrame, title: str) -> Section:

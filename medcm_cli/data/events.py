@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import number, one_of
 from medcm_cli.data.regimen import Records, Regimen, write_out
 from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, label, read_sheet
 from medcm_cli.errors import InputError
@@ -45,18 +46,10 @@ class Format:
     patients: bool = False
 
     def __post_init__(self) -> None:
-        if self.predose_observations not in ("error", "keep"):
-            raise InputError(
-                f"predose_observations is {self.predose_observations!r}: expected 'error' or 'keep'"
-            )
-        duration = self.bolus_duration
-        if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < np.inf:
-            raise InputError(f"dataset.bolus_duration is {duration!r}; expected hours, 0 or more")
+        one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
+        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h")
         for name, rule in self.over_time.items():
-            if rule not in OVER_TIME:
-                raise InputError(
-                    f"dataset.over_time.{name} is {rule!r}; expected one of {', '.join(OVER_TIME)}"
-                )
+            one_of(f"dataset.over_time.{name}", rule, OVER_TIME)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medcm_cli.checks import whole
 from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
 
@@ -44,8 +45,7 @@ def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> 
     study)."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InputError(f"split.size={size}: expected the number of subjects to draw, at least 1")
+    whole("split.size", size, 1)
     generator = np.random.default_rng([seed, fold])
     drawn = generator.integers(n_subjects, size=size)
     return Fold(drawn, np.setdiff1d(np.arange(n_subjects), drawn))
@@ -63,10 +63,7 @@ def blocks(fold: int, n_subjects: int, size: int, **_: object) -> Fold:
     """Train on the ``fold``-th block of ``size`` subjects, as they stand in the data, and test on the next,
     which of the last is the first: data sets without a common subject. Subjects after the last whole block
     are not used."""
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= n_subjects // 2:
-        raise InputError(
-            f"split.size={size}: expected a whole number from 1 to half of the subjects, {n_subjects // 2}"
-        )
+    whole("split.size", size, 1, n_subjects // 2, limit="half of the subjects")
     count = n_subjects // size
     if not 1 <= fold <= count:
         raise InputError(
@@ -82,15 +79,7 @@ def nested(outer: int, inner: int, n_subjects: int, inner_folds: int, seed: int,
     Shuffle ``outer`` permutes the subjects and cuts them into ``inner_folds`` parts, as even as possible.
     Fold ``inner`` is tested on its part and trained on all the others. Both count from 1.
     """
-    if (
-        not isinstance(inner_folds, int)
-        or isinstance(inner_folds, bool)
-        or not 2 <= inner_folds <= n_subjects
-    ):
-        raise InputError(
-            f"split.inner_folds is {inner_folds!r}; expected a whole number from 2 to that of the subjects, "
-            f"{n_subjects}"
-        )
+    whole("split.inner_folds", inner_folds, 2, n_subjects, limit="the number of subjects")
     if not 1 <= inner <= inner_folds or outer < 1:
         raise InputError(
             f"outer={outer}, inner={inner}: expected outer from 1, and inner from 1 to {inner_folds} "

@@ -4,7 +4,6 @@
 (T, S, N, B), unless said otherwise; ``values`` are the model's unconstrained ones, fit dimension last.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.initial import constant, positive_init
@@ -137,9 +137,7 @@ class ErrorModel(Protocol):
 def check_fixed(error: ErrorModel) -> None:
     """:raises InputError: a fixed sigma that is not above 0, or of no component."""
     for name, sigma in error.fixed.items():
-        number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
-        if name not in error.components or not number or not 0 < sigma < math.inf:
-            raise InputError(
-                f"fixed.sigma.{name} is {sigma!r}: expected a number above 0 for a component of the "
-                f"error, {' or '.join(error.components)}"
-            )
+        if name not in error.components:
+            known = " or ".join(error.components)
+            raise InputError(f"fixed.sigma.{name}: no such component of the error; expected {known}")
+        number(f"fixed.sigma.{name}", sigma, above=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
 from medcm_cli.numerics.normal import LOG_2PI
@@ -33,9 +34,7 @@ class PopulationPrior:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        number = isinstance(self.lkj, int | float) and not isinstance(self.lkj, bool)
-        if not number or not 0 < self.lkj < math.inf:
-            raise InputError(f"lkj is {self.lkj!r}: expected a number above 0")
+        number("lkj", self.lkj, above=0)
         size = len(self._free) + self._effects + len(self._columns)
         if not size:
             raise InputError("sigma and Omega are fixed: they have no posterior")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import one_of
 from medcm_cli.errors import InputError
 from medcm_cli.model.initial import constant, positive_init
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -29,8 +30,7 @@ class RandomEffects:
     fixed: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise InputError(f"omega is {self.structure!r}: expected one of {', '.join(STRUCTURES)}")
+        one_of("omega", self.structure, STRUCTURES)
         if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
             raise InputError(
                 f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "

@@ -1,6 +1,5 @@
 """First-order conditional estimation: the model linearised at each subject's empirical Bayes estimate."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -8,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import number, one_of, whole
 from medcm_cli.data.population import Population
-from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import solve_lower, total
@@ -40,22 +39,10 @@ class Foce(Objective):
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.formulation not in ("joint", "linearised"):
-            raise InputError(
-                f"objective.formulation is {self.formulation!r}: expected 'joint' or 'linearised'"
-            )
-        if self.mode_gradient not in ("fixed", "implicit"):
-            raise InputError(
-                f"objective.mode_gradient is {self.mode_gradient!r}: expected 'fixed' or 'implicit'"
-            )
-        if not isinstance(self.mode_iterations, int) or self.mode_iterations < 1:
-            raise InputError(
-                f"objective.mode_iterations is {self.mode_iterations!r}: expected a whole number from 1"
-            )
-        if not isinstance(self.mode_tolerance, int | float) or not 0 < self.mode_tolerance < math.inf:
-            raise InputError(
-                f"objective.mode_tolerance is {self.mode_tolerance!r}: expected a number above 0"
-            )
+        one_of("objective.formulation", self.formulation, ("joint", "linearised"))
+        one_of("objective.mode_gradient", self.mode_gradient, ("fixed", "implicit"))
+        whole("objective.mode_iterations", self.mode_iterations, 1)
+        number("objective.mode_tolerance", self.mode_tolerance, above=0)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

@@ -1,7 +1,6 @@
 """Variational inference: a q over each subject's random effects, and, where they have priors, over sigma and
 Omega, fitted together with the model."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import number, one_of, whole
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
@@ -49,26 +49,19 @@ class Vi(Objective):
 
     def __post_init__(self) -> None:
         for option in ("samples", "components"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"objective.{option} is {value!r}: expected a whole number from 1")
+            whole(f"objective.{option}", getattr(self, option), 1)
         for option, choices in (
             ("estimator", ESTIMATORS),
             ("family", families.FAMILIES),
             ("population", POPULATIONS),
         ):
-            if getattr(self, option) not in choices:
-                raise InputError(
-                    f"objective.{option} is {getattr(self, option)!r}: expected one of {', '.join(choices)}"
-                )
+            one_of(f"objective.{option}", getattr(self, option), choices)
         if self.estimator == "entropy" and self.family in ("mixture", "flow"):
             raise InputError(
                 f"objective.estimator=entropy: the entropy of objective.family={self.family} has no closed "
                 "form; choose path_derivative or standard"
             )
-        number = isinstance(self.lkj, int | float) and not isinstance(self.lkj, bool)
-        if not number or not 0 < self.lkj < math.inf:
-            raise InputError(f"objective.lkj is {self.lkj!r}: expected a number above 0")
+        number("objective.lkj", self.lkj, above=0)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import fraction, number, one_of, whole
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import LOOKS, part
 from medcm_cli.data.sheet import FloatArray
@@ -166,16 +167,12 @@ def _check(
 ) -> None:
     if not targets:
         raise InputError("target: expected at least one")
-    if not 0 < probability < 1:
-        raise InputError(f"probability is {probability:g}; expected one between 0 and 1, as in 0.8")
+    fraction("probability", probability)
     if not every or not all(1 <= hours <= 10_000 for hours in every):
         raise InputError("every: expected hours between doses, from 1, as in 24,48")
-    if not 0 < vial < np.inf:
-        raise InputError(f"vial is {vial:g}; expected the amount in one, above 0")
-    if not 1 <= most <= 10_000:
-        raise InputError(f"most is {most}; expected a number of vials from 1 to 10000")
-    if after not in AFTER:
-        raise InputError(f"after is {after!r}; expected {' or '.join(AFTER)}")
+    number("vial", vial, above=0)
+    whole("most", most, 1, 10_000, limit="vials")
+    one_of("after", after, AFTER)
     if horizon is not None and after == "steady":
         raise InputError("horizon belongs to doses after those given; at steady state there is none")
     if horizon is not None and not 0 < horizon <= 100_000:

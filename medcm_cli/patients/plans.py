@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from medcm_cli import checks
 from medcm_cli.data import EventTable, Format, read_events
 from medcm_cli.data.edit import with_doses
 from medcm_cli.data.sheet import label, read_sheet
@@ -79,16 +80,14 @@ def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan
     if not isinstance(content, Mapping) or set(content) - {"name", "start", "doses"}:
         raise InputError(f"{source}: expected doses, a list, and name and start if wanted")
     doses, start = content.get("doses"), content.get("start", "fresh")
-    if start not in _STARTS:
-        raise InputError(f"{source}: start is {start!r}; expected {' or '.join(_STARTS)}")
+    checks.one_of(f"{source}: start", start, _STARTS)
     if not isinstance(doses, Sequence) or isinstance(doses, str) or not doses:
         raise InputError(f"{source}: doses is {doses!r}; expected a list such as [{{time: 0, amount: 1000}}]")
     for number, dose in enumerate(doses, 1):
         if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
             raise InputError(f"{source}, dose {number}: is {dose!r}; expected some of {', '.join(DOSE)}")
         for key, value in dose.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
-                raise InputError(f"{source}, dose {number}: {key} is {value!r}; expected a number from 0")
+            checks.number(f"{source}, dose {number}: {key}", value, least=0)
         both = {"amount", "rate", "duration"} <= set(dose)
         if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
             raise InputError(f"{source}, dose {number}: amount is not rate times duration; give two of them")

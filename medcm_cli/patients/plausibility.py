@@ -17,6 +17,7 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.triangular import multiply_lower, solve_lower, total
 from medcm_cli.posteriors.individual import Posterior, misfit
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Ensemble, data_of, restore
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
@@ -47,7 +48,7 @@ def ranges_of(fits: Ensemble) -> Ranges:
         (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
         there = restored.population.present > 0
         rows = np.unique(restored.population.subject[there].numpy())
-        return _ranges(restored.setup.events, rows)
+        return _ranges(restored.problem.events, rows)
     held = record.data.get("characteristics", {})
     covariates = {name: _least_most(entry["values"]) for name, entry in held.get("covariates", {}).items()}
     return Ranges(
@@ -233,7 +234,4 @@ def odd_fits(typical: Mapping[str, Tensor]) -> pd.DataFrame:
 
 def unit_in_file(dataset: dict[str, Any]) -> str:
     """The unit of the levels of a study's event tables."""
-    unit, scale = str(dataset["level_unit"]), float(dataset["level_scale"])
-    if scale == 1:
-        return unit
-    return "IU/mL" if (unit, scale) == ("IU/dL", 100.0) else f"{unit} / {scale:g}"
+    return Units.of(dataset).model

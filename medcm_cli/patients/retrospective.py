@@ -78,10 +78,10 @@ def check(
 
 def _own(study: Study) -> tuple[EventTable, Tensor | None, str]:
     (restored,) = restore(list(zip(study.fits.folders, study.fits.records, strict=True)))
-    setup, events = restored.setup, restored.setup.events
+    problem, events = restored.problem, restored.problem.events
     seen = np.zeros((len(events.ids), len(restored.records)), dtype=bool)
     for fit, record in enumerate(restored.records):
-        seen[setup.folds[record.address.fold].train, fit] = True
+        seen[problem.folds[record.address.fold].train, fit] = True
     others = ~seen.all(1)
     if not others.any():
         return events, None, "every fit was trained on every subject: it predicts what it has seen"

@@ -1,7 +1,6 @@
 """Compartment models given as dA/dt, integrated by torchdiffeq with every dose and observation as an exact
 breakpoint (``medcm_cli.pk.timeline``)."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
@@ -59,27 +59,16 @@ class OdeModel(PkModel):
     atol: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"pk.method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        one_of("pk.method", self.method, METHODS)
         for option in ("rtol", "atol"):
-            value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"pk.{option} is {value!r}; expected a number above 0")
-        for option in ("compartments", "observed", "dose_compartment", "steady_state_doses"):
-            value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"pk.{option} is {value!r}; expected a whole number from 1")
+            number(f"pk.{option}", getattr(self, option), above=0)
+        for option in ("compartments", "steady_state_doses"):
+            whole(f"pk.{option}", getattr(self, option), 1)
         for option in ("observed", "dose_compartment"):
-            value = getattr(self, option)
-            if value > self.compartments:
-                raise InputError(
-                    f"pk.{option} is {value}; expected 1 to {self.compartments} (pk.compartments)"
-                )
-        if not isinstance(self.adjoint, bool):
-            raise InputError(f"pk.adjoint is {self.adjoint!r}; expected true or false")
+            whole(f"pk.{option}", getattr(self, option), 1, self.compartments, limit="pk.compartments")
+        flag("pk.adjoint", self.adjoint)
         object.__setattr__(self, "parameters", with_dose_parameters(self))
-        if self.volume not in self.parameters:
-            raise InputError(f"pk.volume is {self.volume!r}; expected one of {', '.join(self.parameters)}")
+        one_of("pk.volume", self.volume, self.parameters)
 
     @property
     def dosed(self) -> int:

@@ -15,8 +15,8 @@ from scipy.special import gammaincinv
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.checks import one_of
 from medcm_cli.data import Population
-from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import (
@@ -97,8 +97,7 @@ def posterior(
     :param streams: the random numbers of the fits. :param draws: S, of each fit.
     :raises InputError: another method.
     """
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
+    one_of("method", method, METHODS)
     with torch.no_grad():
         mode, converged = _modes(model, values, population, len(streams))
         spread = laplace_covariance(model, values, population, mode)

@@ -1,71 +1,49 @@
-"""Options of a job: composed by Hydra, completed, checked, and which of them a result depends on."""
+"""Options of a problem and of a job: composed by Hydra, completed and checked. Loads no torch."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from medcm_cli.data.events import BOLUS_DURATION
+from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
+from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
 
-Config = Mapping[str, Any]
+DTYPES = ("float32", "float64")
+"""Names of torch's."""
 
-AXES = ("fold", "outer", "inner", "replicate")
-"""Options with several values that are trained together, as one batch."""
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# What a result does not depend on.
-_NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")
-# The options of conf/config.yaml: groups of them, and values.
-_GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer", "batch")
-_VALUES = (
-    *("study", "outputs", *AXES, "seed", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail"),
-    *("random_effects", "omega", "fixed", "dtype", "variant", "overwrite"),
+_PROBLEM_GROUPS = ("dataset", "split", "network", "pk", "error")
+_JOB_GROUPS = ("objective", "optimizer", "batch")
+PROBLEM = (
+    *_PROBLEM_GROUPS,
+    *("study", "outputs", "fold", "outer", "inner", "seed", "random_effects", "omega", "fixed", "dtype"),
+    "overwrite",
 )
-# Options that configurations of earlier results do not have, and what they mean then. At these values they
-# are no part of what identifies a result, so that the earlier ones stay valid.
-_LATER = {"outer": None, "inner": None, "omega": "full", "fixed": None, "redraws": 20, "tail": None}
-_LATER_OF: dict[str, Config] = {
-    "dataset": {
-        "columns": {},
-        "keep": {},
-        "bolus_duration": BOLUS_DURATION,
-        "over_time": {},
-        "preparation": None,
-        "cohort": None,
-        "batch_subjects": None,
-    },
-    "network": {"initial": {}},
-    "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
-    "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
-}
-# What a configuration names (``_target_``) has moved since: the name that the first results recorded -> where
-# it is now. Both are read; the first names are what identifies a result, so that the earlier ones stay valid.
-_RENAMED = {
-    "medcm_cli.variability.ResidualError": "medcm_cli.model.ResidualError",
-    "medcm_cli.networks.CovariateNetwork.build": "medcm_cli.model.CovariateNetwork.build",
-    "medcm_cli.simulate.TrueParameters": "medcm_cli.haemophilia.TrueParameters",
-}
-_FIRST_NAMES = {now: first for first, now in _RENAMED.items()}
+"""The options that a problem has, whatever is done about it: those of conf/problem.yaml, and its groups."""
+
+JOB = (
+    *PROBLEM,
+    *_JOB_GROUPS,
+    *("replicate", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail", "variant"),
+)
+"""Those of a training job: of conf/config.yaml."""
 
 
-def as_config(composed: DictConfig) -> dict[str, Any]:
+def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, Any]:
     """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
 
+    :param options: that it has.
     :raises InputError: an option that does not exist, or one or its value that is not there.
     """
-    options = {*_GROUPS, *_VALUES}
-    unknown = sorted({str(key) for key in composed} - options)
+    unknown = sorted({str(key) for key in composed} - set(options))
     if unknown:
         raise InputError(f"{unknown[0]}: no such option; `--help` lists them")
-    absent = sorted(options - {str(key) for key in composed})
+    absent = sorted(set(options) - {str(key) for key in composed})
     if absent:
         raise InputError(f"{absent[0]}: is missing; `--help` lists the options")
     missing = sorted(OmegaConf.missing_keys(composed))
@@ -84,45 +62,53 @@ def conf_dir() -> Path:
 
 
 def complete(config: Config) -> dict[str, Any]:
-    """A configuration that has every option, each of its kind.
+    """A job's configuration that has every option, each of its kind.
 
     :raises InputError: an option of another kind than expected.
     """
-    for option in _GROUPS:
-        if not isinstance(config[option], Mapping):
-            raise InputError(f"{option} is {config[option]!r}; expected a group of options")
-    config = {**_LATER, **config, "dataset": {**_LATER_OF["dataset"], **config["dataset"]}}
-    config = {key: _with_names(value, _RENAMED) for key, value in config.items()}
-    dataset = config["dataset"]
-    if not isinstance(config["overwrite"], bool):
-        raise InputError(f"overwrite is {config['overwrite']!r}; expected true or false")
+    _check_groups(config, _JOB_GROUPS)
+    config = {**LATER, **complete_problem(config)}
+    for option, least in (("epochs", 1), ("checkpoint_every", 1), ("redraws", 0)):
+        whole(option, config[option], least)
+    whole("batch.threads", config["batch"]["threads"], 1)
+    _whole_or_null("batch.fits", config["batch"]["fits"], 1)
+    _whole_or_null("tail", config["tail"], 0)
+    number("learning_rate", config["learning_rate"], above=0)
+    return config
+
+
+def complete_problem(config: Config) -> dict[str, Any]:
+    """A configuration that has every option of a problem, each of its kind; others are left as they are.
+
+    :raises InputError: an option of another kind than expected.
+    """
+    _check_groups(config, _PROBLEM_GROUPS)
+    later = {option: value for option, value in LATER.items() if option in PROBLEM}
+    config = {**later, **config, "dataset": {**LATER_OF["dataset"], **config["dataset"]}}
+    config = {key: with_names(value, RENAMED) for key, value in config.items()}
+    flag("overwrite", config["overwrite"])
     for option in ("study", "outputs"):
         if config[option] is None or config[option] == "":
             raise InputError(f"{option} is {config[option]!r}; expected a name")
     effects = config["random_effects"]
     if not isinstance(effects, list) or not all(isinstance(name, str) for name in effects):
         raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
-    for option, least in (("epochs", 1), ("checkpoint_every", 1), ("seed", 0), ("redraws", 0)):
-        whole(option, config[option], least)
-    whole("batch.threads", config["batch"]["threads"], 1)
-    for option, value, least in (
-        ("batch.fits", config["batch"]["fits"], 1),
-        ("dataset.batch_subjects", dataset["batch_subjects"], 1),
-        ("tail", config["tail"], 0),
-    ):
-        if value is not None:
-            whole(option, value, least, "null")
-    if config["dtype"] not in DTYPES:
-        raise InputError(f"dtype is {config['dtype']!r}; expected one of {', '.join(DTYPES)}")
-    for option, value in (
-        ("learning_rate", config["learning_rate"]),
-        ("dataset.level_scale", dataset["level_scale"]),
-        ("pk.amount_per_level", config["pk"].get("amount_per_level", 1)),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-            raise InputError(f"{option} is {value!r}; expected a number above 0")
-    _check_dataset(dataset)
+    whole("seed", config["seed"], 0)
+    one_of("dtype", config["dtype"], DTYPES)
+    number("pk.amount_per_level", config["pk"].get("amount_per_level", 1), above=0)
+    _check_dataset(config["dataset"])
     return config
+
+
+def _check_groups(config: Config, groups: Iterable[str]) -> None:
+    for option in groups:
+        if not isinstance(config[option], Mapping):
+            raise InputError(f"{option} is {config[option]!r}; expected a group of options")
+
+
+def _whole_or_null(option: str, value: object, least: int) -> None:
+    if value is not None:
+        whole(option, value, least, other="null")
 
 
 def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
@@ -154,6 +140,8 @@ _FIXED = "fixed='{omega: [[0.04, 0], [0, 0.02]], sigma: {additive: 0.03}}'"
 
 
 def _check_dataset(dataset: Config) -> None:
+    _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
+    number("dataset.level_scale", dataset["level_scale"], above=0)
     for option in ("columns", "keep", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
@@ -164,16 +152,7 @@ def _check_dataset(dataset: Config) -> None:
         where = f"dataset.covariates.{name}"
         if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
             raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
-        if isinstance(entry["reference"], bool) or not isinstance(entry["reference"], int | float):
-            raise InputError(f"{where}.reference is {entry['reference']!r}; expected a number")
-
-
-def whole(option: str, value: object, least: int, other: str = "") -> int:
-    """A whole number from ``least``. :raises InputError: otherwise; ``other`` is what else is allowed."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return value
-    choice = f"{other} or " if other else ""
-    raise InputError(f"{option} is {value!r}; expected {choice}a whole number from {least}")
+        number(f"{where}.reference", entry["reference"])
 
 
 def axis(name: str, value: object) -> list[int]:
@@ -231,53 +210,3 @@ def made(config: Config, where: str, **arguments: Any) -> Any:
             raise error.__cause__ from error
         reason = error.__cause__ or error
         raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The options that a result depends on. Where the data lie is not what they are."""
-    own = _own(config)
-    own |= {group: _without(own[group], later) for group, later in _LATER_OF.items() if group in own}
-    return _without(own, _LATER)
-
-
-def difference(old: Config, new: Config) -> str:
-    """The first option that matters in which two configurations differ, in words; empty where there is
-    none."""
-    return _first_difference(_filled(old), _filled(new))
-
-
-def _filled(config: Config) -> dict[str, Any]:
-    filled = {**_LATER, **_own(config)}
-    return filled | {group: {**later, **filled.get(group, {})} for group, later in _LATER_OF.items()}
-
-
-def _own(config: Config) -> dict[str, Any]:
-    own = {key: _with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
-    return own | {"dataset": {k: v for k, v in config.get("dataset", {}).items() if k != "path"}}
-
-
-def _with_names(options: Any, names: Mapping[str, str]) -> Any:
-    """Options in which every ``_target_`` of ``names`` has its other name."""
-    if isinstance(options, list):
-        return [_with_names(value, names) for value in options]
-    if not isinstance(options, Mapping):
-        return options
-    named = {key: _with_names(value, names) for key, value in options.items()}
-    target = named.get("_target_")
-    return named | {"_target_": names[target]} if isinstance(target, str) and target in names else named
-
-
-def _without(options: Config, later: Config) -> dict[str, Any]:
-    """Options but for those that came later and have the value that says nothing."""
-    return {key: value for key, value in options.items() if key not in later or value != later[key]}
-
-
-def _first_difference(old: Config, new: Config, prefix: str = "") -> str:
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if a == b or f"{prefix}{key}" in _NOT_IDENTITY:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            return _first_difference(a, b, f"{prefix}{key}.")
-        return f"{prefix}{key} is {a!r} there and {b!r} here"
-    return ""

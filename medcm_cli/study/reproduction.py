@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs import Address, Record
-from medcm_cli.study.options import Config, as_config, complete, conf_dir, difference, identity
+from medcm_cli.study.identity import Config, difference, identity
+from medcm_cli.study.options import as_config, complete, conf_dir
 
 _GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer")
 # No part of what a result is, but of where it lies and how it is reported.
@@ -47,8 +48,7 @@ def commands(records: Sequence[Record]) -> list[Command]:
     """As few as name every fit: one for all objectives that have the same options and fits."""
     held: dict[str, list[Record]] = {}
     for record in records:
-        of = record.address
-        key = [of.study, of.dataset, of.objective, of.error, of.learning_rate, of.variant, record.config]
+        key = [record.address.alike, record.config]
         held.setdefault(json.dumps(key, sort_keys=True), []).append(record)
     merged: dict[tuple[tuple[str, ...], tuple[str, ...], str], tuple[list[str], int]] = {}
     unknown: list[Command] = []
@@ -148,9 +148,11 @@ def _chosen(recorded: Config) -> tuple[dict[str, str], str]:
 
 @functools.cache
 def _leaves(group: str) -> dict[str, dict[str, str]]:
-    """The choices of a group and their values."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {file.stem: _flat(OmegaConf.to_container(OmegaConf.load(file))) for file in files}
+    """The choices of a group and their values, as ``${name}`` where they follow other options."""
+    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = {name: compose(f"{group}/{name}")[group] for name in names}
+    return {name: _flat(OmegaConf.to_container(options)) for name, options in found.items()}
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, str]:

@@ -1,15 +1,10 @@
 """Finished fits, brought back from their run folders to be used: with their model, data and estimates."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
@@ -19,8 +14,11 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
-from medcm_cli.study.options import AXES, complete, made
-from medcm_cli.study.setup import Setup, model_of
+from medcm_cli.runs.sweeps import grouped
+from medcm_cli.study.identity import AXES
+from medcm_cli.study.job import objective_of
+from medcm_cli.study.options import complete
+from medcm_cli.study.problem import Problem, model_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Restored:
     the unconstrained values over the checkpoints of a fit's tail, as everything reported of it is.
     """
 
-    setup: Setup
+    problem: Problem
+    objective: Objective
     records: tuple[runs.Record, ...]
     folders: tuple[Path, ...]
     population: Population
@@ -41,7 +40,7 @@ class Restored:
     def estimates(self) -> Values:
         """The estimates with Omega and sigma among them as the model has them, whatever the objective trains
         in their place."""
-        return self.setup.objective.estimates(self.setup.model, self.state.trained)
+        return self.objective.estimates(self.problem.model, self.state.trained)
 
     @property
     def streams(self) -> list[Stream]:
@@ -68,24 +67,6 @@ class Ensemble:
         return _streams(self.records)
 
 
-def finished(roots: Sequence[Path]) -> list[tuple[Path, runs.Record]]:
-    """The complete fits below folders.
-
-    :raises InputError: a folder that is not there, or none in which a fit is complete.
-    """
-    found: dict[Path, runs.Record] = {}
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
-        for folder in runs.find(root):
-            record = runs.read_record(folder)
-            if record is not None and record.status == "complete":
-                found[folder] = record
-    if not found:
-        raise InputError(f"{', '.join(map(str, roots))}: no complete fit here; `medcm fit` makes them")
-    return list(found.items())
-
-
 def data_of(folder: Path, record: runs.Record) -> Path:
     """The file of a fit's data: where its record says, seen from here or else, of a relative path, from the
     nearest folder above the fit where there is one."""
@@ -102,17 +83,6 @@ def restore(fits: Sequence[tuple[Path, runs.Record]]) -> list[Restored]:
     return [_restore(group) for group in grouped(fits)]
 
 
-def grouped(fits: Sequence[tuple[Path, runs.Record]]) -> list[list[tuple[Path, runs.Record]]]:
-    """Fits of one configuration and data set, together."""
-    groups: dict[str, list[tuple[Path, runs.Record]]] = {}
-    for folder, record in fits:
-        a = record.address
-        group = (a.study, a.dataset, a.objective, a.error, a.learning_rate, a.variant)
-        key = json.dumps([group, record.config, record.data], sort_keys=True)
-        groups.setdefault(key, []).append((folder, record))
-    return list(groups.values())
-
-
 def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     """Fits of one configuration as one batch, without their data.
 
@@ -121,8 +91,7 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     folders, records = zip(*fits, strict=True)
     config = complete(_config(records))
     model = model_of(config)
-    options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
-    objective: Objective = made(options, "objective")
+    objective = objective_of(config)
     begun = model.init(_streams(records), torch.float64, typical_only=not objective.mixed)
     found = [_estimate(folder) for folder in folders]
     # What a fit has of each of its own subjects, fits do not share.
@@ -146,18 +115,18 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     config, source = _config(records), data_of(folders[0], first)
     if not source.exists():
         raise InputError(f"{folders[0]}: its data, {source}, are not there any more")
-    config["dataset"] = {**config["dataset"], "path": str(source)}
-    setup = Setup.build(config)
-    if setup.data["fingerprint"] != first.data["fingerprint"]:
+    config = complete({**config, "dataset": {**config["dataset"], "path": str(source)}})
+    problem, objective = Problem.build(config), objective_of(config)
+    if problem.data["fingerprint"] != first.data["fingerprint"]:
         raise InputError(f"{folders[0]}: its data, {first.data['source']}, have changed since it was trained")
     numbers = [(record.address.fold, record.address.replicate) for record in records]
-    population, _ = setup.populations(numbers)
-    begun = setup.objective.init(setup.model, population, _streams(records), setup.dtype)
+    population, _ = problem.populations(numbers)
+    begun = objective.init(problem.model, population, _streams(records), problem.dtype)
     shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
     estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
-    trained = {name: value.to(setup.dtype) for name, value in estimates.items()}
+    trained = {name: value.to(problem.dtype) for name, value in estimates.items()}
     state = replace(begun, trained=trained)
-    return Restored(setup, tuple(records), tuple(folders), population, state)
+    return Restored(problem, objective, tuple(records), tuple(folders), population, state)
 
 
 def _stacked(
@@ -206,19 +175,11 @@ def _estimate(folder: Path) -> dict[str, Tensor]:
     """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
     record = runs.read_record(folder)
     assert record is not None
-    path = folder / "parameters.parquet"
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    epoch = table["epoch"].to_numpy()
-    start = runs.tail_start(int(epoch.max()), record.config.get("tail"))
-    kept = table.filter(pc.greater_equal(table["epoch"], start))
-    epochs = len(np.unique(epoch[epoch >= start]))
-    names = kept["name"].combine_chunks().dictionary_decode().to_numpy(zero_copy_only=False)
-    values = kept["value"].to_numpy().astype(np.float64)
+    table = runs.read_table(folder, "parameters")
+    rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail"))
     # Every checkpoint holds the same values in the same order.
-    names, mean = names[: len(names) // epochs], values.reshape(epochs, -1).mean(0)
+    mean = runs.tail_mean(table["value"].to_numpy(), rows)
+    names = table["name"].combine_chunks().dictionary_decode().take(rows[0]).to_numpy(zero_copy_only=False)
     return {str(name): torch.from_numpy(mean[names == name]) for name in dict.fromkeys(names)}
 
 

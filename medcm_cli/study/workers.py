@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import whole
 from medcm_cli.runs import Record
-from medcm_cli.study.options import Config, whole
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.identity import Config
+from medcm_cli.study.job import Job
 
 Progress = Callable[[int, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""
@@ -45,7 +46,7 @@ def process_count(option: object, fits: int) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough."""
     if option == "auto":
         return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
-    return whole("batch.processes", option, 1, "auto")
+    return whole("batch.processes", option, 1, other="auto")
 
 
 def _cores() -> int:
@@ -79,19 +80,19 @@ class Workers:
         self._workers = []
 
     def run(
-        self, setup: Setup, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
+        self, job: Job, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
     ) -> list[Record]:
         """Train every batch of ``parts``; returns their finished records. One process means this one."""
         if processes == 1:
             finished: list[Record] = []
-            prepare(int(setup.config["batch"]["threads"]))
+            prepare(int(job.config["batch"]["threads"]))
             for number, part in enumerate(parts):
-                finished += setup.run(part, _reporter(progress, number, len(part)))
+                finished += job.run(part, _reporter(progress, number, len(part)))
             return finished
         while len(self._workers) < processes:
             self._workers.append(_start())
         try:
-            return self._share(setup.config, list(enumerate(parts)), self._workers[:processes], progress)
+            return self._share(job.config, list(enumerate(parts)), self._workers[:processes], progress)
         except BaseException:
             self.__exit__()  # what the others still have to say is not for the next job
             raise
@@ -149,7 +150,7 @@ def _serve(connection: Connection) -> None:
                 connection.send(("progress", content))
 
             try:
-                finished = Setup.build(config).run(part, _reporter(report, number, len(part)))
+                finished = Job.build(config).run(part, _reporter(report, number, len(part)))
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:

@@ -28,8 +28,9 @@ from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.study.restore import Restored, finished, restore
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.job import Job
+from medcm_cli.study.restore import Restored, restore
 from medcm_cli.training.results import GRID_POINTS
 from tests.helpers import at_eta, configuration, dense_omega, make_population, sd_of, slopes, with_error
 
@@ -166,17 +167,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Restored
     write_study(root / "data", Settings(n=30, folds=1, fold_size=20))
     for objective in ("mse", "foce", "vi"):
         choices = (f"objective={objective}", "epochs=20", "checkpoint_every=10", "tail=0", "fold=1")
-        setup = Setup.build(configuration(root / "data", root / "outputs", *choices))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(root / "data", root / "outputs", *choices))
+        job.run(list(job.plan().records.values()))
     batches = restore(finished([root / "outputs"]))
     return {batch.records[0].address.objective: (batch, diagnose(batch)) for batch in batches}
 
 
 def test_each_subject_once_but_in_the_etas(fitted: dict[str, tuple[Restored, Diagnosis]]) -> None:
     restored, diagnosis = fitted["vi"]
-    rows = restored.setup.folds[1].train
+    rows = restored.problem.folds[1].train
     assert len(np.unique(rows)) < len(rows)
-    ids = np.array(restored.setup.events.ids)
+    ids = np.array(restored.problem.events.ids)
     assert diagnosis.etas["subject"].tolist() == ids[rows].tolist()
     assert set(diagnosis.observations["subject"]) == set(ids[rows])
     assert len(diagnosis.observations) == 3 * len(np.unique(rows))
@@ -218,16 +219,16 @@ def test_without_random_effects_there_are_plain_residuals(
 def test_curves_are_levels_of_the_model(fitted: dict[str, tuple[Restored, Diagnosis]]) -> None:
     """Typical, by the simulator's own call of the compartment model; bands, by drawing again."""
     restored, diagnosis = fitted["vi"]
-    values, model = restored.state.trained, restored.setup.model
+    values, model = restored.state.trained, restored.problem.model
     file = pd.read_parquet(restored.records[0].data["source"])
     written = pd.read_parquet(restored.folders[0] / "random_effects.parquet")
     zeta = {
         name: value.double().numpy() for name, value in model.typical(values, restored.population).items()
     }
     generator = np.random.default_rng(2)
-    rows = restored.setup.folds[1].train
+    rows = restored.problem.folds[1].train
     for place in (0, 3):
-        subject = restored.setup.events.ids[rows[place]]
+        subject = restored.problem.events.ids[rows[place]]
         dose = file[(file["id"] == subject) & file["amt"].gt(0)].iloc[0]
         curve = diagnosis.curves[diagnosis.curves["subject"] == subject]
         time = curve["time"].to_numpy(copy=True)

@@ -8,12 +8,22 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from medcm_cli.distances import distances, section
+from medcm_cli.analysis.distances import distances
+from medcm_cli.commands.distances import section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.job import Job
+from medcm_cli.study.restore import restore
 from tests.helpers import SHIFT, SMALL, configuration, write_draws
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated study that ``mixed_fits`` are of."""
+    folder = tmp_path_factory.mktemp("data") / "simulated"
+    write_study(folder, SMALL)
+    return folder
 
 
 def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: Path) -> None:
@@ -43,8 +53,8 @@ def test_population_parameters_by_draws_of_q(mixed_fits: Path, tmp_path: Path) -
 
 def test_other_subjects_are_refused(data: Path, mixed_fits: Path, tmp_path: Path) -> None:
     write_draws(tmp_path / "draws", mixed_fits)
-    setup = Setup.build(configuration(data, tmp_path / "other", "objective=fo", "network=none", "fold=2"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, tmp_path / "other", "objective=fo", "network=none", "fold=2"))
+    job.run(list(job.plan().records.values()))
     with pytest.raises(InputError, match="other subjects"):
         distances(tmp_path / "draws", [tmp_path / "other"])
     (tmp_path / "empty").mkdir()
@@ -61,7 +71,7 @@ def test_fits_of_other_data_are_refused(mixed_fits: Path, tmp_path: Path) -> Non
     write_draws(tmp_path / "draws", mixed_fits)
     other = tmp_path / "data"
     write_study(other, replace(SMALL, seed=SMALL.seed + 1))
-    setup = Setup.build(configuration(other, tmp_path / "outputs", "objective=fo", "network=none"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(other, tmp_path / "outputs", "objective=fo", "network=none"))
+    job.run(list(job.plan().records.values()))
     with pytest.raises(InputError, match="other subjects"):
         distances(tmp_path / "draws", [tmp_path / "outputs"])

@@ -14,7 +14,7 @@ from medcm_cli.commands.posterior import posterior
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 SHORT = ("warmup=10", "draws=4", "chains=2")
@@ -32,10 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("posterior") / "outputs"
     for objective in ("vi", "mse"):
-        setup = Setup.build(
-            configuration(data, outputs, "fold=2", "replicate=[1,2]", f"objective={objective}")
-        )
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(data, outputs, "fold=2", "replicate=[1,2]", f"objective={objective}"))
+        job.run(list(job.plan().records.values()))
     return outputs
 
 

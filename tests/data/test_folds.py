@@ -182,10 +182,10 @@ def test_blocks_train_on_every_subject_once_and_test_on_the_next_block() -> None
     [
         (0, 5, "folds 1 to 3"),
         (4, 5, "fold=4: .* folds 1 to 3"),
-        (1, 0, "split.size=0: .* 1 to half of the subjects, 8"),
-        (1, 9, "split.size=9"),
-        (1, 2.0, "split.size=2.0"),
-        (1, True, "split.size=True"),
+        (1, 0, "split.size is 0; .* 1 to 8 \\(half of the subjects\\)"),
+        (1, 9, "split.size is 9"),
+        (1, 2.0, "split.size is 2.0"),
+        (1, True, "split.size is True"),
     ],
 )
 def test_a_block_that_does_not_exist_is_refused(fold: int, size: int, words: str) -> None:

@@ -415,9 +415,9 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "surgery"}, "synthetic cohort 'surgery': expected prophylaxis or perioperative"),
-        ({"kind": "prophylaxis", "n": 0}, "n is 0; expected 1 or more"),
-        ({"kind": "prophylaxis", "seed": -1}, "seed is -1; expected 0 or more"),
+        ({"kind": "surgery"}, "synthetic cohort is 'surgery'; expected prophylaxis or perioperative"),
+        ({"kind": "prophylaxis", "n": 0}, "n is 0; expected a whole number from 1"),
+        ({"kind": "prophylaxis", "seed": -1}, "seed is -1; expected a whole number from 0"),
     ],
     ids=str,
 )
@@ -435,7 +435,7 @@ def test_other_functions_refuse_an_unknown_kind(tmp_path: Path) -> None:
         lambda kind: cohort_folder(tmp_path, kind),
         lambda kind: made_cohort(tmp_path, kind),
     ):
-        with pytest.raises(InputError, match="synthetic cohort 'x': expected"):
+        with pytest.raises(InputError, match="synthetic cohort is 'x'; expected"):
             call("x")
 
 

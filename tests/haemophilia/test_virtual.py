@@ -1,4 +1,4 @@
-"""Simulated patients: same seed same bytes, the distributions of METHODS, and levels against scipy."""
+"""Simulated patients: same seed same bytes, the published distributions, and levels against scipy."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, Truth, settings_of, typical_parameters, write_study
 from medcm_cli.pk import solve, two_compartment
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import configuration
 
 N = 20_000
@@ -234,7 +234,7 @@ def test_covariates_are_distributed_as_the_published_ones(
 
 
 def true_clearance(weight: float, vwf: float) -> float:
-    """METHODS, "Truth"."""
+    """docs/methods.md, "Truth of the simulation study"."""
     x = 100 - vwf
     leaky = 0.05 * x + 0.95 * math.log1p(math.exp(0.1 * x)) / 0.1
     return float(0.1 * (weight / 70) ** 0.75 * (leaky / 55 + 0.9))
@@ -309,12 +309,12 @@ def test_true_parameters_stand_in_for_a_network(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_study(data, Settings(n=25, folds=1, fold_size=5))
     choices = ("network=truth", "split=all", "dtype=float64", "fixed=truth")
-    setup = Setup.build(configuration(data, tmp_path, *choices))
-    population, _ = setup.populations([(1, 1), (1, 2)])
-    zeta = setup.model.typical({}, population)
-    predicted = setup.model.predict(zeta, population)
+    job = Job.build(configuration(data, tmp_path, *choices))
+    population, _ = job.problem.populations([(1, 1), (1, 2)])
+    zeta = job.problem.model.typical({}, population)
+    predicted = job.problem.model.predict(zeta, population)
     events = pd.read_parquet(data / "simulation.parquet")
     expected = events.loc[events["mdv"] == 0, "pred"].to_numpy().reshape(25, 3).T
     for fit in range(2):
         np.testing.assert_allclose(predicted[:, 0, :, fit % predicted.shape[-1]], expected, rtol=1e-10)
-    assert setup.model.network.effects == (("weight", "CL"), ("weight", "V1"), ("vwf", "CL"))
+    assert job.problem.model.network.effects == (("weight", "CL"), ("weight", "V1"), ("vwf", "CL"))

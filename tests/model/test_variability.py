@@ -142,7 +142,7 @@ def test_a_full_omega_has_a_correlation_for_each_pair() -> None:
 
 
 def test_unknown_structure_of_omega() -> None:
-    with pytest.raises(InputError, match="omega is 'block': expected one of full, diagonal"):
+    with pytest.raises(InputError, match="omega is 'block'; expected full or diagonal"):
         RandomEffects(("CL",), "block")
 
 

@@ -18,7 +18,9 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
-from medcm_cli.study.options import conf_dir, identity
+from medcm_cli.runs import Units
+from medcm_cli.study.identity import identity
+from medcm_cli.study.options import conf_dir
 from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.results import tables
@@ -370,7 +372,7 @@ def test_reports_are_medians_under_q(model: Model) -> None:
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     model = known(model, None, None)
     trained = train(model, objective, population, STREAMS, adam, Course(20, 10), F64)
-    written = tables(model, objective, population, population, trained, {}, None, 100.0)
+    written = tables(model, objective, population, population, trained, {}, None, Units("IU/dL", 100.0))
     history = written[1]["history"].to_pandas()
     at = trained.layout.unpack(trained.checkpoints[-1])["population.mean"][:, 1].numpy()
     last = history.iloc[-1]
@@ -463,11 +465,11 @@ def test_minibatches_count_the_population_once(model: Model, family: str, of_pop
     [
         (
             lambda: Vi(population="bayes"),
-            r"objective.population is 'bayes': expected one of point, variational",
+            r"objective.population is 'bayes'; expected point or variational",
         ),
-        (lambda: Vi(lkj=0), r"objective.lkj is 0: expected a number above 0"),
+        (lambda: Vi(lkj=0), r"objective.lkj is 0; expected a number above 0"),
         (lambda: Vi(lkj=True), r"objective.lkj is True"),
-        (lambda: Vi(components=0), r"objective.components is 0: expected a whole number from 1"),
+        (lambda: Vi(components=0), r"objective.components is 0; expected a whole number from 1"),
         (lambda: Vi(family="mixture", estimator="entropy"), r"family=mixture has no closed form"),
         (lambda: Vi(family="flow", estimator="entropy"), r"family=flow has no closed form"),
     ],

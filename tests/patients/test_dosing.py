@@ -25,7 +25,7 @@ from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import area, read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 Options = dict[str, Any]
@@ -46,8 +46,8 @@ def outputs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two fits by fo of the true typical parameters."""
     folder = tmp_path_factory.mktemp("dosing") / "outputs"
     choices = ("fold=[1,2]", "learning_rate=0.02", "epochs=60", "checkpoint_every=20")
-    setup = Setup.build(configuration(data, folder, "objective=fo", "network=truth", *choices))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, folder, "objective=fo", "network=truth", *choices))
+    job.run(list(job.plan().records.values()))
     return folder
 
 

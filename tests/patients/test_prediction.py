@@ -24,7 +24,7 @@ from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
@@ -44,8 +44,8 @@ def outputs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     choices = ("fold=[1,2,3]", "learning_rate=0.02", "epochs=60", "checkpoint_every=20")
     for objective, network in (("fo", "truth"), ("mse", "multi_branch")):
         config = configuration(data, folder, f"objective={objective}", f"network={network}", *choices)
-        setup = Setup.build(config)
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(config)
+        job.run(list(job.plan().records.values()))
     return folder
 
 

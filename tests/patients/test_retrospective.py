@@ -11,7 +11,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.patients.retrospective import check, summarise
 from medcm_cli.patients.study import Study
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 
@@ -20,8 +20,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("retrospective")
     write_study(folder / "data", SMALL)
     choices = ("objective=fo", "network=truth", "fold=[1,2]")
-    setup = Setup.build(configuration(folder / "data", folder / "outputs", *choices))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(folder / "data", folder / "outputs", *choices))
+    job.run(list(job.plan().records.values()))
     return load_study(folder / "outputs")
 
 

@@ -19,9 +19,10 @@ from PIL import Image
 from medcm_cli import cli, runs
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.figures import style, training
-from medcm_cli.report.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.report.figures.plot import figures
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.bands import bands, effects
+from medcm_cli.runs.sweeps import collect, typical_fit
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 OBJECTIVES = ("mse", "fo", "vi")
@@ -36,8 +37,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_study(root / "data", SMALL)
     for objective in OBJECTIVES:
         choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2,3]", "replicate=[1,2]")
-        setup = Setup.build(configuration(root / "data", root / "outputs", *choices))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(root / "data", root / "outputs", *choices))
+        job.run(list(job.plan().records.values()))
     fits = sorted((root / "outputs").rglob("run.json"))
     one = next(path for path in fits if "objective=fo" in str(path))
     table = pyarrow.parquet.read_table(one.parent / "history.parquet")
@@ -208,8 +209,11 @@ def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_pa
     (sweep,) = collect([tmp_path / "outputs"]).sweeps
     vi = [method for method in sweep.methods if method.objective == "vi"]
     assert [method.label for method in vi] == ["VI", "VI, objective.samples-1"]
-    assert len({method.colour for method in vi}) == 1
-    assert len({str(method.line) for method in vi}) == 2
+    objectives = [method.objective for method in sweep.methods]
+    lines = dict(zip(objectives, style.lines_of(objectives), strict=True))
+    assert objectives.count("vi") == 2
+    assert len({str(line) for line in style.lines_of(["vi", "vi"])}) == 2
+    assert lines["fo"] == lines["mse"]
 
 
 def test_shrinkage(drawn: dict[str, style.Drawn]) -> None:

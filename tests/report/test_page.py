@@ -24,11 +24,11 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report import tables
 from medcm_cli.report.figures import plot, style
-from medcm_cli.report.figures.collected import Sweep
 from medcm_cli.report.figures.plot import figures
 from medcm_cli.report.page import _source, write
 from medcm_cli.runs.summary import summarize
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.sweeps import Sweep
+from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 STUDY = "<b>&\"study' ü"
@@ -89,8 +89,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objective in ("mse", "fo", "vi"):
         choices = (f"objective={objective}", "epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
         config = configuration(root / "data", root / "outputs", *choices)
-        setup = Setup.build({**config, "study": STUDY})
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build({**config, "study": STUDY})
+        job.run(list(job.plan().records.values()))
     folder = root / "outputs" / STUDY
     _change(folder, "fo", 0, status="failed", failure={"epoch": 5, "cause": "a < b & c"}, redraws=2)
     _change(folder, "fo", 1, unconverged_modes=0.25)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from medcm_cli import runs
-from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.job import Job
+from medcm_cli.study.restore import restore
 from tests.helpers import configuration
 
 HERE = Path(__file__).resolve().parent / "before"
@@ -43,10 +44,10 @@ def test_a_fit_from_before_is_the_same_fit(study: Path, place: str) -> None:
     """Its hash is that of today's configuration: nothing is left to train."""
     variant = "variant=truth" if "network=truth" in CHOICES[place] else "variant=epochs-50"
     choices = (*CHOICES[place], "study=before", variant, "epochs=50", "checkpoint_every=25")
-    plan = Setup.build(configuration(study / "patients", Path("outputs"), *choices)).plan()
+    plan = Job.build(configuration(study / "patients", Path("outputs"), *choices)).plan()
     assert plan.todo == ()
     assert {place in str(record.address.folder(study)) for record in plan.records.values()} == {True}
-    other = Setup.build(configuration(study / "patients", Path("outputs"), *choices, "study=other")).plan()
+    other = Job.build(configuration(study / "patients", Path("outputs"), *choices, "study=other")).plan()
     assert other.done == ()
     assert {r.config_hash for r in other.records.values()} == {r.config_hash for r in plan.records.values()}
 

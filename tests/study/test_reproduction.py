@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from medcm_cli.commands.fit import coalesce
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.runs import Address, Record
-from medcm_cli.study.options import as_config, conf_dir, identity
+from medcm_cli.study.identity import identity
+from medcm_cli.study.job import Job
+from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.reproduction import commands, overrides
-from medcm_cli.study.setup import Setup
 from tests.helpers import SMALL
 
 ADDRESS = Address("default", "simulated", "vi", "additive", 0.1, "default", 1, 1)
@@ -39,7 +40,7 @@ def planned(arguments: Sequence[str]) -> list[Record]:
     records: list[Record] = []
     for objective in next(a for a in arguments if a.startswith("objective="))[10:].split(","):
         rest = [a for a in arguments if not a.startswith("objective=") and a not in ("fit", "-m")]
-        records += Setup.build(composed(f"objective={objective}", *rest)).plan().records.values()
+        records += Job.build(composed(f"objective={objective}", *rest)).plan().records.values()
     return records
 
 

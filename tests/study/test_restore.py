@@ -10,26 +10,20 @@ import torch
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study.restore import finished, restore
-from medcm_cli.study.setup import Setup
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.job import Job
+from medcm_cli.study.restore import restore
 from tests.helpers import SMALL, as_float, configuration
 
 CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("restored") / "data"
-    write_study(folder, SMALL)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def fitted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("restored") / "outputs"
     for objective in ("vi", "fo"):
-        setup = Setup.build(configuration(data, outputs, *CHOICES, f"objective={objective}"))
-        setup.run(list(setup.plan().records.values()))
+        job = Job.build(configuration(data, outputs, *CHOICES, f"objective={objective}"))
+        job.run(list(job.plan().records.values()))
     return outputs
 
 
@@ -48,10 +42,10 @@ def test_estimates_are_the_means_over_the_tail(fitted: Path) -> None:
 
 def test_objective_at_the_last_checkpoint_is_the_recorded_one(data: Path, tmp_path: Path) -> None:
     """The same model, subjects and values give the number that the fit wrote."""
-    setup = Setup.build(configuration(data, tmp_path, "objective=fo", "fold=[1,3]", "tail=0"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, tmp_path, "objective=fo", "fold=[1,3]", "tail=0"))
+    job.run(list(job.plan().records.values()))
     (batch,) = restore(finished([tmp_path]))
-    loss = batch.setup.objective.loss(batch.setup.model, batch.population, batch.state, None)
+    loss = batch.objective.loss(batch.problem.model, batch.population, batch.state, None)
     recorded = [pd.read_parquet(f / "history.parquet")["objective_value"].iloc[-1] for f in batch.folders]
     np.testing.assert_allclose(loss.numpy(), recorded, rtol=1e-5)
 
@@ -69,10 +63,10 @@ def test_a_fit_alone_is_as_in_its_batch(fitted: Path) -> None:
 def test_fits_of_a_nested_split(tmp_path: Path) -> None:
     choices = ("dataset=prophylaxis", "network=real_data", "error=combined", "split=nested")
     config = configuration(None, tmp_path, *choices, "outer=[2]", "inner=[1,3]", "objective=fo")
-    setup = Setup.build(config)
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(config)
+    job.run(list(job.plan().records.values()))
     (batch,) = restore(finished([tmp_path]))
-    expected, _ = setup.populations([(record.address.fold, 1) for record in batch.records])
+    expected, _ = job.problem.populations([(record.address.fold, 1) for record in batch.records])
     assert [(r.address.outer, r.address.inner) for r in batch.records] == [(2, 1), (2, 3)]
     assert torch.equal(batch.population.dv, expected.dv)
 
@@ -84,8 +78,8 @@ def test_relative_data_are_found_from_another_folder(tmp_path: Path, monkeypatch
     elsewhere.mkdir()
     monkeypatch.chdir(home)
     write_study(Path("data"), SMALL)
-    setup = Setup.build(configuration(Path("data"), Path("outputs")))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(Path("data"), Path("outputs")))
+    job.run(list(job.plan().records.values()))
     (here,) = restore(finished([Path("outputs")]))
     monkeypatch.chdir(elsewhere)
     (there,) = restore(finished([Path("../home/outputs")]))
@@ -95,8 +89,8 @@ def test_relative_data_are_found_from_another_folder(tmp_path: Path, monkeypatch
 def test_data_that_changed_or_went_are_noticed(tmp_path: Path) -> None:
     copy = tmp_path / "data"
     write_study(copy, SMALL)
-    setup = Setup.build(configuration(copy, tmp_path / "outputs"))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(copy, tmp_path / "outputs"))
+    job.run(list(job.plan().records.values()))
     events = copy / "simulation.parquet"
     table = pd.read_parquet(events)
     table.loc[3, "dv"] = as_float(table.loc[3, "dv"]) + 0.1
@@ -128,7 +122,7 @@ def test_nothing_to_restore(tmp_path: Path, fitted: Path) -> None:
 def test_options_whose_keys_are_numbers(data: Path, tmp_path: Path) -> None:
     """A run folder's JSON has text for them."""
     lag = ("+pk.lag={1: LAG}", "network.global_parameters=[Q,V2,LAG]")
-    setup = Setup.build(configuration(data, tmp_path, "objective=fo", *lag))
-    setup.run(list(setup.plan().records.values()))
+    job = Job.build(configuration(data, tmp_path, "objective=fo", *lag))
+    job.run(list(job.plan().records.values()))
     (batch,) = restore(finished([tmp_path]))
-    assert batch.setup.model.pk == setup.model.pk
+    assert batch.problem.model.pk == job.problem.model.pk

@@ -12,10 +12,9 @@ import torch
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.study.setup import Setup
+from medcm_cli.study.job import Job
 from medcm_cli.study.workers import Workers, batches, process_count
-from tests.helpers import SMALL, configuration
+from tests.helpers import configuration
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +24,6 @@ def _restored() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("workers") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 def made(count: int) -> list[runs.Record]:
@@ -78,9 +70,9 @@ def test_processes_that_make_no_sense(option: object) -> None:
 @pytest.mark.parametrize("threads", ["0", "-1", "many", "1.5"])
 def test_threads_that_make_no_sense(data: Path, tmp_path: Path, threads: str) -> None:
     def run() -> None:
-        setup = Setup.build(configuration(data, tmp_path, "objective=mse", f"batch.threads={threads}"))
+        job = Job.build(configuration(data, tmp_path, "objective=mse", f"batch.threads={threads}"))
         with Workers() as workers:
-            workers.run(setup, [list(setup.plan().records.values())], 1, lambda *_: None)
+            workers.run(job, [list(job.plan().records.values())], 1, lambda *_: None)
 
     with pytest.raises(InputError, match=r"batch\.threads"):
         run()
@@ -101,10 +93,10 @@ def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_pat
     seen: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
     finished = {}
     for processes in (1, 2):
-        setup = Setup.build(configuration(data, tmp_path / str(processes), *OPTIONS))
-        parts = batches(list(setup.plan().records.values()), None, processes)
+        job = Job.build(configuration(data, tmp_path / str(processes), *OPTIONS))
+        parts = batches(list(job.plan().records.values()), None, processes)
         report = seen[processes]
-        records = workers.run(setup, parts, processes, lambda b, f, *_, to=report: to.append((b, f)))
+        records = workers.run(job, parts, processes, lambda b, f, *_, to=report: to.append((b, f)))
         finished[processes] = sorted(records, key=lambda r: (r.address.fold, r.address.replicate))
         assert [(r.address.fold, r.address.replicate) for r in finished[processes]] == FITS
     assert set(seen[1]) == {(0, 4)}  # (batch, its fits)
@@ -125,28 +117,28 @@ def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_pat
 def test_nested_fits_of_a_synthetic_cohort_on_two_processes(workers: Workers, tmp_path: Path) -> None:
     """A process that builds its batch anew finds the same cohort, under the same name, and the same folds."""
     choices = ("dataset=prophylaxis", "network=real_data", "split=nested", "outer=[1,2]", "inner=[4,9]")
-    setup = Setup.build(configuration(None, tmp_path, *choices, "objective=fo", "error=combined"))
-    plan = setup.plan()
+    job = Job.build(configuration(None, tmp_path, *choices, "objective=fo", "error=combined"))
+    plan = job.plan()
     assert plan.todo == ((4, 1), (9, 1), (14, 1), (19, 1))
-    records = workers.run(setup, batches(list(plan.records.values()), None, 2), 2, lambda *_: None)
+    records = workers.run(job, batches(list(plan.records.values()), None, 2), 2, lambda *_: None)
     found = sorted((record.address.outer, record.address.inner) for record in records)
     assert found == [(1, 4), (1, 9), (2, 4), (2, 9)]
     assert {record.address.dataset for record in records} == {"synthetic_prophylaxis"}
-    assert Setup.build(setup.config).plan().todo == ()
+    assert Job.build(job.config).plan().todo == ()
 
 
-def without_data(data: Path, folder: Path) -> Setup:
+def without_data(data: Path, folder: Path) -> Job:
     """A job whose data vanish before a training process reads them."""
     moving = Path(shutil.copytree(data, folder / "moving"))
-    setup = Setup.build(configuration(moving, folder, *OPTIONS))
+    job = Job.build(configuration(moving, folder, *OPTIONS))
     shutil.rmtree(moving)
-    return setup
+    return job
 
 
 def test_bad_input_in_a_process_comes_home(workers: Workers, data: Path, tmp_path: Path) -> None:
-    setup = without_data(data, tmp_path)
+    job = without_data(data, tmp_path)
     with pytest.raises(InputError, match="moving") as caught:
-        workers.run(setup, [list(setup.plan().records.values())], 2, lambda *_: None)
+        workers.run(job, [list(job.plan().records.values())], 2, lambda *_: None)
     assert "\n" not in str(caught.value)
 
 
@@ -159,23 +151,23 @@ def test_a_job_after_one_that_failed_gets_its_own_results(
         records = list(failing.plan().records.values())
         with pytest.raises(InputError, match="moving"):
             workers.run(failing, batches(records, None, 2), 2, lambda *_: None)
-        setup = Setup.build(configuration(data, tmp_path, *OPTIONS, "study=next"))
-        records = list(setup.plan().records.values())
-        finished = workers.run(setup, batches(records, None, 2), 2, lambda *_: None)
+        job = Job.build(configuration(data, tmp_path, *OPTIONS, "study=next"))
+        records = list(job.plan().records.values())
+        finished = workers.run(job, batches(records, None, 2), 2, lambda *_: None)
     assert {record.address for record in finished} == {record.address for record in records}
 
 
 def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: Path) -> None:
     options = ("objective=mse", "fold=[1,2]", "epochs=100000", "checkpoint_every=10")
-    setup = Setup.build(configuration(data, tmp_path, *options))
-    records = list(setup.plan().records.values())
+    job = Job.build(configuration(data, tmp_path, *options))
+    records = list(job.plan().records.values())
 
     def kill(*_: object) -> None:
         for child in multiprocessing.active_children():
             child.kill()
 
     with workers, pytest.raises(RuntimeError, match="ended unexpectedly"):  # leaving it forgets the dead
-        workers.run(setup, batches(records, None, 2), 2, kill)
+        workers.run(job, batches(records, None, 2), 2, kill)
     assert not multiprocessing.active_children()
     for record in records:
         found = runs.read_record(record.address.folder(tmp_path))

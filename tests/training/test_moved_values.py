@@ -117,6 +117,7 @@ class Curious(Vi):
     """Asks for random numbers that it does not use."""
 
     def refresh_shape(self, model: Model, population: Population) -> tuple[int, ...]:
+        del model
         return (2, population.shape[1])
 
 

@@ -1,0 +1,63 @@
+"""Values of options: a number, a whole number, a fraction, a flag, one of several words. Each function gives
+the value back, or says in one line what was given and what was expected. None loads torch."""
+
+import math
+from collections.abc import Iterable
+
+from medcm_cli.errors import InputError
+
+
+def number(
+    option: str, value: object, above: float = -math.inf, least: float = -math.inf, unit: str = ""
+) -> float:
+    """A finite number, greater than ``above``, and not less than ``least``; ``unit``: to be named.
+
+    :raises InputError: anything else, true and false among it.
+    """
+    plain = not isinstance(value, bool)
+    if plain and isinstance(value, int | float) and above < value < math.inf and value >= least:
+        return value
+    bound = f" above {above:g}" if above > -math.inf else f" from {least:g}" if least > -math.inf else ""
+    raise _unexpected(option, value, f"a number{bound}{f', in {unit}' if unit else ''}")
+
+
+def fraction(option: str, value: object) -> float:
+    """A number above 0 and below 1. :raises InputError: anything else."""
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise _unexpected(option, value, "a number between 0 and 1")
+
+
+def whole(
+    option: str, value: object, least: int, most: int | None = None, other: str = "", limit: str = ""
+) -> int:
+    """A whole number from ``least``, to ``most`` where given.
+
+    :param other: what else the option can be, to be named.
+    :param limit: what ``most`` is, to be named.
+    :raises InputError: anything else, true and false among it.
+    """
+    plain = not isinstance(value, bool)
+    if plain and isinstance(value, int) and value >= least and (most is None or value <= most):
+        return value
+    span = f"{least}" if most is None else f"{least} to {most}{f' ({limit})' if limit else ''}"
+    raise _unexpected(option, value, f"{f'{other} or ' if other else ''}a whole number from {span}")
+
+
+def flag(option: str, value: object) -> bool:
+    """True or false. :raises InputError: anything else."""
+    if isinstance(value, bool):
+        return value
+    raise _unexpected(option, value, "true or false")
+
+
+def one_of(option: str, value: object, choices: Iterable[str]) -> str:
+    """One of several words. :raises InputError: anything else."""
+    words = list(choices)
+    if isinstance(value, str) and value in words:
+        return value
+    raise _unexpected(option, value, " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}")
+
+
+def _unexpected(option: str, value: object, expected: str) -> InputError:
+    return InputError(f"{option} is {value!r}; expected {expected}")

@@ -1,0 +1,152 @@
+"""The data of a study: which file they are in, the stand-in for those that are not public, what is known of
+their truth, and reading and preparing them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from medcm_cli.data import EventTable, Format, describe, read_events
+from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
+from medcm_cli.haemophilia.preparation import (
+    DERIVED,
+    RAW,
+    Preparation,
+    check_baseline,
+    prepare,
+    subtract_baseline,
+)
+from medcm_cli.haemophilia.preparation import table as preparation_table
+from medcm_cli.haemophilia.virtual import Settings, write_study
+from medcm_cli.model import ErrorModel
+from medcm_cli.study.identity import Config
+
+
+def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose dataset is what will be read: without a path, a cohort whose data are not public
+    is a synthetic one, by name too, whose truth is known."""
+    dataset = config["dataset"]
+    if dataset["cohort"] is None or dataset["path"] is not None:
+        return config
+    truth = truth_of(dataset["cohort"])
+    name = f"synthetic_{str(dataset['name']).removeprefix('synthetic_')}"
+    return {**config, "dataset": {**dataset, "name": name, "truth": truth}}
+
+
+def dataset_path(config: Config) -> Path:
+    """The event table that a configuration names; the default simulated data set, or the stand-in for a
+    cohort, is made where it does not exist yet."""
+    dataset = config["dataset"]
+    if dataset["path"] is None and dataset["cohort"] is not None:
+        return made_cohort(config["outputs"], dataset["cohort"]) / "events.csv"
+    if dataset["path"] is None:
+        if dataset["events"] is None:
+            raise InputError("dataset.path is null; expected the event table, a .csv or .parquet file")
+        folder = default_data_folder(str(config["outputs"]))
+        if not folder.exists():
+            write_study(folder, Settings())
+    else:
+        folder = Path(str(dataset["path"]))
+    if dataset["events"] is None or folder.is_file():
+        return folder
+    names = [dataset["events"]] if isinstance(dataset["events"], str) else list(map(str, dataset["events"]))
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"dataset.path={folder}: has neither {' nor '.join(names)}; `medcm simulate` writes such a folder"
+    )
+
+
+def default_data_folder(outputs: str) -> Path:
+    """Where the default simulated data set lies."""
+    return Path(outputs) / "data" / "simulated"
+
+
+def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] | None:
+    """The dataset's true Omega, None where the fit has other random effects, and sigma."""
+    truth = dataset["truth"]
+    if truth is None:
+        return None
+    try:
+        names = truth["random_effects"]
+        omega = np.array(truth["omega"], dtype=np.float64)
+        valid = omega.shape == (len(names), len(names)) and bool((omega == omega.T).all())
+        valid = valid and float(np.linalg.eigvalsh(omega)[0]) > 0
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(
+            f"dataset.truth is {truth!r}; expected sigma, random_effects (their names) and omega, a positive "
+            "definite matrix with a row for each of them"
+        )
+    sigma = truth.get("sigma")
+    if not isinstance(sigma, Mapping) or any(
+        name not in ("additive", "proportional") or not isinstance(value, int | float) or not value > 0
+        for name, value in sigma.items()
+    ):
+        raise InputError(
+            f"dataset.truth.sigma is {sigma!r}; expected additive, proportional or both, each above 0"
+        )
+    same = tuple(names) == random_effects
+    return {"omega": omega.tolist() if same else None, "sigma": sigma}
+
+
+def read_dataset(
+    path: Path | pd.DataFrame, dataset: Config, patients: bool = False
+) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
+    """The events that fits see; what the file holds; and, of prepared covariates, what was done.
+
+    :param patients: read for prediction (``Format.patients``).
+    :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
+    """
+    columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
+    how = Format(
+        columns=dataset["columns"],
+        keep=dataset["keep"],
+        bolus_duration=dataset["bolus_duration"],
+        predose_observations=dataset["predose_observations"],
+        over_time=dataset["over_time"],
+        patients=patients,
+    )
+    if dataset["preparation"] is None:
+        events = read_events(path, columns, how)
+        return events, describe(events), None
+    steps = Preparation.build(dataset["preparation"])
+    given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
+    others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
+    raw = read_events(path, {**others, **given}, replace(how, optional=frozenset(given)))
+    if raw.regimes is not None:
+        name = min(raw.regimes.covariates)
+        raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
+    prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
+    wanted = [column for column in columns.values() if column not in others]
+    found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
+    dv, baseline = raw.dv, None
+    if steps.baseline:
+        baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
+        dv = subtract_baseline(dv, raw.subject, baseline)
+    events = replace(raw, dv=dv, covariates={name: found[column] for name, column in columns.items()})
+    return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
+
+
+def check_predose(events: EventTable, error: ErrorModel) -> None:
+    """:raises InputError: an observation where the prediction is zero and with it the sd of the error."""
+    if error.allows_zero:
+        return
+    # Of each segment: a reset empties the compartments too.
+    part = events.subject * (events.segment.max() + 1) + events.segment
+    first_dose = np.full(part.max() + 1, np.inf)
+    np.minimum.at(first_dose, part[events.is_dose], events.clock[events.is_dose])
+    early = ~events.is_dose & (events.clock <= first_dose[part])
+    if early.any():
+        subject = events.ids[events.subject[int(np.argmax(early))]]
+        raise InputError(
+            f"{events.source}: subject {subject!r} has an observation no later than its first dose, where "
+            "the prediction and so the sd of a proportional error are zero; choose error=additive or combined"
+        )

@@ -1,0 +1,103 @@
+"""What a result depends on: the options that identify it, those that came later, names that have moved, and
+versions of packages."""
+
+import functools
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from medcm_cli import __version__
+
+Config = Mapping[str, Any]
+
+AXES = ("fold", "outer", "inner", "replicate")
+"""Options with several values that are trained together, as one batch."""
+
+# What a result does not depend on.
+_NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")
+# Options that configurations of earlier results do not have, and what was done before there were any: no
+# defaults, which are those of conf/ and may change. At these values they are no part of what identifies a
+# result, so that the earlier ones stay valid.
+LATER: Config = {"outer": None, "inner": None, "omega": "full", "fixed": None, "redraws": 20, "tail": None}
+LATER_OF: Mapping[str, Config] = {
+    "dataset": {
+        "columns": {},
+        "keep": {},
+        "bolus_duration": 1 / 60,  # h
+        "over_time": {},
+        "preparation": None,
+        "cohort": None,
+        "batch_subjects": None,
+    },
+    "network": {"initial": {}},
+    "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
+    "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
+}
+# What a configuration names (``_target_``) has moved since: the name that the first results recorded -> where
+# it is now. Both are read; the first names are what identifies a result, so that the earlier ones stay valid.
+RENAMED = {
+    "medcm_cli.variability.ResidualError": "medcm_cli.model.ResidualError",
+    "medcm_cli.networks.CovariateNetwork.build": "medcm_cli.model.CovariateNetwork.build",
+    "medcm_cli.simulate.TrueParameters": "medcm_cli.haemophilia.TrueParameters",
+}
+_FIRST_NAMES = {now: first for first, now in RENAMED.items()}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The options that a result depends on. Where the data lie is not what they are."""
+    own = _own(config)
+    own |= {group: _without(own[group], later) for group, later in LATER_OF.items() if group in own}
+    return _without(own, LATER)
+
+
+def difference(old: Config, new: Config) -> str:
+    """The first option that matters in which two configurations differ, in words; empty where there is
+    none."""
+    return _first_difference(_filled(old), _filled(new))
+
+
+def _filled(config: Config) -> dict[str, Any]:
+    filled = {**LATER, **_own(config)}
+    return filled | {group: {**later, **filled.get(group, {})} for group, later in LATER_OF.items()}
+
+
+def _own(config: Config) -> dict[str, Any]:
+    own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
+    return own | {"dataset": {k: v for k, v in config.get("dataset", {}).items() if k != "path"}}
+
+
+def with_names(options: Any, names: Mapping[str, str]) -> Any:
+    """Options in which every ``_target_`` of ``names`` has its other name."""
+    if isinstance(options, list):
+        return [with_names(value, names) for value in options]
+    if not isinstance(options, Mapping):
+        return options
+    named = {key: with_names(value, names) for key, value in options.items()}
+    target = named.get("_target_")
+    return named | {"_target_": names[target]} if isinstance(target, str) and target in names else named
+
+
+def _without(options: Config, later: Config) -> dict[str, Any]:
+    """Options but for those that came later and have the value that says nothing."""
+    return {key: value for key, value in options.items() if key not in later or value != later[key]}
+
+
+def _first_difference(old: Config, new: Config, prefix: str = "") -> str:
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if a == b or f"{prefix}{key}" in _NOT_IDENTITY:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            return _first_difference(a, b, f"{prefix}{key}.")
+        return f"{prefix}{key} is {a!r} there and {b!r} here"
+    return ""
+
+
+@functools.cache  # reading packages' metadata takes milliseconds, and every fit's record has them
+def versions() -> Mapping[str, str]:
+    """Versions that a result may depend on."""
+    packages = ("torch", "torchdiffeq", "zuko", "numpy", "scipy", "hydra-core")
+    return {"medcm": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in packages
+    }

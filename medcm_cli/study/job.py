@@ -1,0 +1,206 @@
+"""A training job: the fits of one configuration, what remains of them, and their run folders."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.objectives import Objective
+from medcm_cli.study.identity import AXES, Config, difference, identity, versions
+from medcm_cli.study.options import axis, complete, folds_of, made
+from medcm_cli.study.problem import Fit, Problem
+from medcm_cli.training import results
+from medcm_cli.training.loop import Course, MakeOptimizer, Trained, train
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's fits: ``done`` were finished before, ``todo`` remain."""
+
+    records: dict[Fit, runs.Record]
+    done: tuple[Fit, ...]
+    todo: tuple[Fit, ...]
+    previously_failed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A problem and how it is trained: everything that a batch needs, the same in every process."""
+
+    problem: Problem
+    config: Config
+    objective: Objective
+    make_optimizer: MakeOptimizer
+
+    @classmethod
+    def build(cls, config: Config) -> "Job":
+        """From the options of a job and its ``labels``: what objective, error and variant are called.
+
+        :raises InputError: bad data, or options that are unknown or do not fit together.
+        """
+        config = complete(config)
+        problem = Problem.build(config)
+        objective = objective_of(config)
+        # What an objective cannot take of these data it says when it begins; here nothing is written yet.
+        stream = Stream(int(config["seed"]), 1, 1)
+        begun = objective.init(problem.model, problem.everyone, [stream], problem.dtype)
+        if not begun.trained:
+            raise InputError("nothing to train: the network, Omega and sigma are known (network, fixed)")
+        return cls(problem, {**config, **problem.config}, objective, _optimizer(config["optimizer"]))
+
+    def plan(self) -> Plan:
+        """Which fits of the job remain. :raises InputError: a folder holds a fit of another configuration."""
+        root = Path(self.config["outputs"])
+        described = identity(self.config)
+        records: dict[Fit, runs.Record] = {}
+        done: dict[Fit, None] = {}
+        failed = 0
+        for fold, name in folds_of(self.config).items():
+            of_fold = self.problem.folds[fold]
+            subjects = {"train": of_fold.train.tolist(), "test": of_fold.test.tolist()}
+            data = {key: self.problem.data[key] for key in ("fingerprint", "subjects")} | subjects
+            digest = runs.config_hash(described, data)
+            for replicate in axis("replicate", self.config["replicate"]):
+                record = self._record({"fold": fold, **name, "replicate": replicate}, digest)
+                records[fold, replicate] = record
+                folder = record.address.folder(root)
+                try:
+                    found = runs.read_record(folder)
+                except InputError:
+                    found = None  # damaged: train it again
+                if found is None or found.status not in runs.FINISHED or self.config["overwrite"]:
+                    continue
+                if found.config_hash == digest and not runs.is_whole(folder, found):
+                    continue  # a file was damaged or lost: train it again
+                if found.config_hash != digest:
+                    what = difference(found.config, self.config) or "its data or folds differ"
+                    raise InputError(
+                        f"{folder}: holds a fit with another configuration ({what}); "
+                        "give this one its own name with study=... or variant=..., or overwrite=true"
+                    )
+                done[fold, replicate] = None
+                failed += found.status == "failed"
+        todo = tuple(fit for fit in records if fit not in done)
+        return Plan(records, tuple(done), todo, failed)
+
+    def _record(self, fit: dict[str, int], digest: str) -> runs.Record:
+        config = self.config
+        address = runs.Address(
+            study=runs.check_name("study", str(config["study"])),
+            dataset=runs.check_name("dataset.name", str(config["dataset"]["name"])),
+            objective=config["labels"]["objective"],
+            error=config["labels"]["error"],
+            learning_rate=float(config["learning_rate"]),
+            variant=runs.check_name(
+                "variant", str(config["variant"] or config["labels"]["variant"] or "default")
+            ),
+            **fit,
+        )
+        return runs.Record(
+            status="running",
+            address=address,
+            config_hash=digest,
+            config={key: value for key, value in config.items() if key not in (*AXES, "batch", "overwrite")},
+            data=self.problem.data,
+            truth=self.problem.truth,
+            seed=int(config["seed"]),
+            versions=dict(versions()),
+        )
+
+    def train(self, fits: Sequence[Fit], progress: Callable[[int, Tensor], None] | None = None) -> Trained:
+        """Train fits as one batch, without writing anything."""
+        population, _ = self.problem.populations(fits)
+        streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
+        return train(
+            self.problem.model,
+            self.objective,
+            population,
+            streams,
+            self.make_optimizer,
+            Course(
+                self.config["epochs"],
+                self.config["checkpoint_every"],
+                self.config["dataset"]["batch_subjects"],
+                self.config["redraws"],
+            ),
+            self.problem.dtype,
+            progress,
+        )
+
+    def run(
+        self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
+    ) -> list[runs.Record]:
+        """Train the fits of ``records`` as one batch and write their folders; returns the finished
+        records."""
+        root = Path(self.config["outputs"])
+        if self.problem.preparation is not None:
+            runs.write_preparation(root, records[0], self.problem.preparation)
+        for record in records:
+            runs.start(root, record)
+        fits = [(record.address.fold, record.address.replicate) for record in records]
+        trained = self.train(fits, progress)
+        finished = []
+        for fit, (record, tables) in enumerate(zip(records, self._tables(fits, trained), strict=True)):
+            finished.append(_finished(record, trained, fit, list(tables)))
+            runs.finish(root, finished[-1], tables)
+        return finished
+
+    def _tables(self, fits: Sequence[Fit], trained: Trained) -> Iterable[Mapping[str, pa.Table]]:
+        """The tables of each fit's folder."""
+        population, test = self.problem.populations(fits)
+        dataset, truth = self.config["dataset"], self.problem.truth
+        covariates = {
+            name: results.Covariate(float(entry["scale"]), float(entry["reference"]), str(entry["unit"]))
+            for name, entry in dataset["covariates"].items()
+        }
+        known = truth and truth["omega"]
+        return results.tables(
+            self.problem.model,
+            self.objective,
+            population,
+            test,
+            trained,
+            covariates,
+            torch.tensor(known, dtype=self.problem.dtype) if known else None,
+            runs.Units.of(dataset),
+        )
+
+
+def _finished(record: runs.Record, trained: Trained, fit: int, tables: list[str]) -> runs.Record:
+    """The record of a batch's ``fit``-th fit, now that it is trained."""
+    fits = len(trained.failures)
+    failure = trained.failures[fit]
+    return replace(
+        record,
+        status="failed" if failure else "complete",
+        failure={"epoch": failure.epoch, "cause": failure.cause} if failure else None,
+        tables=tables,
+        batch={"fits": fits, "seconds": trained.seconds},
+        unconverged_modes=float(trained.unconverged[fit]),
+        redraws=int(trained.redraws[fit]),
+        seconds=trained.seconds / fits,
+    )
+
+
+def objective_of(config: Config) -> Objective:
+    """The objective that a configuration names. :raises InputError: options that are unknown or do not
+    fit."""
+    options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
+    objective: Objective = made(options, "objective")
+    return objective
+
+
+def _optimizer(config: Config) -> MakeOptimizer:
+    """:raises InputError: options that the optimiser refuses."""
+    make: MakeOptimizer = made(config, "optimizer")
+    try:
+        make([torch.zeros(1, requires_grad=True)])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"optimizer: {error}") from error
+    return make

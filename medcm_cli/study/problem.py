@@ -1,0 +1,100 @@
+"""What is to be estimated, before anything is said of how: data and folds, truth and model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from medcm_cli import runs
+from medcm_cli.data import EventTable, Fold, Population
+from medcm_cli.errors import InputError
+from medcm_cli.model import Model, RandomEffects
+from medcm_cli.pk import check_schedule
+from medcm_cli.study.dataset import check_predose, dataset_path, read_dataset, true_values_of, with_stand_in
+from medcm_cli.study.identity import Config
+from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made
+
+Fit = tuple[int, int]
+"""(fold, replicate)"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and the data that it is to describe.
+
+    ``config``: its options, complete; ``events`` as read, with covariates prepared; ``everyone``: the same as
+    padded tensors, of all N subjects and one fit, in ``dtype``; ``data``: what a run's record says of the
+    file; ``preparation``: of prepared covariates, how each value came about; ``folds``: number -> subjects;
+    ``truth``: the known Omega (None where the model has other random effects) and sigma, None where nothing
+    is known.
+    """
+
+    config: Config
+    events: EventTable
+    everyone: Population
+    data: dict[str, Any]
+    preparation: pa.Table | None
+    folds: dict[int, Fold]
+    truth: dict[str, Any] | None
+    model: Model
+    dtype: torch.dtype
+
+    @classmethod
+    def build(cls, config: Config) -> "Problem":
+        """From the options of a problem; others may stand beside them.
+
+        :raises InputError: bad data, or options that are unknown or do not fit together.
+        """
+        config = with_stand_in(complete_problem({key: config[key] for key in PROBLEM if key in config}))
+        dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
+        truth = true_values_of(dataset, tuple(config["random_effects"]))
+        path = dataset_path(config)
+        events, characteristics, preparation = read_dataset(path, dataset)
+        folds = _folds(config, len(events.ids), path.parent)
+        model = model_of(config)
+        check_predose(events, model.error)
+        everyone = Population.from_events(events, dtype)
+        check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
+        data = {
+            "source": str(path),
+            "fingerprint": runs.fingerprint([path]),
+            "subjects": len(events.ids),
+            "characteristics": characteristics,
+        }
+        return cls(config, events, everyone, data, preparation, folds, truth, model, dtype)
+
+    def populations(self, fits: Sequence[Fit]) -> tuple[Population, Population]:
+        """Training and test subjects of a batch of B fits."""
+        train_rows = [self.folds[fold].train for fold, _ in fits]
+        test_rows = [self.folds[fold].test for fold, _ in fits]
+        return self.everyone.select(train_rows), self.everyone.select(test_rows)
+
+
+def _folds(config: Config, subjects: int, folder: Path) -> dict[int, Fold]:
+    """:raises InputError: a fold that does not exist, or that leaves no subject to test."""
+    folds: dict[int, Fold] = {
+        number: made(config["split"], "split", **name, n_subjects=subjects, folder=folder)
+        for number, name in folds_of(config).items()
+    }
+    for number, fold in folds.items():
+        if not len(fold.test):
+            raise InputError(f"fold={number}: leaves no subject to test; every one is trained on or held out")
+    return folds
+
+
+def model_of(config: Config) -> Model:
+    """The model that a complete configuration describes.
+
+    :raises InputError: options that are unknown or do not fit together.
+    """
+    network = made(config["network"], "network", covariates=config["dataset"]["covariates"])
+    omega, sigma = fixed(config)
+    return Model(
+        network,
+        made(config["pk"], "pk"),
+        RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
+        made(config["error"], "error", fixed=sigma),
+    )
