@@ -85,8 +85,8 @@ def find_modes(
 
 
 class _Search(NamedTuple):
-    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, whether it has
-    ``converged``, and whether it is ``done``, for better or worse."""
+    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, whether it
+    has ``converged``, and whether it is ``done``, for better or worse."""
 
     u: list[Tensor]
     at: _Point

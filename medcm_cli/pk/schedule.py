@@ -11,8 +11,8 @@ _PAIRS_PER_EVENT = 3
 
 @dataclass(frozen=True)
 class Features:
-    """What a regimen may have beside times, durations and amounts, each as in ``Schedule``; None where nothing
-    needs it."""
+    """What a regimen may have beside times, durations and amounts, each as in ``Schedule``; None where
+    nothing needs it."""
 
     compartment: Tensor | None = None
     interval: Tensor | None = None
@@ -71,7 +71,13 @@ class Schedule:
 
     @classmethod
     def build(
-        cls, time: Tensor, start: Tensor, duration: Tensor, amount: Tensor, features: Features | None = None
+        cls,
+        time: Tensor,
+        start: Tensor,
+        duration: Tensor,
+        amount: Tensor,
+        *,
+        features: Features | None = None,
     ) -> "Schedule":
         """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has."""
         features = features or Features()

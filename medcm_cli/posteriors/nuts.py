@@ -113,9 +113,7 @@ def _potential(jax: Any, host: _Host) -> Any:
         shapes = jax.ShapeDtypeStruct((), x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)
         return jax.pure_callback(host, shapes, x, vmap_method="broadcast_all")
 
-    @jax.custom_vjp
-    def potential(x: Any) -> Any:
-        return -both(x)[0]
+    potential = jax.custom_vjp(lambda x: -both(x)[0])
 
     def forward(x: Any) -> Any:
         value, gradient = both(x)

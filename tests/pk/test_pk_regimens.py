@@ -83,7 +83,7 @@ def built(regimen: Regimen, change: Sequence[float] | None = None) -> Schedule:
         column([dose.start for dose in doses]),
         column([dose.duration for dose in doses]),
         column([dose.amount for dose in doses]),
-        Features(
+        features=Features(
             compartment=column(compartment).long() if max(compartment) >= 0 else None,
             interval=column(interval) if min(interval) < math.inf else None,
             modelled=column(modelled) if max(modelled) else None,
