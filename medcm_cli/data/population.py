@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
-from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.schedule import Features, Schedule
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _schedule(table: EventTable, n: int) -> Schedule:
         rows = np.ones(len(table.regimes.end), dtype=bool)
         ends = _tensor(_pad(table.regimes.end, table.regimes.subject, rows, n))
         optional["change"] = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
-    return Schedule.build(time, start, duration, amount, **optional)
+    return Schedule.build(time, start, duration, amount, features=Features(**optional))
 
 
 def _visible(
