@@ -18,12 +18,12 @@ from medcm_cli.objectives.base import State
 
 @dataclass(frozen=True)
 class ModesOfAnotherFold(Foce):
-    """Modes are found for the subjects of fold k, the objective is that of the fit's own subjects: whoever is
-    not in both keeps eta = 0. This is what the published FOCE fits did (the experiment's README).
+    """EBEs are sought for the subjects of fold k, while the objective is that of the fit's subjects: whoever
+    is not in both keeps eta = 0. This is what the published FOCE fits did (the experiment's README).
 
-    ``folder`` holds the fold files of a study of ``subjects`` subjects. With ``threads`` above 1, modes are
-    also found for the subjects of the next folds, as if as many fits wrote to the same etas (at this fit's
-    parameters; what another fit leaves there would be at its own).
+    ``folder`` holds the fold files of a study of ``subjects`` subjects. With ``threads`` above 1, EBEs
+    are also sought for the subjects of the next folds, as if as many fits wrote to the same etas (with this
+    fit's parameters, where another fit would leave what its parameters give).
     """
 
     folder: str = ""
@@ -36,10 +36,11 @@ class ModesOfAnotherFold(Foce):
     ) -> State:
         """See ``Objective.init``; carries who of the fit's subjects is in fold k."""
         state = super().init(model, population, streams, dtype)
-        searched = [np.concatenate([self._train(fold) for fold in self._at_once(s.fold)]) for s in streams]
-        columns = zip(population.subject.T.numpy(), searched, strict=True)
-        found = np.stack([np.isin(subject, rows) for subject, rows in columns], axis=-1)
-        return replace(state, carried={**state.carried, "found": torch.from_numpy(found)})
+        trained = [np.concatenate([self._train(fold) for fold in self._at_once(s.fold)]) for s in streams]
+        columns = zip(population.subject.T.numpy(), trained, strict=True)
+        searched = np.stack([np.isin(subject, rows) for subject, rows in columns], axis=-1)
+        carried = {**state.carried, "searched": torch.from_numpy(searched)}
+        return replace(state, carried=carried, per_subject=tuple(carried))
 
     def _at_once(self, fold: int) -> list[int]:
         return [1 + (fold - 1 + thread) % self.folds for thread in range(self.threads)]
@@ -47,11 +48,14 @@ class ModesOfAnotherFold(Foce):
     def _train(self, fold: int) -> IntArray:
         return from_files(fold, self.subjects, Path(self.folder), "train_set_{fold}.csv").train
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
-        """Modes for those who are in fold k, zero for the others."""
-        found = state.carried["found"]
-        fresh = super().refresh(model, population, state)
-        return replace(fresh, carried={**fresh.carried, "eta": fresh.carried["eta"] * found, "found": found})
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
+        """EBEs of those who are in fold k, zero for the others."""
+        searched = state.carried["searched"]
+        fresh = super().refresh(model, population, state, noise)
+        eta = fresh.carried["eta"] * searched
+        return replace(fresh, carried={**fresh.carried, "eta": eta, "searched": searched})
 
 
 @dataclass(frozen=True)

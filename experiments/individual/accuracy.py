@@ -20,7 +20,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SD = 6.0  # of Laplace's Gaussian that the grid reaches to each side
 
 
-def level(z, dose, duration, times):
+def concentration(z, dose, duration, times):
     """IU/mL of a two-compartment model during or after one infusion: the textbook's sum of two
     exponentials, not the package's."""
     k10, k12, k21 = z["CL"] / z["V1"], z["Q"] / z["V1"], z["Q"] / z["V2"]
@@ -28,11 +28,11 @@ def level(z, dose, duration, times):
     root = np.sqrt(total**2 - 4 * k10 * k21)
     run = np.minimum(times, duration)
     alpha, beta = (total + root) / 2, (total - root) / 2
-    found = 0.0
+    amount = 0.0
     for rate, weight in ((alpha, (alpha - k21) / (alpha - beta)), (beta, (k21 - beta) / (alpha - beta))):
         given = dose / duration * (1 - np.exp(-rate * run)) / rate
-        found = found + weight * given * np.exp(-rate * (times - run))
-    return found / z["V1"] / 1000
+        amount = amount + weight * given * np.exp(-rate * (times - run))
+    return amount / z["V1"] / 1000
 
 
 def log_posterior(eta, patient, zeta, precision, sigma):
@@ -40,7 +40,7 @@ def log_posterior(eta, patient, zeta, precision, sigma):
     z = {**zeta, "CL": zeta["CL"] * np.exp(eta[0]), "V1": zeta["V1"] * np.exp(eta[1])}
     result = -0.5 * np.einsum("i...,ij,j...->...", eta, precision, eta)
     for t, y in zip(patient["time"], patient["dv"], strict=True):
-        result = result - 0.5 * ((y - level(z, patient["dose"], patient["duration"], t)) / sigma) ** 2
+        result = result - 0.5 * ((y - concentration(z, patient["dose"], patient["duration"], t)) / sigma) ** 2
     return result
 
 
@@ -51,24 +51,8 @@ def weighted(values, weights):
     return np.interp(QUANTILES, middle, values)
 
 
-def main():
-    run, path = sys.argv[1:3]
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 20
-    study = load_study(run)
-    frame = pd.read_parquet(path)
-    frame = frame[frame["id"].isin(frame["id"].unique()[-count:])]
-    events = study.read(frame)
-    model, estimates = study.fits.model, study.fits.estimates
-    population = study.population(events)
-    zeta = {
-        n: v.expand(1, count, -1)[0, :, 0].numpy() for n, v in model.typical(estimates, population).items()
-    }
-    lower = np.array(
-        [[float(entry[0]) for entry in (*row, [0.0])[:2]] for row in model.omega_cholesky(estimates)]
-    )
-    omega = lower @ lower.T
-    sigma = float(model.error.sigmas(estimates)["additive"][0])
-    precision = np.linalg.inv(omega)
+def patients_of(frame):
+    """Dose, its duration and the samples of each patient."""
     patients = []
     for _, rows in frame.groupby("id", sort=False):
         dose, seen = rows[rows["mdv"] == 1].iloc[0], rows[rows["mdv"] == 0]
@@ -80,34 +64,70 @@ def main():
                 "dv": seen["dv"].to_numpy(),
             }
         )
-    found, seconds = {}, {}
+    return patients
+
+
+def population_of(fits, population, count):
+    """Of the first fit: typical parameters of each patient, the precision of eta, and sigma."""
+    zeta = fits.model.typical(fits.estimates, population)
+    zeta = {name: values.expand(1, count, -1)[0, :, 0].numpy() for name, values in zeta.items()}
+    rows = fits.model.omega_cholesky(fits.estimates)
+    lower = np.array([[float(entry[0]) for entry in (*row, [0.0])[:2]] for row in rows])
+    sigma = float(fits.model.error.sigmas(fits.estimates)["additive"][0])
+    return zeta, np.linalg.inv(lower @ lower.T), sigma
+
+
+def by_each_method(study, events, count):
+    """The posterior by each method, and its seconds per patient and fit."""
+    posteriors, seconds = {}, {}
     draws = DRAWS * len(study.fits.records)
     for method in METHODS:
         study.posterior(events, method, draws)  # once, to warm up
         start = time.perf_counter()
-        found[method] = study.posterior(events, method, draws)
+        posteriors[method] = study.posterior(events, method, draws)
         seconds[method] = (time.perf_counter() - start) / count / len(study.fits.records)
+    return posteriors, seconds
+
+
+def errors_of(number, known, posteriors):
+    """Of patient ``number``: the largest error of the mode, and a row per random effect and method with the
+    errors of the quantiles, in posterior sds. ``known`` are the arguments of ``log_posterior`` after eta."""
+    tight = {"xatol": 1e-10, "fatol": 1e-13}
+    best = minimize(lambda *a: -log_posterior(*a), [0.0, 0.0], known, "Nelder-Mead", options=tight).x
+    laplace = posteriors["laplace"]
+    mode = np.array([float(m[0, number, 0]) for m in laplace.mode])
+    sd = np.sqrt([float(laplace.covariance[k, k, number, 0]) for k in range(2)])
+    axes = [np.linspace(best[k] - SD * sd[k], best[k] + SD * sd[k], POINTS) for k in range(2)]
+    density = log_posterior(np.stack(np.meshgrid(*axes, indexing="ij")), *known)
+    density = np.exp(density - density.max())
+    rows = []
+    for k, name in enumerate(("CL", "V1")):
+        marginal = density.sum(1 - k)
+        exact = weighted(axes[k], marginal)
+        mean = (axes[k] * marginal).sum() / marginal.sum()
+        spread = np.sqrt(((axes[k] - mean) ** 2 * marginal).sum() / marginal.sum())
+        for method, posterior in posteriors.items():
+            drawn = np.quantile(posterior.draws[k][:, number, 0].numpy(), QUANTILES)
+            error = (drawn - exact) / spread
+            rows.append({"method": method, "eta": name} | dict(zip(QUANTILES, error, strict=True)))
+    return np.abs(mode - best).max(), rows
+
+
+def main():
+    run, path = sys.argv[1:3]
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 20
+    study = load_study(run)
+    frame = pd.read_parquet(path)
+    frame = frame[frame["id"].isin(frame["id"].unique()[-count:])]
+    events = study.read(frame)
+    zeta, precision, sigma = population_of(study.fits, study.population(events), count)
+    posteriors, seconds = by_each_method(study, events, count)
     rows, modes = [], []
-    for number, patient in enumerate(patients):
-        own = {name: values[number] for name, values in zeta.items()}
-        known = (patient, own, precision, sigma)
-        tight = {"xatol": 1e-10, "fatol": 1e-13}
-        best = minimize(lambda *a: -log_posterior(*a), [0.0, 0.0], known, "Nelder-Mead", options=tight).x
-        mode = np.array([float(m[0, number, 0]) for m in found["laplace"].mode])
-        modes.append(np.abs(mode - best).max())
-        sd = np.sqrt([float(found["laplace"].covariance[k, k, number, 0]) for k in range(2)])
-        axes = [np.linspace(best[k] - SD * sd[k], best[k] + SD * sd[k], POINTS) for k in range(2)]
-        density = log_posterior(np.stack(np.meshgrid(*axes, indexing="ij")), patient, own, precision, sigma)
-        density = np.exp(density - density.max())
-        for k, name in enumerate(("CL", "V1")):
-            marginal = density.sum(1 - k)
-            exact = weighted(axes[k], marginal)
-            mean = (axes[k] * marginal).sum() / marginal.sum()
-            spread = np.sqrt(((axes[k] - mean) ** 2 * marginal).sum() / marginal.sum())
-            for method, posterior in found.items():
-                drawn = np.quantile(posterior.draws[k][:, number, 0].numpy(), QUANTILES)
-                error = (drawn - exact) / spread
-                rows.append({"method": method, "eta": name} | dict(zip(QUANTILES, error, strict=True)))
+    for number, patient in enumerate(patients_of(frame)):
+        typical = {name: values[number] for name, values in zeta.items()}
+        mode, errors = errors_of(number, (patient, typical, precision, sigma), posteriors)
+        modes.append(mode)
+        rows += errors
     table = pd.DataFrame(rows)
     print(f"{count} patients, fit {study.fits.folders[0]}")
     print(f"mode: largest difference from Nelder-Mead's {max(modes):.1e}")
@@ -115,10 +135,11 @@ def main():
     print(table.groupby(["method", "eta"]).agg(lambda e: np.sqrt((e**2).mean())).round(4).to_string())
     print("largest")
     print(table.groupby(["method", "eta"]).agg(lambda e: e.abs().max()).round(4).to_string())
-    effective = found["importance"].effective
+    effective = posteriors["importance"].effective
     low, high = float(effective.min()), float(effective.max())
     print(f"importance: effective share of the proposals {low:.2f} to {high:.2f}")
     print("ms per patient and fit:", {name: round(1000 * s, 3) for name, s in seconds.items()})
 
 
-main()
+if __name__ == "__main__":
+    main()

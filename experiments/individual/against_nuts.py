@@ -31,20 +31,20 @@ def main() -> None:
     population = Population.from_events(events, torch.float64).select([np.arange(count)] * CHAINS)
     target = KnownPopulation(model, values, population, model.typical(values, population))
     drawn = sample(target, (0,), 1000, DRAWS, 0.8)
-    found = diagnostics(drawn, np.arange(count), list(events.ids))
-    print(f"NUTS: R-hat at most {found['r_hat'].max():.3f}, {found['divergences'].max()} divergences")
+    checks = diagnostics(drawn, np.arange(count), list(events.ids))
+    print(f"NUTS: R-hat at most {checks['r_hat'].max():.3f}, {checks['divergences'].max()} divergences")
     nuts = drawn.eta.reshape(-1, count, len(model.random_effects.names))
     # Of a quantile of a normal sample, in its sds; the tails' effective draws for NUTS.
     density = norm.pdf(norm.ppf(QUANTILES))
     once = np.sqrt(np.multiply(QUANTILES, np.subtract(1, QUANTILES))) / density
-    effective = found["ess_tail"].to_numpy().reshape(-1, count).T  # (N, K)
+    effective = checks["ess_tail"].to_numpy().reshape(-1, count).T  # (N, K)
     rows = []
     for method in METHODS:
         draws = CHAINS * DRAWS * len(study.fits.records)
         eta = torch.stack(study.posterior(events, method, draws).draws)[..., 0]  # (K, S, N) of the first fit
-        own = eta.permute(1, 2, 0).numpy()
-        gap = (np.quantile(own, QUANTILES, 0) - np.quantile(nuts, QUANTILES, 0)) / nuts.std(0)
-        error = once[:, None, None] * np.sqrt(1 / len(own) + 1 / effective)
+        method_draws = eta.permute(1, 2, 0).numpy()
+        gap = (np.quantile(method_draws, QUANTILES, 0) - np.quantile(nuts, QUANTILES, 0)) / nuts.std(0)
+        error = once[:, None, None] * np.sqrt(1 / len(method_draws) + 1 / effective)
         z = gap / error
         rows.append((method, np.sqrt((gap**2).mean()), abs(gap).max(), np.sqrt((z**2).mean()), abs(z).max()))
     names = ["method", "rms, sd", "largest, sd", "rms, standard errors", "largest"]

@@ -42,8 +42,8 @@ def main():
     for used in range(4):
         for wanted in (0.5, 0.8, 0.95):
             target = f"trough>={TARGET:g} IU/dL"
-            found = dose(study, frame[rank <= used], target, wanted, [EVERY], most=80, draws=400)
-            table = found.doses.set_index("patient").loc[truth.index]
+            chosen = dose(study, frame[rank <= used], target, wanted, [EVERY], most=80, draws=400)
+            table = chosen.doses.set_index("patient").loc[truth.index]
             can = table["feasible"].to_numpy()
             amount = table["dose"].to_numpy()[can]
             hit, less = (np.mean(x * unit[can] >= TARGET) for x in (amount, amount - 250))
@@ -58,4 +58,5 @@ def main():
             print(f"| {used} | {wanted} | {' | '.join(cells)} |", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

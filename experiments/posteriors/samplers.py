@@ -5,7 +5,7 @@ known. All are given the same function, the log density of medcm and its gradien
 
     python experiments/posteriors/samplers.py DATA --library numpyro --library nutpie --draws 2500
 
-in an environment of its own: ``pip install -e '.[posterior]' pyro-ppl blackjax nutpie``. Prints a Markdown
+in a separate environment: ``pip install -e '.[posterior]' pyro-ppl blackjax nutpie``. Prints a Markdown
 table. ``numpyro`` is what `medcm posterior` does; the last two columns compare it, and the others, with the
 grid: the largest deviation over all 60 subjects, in Monte Carlo standard errors. Of 120 means and of 180
 covariances the largest is expected to be near 2.7 and 2.9, and above 3.5 once in 20 times or so.
@@ -77,7 +77,7 @@ class Problem:
     @torch.no_grad()
     def grid(self, points: int = 101, width: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
         """Mean (N, 2) and covariance (N, 2, 2) by summation over a box of ``width`` sds around the mean,
-        which, as the sds, is found from a box of as many prior sds and then two smaller ones."""
+        which, as the sds, comes from a box of as many prior sds and then two smaller ones."""
         target = self.target(points * points)  # a chain for each point
         center, half = np.zeros((self.subjects, 2)), np.tile(width * self.prior_sd, (self.subjects, 1))
         axes = np.meshgrid(*[np.linspace(-1, 1, points)] * 2, indexing="ij")
@@ -262,8 +262,8 @@ def row(name: str, problem: Problem, draws: int, warmup: int, seed: int, grid: A
     begun = time.perf_counter()
     eta, divergences = sample(problem, draws, warmup, seed)
     seconds = time.perf_counter() - begun
-    held = np.moveaxis(eta, (0, 1), (-2, -1))
-    ess = float(array_stats.ess(held, method="bulk").min())
+    stacked = np.moveaxis(eta, (0, 1), (-2, -1))
+    ess = float(array_stats.ess(stacked, method="bulk").min())
     mean, cov = agreement(eta, grid)
     return {
         "library": name,
@@ -272,8 +272,8 @@ def row(name: str, problem: Problem, draws: int, warmup: int, seed: int, grid: A
         "gradient calls": problem.calls,
         "min bulk ESS": ess,
         "ESS/s": ess / seconds,
-        "min tail ESS": float(array_stats.ess(held, method="tail", prob=(0.05, 0.95)).min()),
-        "max R-hat": float(array_stats.rhat(held).max()),
+        "min tail ESS": float(array_stats.ess(stacked, method="tail", prob=(0.05, 0.95)).min()),
+        "max R-hat": float(array_stats.rhat(stacked).max()),
         "divergences": divergences,
         "max z, mean": mean,
         "max z, covariance": cov,

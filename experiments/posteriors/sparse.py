@@ -1,4 +1,5 @@
-"""Patients whose posteriors are bent: one sample each, about a day after the dose, and a wide Omega.
+"""Patients whose posteriors are far from normal: one sample each, about a day after the dose, and a
+wide Omega.
 
 python experiments/posteriors/sparse.py outputs/data/sparse
 """
@@ -29,10 +30,10 @@ def write(folder: Path) -> None:
     time = TIME[0] + TIME[1] * generator.standard_normal((1, SUBJECTS))
     dose = np.maximum(np.round(DOSE_PER_KG * covariates.weight / VIAL), 1) * VIAL
     at_once = np.zeros((1, SUBJECTS)), np.full((1, SUBJECTS), BOLUS_DURATION), dose[None]
-    level = levels(time, *at_once, z)[0] + TRUTH.sigma * generator.standard_normal(SUBJECTS)
+    dv = levels(time, *at_once, z)[0] + TRUTH.sigma * generator.standard_normal(SUBJECTS)
     each = {"id": np.arange(1, SUBJECTS + 1), "wt": covariates.weight, "vwf": covariates.vwf}
     doses = {"time": 0.0, "mdv": 1, "amt": dose, "rate": dose / BOLUS_DURATION, "duration": BOLUS_DURATION}
-    samples = {"time": time[0], "mdv": 0, "dv": np.maximum(level, 0)}
+    samples = {"time": time[0], "mdv": 0, "dv": np.maximum(dv, 0)}
     rows = pd.concat([pd.DataFrame({**each, **doses}), pd.DataFrame({**each, **samples})])
     with replaced(folder) as partial:
         partial.mkdir()

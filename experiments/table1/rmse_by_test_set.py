@@ -3,7 +3,7 @@
     python experiments/table1/rmse_by_test_set.py outputs/table1_as_published
 
 All fits were trained on train_set_1. The published RMSE is that of the test subjects of the fold in a fit's
-file name, some of whom are in train_set_1; ours is that of fold 1's own test subjects.
+file name, some of whom are in train_set_1; ours is that of the test subjects of fold 1.
 """
 
 import sys
@@ -51,7 +51,7 @@ def rmse(errors: np.ndarray, subjects: np.ndarray, level_scale: float) -> float:
 def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, ...]]]:
     """RMSE of each fit of an objective: test subjects of fold 1, of the fold in its name, all subjects."""
     jobs: dict[str, Job] = {}
-    found: dict[str, list[tuple[float, ...]]] = {}
+    rows: dict[str, list[tuple[float, ...]]] = {}
     for number, folder in enumerate(runs.find(root)):
         record = runs.read_record(folder)
         assert record is not None
@@ -66,16 +66,16 @@ def by_test_set(root: Path, tail: int) -> dict[str, list[tuple[float, ...]]]:
         other = job.problem.folds[FOLDS[number % len(FOLDS)]]
         everyone = np.arange(errors.shape[1])
         sets = (job.problem.folds[1].test, other.test, everyone)
-        found.setdefault(objective, []).append(tuple(rmse(errors, subjects, scale) for subjects in sets))
-    return found
+        rows.setdefault(objective, []).append(tuple(rmse(errors, subjects, scale) for subjects in sets))
+    return rows
 
 
 def main(root: Path) -> None:
     """Print a row per objective: median over its fits, by test subjects."""
-    found = by_test_set(root, TAIL)
+    errors = by_test_set(root, TAIL)
     headers = ["objective", "fits", "test subjects of fold 1", "of the fold in the name", "all subjects"]
     rows = [
-        [name, len(values), *np.median(np.array(values), axis=0)] for name, values in sorted(found.items())
+        [name, len(values), *np.median(np.array(values), axis=0)] for name, values in sorted(errors.items())
     ]
     sys.stdout.write(tabulate(rows, headers, tablefmt="github", floatfmt=".2f") + "\n")
 

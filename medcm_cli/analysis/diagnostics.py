@@ -148,18 +148,20 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
+    seen = model.error.as_normal(values, prediction, population)
     kept = (
         population.observed
         if population.censored is None
         else population.observed * (1 - population.censored)
     )
     columns = [column * kept for column in columns]
-    deviation = (population.dv - prediction) * kept
+    deviation = seen.deviation * kept
     for column, effect in zip(columns, eta, strict=True):
         deviation = deviation + column * effect
     loadings = torch.stack([*_times_cholesky(model, values, columns)])[:, :, 0].permute(2, 3, 1, 0).double()
-    variance = torch.where(kept > 0, sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
+    variance = (
+        torch.where(kept > 0, seen.sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
+    )
     matrix = loadings @ loadings.mT + torch.diag_embed(variance)  # (N, B, T, T)
     eigenvalue, vector = torch.linalg.eigh(matrix)
     rotated = vector.mT @ deviation[:, 0].permute(1, 2, 0).double()[..., None]
@@ -188,9 +190,8 @@ def simulations(
     normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
     eta = multiply_lower(model.omega_cholesky(values), normal.unbind(0))
     prediction = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return prediction + sd * noise
+    return model.error.draw(values, prediction, noise)
 
 
 def predictive_check(

@@ -155,7 +155,7 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
     for i, j in model.random_effects.pairs:
         found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
-    found |= {f"sigma_{name}": sigma.log() for name, sigma in model.error.sigmas(values).items()}
+    found |= {name: sigma.log() for name, sigma in model.error.reported(values).items()}
     shape = 1, 1, theta.shape[1]
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)

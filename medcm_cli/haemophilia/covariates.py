@@ -73,18 +73,20 @@ def draw_covariates(n: int, generator: np.random.Generator) -> Covariates:
 
 
 def weight_given_height(height: FloatArray, z: FloatArray) -> FloatArray:
-    """Weight (kg) at standard normal score ``z``: M (1 + L S z)^(1/L) at height (cm) clipped to 70-200."""
+    """Weight (kg) at the standard normal score ``z``, M (1 + L S z)^(1/L), at a height (cm), clipped to
+    70-200; arrays (n,)."""
     power, median, spread = _box_cox(height)
     return np.asarray(median * (1 + power * spread * z) ** (1 / power), dtype=np.float64)
 
 
 def height_mode(age: FloatArray) -> FloatArray:
-    """The most probable height (cm) at an age (y): the mean of the normal distribution."""
+    """The most probable height (cm) at an age (y), the mean of the normal distribution; arrays (n,)."""
     return np.asarray(_table(_AGE, _HEIGHT_MEAN)(np.clip(age, *AGE_RANGE)), dtype=np.float64)
 
 
 def weight_mode(height: FloatArray) -> FloatArray:
-    """The most probable weight (kg) at a height (cm): where the density of weight itself is highest.
+    """The most probable weight (kg) at a height (cm), where the density of weight itself is highest; arrays
+    (n,).
 
     With u = (w / M)^L = 1 + L S z, log density = -z^2 / 2 + (L - 1) log(w / M) + constant, of which the
     derivative with respect to z, -z + (L - 1) S / u, is zero where L S z^2 + z = (L - 1) S. The root with u
@@ -96,7 +98,8 @@ def weight_mode(height: FloatArray) -> FloatArray:
 
 
 def vwf_mode(age: FloatArray, blood_group_o: FloatArray) -> FloatArray:
-    """The most probable VWF:Ag (IU/dL) at an age (y) and blood group (1 for O, 0 for another, NaN unknown).
+    """The most probable VWF:Ag (IU/dL) at an age (y) and blood group (1 for O, 0 for another, NaN unknown);
+    arrays (n,).
 
     The mode exp(mu - sigma^2) of the lognormal factor, times the rest; of an unknown group, the mode of the
     mixture of the two groups in their shares.
@@ -106,19 +109,20 @@ def vwf_mode(age: FloatArray, blood_group_o: FloatArray) -> FloatArray:
 
 
 def bmi(weight: FloatArray, height: FloatArray) -> FloatArray:
-    """Body mass index, kg/m2, of weight (kg) and height (cm)."""
+    """Body mass index, kg/m2, of weight (kg) and height (cm); arrays (n,)."""
     return weight / (height / 100) ** 2
 
 
 def fat_free_mass(age: FloatArray, weight: FloatArray, height: FloatArray) -> FloatArray:
-    """Fat-free mass (kg) of males of an age (y), weight (kg) and height (cm) (Al-Sallami et al. 2015)."""
+    """Fat-free mass (kg) of males of an age (y), weight (kg) and height (cm) (Al-Sallami et al. 2015);
+    arrays (n,)."""
     with np.errstate(divide="ignore", over="ignore"):  # at birth, 0.12 / inf
         maturation = 0.88 + 0.12 / (1 + (age / 13.4) ** -12.7)
     return np.asarray(maturation * 9270 * weight / (6680 + 216 * bmi(weight, height)), dtype=np.float64)
 
 
 def truncated_normal(n: int, low: float, high: float, generator: np.random.Generator) -> FloatArray:
-    """Standard normal numbers within [low, high], by inversion."""
+    """``n`` standard normal numbers within [low, high], by inversion."""
     below, above = ndtr(low), ndtr(high)
     return np.asarray(ndtri(below + (above - below) * generator.random(n)), dtype=np.float64)
 
@@ -145,10 +149,10 @@ def _mixed_group_mode() -> float:
         return -float([1 - BLOOD_GROUP_O, BLOOD_GROUP_O] @ np.exp(-(score**2) / 2)) / x
 
     mode = np.exp(_VWF_MU - _VWF_SIGMA**2)  # of the groups other than O; that of O is _VWF_C times it
-    found = minimize_scalar(
+    result = minimize_scalar(
         negative_density, bounds=(_VWF_C * mode, mode), method="bounded", options={"xatol": 1e-10}
     )
-    return float(found.x)
+    return float(result.x)
 
 
 def _table(x: list[int], y: list[float]) -> PchipInterpolator:

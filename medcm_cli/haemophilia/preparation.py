@@ -1,5 +1,5 @@
 """From the covariates that a file has to those that a model needs: what is missing is imputed, what follows
-from others is derived, and of every value it is kept how it came about (METHODS, "Protocol: real data").
+from others is derived, and of every value it is kept how it came about (docs/methods.md, "Imputation").
 
 Raw covariates are one value per subject, NaN where missing: age y, height cm, weight kg, blood_group_o (1
 for O, 0 for another), and VWF:Ag IU/dL or fraction of normal: vwf, vwf_historic (from another setting) and
@@ -17,23 +17,13 @@ from medcm_cli.checks import flag, one_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.haemophilia.ranges import VWF_UNITS, check_ranges
 from medcm_cli.runs import with_units
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")
 DERIVED = ("bmi", "ffm")
 SURGERY = 1.3  # VWF:Ag around surgery, relative to that of the same patient on prophylaxis
-VWF_UNITS = {"IU/dL": 1.0, "fraction": 100.0}
-
-# Plausible values, in the units above; far enough apart that another unit falls outside.
-_RANGES = {
-    "age": (0.0, 120.0, "y"),
-    "height": (30.0, 250.0, "cm"),
-    "weight": (1.0, 400.0, "kg"),
-    "vwf": (0.0, 1000.0, "IU/dL"),
-    "vwf_historic": (0.0, 1000.0, "IU/dL"),
-    "vwf_prophylaxis": (0.0, 1000.0, "IU/dL"),
-}
 # Of the columns of ``table``, by patterns.
 _UNITS = {
     "id": "-",
@@ -47,8 +37,9 @@ _UNITS = {
     "vwf*": "IU/dL",
     "*": "-",
 }
-_FRACTION_BELOW = 5.0  # IU/dL: no cohort has all its VWF:Ag under it, but every one as a fraction
 _HIGHEST_BASELINE = 0.5  # IU/mL; beyond mild haemophilia, and a level in IU/dL
+
+_WHERE = "dataset.preparation"
 
 Origins = npt.NDArray[np.str_]
 
@@ -73,39 +64,48 @@ class Preparation:
     def build(cls, options: object) -> "Preparation":
         """From configuration, ``dataset.preparation``. :raises InputError: options that do not exist, are of
         another kind than expected, or would have no effect."""
-        where = "dataset.preparation"
         known = ("columns", "impute", "surgery", "baseline", "vwf_unit")
         if not isinstance(options, Mapping):
-            raise InputError(f"{where} is {options!r}; expected {', '.join(known)}, or null for none")
+            raise InputError(f"{_WHERE} is {options!r}; expected {', '.join(known)}, or null for none")
         unknown = [key for key in options if key not in known]
         if unknown:
-            raise InputError(f"{where}.{unknown[0]}: no such option; expected {', '.join(known)}")
-        columns, raw = options.get("columns"), ", ".join(RAW)
-        if not isinstance(columns, Mapping) or not columns:
-            raise InputError(f"{where}.columns is {columns!r}; expected a column for some of {raw}")
-        for name, column in columns.items():
-            if name not in RAW:
-                raise InputError(f"{where}.columns.{name}: no such covariate; expected some of {raw}")
-            if column is not None and (not isinstance(column, str) or not column):
-                raise InputError(f"{where}.columns.{name} is {column!r}; expected a column, null for none")
-        columns = {name: column for name, column in columns.items() if column is not None}
-        impute = options.get("impute") or []
-        if not isinstance(impute, list | tuple):
-            raise InputError(f"{where}.impute is {impute!r}; expected a list of {', '.join(IMPUTED)}")
-        for name in impute:
-            if name not in IMPUTED:
-                raise InputError(f"{where}.impute: {name!r}; expected some of {', '.join(IMPUTED)}")
-        surgery, baseline = flag(f"{where}.surgery", options.get("surgery", False)), options.get("baseline")
+            raise InputError(f"{_WHERE}.{unknown[0]}: no such option; expected {', '.join(known)}")
+        columns = _columns(options.get("columns"))
+        impute = _impute(options.get("impute") or [])
+        surgery, baseline = flag(f"{_WHERE}.surgery", options.get("surgery", False)), options.get("baseline")
         if baseline is not None and (not isinstance(baseline, str) or not baseline):
-            raise InputError(f"{where}.baseline is {baseline!r}; expected a column of the file, or null")
-        unit = one_of(f"{where}.vwf_unit", options.get("vwf_unit", "IU/dL"), VWF_UNITS)
+            raise InputError(f"{_WHERE}.baseline is {baseline!r}; expected a column of the file, or null")
+        unit = one_of(f"{_WHERE}.vwf_unit", options.get("vwf_unit", "IU/dL"), VWF_UNITS)
         if "vwf_prophylaxis" in columns and not surgery:
-            raise InputError(f"{where}.columns.vwf_prophylaxis: has no effect without {where}.surgery=true")
+            raise InputError(f"{_WHERE}.columns.vwf_prophylaxis: has no effect without {_WHERE}.surgery=true")
         if "vwf_historic" in columns and "vwf" not in impute:
-            raise InputError(f"{where}.columns.vwf_historic: has no effect without vwf in {where}.impute")
+            raise InputError(f"{_WHERE}.columns.vwf_historic: has no effect without vwf in {_WHERE}.impute")
         if impute and "age" not in columns:
-            raise InputError(f"{where}.impute: {impute[0]} needs {where}.columns.age")
-        return cls(dict(columns), tuple(impute), surgery, baseline, unit)
+            raise InputError(f"{_WHERE}.impute: {impute[0]} needs {_WHERE}.columns.age")
+        return cls(columns, impute, surgery, baseline, unit)
+
+
+def _columns(columns: object) -> dict[str, str]:
+    """Raw covariate -> column of the file, without those that have none."""
+    raw = ", ".join(RAW)
+    if not isinstance(columns, Mapping) or not columns:
+        raise InputError(f"{_WHERE}.columns is {columns!r}; expected a column for some of {raw}")
+    for name, column in columns.items():
+        if name not in RAW:
+            raise InputError(f"{_WHERE}.columns.{name}: no such covariate; expected some of {raw}")
+        if column is not None and (not isinstance(column, str) or not column):
+            raise InputError(f"{_WHERE}.columns.{name} is {column!r}; expected a column, null for none")
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _impute(names: object) -> tuple[str, ...]:
+    """The covariates to impute."""
+    if not isinstance(names, list | tuple):
+        raise InputError(f"{_WHERE}.impute is {names!r}; expected a list of {', '.join(IMPUTED)}")
+    for name in names:
+        if name not in IMPUTED:
+            raise InputError(f"{_WHERE}.impute: {name!r}; expected some of {', '.join(IMPUTED)}")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ class Prepared:
     origin: dict[str, Origins]
 
     def need(self, names: Sequence[str], ids: Sequence[str], source: str) -> dict[str, FloatArray]:
-        """The covariates named. :raises InputError: one that is not there, or missing in a subject."""
+        """The covariates ``names``, (subjects,) each, of the subjects ``ids`` of the file ``source``.
+
+        :raises InputError: one that is not there, or missing in a subject.
+        """
         for name in names:
             if name not in self.covariates:
                 known = ", ".join(self.covariates)
@@ -150,69 +153,119 @@ def prepare(
     Around surgery a missing VWF:Ag is the one on prophylaxis times 1.3, and where that is missing too, what
     it would be imputed as, times 1.3: a mode of the graph is that of a patient without surgery.
     """
-    _check(raw, steps, ids, source)
+    check_ranges(raw, steps.columns, steps.vwf_unit, ids, source)
     scale = VWF_UNITS[steps.vwf_unit]
-    values = {n: v * scale if n.startswith("vwf") else v for n, v in raw.items()}
-    n = len(ids)
-    nothing = np.full(n, np.nan)
-    found: dict[str, FloatArray] = {}
-    origin: dict[str, Origins] = {}
+    values = {name: v * scale if name.startswith("vwf") else v for name, v in raw.items()}
+    file = _Raw(values, steps, ids, source)
+    prepared = Prepared({}, {})
+    for name in ("age", "blood_group_o"):
+        if name in values:
+            _settle(prepared, name, [(values[name], "measured")])
+    if "height" in values or "height" in steps.impute:
+        _settle(prepared, "height", _heights(file))
+    if "weight" in values or "weight" in steps.impute:
+        _settle(prepared, "weight", _weights(file, prepared.covariates.get("height", file.missing)))
+    if {"vwf", "vwf_historic", "vwf_prophylaxis"} & set(values) or "vwf" in steps.impute:
+        _settle(prepared, "vwf", _vwf(file))
+    _derive(prepared)
+    return prepared
 
-    def age_for(name: str, needed: BoolArray) -> FloatArray:
-        age = values.get("age", nothing)
+
+Choice = tuple[FloatArray, str]
+"""Values of a covariate (subjects,), NaN where missing, and their origin."""
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """The raw ``values``, VWF:Ag in IU/dL, of the subjects ``ids`` of a file, and what is to become of
+    them."""
+
+    values: Mapping[str, FloatArray]
+    steps: Preparation
+    ids: Sequence[str]
+    source: str
+
+    @property
+    def missing(self) -> FloatArray:
+        """A covariate that the file does not have."""
+        return np.full(len(self.ids), np.nan)
+
+    def of(self, name: str) -> FloatArray:
+        """A raw covariate, missing in every subject where the file does not have it."""
+        return self.values.get(name, self.missing)
+
+    def age_for(self, name: str, needed: BoolArray) -> FloatArray:
+        """Age, by which the covariate ``name`` is imputed in the subjects ``needed``. :raises InputError:
+        missing in one of them."""
+        age = self.of("age")
         absent = needed & np.isnan(age)
         if absent.any():
-            subject, column = ids[int(np.argmax(absent))], steps.columns.get("age", "age")
+            subject, column = self.ids[int(np.argmax(absent))], self.steps.columns.get("age", "age")
             raise InputError(
-                f"{source}: subject {subject!r}, column {column!r}: is missing; {name} is imputed given age"
+                f"{self.source}: subject {subject!r}, column {column!r}: is missing; "
+                f"{name} is imputed given age"
             )
         return age
 
-    def settle(name: str, *choices: tuple[FloatArray, str]) -> None:
-        """The first choice that is not missing, subject by subject."""
-        known = [~np.isnan(value) for value, _ in choices]
-        found[name] = np.select(known, [value for value, _ in choices], np.nan)
-        origin[name] = np.select(known, [np.full(n, label) for _, label in choices], "missing")
 
-    for name in ("age", "blood_group_o"):
-        if name in values:
-            settle(name, (values[name], "measured"))
-    if "height" in values or "height" in steps.impute:
-        height = values.get("height", nothing)
-        choices = [(height, "measured")]
-        if "height" in steps.impute:
-            choices.append((height_mode(age_for("height", np.isnan(height))), "imputed"))
-        settle("height", *choices)
-    if "weight" in values or "weight" in steps.impute:
-        weight = values.get("weight", nothing)
-        choices = [(weight, "measured")]
-        if "weight" in steps.impute:
-            height = found.get("height", nothing)
-            unknown = np.isnan(weight) & np.isnan(height)
-            typical = height_mode(age_for("weight", unknown))
-            choices.append((weight_mode(np.where(np.isnan(height), typical, height)), "imputed"))
-        settle("weight", *choices)
-    if {"vwf", "vwf_historic", "vwf_prophylaxis"} & set(values) or "vwf" in steps.impute:
-        vwf, prophylaxis = (values.get(name, nothing) for name in ("vwf", "vwf_prophylaxis"))
-        mode = averaged = nothing
-        if "vwf" in steps.impute:
-            age = age_for("vwf", np.isnan(vwf) & np.isnan(prophylaxis))
-            mode = vwf_mode(age, values.get("blood_group_o", nothing))
-            averaged = (values.get("vwf_historic", nothing) + mode) / 2
-        if steps.surgery:
-            others = ((prophylaxis, "prophylaxis"), (averaged, "averaged"), (mode, "imputed"))
-            settle("vwf", (vwf, "mean"), *((SURGERY * v, f"{label} x {SURGERY}") for v, label in others))
-        else:
-            settle("vwf", (vwf, "measured"), (averaged, "averaged"), (mode, "imputed"))
-    if {"weight", "height"} <= set(found):
-        settle("bmi", (bmi(found["weight"], found["height"]), "derived"))
-        if "age" in found:
-            settle("ffm", (fat_free_mass(found["age"], found["weight"], found["height"]), "derived"))
-    return Prepared(found, origin)
+def _settle(prepared: Prepared, name: str, choices: Sequence[Choice]) -> None:
+    """Add the covariate: the first choice that is not missing, subject by subject."""
+    known = [~np.isnan(value) for value, _ in choices]
+    labels = [np.full(len(value), label) for value, label in choices]
+    prepared.covariates[name] = np.select(known, [value for value, _ in choices], np.nan)
+    prepared.origin[name] = np.select(known, labels, "missing")
+
+
+def _heights(file: _Raw) -> list[Choice]:
+    height = file.of("height")
+    choices = [(height, "measured")]
+    if "height" in file.steps.impute:
+        choices.append((height_mode(file.age_for("height", np.isnan(height))), "imputed"))
+    return choices
+
+
+def _weights(file: _Raw, height: FloatArray) -> list[Choice]:
+    """``height`` as it was prepared."""
+    weight = file.of("weight")
+    choices = [(weight, "measured")]
+    if "weight" in file.steps.impute:
+        unknown = np.isnan(weight) & np.isnan(height)
+        typical = height_mode(file.age_for("weight", unknown))
+        choices.append((weight_mode(np.where(np.isnan(height), typical, height)), "imputed"))
+    return choices
+
+
+def _vwf(file: _Raw) -> list[Choice]:
+    vwf, prophylaxis = file.of("vwf"), file.of("vwf_prophylaxis")
+    mode = averaged = file.missing
+    if "vwf" in file.steps.impute:
+        age = file.age_for("vwf", np.isnan(vwf) & np.isnan(prophylaxis))
+        mode = vwf_mode(age, file.of("blood_group_o"))
+        averaged = (file.of("vwf_historic") + mode) / 2
+    if not file.steps.surgery:
+        return [(vwf, "measured"), (averaged, "averaged"), (mode, "imputed")]
+    before = ((prophylaxis, "prophylaxis"), (averaged, "averaged"), (mode, "imputed"))
+    return [(vwf, "mean"), *((SURGERY * value, f"{label} x {SURGERY}") for value, label in before)]
+
+
+def _derive(prepared: Prepared) -> None:
+    """Add body mass index and fat-free mass, where what they follow from is there."""
+    covariates = prepared.covariates
+    if not {"weight", "height"} <= set(covariates):
+        return
+    weight, height = covariates["weight"], covariates["height"]
+    _settle(prepared, "bmi", [(bmi(weight, height), "derived")])
+    if "age" in covariates:
+        _settle(prepared, "ffm", [(fat_free_mass(covariates["age"], weight, height), "derived")])
 
 
 def check_baseline(baseline: FloatArray, column: str, ids: Sequence[str], source: str) -> FloatArray:
-    """The baseline of each subject (IU/mL), as it is. :raises InputError: missing, or out of range."""
+    """Whether the baseline of every subject is there and plausible.
+
+    :param baseline: (subjects,), IU/mL. :param column: its column in the file ``source``.
+    :returns: the baseline as it is.
+    :raises InputError: one that is missing, or out of range.
+    """
     bad = ~((baseline >= 0) & (baseline <= _HIGHEST_BASELINE))
     if bad.any():
         subject = int(np.argmax(bad))
@@ -225,8 +278,13 @@ def check_baseline(baseline: FloatArray, column: str, ids: Sequence[str], source
 
 
 def subtract_baseline(dv: FloatArray, subject: IntArray, baseline: FloatArray) -> FloatArray:
-    """Levels less their subject's baseline (subjects,), all IU/mL. On a censored row ``dv`` is a limit, which
-    moves likewise; what lies below the baseline becomes negative, and stays so. NaN (a dose) stays NaN."""
+    """Concentrations less the baseline of their subject.
+
+    :param dv: (rows,), IU/mL; on a censored row a limit, which moves likewise, and NaN on a dose.
+    :param subject: number of the row's subject, (rows,).
+    :param baseline: (subjects,), IU/mL.
+    :returns: (rows,), IU/mL; what lies below the baseline becomes negative, and stays so.
+    """
     return dv - baseline[subject]
 
 
@@ -239,33 +297,3 @@ def table(ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = 
     if baseline is not None:
         columns["baseline_subtracted"] = pa.array(baseline)
     return with_units(pa.table(columns), _UNITS)
-
-
-def _check(raw: Mapping[str, FloatArray], steps: Preparation, ids: Sequence[str], source: str) -> None:
-    """Refuse the first impossible value."""
-    per_unit = VWF_UNITS[steps.vwf_unit]
-    for name, values in raw.items():
-        column = steps.columns.get(name, name)
-
-        def refuse(bad: BoolArray, expected: str, name: str = name, column: str = column) -> None:
-            if bad.any():
-                subject = int(np.argmax(bad))
-                raise InputError(
-                    f"{source}: subject {ids[subject]!r}, column {column!r}: {name} is "
-                    f"{raw[name][subject]:g}; expected {expected}"
-                )
-
-        known = ~np.isnan(values)
-        if name == "blood_group_o":
-            refuse(known & (values != 0) & (values != 1), "1 for blood group O or 0 for another")
-            continue
-        low, high, unit = _RANGES[name]
-        if name.startswith("vwf"):
-            low, high, unit = low / per_unit, high / per_unit, steps.vwf_unit
-            small = known & (values > 0)
-            if steps.vwf_unit == "IU/dL" and small.any() and values[small].max() < _FRACTION_BELOW:
-                refuse(small, "IU/dL; for a fraction of normal, dataset.preparation.vwf_unit=fraction")
-        words = f"{low:g} to {high:g} {unit}"
-        if name == "height":
-            refuse(known & (values >= 0.3) & (values <= 2.5), f"{words}, not m")
-        refuse(known & ~((values >= low) & (values <= high)), words)

@@ -33,7 +33,7 @@ CHUNK = 100_000  # patients in memory at a time
 @dataclass(frozen=True)
 class Truth:
     """Population truth: ``omega`` covariance of (eta_CL, eta_V1), ``sigma`` IU/mL, ``q`` L/h, ``v2`` L
-    (METHODS, "Truth")."""
+    (docs/methods.md, "Truth of the simulation study")."""
 
     omega: tuple[tuple[float, float], tuple[float, float]] = ((0.037, 0.0113), (0.0113, 0.017))
     sigma: float = 0.03
@@ -56,7 +56,11 @@ class Settings:
 
 
 def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dict[str, FloatArray]:
-    """True zeta of the simulation study; weight kg, VWF:Ag IU/dL -> L/h and L."""
+    """True typical parameters of the simulation study.
+
+    :param weight: kg, any shape. :param vwf: VWF:Ag, IU/dL, the same shape.
+    :returns: CL and Q (L/h), V1 and V2 (L), of that shape.
+    """
     a, b = 1 / 20, 1 / 10
     x = 100 - vwf
     leaky_softplus = a * x + (1 - a) * np.logaddexp(0, b * x) / b
@@ -115,8 +119,14 @@ class TrueParameters(Network):
 def levels(
     time: FloatArray, start: FloatArray, duration: FloatArray, amount: FloatArray, z: dict[str, FloatArray]
 ) -> FloatArray:
-    """Levels (IU/mL) of the two-compartment model at each time (samples, n), from doses (doses, n) that begin
-    at ``start`` (h), last ``duration`` (h) and hold ``amount`` (IU, 0 for none), with parameters (n)."""
+    """Concentrations of the two-compartment model.
+
+    :param time: of the samples of n patients, (samples, n), h.
+    :param start: when each dose begins, (doses, n), h; ``duration`` likewise.
+    :param amount: of each dose, (doses, n), IU; 0 for none.
+    :param z: CL and Q (L/h), V1 and V2 (L), (n,) each.
+    :returns: (samples, n), IU/mL.
+    """
 
     def tensor(values: FloatArray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values))[..., None, :, None]
@@ -130,8 +140,8 @@ def write_study(folder: Path, settings: Settings, progress: Callable[[int], None
     """Write a simulated data set, in the layout of the published one, so that either can be read by the same
     code.
 
-    ``simulation.parquet`` and ``simulation.csv``: one dose row and three observations per patient, levels in
-    IU/mL, with the true typical (``pred``) and individual (``ipred``) levels; ``truth.parquet``: each
+    ``simulation.parquet`` and ``simulation.csv``: one dose row and three observations per patient,
+    concentrations in IU/mL, with the true PRED (``pred``) and IPRED (``ipred``); ``truth.parquet``: each
     patient's random effects and parameters; ``truth.json``: population truth and settings;
     ``train_set_k.csv``: 1-based patient numbers of fold k. The folder appears whole or not at all.
     """

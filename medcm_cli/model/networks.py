@@ -6,24 +6,18 @@ without a branch is one free scalar per fit. Which covariate feeds which paramet
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medcm_cli.checks import number, whole
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
+from medcm_cli.model.branches import Branch
 from medcm_cli.numerics.streams import Stream, per_fit
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    # torch replaces softplus by the identity above ``threshold``; 40 is exact in float64 where its default
-    # of 20 is not.
-    "smooth_relu": lambda x: functional.softplus(x, beta=10.0, threshold=40.0),  # softplus(10 x) / 10
-    "swish": functional.silu,
-}
 
 
 class Network(Protocol):
@@ -42,22 +36,21 @@ class Network(Protocol):
         """(covariate, parameter): which depends on which."""
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Initial values of what is trained, fit dimension last."""
+        """Initial values of what is trained, unconstrained.
+
+        :param streams: the random numbers of each of B fits.
+        :returns: name -> (..., B).
+        """
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """zeta: parameter -> (1, N, B) where it depends on covariates (1, N, B), (P, 1, N, B) where on one
-        that changes in time, (P, 1, N, B), and (B,) where it is global."""
+        """The typical parameters zeta, each above 0.
 
-
-@dataclass(frozen=True)
-class Branch:
-    """inputs -> hidden layers -> one head Dense(., 1) with softplus for each parameter in ``heads``."""
-
-    inputs: tuple[str, ...]
-    hidden: tuple[int, ...]
-    heads: tuple[str, ...]
-    activation: str
-    name: str  # prefix of this branch's trained values: weight, weight+vwf, or weight_2 for the second such
+        :param values: trained values, as ``init`` lays them out.
+        :param covariates: name -> (1, N, B) in its unit, or (P, 1, N, B) with a value for each of P regimes
+            where it changes in time.
+        :returns: parameter -> (B,) where it is global, (1, N, B) where it depends on covariates, (P, 1, N, B)
+            where on one that changes in time; in the unit that the compartment model has it in.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,74 +71,31 @@ class CovariateNetwork(Network):
         covariates: Mapping[str, Mapping[str, object]],
         initial: Mapping[str, float] | None = None,
     ) -> "CovariateNetwork":
-        """From configuration; ``covariates`` is the dataset's description of each, with its ``scale``;
-        ``initial`` gives initial values of global parameters, in their unit, as a model without a network
-        needs them.
+        """From configuration.
 
+        :param branches: the options of each branch: inputs, hidden, heads, activation.
+        :param global_parameters: parameters with one value per fit.
+        :param covariates: the dataset's description of each, with its ``scale``.
+        :param initial: initial values of global parameters, in their unit, as a model without a network needs
+            them.
         :raises InputError: unknown covariate, activation or branch option, a parameter that has two sources,
-        or an initial value that is not above 0 or of no global parameter.
+            or an initial value that is not above 0 or of no global parameter.
         """
-        for name, start in (initial or {}).items():
-            if name not in global_parameters:
-                raise InputError(
-                    f"network.initial.{name}: no such global parameter; expected some of "
-                    f"{', '.join(global_parameters) or 'none'}"
-                )
-            number(f"network.initial.{name}", start, above=0)
-        made: list[Branch] = []
+        initial = dict(initial or {})
+        _check_initial(initial, global_parameters)
         if not isinstance(branches, list | tuple):
             raise InputError(f"network.branches is {branches!r}; expected a list of branches")
         if len(set(global_parameters)) < len(global_parameters):
             raise InputError(
                 f"network.global_parameters is {list(global_parameters)}; expected each parameter once"
             )
+        made: list[Branch] = []
         for options in branches:
-            if not isinstance(options, Mapping):
-                raise InputError(
-                    f"network.branches: {options!r}; expected inputs, hidden, heads and activation"
-                )
-            unknown = set(options) - {"inputs", "hidden", "heads", "activation"}
-            if unknown:
-                raise InputError(f"network.branches: unknown option {min(unknown)!r}")
-            activation = str(options.get("activation", "smooth_relu"))
-            if activation not in ACTIVATIONS:
-                raise InputError(
-                    f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}"
-                )
-            values = {key: options.get(key) or () for key in ("inputs", "hidden", "heads")}
-            for key, value in values.items():
-                if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-                    raise InputError(
-                        f"network.branches: {key!r} is {value!r}; expected a list that is not empty"
-                    )
-            units: list[object] = list(values["hidden"])
-            hidden = tuple(whole("network.branches: a layer of 'hidden'", size, 1) for size in units)
-            inputs, heads = (tuple(map(str, values[key])) for key in ("inputs", "heads"))
-            for key, names in (("inputs", inputs), ("heads", heads)):
-                if len(set(names)) < len(names):
-                    raise InputError(f"network.branches: {key!r} is {list(names)}; expected each name once")
-            alike = 1 + sum(branch.inputs == inputs for branch in made)
-            name = "+".join(inputs) + (f"_{alike}" if alike > 1 else "")
-            branch = Branch(inputs, hidden, heads, activation, name)
-            for name in branch.inputs:
-                if name not in covariates:
-                    known = ", ".join(covariates) or "none"
-                    raise InputError(
-                        f"network.branches: covariate {name!r} is not in the dataset, which has {known}"
-                    )
-            made.append(branch)
+            made.append(Branch.build(options, covariates, made))
         both = {head for branch in made for head in branch.heads} & set(global_parameters)
         if both:
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
-        scales = {name: entry.get("scale") for name, entry in covariates.items()}
-        for name, scale in scales.items():
-            number(f"dataset.covariates.{name}.scale", scale, above=0)
-        return cls(
-            tuple(made),
-            tuple(global_parameters),
-            {name: float(str(s)) for name, s in scales.items()},
-            dict(initial or {}),
-        )
+        return cls(tuple(made), tuple(global_parameters), _scales(covariates), initial)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -165,27 +115,11 @@ class CovariateNetwork(Network):
         return tuple(dict.fromkeys(pairs))
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Initial values, fit dimension last: Glorot-uniform weights, hidden bias 0, head bias 1, globals
-        +-sqrt(2) where no initial value is given.
-
-        Weights are (out, in, B), biases (out, B), global scalars (B,).
-        """
+        """Initial values, fit dimension last: those of the branches, and of each global parameter a scalar
+        per fit, (B,), +-sqrt(2) where no initial value is given."""
         values: dict[str, Tensor] = {}
-
-        def glorot(name: str, fan_out: int, rows: int, columns: int) -> None:
-            bound = math.sqrt(6 / (columns + fan_out))
-            values[name] = per_fit(streams, lambda g: g.uniform(-bound, bound, (rows, columns)), name, dtype)
-
-        fits = len(streams)
         for branch in self.branches:
-            width = len(branch.inputs)
-            for depth, units in enumerate(branch.hidden, 1):
-                glorot(f"{branch.name}.hidden_{depth}.weight", units, units, width)
-                values[f"{branch.name}.hidden_{depth}.bias"] = torch.zeros(units, fits, dtype=dtype)
-                width = units
-            # Every head is a Dense(width, 1) of its own: fan-out 1 however many heads there are.
-            glorot(f"{branch.name}.heads.weight", 1, len(branch.heads), width)
-            values[f"{branch.name}.heads.bias"] = torch.ones(len(branch.heads), fits, dtype=dtype)
+            values |= branch.init(streams, dtype)
         root = math.sqrt(2)
         for parameter in self.global_parameters:
             name = f"global.{parameter}"
@@ -201,69 +135,27 @@ class CovariateNetwork(Network):
         """See ``Network.typical``."""
         zeta: dict[str, Tensor] = {}
         for branch in self.branches:
-            # Batched matrix products want the fit dimension first: (B, features, N).
-            x, regimes = _features([covariates[name] / self.scales[name] for name in branch.inputs])
-            x = x.permute(2, 0, 1).contiguous()
-            activation = ACTIVATIONS[branch.activation]
-            for depth in range(1, len(branch.hidden) + 1):
-                x = activation(_dense(values, f"{branch.name}.hidden_{depth}", x))
-            effects = functional.softplus(_fits_last(_dense(values, f"{branch.name}.heads", x)))
-            for head, effect in zip(branch.heads, effects.split(1), strict=True):
-                if regimes:
-                    effect = effect.view(regimes, 1, -1, effect.shape[-1])
+            inputs = [covariates[name] / self.scales[name] for name in branch.inputs]
+            for head, effect in branch.effects(values, inputs).items():
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         for name in self.global_parameters:
             zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
 
 
-def _features(inputs: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Covariates as (features, N, B), or, where one changes in time, (features, P N, B) and P regimes, else
-    0."""
-    regimes = max(len(values) if values.ndim == 4 else 0 for values in inputs)
-    if not regimes:
-        return torch.cat(list(inputs)), 0
-    shape = (regimes, 1, *inputs[0].shape[-2:])
-    return torch.stack([values.expand(shape).reshape(-1, shape[-1]) for values in inputs]), regimes
+def _check_initial(initial: Mapping[str, object], global_parameters: Sequence[str]) -> None:
+    for name, value in initial.items():
+        if name not in global_parameters:
+            raise InputError(
+                f"network.initial.{name}: no such global parameter; expected some of "
+                f"{', '.join(global_parameters) or 'none'}"
+            )
+        number(f"network.initial.{name}", value, above=0)
 
 
-def _dense(values: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    weight, bias = values[f"{name}.weight"], values[f"{name}.bias"]
-    return torch.baddbmm(bias.T[:, :, None], weight.permute(2, 0, 1).contiguous(), x)  # (B, out, N)
-
-
-class _FitsFirst(torch.autograd.Function):
-    """(features, N, B) -> (B, features, N), the inverse of ``_FitsLast``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        del ctx
-        return x.permute(2, 0, 1).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        del ctx
-        return _fits_last(grad)
-
-
-class _FitsLast(torch.autograd.Function):
-    """(B, features, N) -> (features, N, B), contiguous, and so is the gradient: torch runs batched products
-    of anything else one matrix at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        del ctx
-        return x.permute(1, 2, 0).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        del ctx
-        result = _FitsFirst.apply(grad)  # type: ignore[no-untyped-call]
-        assert isinstance(result, Tensor)
-        return result
-
-
-def _fits_last(x: Tensor) -> Tensor:
-    result = _FitsLast.apply(x)  # type: ignore[no-untyped-call]
-    assert isinstance(result, Tensor)
-    return result
+def _scales(covariates: Mapping[str, Mapping[str, object]]) -> dict[str, float]:
+    """What divides each covariate."""
+    return {
+        name: float(number(f"dataset.covariates.{name}.scale", entry.get("scale"), above=0))
+        for name, entry in covariates.items()
+    }

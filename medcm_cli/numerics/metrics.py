@@ -7,8 +7,12 @@ from torch import Tensor
 
 
 def rmse(prediction: Tensor, dv: Tensor, observed: Tensor) -> Tensor:
-    """Root mean squared error per fit over all observations that exist: (T, S, N, B) -> (B,), in the unit of
-    ``dv``."""
+    """Root mean squared error of each fit over all observations that exist.
+
+    :param prediction: (T, S, N, B), or broadcastable to it; ``dv`` likewise, in the same unit.
+    :param observed: 1 where there is an observation, 0 elsewhere.
+    :returns: (B,), in the unit of ``dv``.
+    """
     squared = (prediction - dv).square() * observed
     return torch.sqrt(squared.sum((0, 1, 2)) / observed.expand_as(squared).sum((0, 1, 2)))
 
@@ -16,8 +20,9 @@ def rmse(prediction: Tensor, dv: Tensor, observed: Tensor) -> Tensor:
 def kl_zero_mean(true: Tensor, estimated: Tensor) -> Tensor:
     """KL(N(0, true) || N(0, estimated)) = (tr(E^-1 T) - K + log|E| - log|T|) / 2.
 
-    :param true: (K, K). :param estimated: (..., K, K).
-    :returns: (...), NaN where ``estimated`` is not positive definite.
+    :param true: covariance T, (K, K).
+    :param estimated: covariances E, (..., K, K).
+    :returns: (...), in nats; NaN where ``estimated`` is not positive definite.
     """
     factor, failed = torch.linalg.cholesky_ex(estimated)
     ratio = torch.cholesky_solve(true.expand_as(estimated), factor)
@@ -28,9 +33,13 @@ def kl_zero_mean(true: Tensor, estimated: Tensor) -> Tensor:
 
 
 def squared_wasserstein(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -> Tensor:
-    """Squared 2-Wasserstein distance of two Gaussians, |m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
+    """Squared 2-Wasserstein distance of two Gaussians, |m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (Olkin
+    and Pukelsheim 1982).
 
-    :param mean: (..., K). :param cov: (..., K, K), positive definite (Olkin and Pukelsheim 1982).
+    :param mean: m, (..., K).
+    :param cov: A, (..., K, K), positive definite.
+    :param other_mean: n; ``other_cov``: B, likewise.
+    :returns: (...), in the squared unit of ``mean``.
     """
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
@@ -45,11 +54,14 @@ DIRECTIONS = 32
 
 
 def sliced_wasserstein(draws: Tensor, other: Tensor) -> Tensor:
-    """K times the squared sliced 2-Wasserstein distance of two samples of one size: (S, ..., K) -> (...).
+    """K times the squared sliced 2-Wasserstein distance of two samples of one size.
 
     The mean, over ``DIRECTIONS`` fixed directions, of the squared distance of the samples' projections, which
     in one dimension is that of their sorted values (Bonneel et al. 2015). Times K it equals the squared
     distance itself where one sample is the other moved, and it needs no normality.
+
+    :param draws: (S, ..., K); ``other`` likewise.
+    :returns: (...), in the squared unit of ``draws``.
     """
     k = draws.shape[-1]
     generator = torch.Generator().manual_seed(0)

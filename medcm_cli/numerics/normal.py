@@ -13,8 +13,12 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
-    """log N(x; m, L L') of x - m, K-dimensional, constants included; elementwise over the other
-    dimensions."""
+    """log N(x; m, L L'), constants included; elementwise over the other dimensions.
+
+    :param lower: L, K rows of tensors.
+    :param deviation: x - m, K tensors that broadcast to those of ``lower``.
+    :returns: a tensor of the broadcast shape.
+    """
     white = solve_lower(lower, deviation)
     return -0.5 * (total([w * w for w in white]) + log_det(lower) + len(white) * LOG_2PI)
 
@@ -65,15 +69,20 @@ _FAR = {torch.float32: -9.0, torch.float64: -50.0}
 
 
 def log_probability_below(z: Tensor) -> Tensor:
-    """log Phi(z), the log probability that a standard normal lies below z; elementwise, differentiable."""
+    """log Phi(z), the log probability that a standard normal variable lies below z; elementwise, of the shape
+    of ``z``, differentiable once and again."""
     result = _LogProbabilityBelow.apply(z)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result
 
 
 def hazard(z: Tensor) -> tuple[Tensor, Tensor]:
-    """lambda = phi(z) / Phi(z) and lambda + z, elementwise, differentiable: the slope of log Phi is lambda
-    and its curvature -lambda (lambda + z), which lies between -1 and 0."""
+    """The slope of log Phi, and what its curvature has beside it.
+
+    :param z: any shape, float32 or float64.
+    :returns: lambda = phi(z) / Phi(z) and lambda + z, of the shape of ``z``, differentiable. The slope of
+        log Phi is lambda and its curvature -lambda (lambda + z), which lies between -1 and 0.
+    """
     excess = _Excess.apply(z)  # type: ignore[no-untyped-call]
     assert isinstance(excess, Tensor)
     return excess - z, excess

@@ -25,7 +25,7 @@ class Stream:
     attempt: int = 0
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A fresh generator; the same purpose gives the same numbers each time."""
+        """A fresh generator of what ``purpose`` names: the same name gives the same numbers each time."""
         key = [self.seed, self.fold, self.replicate, zlib.crc32(purpose.encode())]
         key += [self.attempt] if self.attempt else []
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
@@ -37,7 +37,13 @@ def per_fit(
     purpose: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One draw per fit, stacked along a last, new dimension: (..., B)."""
+    """One draw per fit.
+
+    :param streams: the random numbers of each of B fits.
+    :param draw: draws the numbers of one fit, (...), from its generator.
+    :param purpose: what the numbers are for, by which the generator is chosen.
+    :returns: (..., B), fits along a last, new dimension.
+    """
     drawn = [np.asarray(draw(stream.generator(purpose))) for stream in streams]
     return torch.as_tensor(np.stack(drawn, axis=-1), dtype=dtype)
 
@@ -57,8 +63,12 @@ class Noise:
         dtype: torch.dtype,
         purpose: str = "noise",
     ) -> None:
-        """``shape`` is (..., N) of one epoch and one fit; fit b uses the first ``counts[b]`` of the N
-        subjects."""
+        """
+        :param streams: the random numbers of each of B fits.
+        :param shape: (..., N) of one epoch and one fit.
+        :param counts: how many of the N subjects each fit has; they come first, the others are padding.
+        :param purpose: what the numbers are for, by which the generators are chosen.
+        """
         self._generators = [stream.generator(purpose) for stream in streams]
         self._shape, self._counts = shape, counts
         self._dtype = np.float64 if dtype == torch.float64 else np.float32

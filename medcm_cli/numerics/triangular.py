@@ -14,7 +14,10 @@ Lower = list[list[Tensor]]
 
 
 def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
-    """Cholesky factor of a symmetric positive definite matrix, of which only the lower triangle is read."""
+    """Cholesky factor L of a symmetric positive definite matrix L L'.
+
+    :param matrix: K rows of tensors, of which only the lower triangle is read.
+    """
     rows: Lower = []
     for i in range(len(matrix)):
         row: list[Tensor] = []
@@ -28,7 +31,7 @@ def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
 
 
 def solve_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
-    """x with L x = vector."""
+    """x with L x = vector, K tensors each."""
     x: list[Tensor] = []
     for i, row in enumerate(lower):
         value = vector[i]
@@ -39,7 +42,7 @@ def solve_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
 
 
 def solve_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
-    """x with L' x = vector."""
+    """x with L' x = vector, K tensors each."""
     n = len(lower)
     x: list[Tensor] = list(vector)
     for i in reversed(range(n)):
@@ -51,18 +54,18 @@ def solve_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tenso
 
 
 def multiply_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
-    """L x."""
+    """L x, K tensors."""
     return [total([entry * vector[k] for k, entry in enumerate(row)]) for row in lower]
 
 
 def multiply_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
-    """L' x."""
+    """L' x, K tensors."""
     n = len(lower)
     return [total([lower[k][i] * vector[k] for k in range(i, n)]) for i in range(n)]
 
 
 def covariance(lower: Lower) -> list[list[Tensor]]:
-    """L L', full K x K."""
+    """L L', all K rows of K tensors."""
     n = len(lower)
     return [
         [total([lower[i][k] * lower[j][k] for k in range(min(i, j) + 1)]) for j in range(n)] for i in range(n)
@@ -70,7 +73,7 @@ def covariance(lower: Lower) -> list[list[Tensor]]:
 
 
 def log_det(lower: Lower) -> Tensor:
-    """log |L L'|."""
+    """log |L L'|, of the shape of the diagonal's tensors."""
     return 2 * total([torch.log(row[-1]) for row in lower])
 
 
@@ -96,7 +99,11 @@ def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -
     """Cholesky factor of S C S from marginal sds and unconstrained correlations.
 
     tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K
-    = 2 the single one is rho itself (METHODS, "Population parameters"; Lewandowski, Kurowicka and Joe 2009).
+    = 2 the single one is rho itself (docs/methods.md, "Population parameters"; Lewandowski, Kurowicka and Joe
+    2009).
+
+    :param scale: the K standard deviations, the diagonal of S, above 0.
+    :param raw_correlation: K (K - 1) / 2 tensors, any real number.
     """
     partial = iter(torch.tanh(raw) for raw in raw_correlation)
     rows: Lower = []
@@ -113,6 +120,6 @@ def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -
 
 
 def diagonal(scale: Sequence[Tensor]) -> Lower:
-    """diag(scale) as a lower-triangular matrix."""
+    """diag(scale), of K tensors, as a lower-triangular matrix."""
     zero = torch.zeros_like(scale[0])
     return [[*[zero] * i, sd] for i, sd in enumerate(scale)]

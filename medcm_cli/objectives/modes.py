@@ -1,7 +1,7 @@
 """Empirical Bayes estimates: the mode of each subject's posterior of eta, all subjects of all fits at
 once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
-from medcm_cli.numerics.normal import hazard, log_probability_below
 from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
@@ -59,8 +58,8 @@ def find_modes(
     what the quadratic predicts, which also ends the overshooting from side to side, and falls where it falls
     by more than three quarters.
 
-    A censored observation has -2 log Phi((limit - f) / s) in place of its two terms, and its observed
-    curvature, of which what the change of s adds is left out so that it stays positive.
+    An observation that is not normal has its -2 log density in place of its two terms, and what the error
+    model gives as its curvature (``ErrorModel.deviance``).
 
     :param start: first guess, one (1, N, B) per random effect.
     :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
@@ -73,41 +72,70 @@ def find_modes(
     def evaluate(u: Sequence[Tensor]) -> _Point:
         return _evaluate(model, values, zeta, omega, population, u)
 
-    u = solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start])
-    at = evaluate(u)
-    damping = torch.zeros_like(at.value)
-    converged = torch.zeros_like(at.value, dtype=torch.bool)
-    done = converged
-    rounding = 1000 * torch.finfo(at.value.dtype).eps
+    search = _begin(evaluate, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
     for _ in range(max_iterations):
-        damped = [[*row[:-1], row[-1] * (1 + damping)] for row in at.information]
-        factor = cholesky(damped)
-        step = solve_lower_transposed(factor, solve_lower(factor, at.gradient))
-        candidate = _within_bounds(omega, [value - s for value, s in zip(u, step, strict=True)])
-        change = [old - new for old, new in zip(u, candidate, strict=True)]
+        candidate = _candidate(omega, search)
+        change = [old - new for old, new in zip(search.u, candidate, strict=True)]
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
-        # A last step within the tolerance is taken unseen, since it is not worth an evaluation. Who is done
-        # stays: a mode must not depend on how long others take.
-        arrived = (moved <= tolerance) & ~done
-        u = [torch.where(arrived, c, old) for c, old in zip(candidate, u, strict=True)]
-        converged = converged | arrived
-        done = done | arrived
-        if bool(done.all()):
+        search = _arrive(search, candidate, moved <= tolerance)
+        if bool(search.done.all()):
             break
-        new = evaluate(candidate)
-        predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
-        # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
-        # ends still tell, to third order in the step, how far it fell.
-        by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
-        flat = predicted <= rounding * (1 + at.value.abs())
-        fell = torch.where(flat, by_gradient, at.value - new.value)
-        accept = (fell >= 0) & ~done
-        u = [torch.where(accept, c, old) for c, old in zip(candidate, u, strict=True)]
-        at = _merge(accept, new, at)
-        done = done | ~torch.isfinite(new.value)
-        raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
-        damping = torch.where(fell > 0.75 * predicted, damping * 0.1, raised)
-    return Modes(multiply_lower(omega, u), converged)
+        search = _judge(search, candidate, change, evaluate(candidate))
+    return Modes(multiply_lower(omega, search.u), search.converged)
+
+
+class _Search(NamedTuple):
+    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, whether it
+    has ``converged``, and whether it is ``done``, for better or worse."""
+
+    u: list[Tensor]
+    at: _Point
+    damping: Tensor
+    converged: Tensor
+    done: Tensor
+
+
+def _begin(evaluate: Callable[[Sequence[Tensor]], _Point], u: list[Tensor]) -> _Search:
+    at = evaluate(u)
+    nobody = torch.zeros_like(at.value, dtype=torch.bool)
+    return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
+
+
+def _candidate(omega: Lower, search: _Search) -> list[Tensor]:
+    """Where a damped step leads."""
+    damped = [[*row[:-1], row[-1] * (1 + search.damping)] for row in search.at.information]
+    factor = cholesky(damped)
+    step = solve_lower_transposed(factor, solve_lower(factor, search.at.gradient))
+    return _within_bounds(omega, [value - s for value, s in zip(search.u, step, strict=True)])
+
+
+def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
+    """A last step within the tolerance, which is ``close``, is taken unseen, since it is not worth an
+    evaluation. Who is done stays: a mode must not depend on how long others take."""
+    arrived = close & ~search.done
+    u = [torch.where(arrived, c, old) for c, old in zip(candidate, search.u, strict=True)]
+    return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
+
+
+def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: _Point) -> _Search:
+    """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
+    at, damping = search.at, search.damping
+    rounding = 1000 * torch.finfo(at.value.dtype).eps
+    predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
+    # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
+    # ends still tell, to third order in the step, how far it fell.
+    by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
+    flat = predicted <= rounding * (1 + at.value.abs())
+    fell = torch.where(flat, by_gradient, at.value - new.value)
+    accept = (fell >= 0) & ~search.done
+    raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
+    return _Search(
+        [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
+        _merge(accept, new, at),
+        torch.where(fell > 0.75 * predicted, damping * 0.1, raised),
+        search.converged,
+        search.done | ~torch.isfinite(new.value),
+    )
 
 
 def moving_modes(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> list[Tensor]:
@@ -159,25 +187,9 @@ def _evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
 ) -> _Point:
     prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
-    sd, slope = model.error.sd(values, prediction)
-    residual = (population.dv - prediction) / sd
+    terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
-    terms = residual * residual + 2 * torch.log(sd)
-    if slope is None:
-        pull, curved = -residual, loadings
-    else:  # the sd depends on eta too
-        pull = slope * (1 - residual * residual) - residual
-        curved = [loading * (1 + 2 * slope * slope) for loading in loadings]
-    if population.censored is not None:
-        below = population.censored > 0
-        rate, excess = hazard(residual)
-        tilt = 1.0 if slope is None else 1 + slope * residual  # d residual / df = -tilt / sd
-        terms = torch.where(below, -2 * log_probability_below(residual), terms)
-        pull = torch.where(below, rate * tilt, pull)
-        curved = [
-            torch.where(below, loading * (rate * excess * tilt * tilt), other)
-            for loading, other in zip(loadings, curved, strict=True)
-        ]
+    curved = loadings if curvature is None else [loading * curvature for loading in loadings]
     information = []
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]

@@ -160,7 +160,7 @@ def test_age_is_uniform_and_blood_group_has_its_share(many: Covariates) -> None:
 
 
 def test_height_and_vwf_have_their_distributions(many: Covariates) -> None:
-    """METHODS, "Covariates": standardised by their parents, both are normal."""
+    """docs/methods.md, "Covariates": standardised by their parents, both are normal."""
     ages = list(many.age)
     mean, sd = fixed(ages).height, fixed(ages, 1.0).height - fixed(ages).height
     height = (many.height - mean) / sd

@@ -1,4 +1,4 @@
-"""Covariate preparation, value by value against the rules of METHODS, and every impossible value refused."""
+"""Covariate preparation, value by value against the rules, and every impossible value refused."""
 
 from typing import Any
 

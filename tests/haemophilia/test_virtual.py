@@ -1,4 +1,4 @@
-"""Simulated patients: same seed same bytes, the distributions of METHODS, and levels against scipy."""
+"""Simulated patients: same seed same bytes, the published distributions, and levels against scipy."""
 
 import json
 import math
@@ -234,7 +234,7 @@ def test_covariates_are_distributed_as_the_published_ones(
 
 
 def true_clearance(weight: float, vwf: float) -> float:
-    """METHODS, "Truth"."""
+    """docs/methods.md, "Truth of the simulation study"."""
     x = 100 - vwf
     leaky = 0.05 * x + 0.95 * math.log1p(math.exp(0.1 * x)) / 0.1
     return float(0.1 * (weight / 70) ** 0.75 * (leaky / 55 + 0.9))

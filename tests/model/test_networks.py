@@ -70,7 +70,8 @@ def by_hand(
     values: Mapping[str, np.ndarray],
     subject: Mapping[str, float],
 ) -> dict[str, float]:
-    """zeta of one subject from one fit's values (METHODS, "Network"): weights (out, in), biases (out)."""
+    """zeta of one subject from one fit's values (docs/methods.md, "Network"): weights (out, in), biases
+    (out)."""
     zeta = dict.fromkeys((head for branch in branches for head in branch["heads"]), 1.0)
     for branch in branches:
         prefix = "+".join(branch["inputs"])

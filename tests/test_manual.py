@@ -1,0 +1,101 @@
+"""The manual's page on extending: its files are written into a folder, and its commands run there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medcm_cli import runs
+from medcm_cli.haemophilia.virtual import Settings, write_study
+from tests.helpers import ROOT
+
+PAGE = (ROOT / "medcm_cli" / "docs" / "extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`(mine/\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.DOTALL)
+    for line in block.splitlines()
+]
+LIMIT = 300  # s, for a command that hangs
+SHORT = ("epochs=2", "checkpoint_every=1", "dataset.path=data", "variant=short", "study={number}")
+
+
+def program(number: int) -> tuple[list[str], dict[str, str]]:
+    """A command of the page as a list of words, with few epochs and a separate study if it is a fit, and its
+    environment."""
+    variable, name, *words = shlex.split(COMMANDS[number])
+    assert variable == "PYTHONPATH=mine"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(("mine", str(ROOT)))}
+    if name == "medcm":
+        short = [option.format(number=number) for option in SHORT]
+        return [sys.executable, "-m", "medcm_cli", *words, *short], environment
+    assert name == "python3"
+    return [sys.executable, *words, "-p", "no:cacheprovider"], environment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where somebody has followed the page."""
+    folder = tmp_path_factory.mktemp("manual")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    write_study(folder / "data", Settings(n=8, folds=1, fold_size=5))
+    return folder
+
+
+def test_the_page_shows_a_file_for_each_that_it_lists() -> None:
+    (listed,) = re.findall(r"^```text\nmine/\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert sorted(FILES) == sorted(f"mine/{line.split()[0]}" for line in listed.splitlines())
+    blocks = re.findall(r"^```(?:python|yaml)$", PAGE, re.MULTILINE)
+    assert len(blocks) == len(FILES)
+    for example in ("objective=penalised_fo", "network=power", "pk=parallel", "pytest mine"):
+        assert any(example in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=COMMANDS)
+def test_the_command_does_what_it_says(folder: Path, number: int) -> None:
+    words, environment = program(number)
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "medcm_cli" not in words:
+        assert f"{FILES['mine/test_mine.py'].count('def test_')} passed" in done.stdout
+        return
+    (run,) = runs.find(folder / "outputs" / str(number))
+    record = runs.read_record(run)
+    assert record is not None
+    assert record.status == "complete"
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in ("objective", "network", "pk"):
+            target = re.search(r"_target_: ([a-z_]\S+)", FILES[f"mine/{group}/{choice}.yaml"])
+            assert target is not None
+            assert record.config[group]["_target_"] == target[1]
+
+
+def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
+    words, environment = program(0)
+    done = subprocess.run(
+        [*words, "objective.penalty=-1"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("objective.penalty is -1; expected 0 or more")
+    assert "\n" not in done.stderr.strip()
