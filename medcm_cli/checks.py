@@ -14,9 +14,9 @@ def number(
 
     :raises InputError: anything else, true and false among it.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):  # noqa: SIM102
-        if above < value < math.inf and value >= least:
-            return value
+    plain = not isinstance(value, bool)
+    if plain and isinstance(value, int | float) and above < value < math.inf and value >= least:
+        return value
     bound = f" above {above:g}" if above > -math.inf else f" from {least:g}" if least > -math.inf else ""
     raise _unexpected(option, value, f"a number{bound}{f', in {unit}' if unit else ''}")
 
@@ -37,9 +37,9 @@ def whole(
     :param limit: what ``most`` is, to be named.
     :raises InputError: anything else, true and false among it.
     """
-    if isinstance(value, int) and not isinstance(value, bool):  # noqa: SIM102
-        if least <= value and (most is None or value <= most):
-            return value
+    plain = not isinstance(value, bool)
+    if plain and isinstance(value, int) and value >= least and (most is None or value <= most):
+        return value
     span = f"{least}" if most is None else f"{least} to {most}{f' ({limit})' if limit else ''}"
     raise _unexpected(option, value, f"{f'{other} or ' if other else ''}a whole number from {span}")
 

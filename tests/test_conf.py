@@ -149,6 +149,7 @@ def test_every_option_is_written_in_one_place() -> None:
 def test_what_choices_share_is_written_once() -> None:
     for part, group in (("_doses", "pk"), ("_table", "dataset")):
         shared = OmegaConf.load(ROOT / "conf" / f"{part}.yaml")
+        assert isinstance(shared, DictConfig)
         for name in (name for name in NAMES if name.startswith(f"{group}/")):
             own = OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
             assert isinstance(own, DictConfig)

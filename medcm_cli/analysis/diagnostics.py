@@ -19,6 +19,7 @@ from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import covariance, dense, multiply_lower
 from medcm_cli.objectives.modes import find_modes
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS
 
@@ -56,66 +57,83 @@ class Diagnosis:
 @torch.no_grad()
 def diagnose(restored: Restored) -> Diagnosis:
     """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
-    problem, scale = restored.problem, float(restored.problem.config["dataset"]["level_scale"])
-    model, whole, state = problem.model, restored.population, restored.state
+    problem, whole = restored.problem, restored.population
+    model, scale = problem.model, Units.of(problem.config["dataset"]).scale
     rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
     subjects, first = np.unique(rows, return_index=True)
-    subjects, first = subjects[:MOST_SUBJECTS], first[:MOST_SUBJECTS]
-    index = torch.from_numpy(first)[:, None]
-    population = whole.take(index)
-    ids = np.array(problem.events.ids)
-    values, stream = restored.estimates, restored.streams[0]
-    posterior = restored.objective.random_effects(model, whole, state)
-    zeta = model.typical(values, population)
-    typical = model.predict(zeta, population)
-    seen = (population.observed[:, 0, :, 0] > 0).T  # (N, T): in the order of subjects
-
-    def flat(of: Tensor) -> FloatArray:
-        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
-
-    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
-    observations = pd.DataFrame(
-        {
-            "subject": ids[np.repeat(subjects, seen.sum(1).numpy())],
-            "time": flat(population.time),
-            "dv": flat(population.dv) * scale,
-            "censored": flat(censored) > 0,
-            "typical": flat(typical) * scale,
-        }
-    )
+    subjects, places = subjects[:MOST_SUBJECTS], torch.from_numpy(first[:MOST_SUBJECTS])
+    population = whole.take(places[:, None])
+    posterior = restored.objective.random_effects(model, whole, restored.state)
+    eta = None if posterior is None else [part[places][None] for part in posterior[0]]
+    observations = _observations(restored, population, subjects, eta)
     if posterior is None:
-        observations["individual"] = np.nan
-        observations["residual"] = observations["dv"] - observations["typical"]
         curves = _curves(restored, subjects, None, scale)
         return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame())
     mean, spread = posterior
-    eta = [part[index[:, 0]][None] for part in mean]
-    observations["individual"] = flat(model.predict(zeta, population, eta)) * scale
-    residual = cwres(model, values, population)
-    observations["residual"] = np.where(observations["censored"], np.nan, flat(residual))
-    names = model.random_effects.names
-    count = len(rows)
-    etas = pd.DataFrame(
-        {"subject": ids[rows]} | {n: m[:count, 0].double().numpy() for n, m in zip(names, mean, strict=True)}
-    )
-    omega = dense(covariance(model.omega_cholesky(values)))[..., 0].diagonal().sqrt()
-    simulated = simulations(model, values, population, stream) * scale
+    names, ids = model.random_effects.names, np.array(problem.events.ids)
+    of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=True)}
+    omega = dense(covariance(model.omega_cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
+    simulated = simulations(model, restored.estimates, population, restored.streams[0]) * scale
     check = predictive_check(
         observations["time"].to_numpy(),
         observations["dv"].to_numpy(),
         observations["typical"].to_numpy(),
-        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, seen].double().numpy()),
+        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, _seen(population)].double().numpy()),
     )
+    draws = _draws(mean[:, places, 0], spread[:, :, places, 0], restored.streams[0])
+    return Diagnosis(
+        True,
+        observations,
+        _curves(restored, subjects, draws, scale),
+        pd.DataFrame({"subject": ids[rows]} | of_subjects),
+        dict(zip(names, omega.tolist(), strict=True)),
+        check,
+    )
+
+
+def _seen(population: Population) -> Tensor:
+    """Where there are observations, (N, T): in the order of subjects."""
+    return (population.observed[:, 0, :, 0] > 0).T
+
+
+def _observations(
+    restored: Restored, population: Population, subjects: IntArray, eta: list[Tensor] | None
+) -> pd.DataFrame:
+    """``Diagnosis.observations`` of ``subjects`` (N,), with their random effects (1, N, 1) each, if any."""
+    setup, values = restored.problem, restored.estimates
+    model, scale = setup.model, Units.of(setup.config["dataset"]).scale
+    seen = _seen(population)
+
+    def flat(of: Tensor) -> FloatArray:
+        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
+
+    zeta = model.typical(values, population)
+    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    found = pd.DataFrame(
+        {
+            "subject": np.array(setup.events.ids)[np.repeat(subjects, seen.sum(1).numpy())],
+            "time": flat(population.time),
+            "dv": flat(population.dv) * scale,
+            "censored": flat(censored) > 0,
+            "typical": flat(model.predict(zeta, population)) * scale,
+        }
+    )
+    if eta is None:
+        return found.assign(individual=np.nan, residual=found["dv"] - found["typical"])
+    individual = flat(model.predict(zeta, population, eta)) * scale
+    residual = np.where(found["censored"], np.nan, flat(cwres(model, values, population)))
+    return found.assign(individual=individual, residual=residual)
+
+
+def _draws(mean: Tensor, spread: Tensor, stream: Stream) -> list[Tensor]:
+    """Draws (S, N, 1) of each random effect from normals of ``mean`` (K, N) and covariance (K, K, N)."""
     # A root by eigenvalues, since rounding can make a covariance near zero indefinite.
-    eigenvalue, vector = torch.linalg.eigh(spread[:, :, index[:, 0], 0].permute(2, 0, 1).double())
+    eigenvalue, vector = torch.linalg.eigh(spread.permute(2, 0, 1).double())
     factor = vector * eigenvalue.clamp(min=0).sqrt()[:, None]  # (N, K, K)
-    normal = per_fit(
-        [stream], lambda g: g.standard_normal((DRAWS, len(subjects), len(names))), "curves", torch.float64
-    )
+    shape = DRAWS, mean.shape[1], len(mean)
+    normal = per_fit([stream], lambda g: g.standard_normal(shape), "curves", torch.float64)
     shift = torch.einsum("nkl,snl->ksn", factor, normal[..., 0])
-    draws = [m[index[:, 0], 0] + s.to(m.dtype) for m, s in zip(mean, shift, strict=True)]  # (S, N) each
-    curves = _curves(restored, subjects, [d[..., None] for d in draws], scale)
-    return Diagnosis(True, observations, curves, etas, dict(zip(names, omega.tolist(), strict=True)), check)
+    return [(m + s.to(m.dtype))[..., None] for m, s in zip(mean, shift, strict=True)]
 
 
 def cwres(model: Model, values: Values, population: Population) -> Tensor:
@@ -130,18 +148,20 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
+    seen = model.error.as_normal(values, prediction, population)
     kept = (
         population.observed
         if population.censored is None
         else population.observed * (1 - population.censored)
     )
     columns = [column * kept for column in columns]
-    deviation = (population.dv - prediction) * kept
+    deviation = seen.deviation * kept
     for column, effect in zip(columns, eta, strict=True):
         deviation = deviation + column * effect
     loadings = torch.stack([*_times_cholesky(model, values, columns)])[:, :, 0].permute(2, 3, 1, 0).double()
-    variance = torch.where(kept > 0, sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
+    variance = (
+        torch.where(kept > 0, seen.sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
+    )
     matrix = loadings @ loadings.mT + torch.diag_embed(variance)  # (N, B, T, T)
     eigenvalue, vector = torch.linalg.eigh(matrix)
     rotated = vector.mT @ deviation[:, 0].permute(1, 2, 0).double()[..., None]
@@ -170,9 +190,8 @@ def simulations(
     normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
     eta = multiply_lower(model.omega_cholesky(values), normal.unbind(0))
     prediction = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return prediction + sd * noise
+    return model.error.draw(values, prediction, noise)
 
 
 def predictive_check(

@@ -18,11 +18,25 @@ from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
 from medcm_cli.haemophilia.ranges import VWF_UNITS, check_ranges
+from medcm_cli.runs import with_units
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")
 DERIVED = ("bmi", "ffm")
 SURGERY = 1.3  # VWF:Ag around surgery, relative to that of the same patient on prophylaxis
+# Of the columns of ``table``, by patterns.
+_UNITS = {
+    "id": "-",
+    "*_origin": "-",
+    "baseline_subtracted": "IU/mL",
+    "age": "y",
+    "height": "cm",
+    "weight": "kg",
+    "bmi": "kg/m²",
+    "ffm": "kg",
+    "vwf*": "IU/dL",
+    "*": "-",
+}
 _HIGHEST_BASELINE = 0.5  # IU/mL; beyond mild haemophilia, and a level in IU/dL
 
 _WHERE = "dataset.preparation"
@@ -282,4 +296,4 @@ def table(ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = 
         columns[f"{name}_origin"] = pa.array(prepared.origin[name].tolist(), pa.string())
     if baseline is not None:
         columns["baseline_subtracted"] = pa.array(baseline)
-    return pa.table(columns)
+    return with_units(pa.table(columns), _UNITS)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
+from medcm_cli.model.error_model import ErrorModel
 from medcm_cli.model.networks import Network
 from medcm_cli.model.random_effects import RandomEffects
-from medcm_cli.model.residual_error import ResidualError
-from medcm_cli.numerics.normal import LOG_2PI, log_probability_below, normal_log_density
+from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower
 from medcm_cli.pk import PkModel, sensitivities, solve
@@ -29,7 +29,7 @@ class Model:
     network: Network
     pk: PkModel
     random_effects: RandomEffects
-    error: ResidualError
+    error: ErrorModel
 
     def __post_init__(self) -> None:
         given, needed = set(self.network.parameters), set(self.pk.parameters)
@@ -82,17 +82,13 @@ class Model:
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]
     ) -> Tensor:
-        """log p(levels, eta) of each subject, normal constants included: sum over observations of log N(y;
-        f(eta), sd^2), or log Phi((limit - f) / sd) where censored, plus log N(eta; 0, Omega).
+        """log p(levels, eta) of each subject, constants included: sum over observations of log p(y | f(eta)),
+        plus log N(eta; 0, Omega).
 
         :param zeta: typical parameters. :param eta: K of (S, N, B). :returns: (S, N, B).
         """
         prediction = self.predict(zeta, population, eta)
-        sd, _ = self.error.sd(values, prediction)
-        white = (population.dv - prediction) / sd
-        terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
-        if population.censored is not None:
-            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+        terms = self.error.log_density(values, prediction, population)
         return population.sum_observations(terms) + normal_log_density(self.omega_cholesky(values), eta)
 
     def omega_cholesky(self, values: Values) -> Lower:

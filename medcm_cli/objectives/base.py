@@ -52,6 +52,11 @@ class Objective(Protocol):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
 
+    def unit(self, concentration: str) -> str:
+        """That of the value, where concentrations are in ``concentration``; - of a log likelihood."""
+        del concentration
+        return "-"
+
     def divisor(self, population: Population) -> Tensor | float:
         """What the loss of ``population`` is divided by, (B,) or 1: with it, losses of parts of a population
         can be put together to that of the whole."""

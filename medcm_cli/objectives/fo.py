@@ -39,8 +39,8 @@ class Fo(Objective):
         del noise
         values = state.trained
         prediction, columns = model.linearise(model.typical(values, population), population)
-        sd, _ = model.error.sd(values, prediction)
-        terms = marginal(population, population.dv - prediction, columns, sd, model.omega_cholesky(values))
+        seen = model.error.as_normal(values, prediction, population)
+        terms = marginal(population, seen, columns, model.omega_cholesky(values))
         return population.sum_subjects(terms.log_det + terms.quadratic)
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:

@@ -71,14 +71,13 @@ class Foce(Objective):
             eta = moving_modes(model, values, population, eta)
             state = replace(state, carried={**state.carried, "eta": torch.cat(list(eta))})
         prediction, columns = self.linearise(model, state, population)
-        sd, _ = model.error.sd(values, prediction)
+        seen = model.error.as_normal(values, prediction, population)
         omega = model.omega_cholesky(values)
-        deviation = population.dv - prediction
         if self.formulation == "linearised":
             shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
-            terms = marginal(population, deviation + shift, columns, sd, omega)
+            terms = marginal(population, seen.shifted(shift), columns, omega)
             return population.sum_subjects(terms.log_det + terms.quadratic)
-        terms = marginal(population, deviation, columns, sd, omega)
+        terms = marginal(population, seen, columns, omega)
         penalty = total([white * white for white in solve_lower(omega, eta)])
         return population.sum_subjects(terms.log_det + terms.residual + penalty)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.numerics.normal import hazard, log_probability_below
+from medcm_cli.model.error_model import Normal
 from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
@@ -31,31 +31,22 @@ class Marginal(NamedTuple):
     residual: Tensor
 
 
-def marginal(
-    population: Population, deviation: Tensor, columns: Sequence[Tensor], sd: Tensor, omega: Lower
-) -> Marginal:
+def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], omega: Lower) -> Marginal:
     """C = G Omega G' + Sigma, Sigma = diag(sd^2), by the determinant lemma and Woodbury's identity.
 
     With Omega = L L', W = Sigma^-1/2 G L and M = I + W'W: log|C| = log|Sigma| + log|M| and
     r'C^-1 r = r'Sigma^-1 r - |chol(M)^-1 W' Sigma^-1/2 r|^2. Omega is never inverted, so it may be nearly
     singular.
 
-    An observation known to lie below a limit (Population.censored) has likelihood Phi(z), z = (limit - f) /
-    sd, in place of a normal density: its information on f is lambda (lambda + z) / sd^2 in place of 1 / sd^2
-    (see ``variability.hazard``), and it has no part in Sigma.
+    An observation that is not normal has a -2 log density and an information of its own in these places
+    (``Normal``).
 
-    :param deviation: r, (T, 1, N, B), limit - f where censored. :param columns: those of G. :param sd: (B,)
-        or (T, 1, N, B).
+    :param seen: r and Sigma, (T, 1, N, B). :param columns: those of G.
     """
-    precision = 1 / sd
-    white = deviation * precision
+    precision = 1 / seen.sd
+    white = seen.deviation * precision
     loadings = [loading * precision for loading in multiply_lower_transposed(omega, columns)]
-    informing, below = loadings, None
-    if population.censored is not None:
-        below = population.censored > 0
-        rate, excess = hazard(white)
-        weight = torch.where(below, rate * excess, 1.0)
-        informing = [loading * weight for loading in loadings]
+    informing = loadings if seen.weight is None else [loading * seen.weight for loading in loadings]
     matrix: Lower = []
     for i, left in enumerate(loadings):
         row = [population.sum_observations(left * right) for right in informing[:i]]
@@ -63,9 +54,7 @@ def marginal(
     projected = [population.sum_observations(loading * white) for loading in loadings]
     factor = cholesky(matrix)
     explained = total([x * x for x in solve_lower(factor, projected)])
-    misfit, log_sd = white * white, torch.log(sd).expand_as(deviation)
-    if below is not None:
-        misfit = torch.where(below, -2 * log_probability_below(white), misfit)
-        log_sd = torch.where(below, 0.0, log_sd)
+    misfit = white * white if seen.misfit is None else seen.misfit
+    log_sd = torch.log(seen.sd).expand_as(white) if seen.log_scale is None else seen.log_scale
     residual = population.sum_observations(misfit)
     return Marginal(2 * population.sum_observations(log_sd) + log_det(factor), residual - explained, residual)

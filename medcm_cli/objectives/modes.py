@@ -9,7 +9,6 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
-from medcm_cli.numerics.normal import hazard, log_probability_below
 from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
@@ -59,8 +58,8 @@ def find_modes(
     what the quadratic predicts, which also ends the overshooting from side to side, and falls where it falls
     by more than three quarters.
 
-    A censored observation has -2 log Phi((limit - f) / s) in place of its two terms, and its observed
-    curvature, of which what the change of s adds is left out so that it stays positive.
+    An observation that is not normal has its -2 log density in place of its two terms, and what the error
+    model gives as its curvature (``ErrorModel.deviance``).
 
     :param start: first guess, one (1, N, B) per random effect.
     :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
@@ -159,25 +158,9 @@ def _evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
 ) -> _Point:
     prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
-    sd, slope = model.error.sd(values, prediction)
-    residual = (population.dv - prediction) / sd
+    terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
-    terms = residual * residual + 2 * torch.log(sd)
-    if slope is None:
-        pull, curved = -residual, loadings
-    else:  # the sd depends on eta too
-        pull = slope * (1 - residual * residual) - residual
-        curved = [loading * (1 + 2 * slope * slope) for loading in loadings]
-    if population.censored is not None:
-        below = population.censored > 0
-        rate, excess = hazard(residual)
-        tilt = 1.0 if slope is None else 1 + slope * residual  # d residual / df = -tilt / sd
-        terms = torch.where(below, -2 * log_probability_below(residual), terms)
-        pull = torch.where(below, rate * tilt, pull)
-        curved = [
-            torch.where(below, loading * (rate * excess * tilt * tilt), other)
-            for loading, other in zip(loadings, curved, strict=True)
-        ]
+    curved = loadings if curvature is None else [loading * curvature for loading in loadings]
     information = []
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]

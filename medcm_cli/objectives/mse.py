@@ -36,6 +36,10 @@ class Mse(Objective):
             squared = torch.where(population.censored > 0, 0.0, squared)
         return population.sum_all(squared) / self.divisor(population)
 
+    def unit(self, concentration: str) -> str:
+        """A concentration's, squared."""
+        return f"({concentration})²"
+
     def divisor(self, population: Population) -> Tensor:
         """Observations that count, (B,)."""
         if population.censored is None:

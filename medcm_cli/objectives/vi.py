@@ -15,7 +15,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.model.random_effects import raw_correlation_init
-from medcm_cli.numerics.normal import LOG_2PI, log_probability_below, normal_log_density
+from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Objective, State
@@ -118,7 +118,7 @@ class Vi(Objective):
         prediction = model.predict(model.typical(values, population), population, eta)
         log_prior = normal_log_density(model.omega_cholesky(known), eta)
         log_q = self._log_q(q, eta, eps)
-        likelihood = self._log_likelihood(model, known, population, prediction, weights)
+        likelihood = model.error.log_likelihood(known, prediction, population, weights)
         if weights is not None:
             return population.sum_subjects(weights * (log_q - log_prior)) - likelihood + of_population
         log_q = population.sum_subjects(log_q.mean(0))
@@ -133,30 +133,6 @@ class Vi(Objective):
             return q.log_density_at(numbers, points)
         assert isinstance(q, Gaussian)
         return -q.entropy().expand(1, *points[0].shape[1:])
-
-    def _log_likelihood(
-        self,
-        model: Model,
-        values: Values,
-        population: Population,
-        prediction: Tensor,
-        weights: Tensor | None,
-    ) -> Tensor:
-        """sum over subjects and samples, with ``weights``, of log N(y; f, Sigma), log Phi((limit - f) / sd)
-        where censored: (B,)."""
-        sd, _ = model.error.sd(values, prediction)
-        deviation = population.dv - prediction
-        if sd.ndim == 1 and population.censored is None and weights is None:
-            # Additive error: one sd per fit, which need not be spread over the observations.
-            count = self.samples * population.observation_count
-            return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
-                torch.log(sd) + 0.5 * LOG_2PI
-            )
-        white = deviation / sd
-        terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
-        if population.censored is not None:
-            terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
-        return -population.sum_all(terms if weights is None else terms * weights)
 
     def estimates(self, model: Model, values: Values) -> Values:
         """See ``Objective.estimates``. Where they have a q: its median of sigma and omega, and the

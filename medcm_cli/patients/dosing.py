@@ -34,7 +34,6 @@ from medcm_cli.patients.prediction import (
 )
 from medcm_cli.patients.study import Patients, Study, studied
 from medcm_cli.patients.targets import Target, read_target, units_of
-from medcm_cli.pk import LinearModel
 from medcm_cli.posteriors.individual import Posterior
 
 AFTER = ("steady", "given")
@@ -129,9 +128,9 @@ def dose(
             answer = _searched(levels, some.ids, weight, targets, probability, vial, most)
             for name, frame in answer.items():
                 frames[name].append(frame)
-            pk = study.fits.model.pk
-            if after == "steady" and not isinstance(pk, LinearModel):
-                frames["warnings"].append(_unsettled(levels, answer["doses"], pk.steady_state_doses))
+            before = study.fits.model.pk.doses_to_steady_state
+            if after == "steady" and before is not None:
+                frames["warnings"].append(_unsettled(levels, answer["doses"], before))
         if progress:
             progress(int(numbers[-1]) + 1)
     place = {name: number for number, name in enumerate(events.ids)}
@@ -182,8 +181,8 @@ def _check(
 
 def _words(study: Study, after: str, horizon: float | None) -> str:
     if after == "steady":
-        pk = study.fits.model.pk
-        of = "" if isinstance(pk, LinearModel) else f", what {pk.steady_state_doses} of them lead to"
+        before = study.fits.model.pk.doses_to_steady_state
+        of = "" if before is None else f", what {before} of them lead to"
         return f"steady state of the same dose at the interval{of}"
     span = "the first interval counts" if horizon is None else f"repeated for {horizon:g} h, the last counts"
     return f"on top of the doses in the file, an interval after the last (or at the last level): {span}"

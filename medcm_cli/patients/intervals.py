@@ -26,7 +26,6 @@ from medcm_cli.data.edit import (
 from medcm_cli.data.sheet import BoolArray
 from medcm_cli.patients.plans import Plan, with_plan
 from medcm_cli.patients.study import Study
-from medcm_cli.pk import LinearModel
 
 POINTS = 41  # times of an interval, closest after the dose
 _STEADY = 3  # doses written out at steady state, the first of which stands for an endless series
@@ -95,7 +94,7 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     new = at.is_dose & (at.amount < 0)
     at = with_amounts(at, new, 1.0)
     clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
-    how = _scaled if isinstance(study.fits.model.pk, LinearModel) else _solved
+    how = _scaled if study.fits.model.pk.scales_with_dose else _solved
     return Interval(
         regimen.every,
         clock,

@@ -17,6 +17,7 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.triangular import multiply_lower, solve_lower, total
 from medcm_cli.posteriors.individual import Posterior, misfit
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import Ensemble, data_of, restore
 
 _FACTOR = 10.0  # beyond the plausible: another unit, rather than an unusual patient
@@ -154,8 +155,8 @@ def surprises(
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
     eta = multiply_lower(omega, list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, level)
-    high, low = (level + 4 * sd).amax((1, 3)), (level - 4 * sd).amin((1, 3))  # (T, N)
+    high, low = (model.error.draw(values, level, far) for far in (4.0, -4.0))
+    high, low = high.amax((1, 3)), low.amin((1, 3))  # (T, N)
     dv, time = population.dv[:, 0, :, 0], population.time[:, 0, :, 0]
     known = population.observed[:, 0, :, 0] > 0
     if population.censored is not None:
@@ -233,7 +234,4 @@ def odd_fits(typical: Mapping[str, Tensor]) -> pd.DataFrame:
 
 def unit_in_file(dataset: dict[str, Any]) -> str:
     """The unit of the levels of a study's event tables."""
-    unit, scale = str(dataset["level_unit"]), float(dataset["level_scale"])
-    if scale == 1:
-        return unit
-    return "IU/mL" if (unit, scale) == ("IU/dL", 100.0) else f"{unit} / {scale:g}"
+    return Units.of(dataset).model

@@ -16,18 +16,15 @@ from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import LOOKS, observed_at, part
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.model import Values
 from medcm_cli.patients.plans import Plan, read_plan, with_plan
 from medcm_cli.patients.plausibility import odd_fits, outside, surprises, unit_in_file
 from medcm_cli.patients.study import Patients, Study, studied
-from medcm_cli.pk import LinearModel
 from medcm_cli.posteriors.individual import Posterior, proposals, residual_noise
 
 DISCLAIMER = "For research use only, not for treatment decisions."
 GIVEN = "given"  # the name of the regimen in the patients' own file
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BOUNDS = ("lower_90", "lower_50", "median", "upper_50", "upper_90")
-UNITS = {"CL": "L/h", "V1": "L", "Q": "L/h", "V2": "L", "Q3": "L/h", "V3": "L", "KA": "1/h"}
 HALF_LIFE = "half-life"
 # Draws and default times of so many patients, and of a file of more.
 FEW = 100
@@ -276,8 +273,7 @@ def _of_regimen(
         return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
 
     seen = on_grid(level)  # (T, S, N, B)
-    sd, _ = study.fits.model.error.sd(study.single, seen / study.scale)
-    measured = (seen + sd * study.scale * noise).clamp(min=0)
+    measured = study.fits.model.error.draw(study.single, seen, noise, study.scale).clamp(min=0)
     keys = {
         "patient": np.tile(np.asarray(at.ids), len(grid)),
         "regimen": name,
@@ -369,16 +365,6 @@ def _named(bounds: Tensor, prefix: str = "") -> dict[str, np.ndarray]:
     return {prefix + name: values.numpy().ravel() for name, values in zip(BOUNDS, bounds, strict=True)}
 
 
-def half_life(study: Study, z: Values) -> Tensor | None:
-    """Terminal half-life, h: log 2 over the smallest eigenvalue of the rate matrix; None of a model that is
-    not linear. z: name -> (S, N, B) or broadcastable."""
-    pk = study.fits.model.pk
-    if not isinstance(pk, LinearModel):
-        return None
-    rate = pk.response(z).rates.amin(0)
-    return float(np.log(2)) / (torch.minimum(rate, z["KA"]) if pk.absorption else rate)
-
-
 def individual_parameters(
     study: Study, population: Population, eta: Sequence[Tensor] | None
 ) -> dict[str, Tensor]:
@@ -387,7 +373,7 @@ def individual_parameters(
     zeta = study.fits.model.typical(study.fits.estimates, population)
     zeta = {name: value[-1] if value.ndim > 3 else value for name, value in zeta.items()}
     z = zeta if eta is None else study.fits.model.individual(zeta, eta)
-    last = half_life(study, z)
+    last = study.fits.model.pk.half_life(z)
     shape = (1 if eta is None else len(eta[0]), *population.present.shape[:1], len(study.fits.records))
     every = z if last is None else {**z, HALF_LIFE: last}
     return {name: value.expand(shape) for name, value in every.items()}
@@ -396,7 +382,7 @@ def individual_parameters(
 def _parameters(study: Study, population: Population, ids: Sequence[str], found: Posterior) -> pd.DataFrame:
     individual = individual_parameters(study, population, found.draws)
     typical = individual_parameters(study, population, None)
-    units = UNITS | {HALF_LIFE: "h"}
+    units = study.fits.model.pk.units | {HALF_LIFE: "h"}
     frames = [
         pd.DataFrame(
             {

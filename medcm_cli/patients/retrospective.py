@@ -111,9 +111,8 @@ def _predicted(
     with torch.enable_grad():
         found = posterior(model, values, first, streams, method, draws)
     level = study.levels(events, found.draws)
-    error, _ = model.error.sd(study.single, level / study.scale)
     noise = residual_noise(streams, draws, torch.float32)
-    measured = (level + error * study.scale * noise).clamp(min=0)
+    measured = model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
     bounds = pooled_quantiles(measured, keep)  # (5, T, N)
     weight = torch.ones(1, 1) if keep is None else keep.float()
     count = draws * weight.expand(len(events.ids), measured.shape[3]).sum(-1)

@@ -17,10 +17,12 @@ from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
 from medcm_cli.patients.plausibility import Ranges, ranges_of
-from medcm_cli.pk import LinearModel, check_schedule
+from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
+from medcm_cli.runs import ALIKE
+from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.study.dataset import check_predose, read_dataset
-from medcm_cli.study.restore import Ensemble, ensemble, finished, grouped
+from medcm_cli.study.restore import Ensemble, ensemble
 
 Patients = Path | str | pd.DataFrame
 
@@ -142,8 +144,8 @@ class Study:
 
         :param eta: K of (S, N, B); None for typical ones. :returns: (T, S, N, B), float32.
         """
-        linear = isinstance(self.fits.model.pk, LinearModel)
-        dtype, estimates = (torch.float32, self.single) if linear else (torch.float64, self.fits.estimates)
+        double = self.fits.model.pk.needs_double
+        dtype, estimates = (torch.float64, self.fits.estimates) if double else (torch.float32, self.single)
         population = self.population(events, dtype)
         zeta = self.fits.model.typical(estimates, population)
         given = None if eta is None else [values.to(dtype) for values in eta]
@@ -182,8 +184,7 @@ def studied(study: Study | Path | str) -> Study:
 
 def _several(addresses: Sequence[Any]) -> str:
     """In which of their names configurations differ."""
-    names = ("study", "dataset", "objective", "error", "learning_rate", "variant")
-    differ = [name for name in names if len({getattr(a, name) for a in addresses}) > 1]
+    differ = [name for name in ALIKE if len({getattr(a, name) for a in addresses}) > 1]
     kinds = ["/".join(str(getattr(a, name)) for name in differ) for a in addresses]
     shown = ", ".join(kinds[:6]) + (" ..." if len(kinds) > 6 else "")
     what = f"that differ in {' and '.join(differ).replace('_', ' ')}: {shown}" if differ else "that differ"

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from medcm_cli.pk import dosing, linear, ode
-from medcm_cli.pk.compartments import LinearModel, one_compartment, three_compartment, two_compartment
+from medcm_cli.pk import dosing
+from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.neural import neural_elimination_rate
 from medcm_cli.pk.ode import OdeModel, michaelis_menten_rate, two_compartment_rate
 from medcm_cli.pk.schedule import Schedule
-
-PkModel = LinearModel | OdeModel
 
 __all__ = [
     "LinearModel",
@@ -40,7 +40,7 @@ def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
         S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """
-    return linear.predict(pk, schedule, z) if isinstance(pk, LinearModel) else ode.predict(pk, schedule, z)
+    return pk.predict(schedule, z)
 
 
 def sensitivities(
@@ -51,9 +51,7 @@ def sensitivities(
 
     With z = zeta exp(eta) these are the columns of G = df/deta (METHODS, "Objectives").
     """
-    if isinstance(pk, LinearModel):
-        return linear.sensitivities(pk, schedule, z, wrt)
-    return ode.sensitivities(pk, schedule, z, wrt)
+    return pk.sensitivities(schedule, z, wrt)
 
 
 def check_schedule(pk: PkModel, schedule: Schedule, changing: bool = False) -> None:
@@ -64,4 +62,4 @@ def check_schedule(pk: PkModel, schedule: Schedule, changing: bool = False) -> N
         of the model but has no name there (RATE -2), a steady state on top of what is there (SS 2) in a
         model that cannot add it.
     """
-    dosing.check_doses(pk, schedule, stepwise=changing or isinstance(pk, OdeModel))
+    dosing.check_doses(pk, schedule, stepwise=changing or pk.steps_through_events)

@@ -4,91 +4,12 @@ Rate constants k10 = CL / V1, k12 = Q / V1, k21 = Q / V2, k13 = Q3 / V1, k31 = Q
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from medcm_cli.pk.dosing import with_dose_parameters
-
-Values = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Exponentials:
-    """A unit impulse response sum_j weights[j] exp(-rates[j] t): (J, S, N, B) or broadcastable, ``rates`` in
-    1/h."""
-
-    rates: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class LinearModel:
-    """A linear compartment model with observations in the central compartment.
-
-    ``response`` maps parameters to what the central compartment holds after a unit bolus into it;
-    ``tangents``, where a model has them, maps them and names to the derivatives of that response with
-    respect to the logarithm of each named parameter, stacked to (K, J, S, N, B). ``volume`` names the
-    central volume (L); ``amount_per_level`` is 1000 where doses are in IU and levels in IU/mL. With
-    ``absorption`` compartment 1 is a depot that empties into the central one, 2, at rate KA (1/h), and doses
-    go there unless they say otherwise; without it the central compartment is 1.
-
-    ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter
-    of doses into it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales
-    the amount and leaves a given duration as it is.
-
-    :raises InputError: a dose parameter of a compartment that takes no doses.
-    """
-
-    parameters: tuple[str, ...]
-    volume: str
-    amount_per_level: float
-    response: Callable[[Values], Exponentials]
-    tangents: Callable[[Values, Exponentials, Sequence[str]], Exponentials] | None = None
-    absorption: bool = False
-    lag: Mapping[int, str] = field(default_factory=dict)
-    bioavailability: Mapping[int, str] = field(default_factory=dict)
-    durations: Mapping[int, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", with_dose_parameters(self))
-
-    @property
-    def central(self) -> int:
-        """The observed compartment, from 0."""
-        return int(self.absorption)
-
-    @property
-    def dosed(self) -> int:
-        """The compartment, from 0, of a dose that names none: the first."""
-        return 0
-
-    @property
-    def takes_doses(self) -> int:
-        """How many compartments, from the first, doses can go to."""
-        return 1 + self.central
-
-
-def rate_matrix(pk: LinearModel, z: Values) -> Tensor:
-    """K (1/h) of dA/dt = K A, from parameters of shapes that broadcast to (...): (..., compartments,
-    compartments), depot first where there is one, then central, then peripheral ones."""
-    z = dict(zip(z, torch.broadcast_tensors(*z.values()), strict=True))
-    exchanges = [(q, v) for q, v in (("Q", "V2"), ("Q3", "V3")) if q in pk.parameters]
-    central = pk.central
-    zero = torch.zeros_like(z[pk.volume])
-    size = central + 1 + len(exchanges)
-    rows = [[zero] * size for _ in range(size)]
-    leaving = z["CL"] / z[pk.volume]
-    for place, (flow, volume) in enumerate(exchanges, central + 1):
-        out, back = z[flow] / z[pk.volume], z[flow] / z[volume]
-        leaving = leaving + out
-        rows[place][central], rows[central][place], rows[place][place] = out, back, -back
-    rows[central][central] = -leaving
-    if pk.absorption:
-        rows[0][0], rows[central][0] = -z["KA"], z["KA"]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.linear import Exponentials, LinearModel
 
 
 def one_compartment(

@@ -12,19 +12,125 @@ it, too. After a dose into a depot that empties at rate ka it is sum_j w_j ka (g
 lambda_j), a divided difference.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from medcm_cli.pk import dosing, stepwise
-from medcm_cli.pk.compartments import LinearModel, Values
+from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.moments import moment, moment_difference
 from medcm_cli.pk.schedule import Schedule
 
 
-def predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
+@dataclass(frozen=True)
+class Exponentials:
+    """A unit impulse response sum_j weights[j] exp(-rates[j] t): (J, S, N, B) or broadcastable, ``rates`` in
+    1/h."""
+
+    rates: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class LinearModel(PkModel):
+    """A linear compartment model with observations in the central compartment.
+
+    ``response`` maps parameters to what the central compartment holds after a unit bolus into it;
+    ``tangents``, where a model has them, maps them and names to the derivatives of that response with
+    respect to the logarithm of each named parameter, stacked to (K, J, S, N, B). ``volume`` names the
+    central volume (L); ``amount_per_level`` is 1000 where doses are in IU and levels in IU/mL. With
+    ``absorption`` compartment 1 is a depot that empties into the central one, 2, at rate KA (1/h), and doses
+    go there unless they say otherwise; without it the central compartment is 1.
+
+    ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter
+    of doses into it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales
+    the amount and leaves a given duration as it is.
+
+    :raises InputError: a dose parameter of a compartment that takes no doses.
+    """
+
+    parameters: tuple[str, ...]
+    volume: str
+    amount_per_level: float
+    response: Callable[[Values], Exponentials]
+    tangents: Callable[[Values, Exponentials, Sequence[str]], Exponentials] | None = None
+    absorption: bool = False
+    lag: Mapping[int, str] = field(default_factory=dict)
+    bioavailability: Mapping[int, str] = field(default_factory=dict)
+    durations: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", with_dose_parameters(self))
+
+    @property
+    def central(self) -> int:
+        """The observed compartment, from 0."""
+        return int(self.absorption)
+
+    @property
+    def dosed(self) -> int:
+        """The compartment, from 0, of a dose that names none: the first."""
+        return 0
+
+    @property
+    def takes_doses(self) -> int:
+        """How many compartments, from the first, doses can go to."""
+        return 1 + self.central
+
+    @property
+    def scales_with_dose(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def steps_through_events(self) -> bool:
+        """No: the contributions of the doses are added up."""
+        return False
+
+    @property
+    def needs_double(self) -> bool:
+        """No: closed forms keep their digits."""
+        return False
+
+    def predict(self, schedule: Schedule, z: Values) -> Tensor:
+        """See ``medcm_cli.pk.solve``."""
+        return _predict(self, schedule, z)
+
+    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``."""
+        return _sensitivities(self, schedule, z, wrt)
+
+    def half_life(self, z: Values) -> Tensor:
+        """log 2 over the smallest eigenvalue of the rate matrix, h."""
+        rate = self.response(z).rates.amin(0)
+        return math.log(2) / (torch.minimum(rate, z["KA"]) if self.absorption else rate)
+
+    def rate_matrix(self, z: Values) -> Tensor:
+        """K (1/h) of dA/dt = K A, from parameters of shapes that broadcast to (...): (..., compartments,
+        compartments), depot first where there is one, then central, then peripheral ones."""
+        z = dict(zip(z, torch.broadcast_tensors(*z.values()), strict=True))
+        exchanges = [(q, v) for q, v in (("Q", "V2"), ("Q3", "V3")) if q in self.parameters]
+        central = self.central
+        zero = torch.zeros_like(z[self.volume])
+        size = central + 1 + len(exchanges)
+        rows = [[zero] * size for _ in range(size)]
+        leaving = z["CL"] / z[self.volume]
+        for place, (flow, volume) in enumerate(exchanges, central + 1):
+            out, back = z[flow] / z[self.volume], z[flow] / z[volume]
+            leaving = leaving + out
+            rows[place][central], rows[central][place], rows[place][place] = out, back, -back
+        rows[central][central] = -leaving
+        if self.absorption:
+            rows[0][0], rows[central][0] = -z["KA"], z["KA"]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def _predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
     if any(value.ndim > 3 for value in z.values()):
         return stepwise.predict(pk, schedule, z)
@@ -150,13 +256,13 @@ class _Passed:
         return torch.where(self.endless, -1 / torch.expm1(rate * -self.interval), 1)
 
 
-def sensitivities(
+def _sensitivities(
     pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
     changing = any(value.ndim > 3 for value in z.values())
     if changing or pk.tangents is None or not _plain(pk, schedule):
-        return reverse_over_reverse(lambda values: predict(pk, schedule, values), schedule, z, wrt)
+        return reverse_over_reverse(lambda values: _predict(pk, schedule, values), schedule, z, wrt)
     z = _ranked(z)
     response = pk.response(z)
     tangents = pk.tangents(z, response, wrt)

@@ -11,8 +11,9 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
+from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
-from medcm_cli.pk.dosing import with_dose_parameters
+from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.timeline import Series, follow, phases, timeline
 
@@ -20,12 +21,11 @@ from medcm_cli.pk.timeline import Series, follow, phases, timeline
 # step from breakpoint to breakpoint, and scipy's pass no gradient.
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
-Values = Mapping[str, Tensor]
 Rate = Callable[[Tensor, Tensor, Values], Tensor]
 
 
 @dataclass(frozen=True)
-class OdeModel:
+class OdeModel(PkModel):
     """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h.
 
     The amount in compartment ``observed`` divided by ``volume`` and ``amount_per_level`` is the prediction;
@@ -80,6 +80,20 @@ class OdeModel:
         """How many compartments, from the first, doses can go to: all."""
         return self.compartments
 
+    @property
+    def doses_to_steady_state(self) -> int:
+        """``steady_state_doses``."""
+        return self.steady_state_doses
+
+    def predict(self, schedule: Schedule, z: Values) -> Tensor:
+        """See ``medcm_cli.pk.solve``."""
+        return _predict(self, schedule, z)
+
+    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
+        direct = replace(self, adjoint=False)
+        return reverse_over_reverse(lambda values: _predict(direct, schedule, values), schedule, z, wrt)
+
 
 def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     """dA/dt of the two-compartment model, h^-1 (METHODS, "Units and symbols"); t is not used."""
@@ -99,7 +113,7 @@ def michaelis_menten_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     return -z["VM"] * concentration / (z["KM"] + concentration)
 
 
-def predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
+def _predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
     shapes = (z[name].shape[-3:] for name in pk.parameters)
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
@@ -172,11 +186,3 @@ def _solvable() -> Iterator[None]:
         raise InputError(
             "the model's equations cannot be solved at some of its parameter values, which are extreme"
         ) from error
-
-
-def sensitivities(
-    pk: OdeModel, schedule: Schedule, z: Values, wrt: Sequence[str]
-) -> tuple[Tensor, list[Tensor]]:
-    """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
-    direct = replace(pk, adjoint=False)
-    return reverse_over_reverse(lambda values: predict(direct, schedule, values), schedule, z, wrt)

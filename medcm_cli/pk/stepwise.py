@@ -1,28 +1,43 @@
 """Linear models whose parameters change in time: exact, by the exponential of the rate matrix over each
 interval between events."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from medcm_cli.pk.compartments import LinearModel, Values, rate_matrix
+from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.timeline import Series, follow, phases, timeline
 
 
-def predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
+class Rates(Dosed, Protocol):
+    """A linear model, as this module sees it: the observed compartment ``central``, from 0, its ``volume``
+    and the ``rate_matrix`` K (..., C, C), 1/h, at parameters (...)."""
+
+    @property
+    def central(self) -> int: ...
+    @property
+    def volume(self) -> str: ...
+    @property
+    def amount_per_level(self) -> float: ...
+    def rate_matrix(self, z: Values) -> Tensor: ...
+
+
+def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``. Exact for parameters that do not change, too."""
     shapes = (value.shape[-3:] for value in z.values())
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
-    states = len(rate_matrix(pk, {name: value.flatten()[0] for name, value in z.items()}))
+    states = len(pk.rate_matrix({name: value.flatten()[0] for name, value in z.items()}))
     line = timeline(pk, pk.central, states, schedule, z)
-    transition, gain = _propagator(rate_matrix(pk, line.z), line.width, line.inflow)
+    transition, gain = _propagator(pk.rate_matrix(line.z), line.width, line.inflow)
 
     def advance(interval: int, amounts: Tensor) -> Tensor:
         return _times(transition[interval], amounts) + gain[interval]
 
     def steady(series: Series) -> Tensor:
-        matrix = rate_matrix(pk, series.z)
+        matrix = pk.rate_matrix(series.z)
         stretches, at_once = phases(series, states)
         total, taken_in = torch.eye(states, dtype=matrix.dtype), torch.zeros_like(at_once)
         for width, inflow in stretches:

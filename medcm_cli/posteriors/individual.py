@@ -115,13 +115,13 @@ def posterior(
 
 
 def misfit(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
-    """|y - f| / sd of each level, (T, S, N, B); 0 where there is none or only a limit is known."""
+    """Size of the white residual of each level, (T, S, N, B); 0 where there is none or only a limit is
+    known."""
     prediction = model.predict(model.typical(values, population), population, eta)
-    sd, _ = model.error.sd(values, prediction)
     known = population.observed > 0
     if population.censored is not None:
         known = known & (population.censored == 0)
-    return torch.where(known, ((population.dv - prediction) / sd).abs(), 0.0)
+    return torch.where(known, model.error.white(values, prediction, population.dv).abs(), 0.0)
 
 
 def _modes(model: Model, values: Values, population: Population, fits: int) -> tuple[list[Tensor], Tensor]:

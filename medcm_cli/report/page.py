@@ -18,10 +18,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
 from medcm_cli.report import provenance, tables
 from medcm_cli.report.figures import plot, style
-from medcm_cli.report.figures.collected import Found, Sweep
 from medcm_cli.report.section import Section
-from medcm_cli.runs import summary
-from medcm_cli.runs.summary import summarize
+from medcm_cli.runs import summary, sweeps
+from medcm_cli.runs.sweeps import Found, Sweep
+from medcm_cli.runs.walk import Fault, Fit, walk
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
@@ -78,9 +78,10 @@ def write(
         raise InputError(f"{out}: is a folder; expected a file for the page, as in --out report.html")
     if expected is not None and not expected.is_file():
         raise InputError(f"{expected}: no such file")
-    found = plot.collect(roots, lambda read: progress(f"{read} fits read"))
-    records = provenance.read(roots)
-    chapters = list(_chapters(roots, found, records, expected, progress))
+    read = list(walk(roots, lambda count: progress(f"{count} fits read")))
+    found, records = sweeps.gather(read, roots), sweeps.records_of(read)
+    held = _summary(read, roots)
+    chapters = list(_chapters(held, found, records, expected, progress))
     studies = list(dict.fromkeys(record.address.study for record in records))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -117,21 +118,21 @@ def _classes(section: Section) -> list[Markup]:
 
 
 def _chapters(
-    roots: Sequence[Path],
+    held: summary.Summary | None,
     found: Found,
     records: Sequence[runs.Record],
     expected: Path | None,
     progress: Callable[[str], None],
 ) -> Iterator[Chapter]:
-    held, unread = _summary(roots)
+    unread = [] if held is None else held.skipped
     yield Chapter("overview", "Overview", _overview(records, [*unread, *found.missing]))
-    sweeps = {(sweep.study, sweep.dataset): sweep for sweep in found.sweeps}
+    drawn = {(sweep.study, sweep.dataset): sweep for sweep in found.sweeps}
     numbers = iter(range(1, 1_000_000))
-    groups = provenance.by_sweep(records)
+    groups = sweeps.by_sweep(records)
     for place, ((study, dataset), group) in enumerate(groups.items(), 1):
         prefix = f"study-{place}"
         missing: list[str] = []
-        pictures = list(_pictures(sweeps.get((study, dataset)), missing, numbers, progress))
+        pictures = list(_pictures(drawn.get((study, dataset)), missing, numbers, progress))
         shown, patients = _tables(held, study, dataset)
         inside = [
             ("results", "Results", _results(shown)),
@@ -157,13 +158,12 @@ def _chapters(
         yield Chapter("reproduction", "Reproduction", blocks)
 
 
-def _summary(roots: Sequence[Path]) -> tuple[summary.Summary | None, list[str]]:
-    """What ``medcm summarize`` shows, None where no fit can be read; and what cannot, one line each."""
+def _summary(read: Sequence[Fit | Fault], roots: Sequence[Path]) -> summary.Summary | None:
+    """What ``medcm summarize`` shows, None where no fit can be read."""
     try:
-        held = summarize(roots)
+        return summary.summary_of(read, roots)
     except InputError:
-        return None, []
-    return held, held.skipped
+        return None
 
 
 def _overview(records: Sequence[runs.Record], unread: Sequence[str]) -> list[Block]:

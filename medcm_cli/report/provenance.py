@@ -4,50 +4,18 @@ how long it took, and how to do it again. From the records of run folders alone.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medcm_cli import runs
-from medcm_cli.errors import InputError
-from medcm_cli.report.figures.collected import METHOD, labelled
 from medcm_cli.report.section import Section
 from medcm_cli.runs import Record
+from medcm_cli.runs.sweeps import by_method, by_sweep
 
 Blocks = list[tuple[str, Any]]
 """What ``report.Block`` holds, in the order of the page."""
 _MOST_FAILURES = 100  # that are listed one by one
-_GROUPS = ("dataset", "objective")  # a record without them is damaged
-
-
-def read(roots: Sequence[Path]) -> list[Record]:
-    """The records of all fits below ``roots``, each once; without those that are damaged."""
-    result = []
-    for folder in {found.resolve(): found for root in roots for found in runs.find(root)}.values():
-        try:
-            record = runs.read_record(folder)
-        except InputError:
-            continue
-        if record is not None and all(isinstance(record.config.get(group), Mapping) for group in _GROUPS):
-            result.append(record)
-    return result
-
-
-def by_sweep(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """(study, dataset) -> its fits."""
-    result: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        result.setdefault((record.address.study, record.address.dataset), []).append(record)
-    return dict(sorted(result.items()))
-
-
-def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Label -> its fits, of one study and data set."""
-    held: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        held.setdefault(tuple(getattr(record.address, name) for name in METHOD), []).append(record)
-    return {label: held[key] for key, label in labelled(held).items()}
 
 
 def lead(records: Sequence[Record]) -> str:
@@ -188,64 +156,65 @@ def _text(value: Any) -> str:
 
 def failures(records: Sequence[Record]) -> Blocks:
     """Failed fits by cause and one by one; unconverged modes and initialisations drawn again."""
-    failed = [
-        (label, fit) for label, fits in by_method(records).items() for fit in fits if fit.status == "failed"
-    ]
-    finished = sum(fit.status in runs.FINISHED for fit in records)
-    blocks: Blocks = []
-    if failed:
-        causes: dict[tuple[str, str], list[float]] = {}
-        for label, fit in failed:
-            causes.setdefault((label, _cause(fit)), []).append(
-                float((fit.failure or {}).get("epoch", np.nan))
-            )
-        counted = [
-            [label, cause, str(len(epochs)), f"{np.median(epochs):g} ({min(epochs):g} to {max(epochs):g})"]
-            for (label, cause), epochs in causes.items()
-        ]
-        headers = ["Method", "Cause", "Fits", "Epoch, median (range)"]
-        blocks.append(("table", Section("Failures by cause", headers, counted)))
-        cells = [
-            [label, _place(fit), f"{(fit.failure or {}).get('epoch', '-')}", _cause(fit)]
-            for label, fit in failed[:_MOST_FAILURES]
-        ]
-        blocks.append(("table", Section("Failed fits", ["Method", "Fit", "Epoch", "Cause"], cells)))
-        if len(failed) > _MOST_FAILURES:
-            blocks.append(("text", f"And {len(failed) - _MOST_FAILURES} more failed fits."))
-    else:
-        some = f"None of {finished} finished fits failed." if finished else "No fit has finished."
+    methods = by_method(records)
+    failed = [(label, fit) for label, fits in methods.items() for fit in fits if fit.status == "failed"]
+    done = sum(fit.status in runs.FINISHED for fit in records)
+    blocks = _failed(failed)
+    if not failed:
+        some = f"None of {done} finished fits failed." if done else "No fit has finished."
         blocks.append(("text", some))
-    waiting = len(records) - finished
+    waiting = len(records) - done
     if waiting:
         blocks.append(
             ("warning", f"{waiting} fits have not finished; the command that started them goes on.")
         )
-    noted = []
-    for label, fits in by_method(records).items():
-        redrawn = [fit.redraws for fit in fits if fit.redraws]
-        open_modes = [fit.unconverged_modes for fit in fits if fit.unconverged_modes]
-        if redrawn or open_modes:
-            again = f"{len(redrawn)} (at most {max(redrawn)} times)" if redrawn else "0"
-            share = (
-                f"{len(open_modes)} (at most {100 * max(open_modes):.1f} % of subjects)"
-                if open_modes
-                else "0"
-            )
-            noted.append([label, str(len(fits)), again, share])
+    noted = [row for label, fits in methods.items() if (row := _noted(label, fits))]
     if noted:
         headers = ["Method", "Fits", "Initialisation drawn again", "Modes not converged"]
         blocks.append(("table", Section("Warnings: number of fits", headers, noted)))
-    elif finished:
+    elif done:
         blocks.append(("text", "Every mode converged, and no initialisation was drawn again."))
     return blocks
 
 
+def _failed(failed: Sequence[tuple[str, Record]]) -> Blocks:
+    """Failed fits, each with the label of its method, by cause and one by one; nothing of none."""
+    if not failed:
+        return []
+    causes: dict[tuple[str, str], list[float]] = {}
+    for label, fit in failed:
+        causes.setdefault((label, _cause(fit)), []).append(float((fit.failure or {}).get("epoch", np.nan)))
+    counted = [
+        [label, cause, str(len(epochs)), f"{np.median(epochs):g} ({min(epochs):g} to {max(epochs):g})"]
+        for (label, cause), epochs in causes.items()
+    ]
+    headers = ["Method", "Cause", "Fits", "Epoch, median (range)"]
+    cells = [
+        [label, fit.address.place, f"{(fit.failure or {}).get('epoch', '-')}", _cause(fit)]
+        for label, fit in failed[:_MOST_FAILURES]
+    ]
+    blocks: Blocks = [
+        ("table", Section("Failures by cause", headers, counted)),
+        ("table", Section("Failed fits", ["Method", "Fit", "Epoch", "Cause"], cells)),
+    ]
+    if len(failed) > _MOST_FAILURES:
+        blocks.append(("text", f"And {len(failed) - _MOST_FAILURES} more failed fits."))
+    return blocks
+
+
+def _noted(label: str, fits: Sequence[Record]) -> list[str]:
+    """The row of a method of which something is to be noted, empty if nothing is."""
+    redrawn = [fit.redraws for fit in fits if fit.redraws]
+    open_modes = [fit.unconverged_modes for fit in fits if fit.unconverged_modes]
+    if not redrawn and not open_modes:
+        return []
+    again = f"{len(redrawn)} (at most {max(redrawn)} times)" if redrawn else "0"
+    share = f"{len(open_modes)} (at most {100 * max(open_modes):.1f} % of subjects)" if open_modes else "0"
+    return [label, str(len(fits)), again, share]
+
+
 def _cause(fit: Record) -> str:
     return str((fit.failure or {}).get("cause", "not recorded"))
-
-
-def _place(fit: Record) -> str:
-    return ", ".join(f"{name} {int(number)}" for name, number in fit.address.where.items())
 
 
 def reproduction(records: Sequence[Record]) -> Blocks:

@@ -11,7 +11,8 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.report.section import Section, latex, markdown
-from medcm_cli.runs.summary import COUNTS, GROUP, Summary, unit_of
+from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
+from medcm_cli.runs.summary import COUNTS, Summary, columns_units, unit_of
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -22,7 +23,7 @@ def sections(summary: Summary) -> list[Section]:
     study one of its patients. Columns that say nothing are left out: measures that no row has, and what tells
     no rows apart."""
     result = []
-    for (study, dataset), table in summary.table.groupby(["study", "dataset"], sort=True):
+    for (study, dataset), table in summary.table.groupby(list(SWEEP), sort=True):
         unit = ", ".join(table["level_unit"].unique())
         nested = bool(table["nested"].all())
         optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
@@ -146,7 +147,7 @@ def _section(
     title: str, table: pd.DataFrame, counts: Sequence[str], measures: Mapping[str, tuple[str, int]]
 ) -> Section:
     keys = ["objective"]
-    for name in ("error", "learning_rate", "variant"):
+    for name in METHOD[1:]:
         if table.groupby("objective")[name].nunique().max() > 1:
             keys.append(name)
     present = {name: how for name, how in measures.items() if table[f"{name}_median"].notna().any()}
@@ -183,24 +184,9 @@ def compare(summary: Summary, expected: Path) -> Section:
 
     :raises InputError: a column is missing, or a measure unknown.
     """
-    try:
-        wanted = pd.read_csv(expected, dtype={name: str for name in GROUP if name != "learning_rate"})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{expected}: cannot be read as a CSV ({' '.join(str(error).split())})") from error
-    missing = {"objective", "measure", "statistic", "value", "tolerance", "source"} - set(wanted.columns)
-    if missing:
-        raise InputError(f"{expected}: column {min(missing)!r} is missing")
-    keys = [name for name in GROUP if name in wanted]
+    wanted = _expected(expected)
+    keys = [name for name in ALIKE if name in wanted]
     cells = []
-    for name in ("value", "tolerance"):
-        numbers = pd.to_numeric(wanted[name], errors="coerce")
-        bad = (numbers.isna() & (wanted[name].notna() if name == "tolerance" else True)).to_numpy()
-        if bad.any():
-            line = int(np.argmax(bad))
-            raise InputError(
-                f"{expected}, line {line + 2}, column {name!r}: {wanted[name].iloc[line]!r} is not a number"
-            )
-        wanted[name] = numbers
     for line, row in enumerate(wanted.to_dict("records"), 2):
         of_fits = row["statistic"] == "count"
         column = row["measure"] if of_fits else f"{row['measure']}_{row['statistic']}"
@@ -208,26 +194,48 @@ def compare(summary: Summary, expected: Path) -> Section:
             raise InputError(
                 f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}"
             )
+        given = {key: row[key] for key in keys if not pd.isna(row[key])}
         match = summary.table
-        for key in keys:
-            if not pd.isna(row[key]):
-                match = match[match[key] == row[key]]
-        name = " ".join(str(row[key]) for key in keys if not pd.isna(row[key]))
+        for key, value in given.items():
+            match = match[match[key] == value]
+        first = [" ".join(map(str, given.values())), column.replace("_", " ")]
         for value in match[column] if len(match) else [np.nan]:
-            tolerance = row["tolerance"]
-            if np.isnan(value):
-                verdict = "not run"
-            elif pd.isna(tolerance):
-                verdict = ""
-            else:
-                verdict = "within" if abs(value - row["value"]) <= tolerance else "outside"
-            expected_cells = [f"{row['value']:g}", "" if pd.isna(tolerance) else f"{tolerance:g}"]
-            measured = "-" if np.isnan(value) else f"{value:.4g}"
-            cells.append(
-                [name, column.replace("_", " "), *expected_cells, measured, verdict, str(row["source"])]
-            )
+            cells.append([*first, *_compared(value, row["value"], row["tolerance"]), str(row["source"])])
     headers = ["group", "measure", "expected", "tolerance", "measured", "", "source"]
     return Section(f"beside {expected}", headers, cells)
+
+
+def _expected(path: Path) -> pd.DataFrame:
+    """A table of expected values, as ``compare`` has it. :raises InputError: it is not as it should be."""
+    try:
+        wanted = pd.read_csv(path, dtype={name: str for name in ALIKE if name != "learning_rate"})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a CSV ({' '.join(str(error).split())})") from error
+    missing = {"objective", "measure", "statistic", "value", "tolerance", "source"} - set(wanted.columns)
+    if missing:
+        raise InputError(f"{path}: column {min(missing)!r} is missing")
+    for name in ("value", "tolerance"):
+        numbers = pd.to_numeric(wanted[name], errors="coerce")
+        bad = (numbers.isna() & (wanted[name].notna() if name == "tolerance" else True)).to_numpy()
+        if bad.any():
+            line = int(np.argmax(bad))
+            raise InputError(
+                f"{path}, line {line + 2}, column {name!r}: {wanted[name].iloc[line]!r} is not a number"
+            )
+        wanted[name] = numbers
+    return wanted
+
+
+def _compared(measured: float, expected: float, tolerance: Any) -> list[str]:
+    """Expected value, tolerance, measured value and verdict."""
+    if np.isnan(measured):
+        verdict = "not run"
+    elif pd.isna(tolerance):
+        verdict = ""
+    else:
+        verdict = "within" if abs(measured - expected) <= tolerance else "outside"
+    shown = "-" if np.isnan(measured) else f"{measured:.4g}"
+    return [f"{expected:g}", "" if pd.isna(tolerance) else f"{tolerance:g}", shown, verdict]
 
 
 def write(summary: Summary, folder: Path) -> list[Path]:
@@ -238,8 +246,7 @@ def write(summary: Summary, folder: Path) -> list[Path]:
         folder / name for name in ("table.parquet", "table.csv", "table.md", "table.tex", "fits.parquet")
     ]
     for path, frame in ((paths[0], summary.table), (paths[4], summary.fits)):
-        with replaced(path) as partial:
-            frame.to_parquet(partial)
+        write_table(path, frame, columns_units(summary))
     with replaced(paths[1]) as partial:
         summary.table.to_csv(partial, index=False)
     write_text(paths[2], "\n".join(map(markdown, shown)))

@@ -1,8 +1,12 @@
 """Run folders: written, read, walked and summed up. Loads no torch."""
 
+from medcm_cli.runs.checkpoints import tail_mean, tail_rows
 from medcm_cli.runs.folder import (
+    ALIKE,
     FINISHED,
+    METHOD,
     RECORD,
+    SWEEP,
     Address,
     Record,
     check_name,
@@ -13,17 +17,23 @@ from medcm_cli.runs.folder import (
     is_whole,
     read_history,
     read_record,
+    read_table,
     start,
-    tail_start,
     write_preparation,
     write_record,
 )
+from medcm_cli.runs.units import Units, by_row, unit_of, with_units, write_table
 
 __all__ = [
+    "ALIKE",
     "FINISHED",
+    "METHOD",
     "RECORD",
+    "SWEEP",
     "Address",
     "Record",
+    "Units",
+    "by_row",
     "check_name",
     "config_hash",
     "find",
@@ -32,8 +42,13 @@ __all__ = [
     "is_whole",
     "read_history",
     "read_record",
+    "read_table",
     "start",
-    "tail_start",
+    "tail_mean",
+    "tail_rows",
+    "unit_of",
+    "with_units",
     "write_preparation",
     "write_record",
+    "write_table",
 ]

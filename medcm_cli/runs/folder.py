@@ -28,10 +28,15 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import remove_partial, replaced, write_text
+from medcm_cli.files import remove_partial, write_text
+from medcm_cli.runs.units import write_table
 
 RECORD = "run.json"
 FINISHED = ("complete", "failed")
+SWEEP = ("study", "dataset")
+METHOD = ("objective", "error", "learning_rate", "variant")
+ALIKE = (*SWEEP, *METHOD)
+"""The fields of an address that fits share which differ in their data rows and random numbers only."""
 _LONGEST_NAME = 200  # bytes; a folder's name, variant=NAME, holds 255
 
 
@@ -51,8 +56,23 @@ class Address:
     inner: int | None = None
 
     @property
+    def sweep(self) -> tuple[str, str]:
+        """What fits of one study and data set share, ``SWEEP``."""
+        return self.study, self.dataset
+
+    @property
+    def method(self) -> tuple[str, str, float, str]:
+        """What fits of a sweep share that are alike, ``METHOD``."""
+        return self.objective, self.error, self.learning_rate, self.variant
+
+    @property
+    def alike(self) -> tuple[str, str, str, str, float, str]:
+        """What fits that are alike share, ``ALIKE``."""
+        return (*self.sweep, *self.method)
+
+    @property
     def where(self) -> dict[str, str]:
-        """The fit's place in its group, as its last folders have it."""
+        """The fit's place among those that are alike, as its last folders have it."""
         if self.outer is None or self.inner is None:
             return {"fold": f"{self.fold:02d}", "replicate": str(self.replicate)}
         return {
@@ -60,6 +80,11 @@ class Address:
             "inner": f"{self.inner:02d}",
             "replicate": str(self.replicate),
         }
+
+    @property
+    def place(self) -> str:
+        """The same in words."""
+        return ", ".join(f"{key} {int(number)}" for key, number in self.where.items())
 
     def folder(self, root: Path) -> Path:
         """The fit's folder below ``root``."""
@@ -191,16 +216,14 @@ def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
     _clear(root, replace(record, status="running"))
     folder = record.address.folder(root)
     for name, table in tables.items():
-        with replaced(folder / f"{name}.parquet") as partial:
-            pyarrow.parquet.write_table(table, partial, compression="zstd")
+        write_table(folder / f"{name}.parquet", table)
     write_record(root, record)
 
 
 def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
     """Write how the covariates of a study's dataset came about, once beside all its fits."""
     address = record.address
-    with replaced(root / address.study / f"dataset={address.dataset}" / "preparation.parquet") as partial:
-        pyarrow.parquet.write_table(table, partial, compression="zstd")
+    write_table(root / address.study / f"dataset={address.dataset}" / "preparation.parquet", table)
 
 
 def find(root: Path) -> Iterator[Path]:
@@ -212,16 +235,18 @@ def find(root: Path) -> Iterator[Path]:
             subfolders.clear()
 
 
-def tail_start(last: float, tail: int | None) -> float:
-    """The epoch from which checkpoints count for a fit's estimates, given its ``last`` one: that of the last
-    ``tail`` epochs, by default the last quarter, at most 500 (METHODS, "Protocol")."""
-    return last - (min(500, last / 4) if tail is None else tail)
+def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pa.Table:
+    """One of a fit's tables, as its file has it, or some of its ``columns``.
+
+    :raises InputError: absent or damaged, or without such a column.
+    """
+    path = folder / f"{name}.parquet"
+    try:
+        return pyarrow.parquet.ParquetFile(path).read(columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def read_history(folder: Path) -> pa.Table:
     """A fit's history. :raises InputError: absent or damaged."""
-    path = folder / "history.parquet"
-    try:
-        return pyarrow.parquet.ParquetFile(path).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return read_table(folder, "history")

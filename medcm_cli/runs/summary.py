@@ -1,6 +1,6 @@
 """Run folders -> estimates and statistics over fits. No torch: only what the files say."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.runs import folder as runs
+from medcm_cli.runs.folder import ALIKE
+from medcm_cli.runs.walk import DAMAGED, Fault, Fit, damage, walk
 
-GROUP = ["study", "dataset", "objective", "error", "learning_rate", "variant"]
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 COUNTS = ["complete", "failed", "unfinished", "redrawn"]
 # Those of further random effects follow, where there are any.
@@ -42,26 +42,27 @@ def summarize(
     :param progress: told the number of folders read so far.
     :raises InputError: a root does not exist, or holds no run folder.
     """
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder")
+    return summary_of(walk(roots, progress), roots, tail)
+
+
+def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | None = None) -> Summary:
+    """Of fits that a walk below ``roots`` found; see ``summarize``."""
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     cohorts: dict[tuple[str, str], dict[str, Any]] = {}
-    distinct = {root.resolve(): root for root in roots}
-    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
     # One folder at a time: memory holds one short row per fit, however many there are.
-    for folder in (folder for root in separate for folder in runs.find(root)):
-        outcome = _read(folder, tail)
-        if isinstance(outcome, str):
-            skipped.append(outcome)
-        else:
-            cohort = outcome.pop("cohort")
-            if cohort:
-                cohorts.setdefault((outcome["study"], outcome["dataset"]), cohort)
-            rows.append(outcome)
-        if progress is not None:
-            progress(len(rows) + len(skipped))
+    for one in found:
+        if isinstance(one, Fault):
+            skipped.append(one.reason)
+            continue
+        try:
+            row, cohort = _row(one, tail), _cohort(one)
+        except DAMAGED as error:
+            skipped.append(damage(one.folder, error))
+            continue
+        rows.append(row)
+        if cohort:
+            cohorts.setdefault(one.record.address.sweep, cohort)
     if not rows:
         where = ", ".join(map(str, roots))
         if skipped:
@@ -83,64 +84,39 @@ def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
     return float(0.5 * (trace - len(true) + log_det - np.linalg.slogdet(true)[1]))
 
 
-def _read(folder: Path, tail: int | None) -> dict[str, Any] | str:
-    """One fit's row, or why it has none."""
-    try:
-        record = runs.read_record(folder)
-        if record is None:
-            return f"{folder}: vanished while it was read"
-        return _row(folder, record, tail)
-    except InputError as error:
-        return str(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
-
-
-def _row(folder: Path, record: runs.Record, tail: int | None) -> dict[str, Any]:
-    address = record.address
-    places = ("fold", "replicate", "outer", "inner")
-    row: dict[str, Any] = {name: getattr(address, name) for name in (*GROUP, *places)}
-    dataset = record.config["dataset"]
-    row |= {"status": record.status, "level_unit": str(dataset["level_unit"]), "redraws": record.redraws}
-    row["cohort"] = _cohort(record, dataset)
+def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
+    """One fit's row; see ``DAMAGED`` for what it may raise."""
+    record, address = fit.record, fit.record.address
+    row: dict[str, Any] = dict(zip(ALIKE, address.alike, strict=True))
+    row |= {name: getattr(address, name) for name in ("fold", "replicate", "outer", "inner")}
+    row |= {"status": record.status, "level_unit": fit.units.reported, "redraws": record.redraws}
     if record.status == "failed" and record.failure:
         row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
     if record.status != "complete":
         return row
-    table = runs.read_history(folder)
-    names = table.column_names
-    history = {name: np.asarray(table[name], dtype=np.float64) for name in names}
-    last = history["epoch"].max()
-    if not np.isfinite(last):
-        raise ValueError("an epoch is not a number")
-    own = record.config.get("tail") if tail is None else tail
-    in_tail = history["epoch"] >= runs.tail_start(float(last), own)
-    estimate = {name: float(values[in_tail].mean()) for name, values in history.items()}
-    scale = float(dataset["level_scale"])
+    estimate = fit.estimates(tail)
     row |= {
         "objective_value": estimate["objective_value"],
         "rmse": estimate["rmse"],
-        "epochs": last,
+        "epochs": estimate["epoch"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
     }
-    row |= {name: estimate[name] for name in names if name.startswith(("omega_", "rho_", "sigma_"))}
-    for name in names:
+    row |= {n: value for n, value in estimate.items() if n.startswith(("omega_", "rho_", "sigma_"))}
+    for name in estimate:
         if name.startswith("omega_"):  # of a log-normal parameter (METHODS, "Protocol: real data")
             row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
-    if "sigma_additive" in row:
-        row["sigma_additive"] *= scale
     if record.truth and "omega_1" in row:
-        row |= _distances(row, record.truth, scale)
+        row |= _distances(row, record.truth, fit.units.scale)
     return row
 
 
-def _cohort(record: runs.Record, dataset: Mapping[str, Any]) -> dict[str, Any]:
+def _cohort(fit: Fit) -> dict[str, Any]:
     """The characteristics of a fit's dataset, with levels in the reported unit; empty where it has none."""
-    cohort = dict(record.data.get("characteristics") or {})
+    cohort = dict(fit.record.data.get("characteristics") or {})
     if cohort.get("level"):
-        cohort["level"] = [level * float(dataset["level_scale"]) for level in cohort["level"]]
-    return {**cohort, "level_unit": str(dataset["level_unit"])} if cohort else {}
+        cohort["level"] = [level * fit.units.scale for level in cohort["level"]]
+    return {**cohort, "level_unit": fit.units.reported} if cohort else {}
 
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
@@ -178,14 +154,26 @@ def estimates_of(fits: pd.DataFrame) -> list[str]:
     return [*ESTIMATES, *(name for name in more if name not in ESTIMATES)]
 
 
+def columns_units(summary: Summary) -> dict[str, str]:
+    """The units of the columns of ``fits`` and ``table``, by patterns."""
+    reported = summary.fits["level_unit"].unique()
+    level = str(reported[0]) if len(reported) == 1 else "see level_unit"
+    of_level = dict.fromkeys(("rmse*", "sigma_additive*", "sigma_mae*"), level)
+    return (
+        {"kl*": "nats", "cv_*": "%", "seconds*": "s", "objective_value*": "of objective"}
+        | of_level
+        | {"*": "-"}
+    )
+
+
 def _table(fits: pd.DataFrame) -> pd.DataFrame:
     """Per group: fits complete, failed and unfinished; median, mean and sd of every measure over complete
     fits or, in a nested split, over its shuffles."""
     rows = []
     names = [*MEASURES, *estimates_of(fits)]
-    for key, group in fits.groupby(GROUP, sort=True):
+    for key, group in fits.groupby(list(ALIKE), sort=True):
         status = group["status"]
-        row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
+        row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
         row["redrawn"] = int((group["redraws"] > 0).sum())

@@ -23,7 +23,7 @@ from medcm_cli.haemophilia.preparation import (
 )
 from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.model import ResidualError
+from medcm_cli.model import ErrorModel
 from medcm_cli.study.identity import Config
 
 
@@ -135,9 +135,9 @@ def read_dataset(
     return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
 
 
-def check_predose(events: EventTable, error: ResidualError) -> None:
+def check_predose(events: EventTable, error: ErrorModel) -> None:
     """:raises InputError: an observation where the prediction is zero and with it the sd of the error."""
-    if "additive" in error.components:
+    if error.allows_zero:
         return
     # Of each segment: a reset empties the compartments too.
     part = events.subject * (events.segment.max() + 1) + events.segment

@@ -166,7 +166,7 @@ class Job:
             trained,
             covariates,
             torch.tensor(known, dtype=self.problem.dtype) if known else None,
-            float(dataset["level_scale"]),
+            runs.Units.of(dataset),
         )
 
 

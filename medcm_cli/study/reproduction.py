@@ -48,8 +48,7 @@ def commands(records: Sequence[Record]) -> list[Command]:
     """As few as name every fit: one for all objectives that have the same options and fits."""
     held: dict[str, list[Record]] = {}
     for record in records:
-        of = record.address
-        key = [of.study, of.dataset, of.objective, of.error, of.learning_rate, of.variant, record.config]
+        key = [record.address.alike, record.config]
         held.setdefault(json.dumps(key, sort_keys=True), []).append(record)
     merged: dict[tuple[tuple[str, ...], tuple[str, ...], str], tuple[list[str], int]] = {}
     unknown: list[Command] = []

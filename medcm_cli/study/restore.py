@@ -1,15 +1,10 @@
 """Finished fits, brought back from their run folders to be used: with their model, data and estimates."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
@@ -19,6 +14,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
+from medcm_cli.runs.sweeps import grouped
 from medcm_cli.study.identity import AXES
 from medcm_cli.study.job import objective_of
 from medcm_cli.study.options import complete
@@ -71,24 +67,6 @@ class Ensemble:
         return _streams(self.records)
 
 
-def finished(roots: Sequence[Path]) -> list[tuple[Path, runs.Record]]:
-    """The complete fits below folders.
-
-    :raises InputError: a folder that is not there, or none in which a fit is complete.
-    """
-    found: dict[Path, runs.Record] = {}
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
-        for folder in runs.find(root):
-            record = runs.read_record(folder)
-            if record is not None and record.status == "complete":
-                found[folder] = record
-    if not found:
-        raise InputError(f"{', '.join(map(str, roots))}: no complete fit here; `medcm fit` makes them")
-    return list(found.items())
-
-
 def data_of(folder: Path, record: runs.Record) -> Path:
     """The file of a fit's data: where its record says, seen from here or else, of a relative path, from the
     nearest folder above the fit where there is one."""
@@ -103,17 +81,6 @@ def restore(fits: Sequence[tuple[Path, runs.Record]]) -> list[Restored]:
     :raises InputError: their data are gone or are not what they were trained on, or a folder is damaged.
     """
     return [_restore(group) for group in grouped(fits)]
-
-
-def grouped(fits: Sequence[tuple[Path, runs.Record]]) -> list[list[tuple[Path, runs.Record]]]:
-    """Fits of one configuration and data set, together."""
-    groups: dict[str, list[tuple[Path, runs.Record]]] = {}
-    for folder, record in fits:
-        a = record.address
-        group = (a.study, a.dataset, a.objective, a.error, a.learning_rate, a.variant)
-        key = json.dumps([group, record.config, record.data], sort_keys=True)
-        groups.setdefault(key, []).append((folder, record))
-    return list(groups.values())
 
 
 def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
@@ -208,19 +175,11 @@ def _estimate(folder: Path) -> dict[str, Tensor]:
     """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
     record = runs.read_record(folder)
     assert record is not None
-    path = folder / "parameters.parquet"
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    epoch = table["epoch"].to_numpy()
-    start = runs.tail_start(int(epoch.max()), record.config.get("tail"))
-    kept = table.filter(pc.greater_equal(table["epoch"], start))
-    epochs = len(np.unique(epoch[epoch >= start]))
-    names = kept["name"].combine_chunks().dictionary_decode().to_numpy(zero_copy_only=False)
-    values = kept["value"].to_numpy().astype(np.float64)
+    table = runs.read_table(folder, "parameters")
+    rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail"))
     # Every checkpoint holds the same values in the same order.
-    names, mean = names[: len(names) // epochs], values.reshape(epochs, -1).mean(0)
+    mean = runs.tail_mean(table["value"].to_numpy(), rows)
+    names = table["name"].combine_chunks().dictionary_decode().take(rows[0]).to_numpy(zero_copy_only=False)
     return {str(name): torch.from_numpy(mean[names == name]) for name in dict.fromkeys(names)}
 
 

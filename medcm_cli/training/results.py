@@ -13,6 +13,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective
+from medcm_cli.runs import Units, by_row, with_units
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -36,21 +37,22 @@ def tables(
     trained: Trained,
     covariates: Mapping[str, Covariate],
     omega_true: Tensor | None,
-    level_scale: float,
+    units: Units,
 ) -> list[dict[str, pa.Table]]:
     """The tables of each fit of the batch, by name: history, parameters, effects and, with random effects,
-    random_effects.
+    random_effects. Their columns name their units.
 
     A failed fit has the checkpoints before its failure. :param omega_true: (K, K) or None, for KL.
-    :param level_scale: from IU/mL to the reported unit, in which RMSE is given.
+    :param units: of concentrations; RMSE is given in the reported one, sigma_additive in the model's.
     """
     if not trained.epochs:  # all failed at once: what the tables look like is still to be seen
         flat = trained.layout.pack(trained.state.trained)
         trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
     rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
-    history = _history(model, objective, test, trained, omega_true, level_scale)
+    history = _history(model, objective, test, trained, omega_true, units.scale)
     effects = _effects(model, trained, covariates)
     posterior = objective.random_effects(model, train, trained.state)
+    of_columns = _units(objective, covariates, units)
     result = []
     for fit, keep in enumerate(rows):
         epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
@@ -63,8 +65,26 @@ def tables(
         }
         if posterior is not None:
             of_fit["random_effects"] = _random_effects(train, *posterior, fit)
-        result.append(of_fit)
+        result.append({name: with_units(table, of_columns[name]) for name, table in of_fit.items()})
     return result
+
+
+def _units(
+    objective: Objective, covariates: Mapping[str, Covariate], units: Units
+) -> dict[str, dict[str, str]]:
+    """Name of a table -> the units of its columns, by patterns."""
+    history = {
+        "objective_value": objective.unit(units.model),
+        "rmse": units.reported,
+        "sigma_additive": units.model,
+        "kl": "nats",
+    }
+    effects = {
+        "x": by_row({name: covariate.unit for name, covariate in covariates.items()}),
+        "value": "of parameter",
+    }
+    named = {"history": history, "parameters": {}, "effects": effects, "random_effects": {}}
+    return {name: {**of_columns, "*": "-"} for name, of_columns in named.items()}
 
 
 def _rows(trained: Trained, fit: int) -> int:
@@ -100,11 +120,7 @@ def _history(
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            sigmas = model.error.sigmas(estimates)
-            row |= {
-                name: sigmas[part]
-                for name, part in zip(model.error.names, model.error.components, strict=True)
-            }
+            row |= model.error.reported(estimates)
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():

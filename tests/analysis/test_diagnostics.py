@@ -28,8 +28,9 @@ from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
-from medcm_cli.study.restore import Restored, finished, restore
+from medcm_cli.study.restore import Restored, restore
 from medcm_cli.training.results import GRID_POINTS
 from tests.helpers import at_eta, configuration, dense_omega, make_population, sd_of, slopes, with_error
 

@@ -8,12 +8,22 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from medcm_cli.distances import distances, section
+from medcm_cli.analysis.distances import distances
+from medcm_cli.commands.distance import section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.restore import restore
 from tests.helpers import SHIFT, SMALL, configuration, write_draws
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated study that ``mixed_fits`` are of."""
+    folder = tmp_path_factory.mktemp("data") / "simulated"
+    write_study(folder, SMALL)
+    return folder
 
 
 def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: Path) -> None:

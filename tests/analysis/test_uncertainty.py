@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 from scipy import stats
 
 from medcm_cli import cli, runs
+from medcm_cli.analysis.uncertainty import covariances, estimate, intervals, quantities
+from medcm_cli.commands.standard_errors import report
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, write_study
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
-from medcm_cli.study.restore import Restored, finished, restore
+from medcm_cli.study.restore import Restored, restore
 from medcm_cli.training.loss import Layout
-from medcm_cli.uncertainty import covariances, estimate, intervals, quantities, report
 from tests.helpers import as_float, configuration
 
 F64 = torch.float64
@@ -189,8 +192,13 @@ def test_report_writes_each_fit_and_names_what_it_cannot_do(outputs: Path) -> No
     assert not any("network weights" in note for note in found.notes)
     fo = next(section for section in found.sections if ": fo," in section.title)
     assert fo.title.endswith("sandwich, median of 2 fits")
-    frames = [pd.read_parquet(path) for path in sorted(outputs.rglob("objective=fo/**/uncertainty.parquet"))]
+    paths = sorted(outputs.rglob("objective=fo/**/uncertainty.parquet"))
+    frames = [pd.read_parquet(path) for path in paths]
     assert len(frames) == 2
+    units = {field.name: runs.unit_of(field) for field in pyarrow.parquet.read_schema(paths[0])}
+    assert units["rse"] == "%"
+    assert str(units["estimate"]).startswith("IU/dL (sigma_additive)")
+    assert all(units.values())
     rows = pd.concat(frame[frame["method"] == "sandwich"] for frame in frames)
     assert {cells[0]: cells[2] for cells in fo.cells} == {
         name: f"{value:.4g}" for name, value in rows.groupby("name")["se"].median().items()

@@ -18,6 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi, families
+from medcm_cli.runs import Units
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import conf_dir
 from medcm_cli.training.loop import train
@@ -371,7 +372,7 @@ def test_reports_are_medians_under_q(model: Model) -> None:
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     model = known(model, None, None)
     trained = train(model, objective, population, STREAMS, adam, 20, 10, F64)
-    written = tables(model, objective, population, population, trained, {}, None, 100.0)
+    written = tables(model, objective, population, population, trained, {}, None, Units("IU/dL", 100.0))
     history = written[1]["history"].to_pandas()
     at = trained.layout.unpack(trained.checkpoints[-1])["population.mean"][:, 1].numpy()
     last = history.iloc[-1]

@@ -16,7 +16,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from medcm_cli import dose, load_study, predict
-from medcm_cli.commands.dose import add_options, run
+from medcm_cli.commands.dose import add_options
+from medcm_cli.commands.doses import run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects

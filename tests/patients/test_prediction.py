@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from medcm_cli import load_study, predict
-from medcm_cli.commands.predict import add_options, run
+from medcm_cli.commands.predict import add_options
+from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, half_life, pooled_quantiles, time_above
+from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
@@ -99,8 +100,8 @@ def test_half_life_is_that_of_the_rate_matrix(study: Study) -> None:
     z = {"CL": 0.2, "V1": 3.0, "Q": 0.15, "V2": 0.75}
     k10, k12, k21 = z["CL"] / z["V1"], z["Q"] / z["V1"], z["Q"] / z["V2"]
     slowest = np.linalg.eigvals(np.array([[-k10 - k12, k21], [k12, -k21]])).max()
-    found = half_life(
-        study, {name: torch.tensor([[[value]]], dtype=torch.float64) for name, value in z.items()}
+    found = study.fits.model.pk.half_life(
+        {name: torch.tensor([[[value]]], dtype=torch.float64) for name, value in z.items()}
     )
     assert found is not None
     assert float(found) == pytest.approx(-np.log(2) / slowest, rel=1e-9)

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
+from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.moments import moment
 from tests.helpers import amounts_after
 
@@ -305,3 +308,48 @@ def test_parameters_of_fits_samples_and_subjects_broadcast() -> None:
         torch.testing.assert_close(
             solve(pk, geometry, shared).expand(-1, 2, -1, -1), solve(pk, geometry, spread)
         )
+
+
+@dataclass(frozen=True)
+class Boluses(PkModel):
+    """A compartment model as somebody else may write it: C = sum of amount / V1 / 1000 exp(-CL / V1 t)."""
+
+    parameters: tuple[str, ...] = ("CL", "V1")
+    lag: Mapping[int, str] = field(default_factory=dict)
+    bioavailability: Mapping[int, str] = field(default_factory=dict)
+    durations: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def dosed(self) -> int:
+        return 0
+
+    @property
+    def takes_doses(self) -> int:
+        return 1
+
+    def predict(self, schedule: Schedule, z: Values) -> Tensor:
+        hours = schedule.since_end + schedule.infused
+        left = schedule.given * torch.exp(-z["CL"] / z["V1"] * hours)
+        return left.sum(0) / z["V1"] / 1000
+
+    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
+
+
+def test_a_compartment_model_is_one_class() -> None:
+    """What it has not said of itself is what is safe to assume."""
+    drawn, (time, start, _, _) = random_case(3)
+    time, start = time[:, None, :, None], start[:, None, :, None]
+    bolus = Schedule.build(time, start, torch.zeros_like(start), torch.full_like(start, 1000.0))
+    z = on_fits({name: drawn[name] for name in ("CL", "V1")})
+    own, known = Boluses(), one_compartment()
+    torch.testing.assert_close(solve(own, bolus, z), solve(known, bolus, z), rtol=1e-12, atol=1e-14)
+    for got, want in zip(
+        sensitivities(own, bolus, z, ("CL", "V1"))[1],
+        sensitivities(known, bolus, z, ("CL", "V1"))[1],
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+    assert (own.needs_double, own.steps_through_events, own.scales_with_dose) == (True, True, False)
+    assert (own.half_life(z), own.doses_to_steady_state) == (None, None)
+    assert own.units == {"CL": "L/h", "V1": "L"}

@@ -30,7 +30,6 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
-from medcm_cli.pk.compartments import rate_matrix
 from tests.helpers import amounts_after
 
 TYPICAL = {"CL": 0.4, "V1": 2.0, "Q": 0.15, "V2": 0.75, "Q3": 0.6, "V3": 3.0, "KA": 0.9}
@@ -436,7 +435,7 @@ def test_eigenvalues_of_three_compartments() -> None:
     at = pk.response(z)
     assert float(at.weights.min()) > -1e-12
     torch.testing.assert_close(at.weights.sum(0), torch.ones(1, 200, 1, dtype=torch.float64))
-    matrices = rate_matrix(pk, z)[0, :, 0].numpy()
+    matrices = pk.rate_matrix(z)[0, :, 0].numpy()
     wanted = -np.sort(np.linalg.eigvals(matrices).real, axis=-1)
     np.testing.assert_allclose(at.rates[:, 0, :, 0].T.numpy(), wanted, rtol=1e-9)
 

@@ -19,8 +19,9 @@ from PIL import Image
 from medcm_cli import cli, runs
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.figures import style, training
-from medcm_cli.report.figures.collected import bands, collect, effects, typical_fit
 from medcm_cli.report.figures.plot import figures
+from medcm_cli.runs.bands import bands, effects
+from medcm_cli.runs.sweeps import collect, typical_fit
 from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
@@ -208,8 +209,11 @@ def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_pa
     (sweep,) = collect([tmp_path / "outputs"]).sweeps
     vi = [method for method in sweep.methods if method.objective == "vi"]
     assert [method.label for method in vi] == ["VI", "VI, objective.samples-1"]
-    assert len({method.colour for method in vi}) == 1
-    assert len({str(method.line) for method in vi}) == 2
+    objectives = [method.objective for method in sweep.methods]
+    lines = dict(zip(objectives, style.lines_of(objectives), strict=True))
+    assert objectives.count("vi") == 2
+    assert len({str(line) for line in style.lines_of(["vi", "vi"])}) == 2
+    assert lines["fo"] == lines["mse"]
 
 
 def test_shrinkage(drawn: dict[str, style.Drawn]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from medcm_cli.errors import InputError
 from medcm_cli.report.figures import posteriors
-from medcm_cli.report.figures.collected import collect
+from medcm_cli.runs.sweeps import collect
 from tests.helpers import SHIFT, write_draws
 
 
@@ -59,5 +59,5 @@ def test_an_ellipse_holds_95_percent() -> None:
 
 def test_damaged_draws_are_named(mixed_fits: Path, tmp_path: Path) -> None:
     (sweep,) = collect([mixed_fits]).sweeps
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="holds no draws"):
         posteriors.ellipses(sweep, tmp_path)

@@ -24,10 +24,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report import tables
 from medcm_cli.report.figures import plot, style
-from medcm_cli.report.figures.collected import Sweep
 from medcm_cli.report.figures.plot import figures
 from medcm_cli.report.page import _source, write
 from medcm_cli.runs.summary import summarize
+from medcm_cli.runs.sweeps import Sweep
 from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 

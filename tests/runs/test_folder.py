@@ -330,7 +330,9 @@ def test_folders_read_as_one_hive_partitioned_table(tmp_path: Path, model: Model
     for label, objective in objectives.items():
         streams = [Stream(0, *fit) for fit in fits]
         trained = train(model, objective, population, streams, adam, 2, 1, torch.float64)
-        made = tables(model, objective, population, population, trained, covariates, None, 100.0)
+        made = tables(
+            model, objective, population, population, trained, covariates, None, runs.Units("IU/dL", 100.0)
+        )
         for (fold, replicate), of_fit in zip(fits, made, strict=True):
             variant = "epochs-2+objective.samples-1"
             record = make_record(objective=label, fold=fold, replicate=replicate, variant=variant)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from medcm_cli import runs
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.restore import restore
 from tests.helpers import configuration
 
 HERE = Path(__file__).resolve().parent / "before"

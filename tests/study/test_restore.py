@@ -10,8 +10,9 @@ import torch
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
-from medcm_cli.study.restore import finished, restore
+from medcm_cli.study.restore import restore
 from tests.helpers import SMALL, as_float, configuration
 
 CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")

@@ -17,6 +17,7 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
+from medcm_cli.runs import Units
 from medcm_cli.training.loop import Trained, train
 from medcm_cli.training.results import Covariate, tables
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
@@ -35,6 +36,9 @@ def optimizer(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.1)
 
 
+UNITS = Units("IU/dL", 100.0)
+
+
 def make_tables(
     model: Model, objective: Objective, fits: Sequence[int] = (0, 1), epochs: int = 4, truth: bool = True
 ) -> Tables:
@@ -45,7 +49,7 @@ def make_tables(
     streams = [Stream(0, fold + 1, 1) for fold in fits]
     trained: Trained = train(model, objective, population, streams, optimizer, epochs, 2, torch.float64)
     omega = torch.from_numpy(OMEGA) if truth else None
-    return tables(model, objective, population, test, trained, GRID, omega, 100.0)
+    return tables(model, objective, population, test, trained, GRID, omega, UNITS)
 
 
 def values_at(table: pa.Table, epoch: int) -> dict[str, np.ndarray]:
@@ -139,7 +143,7 @@ def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
     everyone = Population.from_events(events, torch.float64)
     population, test = everyone.select([TRAIN[0]]), everyone.select([TEST[0]])
     trained = train(model, Vi(), population, [Stream(0, 1, 1)], optimizer, 2, 2, torch.float64)
-    (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, 100.0)
+    (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, UNITS)
     left = ~below | EVENTS.is_dose
     known = replace(
         EVENTS, **{name: getattr(EVENTS, name)[left] for name in ("subject", "time", "is_dose", "dv")}

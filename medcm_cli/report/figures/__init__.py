@@ -1,2 +1,1 @@
-"""Figures of run folders: ``collected`` reads them, the modules beside it draw one figure each, ``plot`` all
-of them."""
+"""Figures of run folders, which ``medcm_cli.runs.sweeps`` reads: each module draws some, ``plot`` all."""

@@ -1,7 +1,7 @@
 """Learned covariate effects beside the truth, over the covariates that the subjects have (the paper's Figures
 4, S4, S6 and S7)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from medcm_cli.report.figures import style
-from medcm_cli.report.figures.collected import Sweep
+from medcm_cli.runs.sweeps import Method, Sweep
 
 FloatArray = npt.NDArray[np.float64]
 _BINS = 25
@@ -29,7 +29,7 @@ def covariate_effects(
 ) -> style.Drawn | None:
     """A row of panels per method and a column per effect, None where nothing was learned.
 
-    :param learned: method's label -> ``collected.effects`` of it. :param epoch: one of its epochs, None for
+    :param learned: method's label -> ``bands.effects`` of it. :param epoch: one of its epochs, None for
         the mean over the tail.
     :param truth: ``covariate``, ``parameter``, ``x``, ``relative``, where it is known.
     :param covariates: name -> the values that subjects have, for the histograms, where the data are there.
@@ -39,69 +39,92 @@ def covariate_effects(
         for label, frame in learned.items()
         if len(frame)
     }
-    rows = [method for method in sweep.methods if len(at.get(method.label, ()))]
+    rows, pairs = _shown(sweep, at)
     if not rows:
         return None
-    keys = ["covariate", "parameter"]
-    pairs = list(pd.concat(at.values())[keys].drop_duplicates().itertuples(index=False, name=None))
     known = {pair: _of(truth, pair) for pair in pairs} if truth is not None else {}
-    described = sweep.described["covariates"]
-    with style.styled():
-        figure, grid, under = _grid(len(rows), len(pairs), bool(covariates))
-        for row, method in enumerate(rows):
-            for column, pair in enumerate(pairs):
-                axis = grid[row][column]
-                curve = _of(at[method.label], pair)
-                axis.fill_between(
-                    curve["x"], curve["low"], curve["high"], color=method.colour, alpha=0.22, lw=0
-                )
-                axis.plot(
-                    curve["x"], curve["median"], color=method.colour, marker=method.marker, ms=3, markevery=8
-                )
-                if pair in known:
-                    axis.plot(known[pair]["x"], known[pair]["relative"], **style.TRUTH)
-                axis.tick_params(labelbottom=row == len(rows) - 1 and not under)
-        for column, (covariate, parameter) in enumerate(pairs):
-            entry = described[covariate]
-            label = f"{covariate}, {entry['unit']}"
-            grid[0][column].set_title(f"{parameter}, relative to {entry['reference']:g} {entry['unit']}")
-            _limit(
-                grid[0][column],
-                [_of(at[m.label], (covariate, parameter)) for m in rows],
-                known.get((covariate, parameter)),
-            )
-            if under and covariates and covariate in covariates:
-                _histogram(under[column], covariates[covariate], float(entry["scale"]))
-                under[column].set_xlabel(label)
-            else:
-                grid[-1][column].set_xlabel(label)
-        for method, row_axes in zip(rows, grid, strict=True):
-            row_axes[0].set_ylabel(f"{method.label}\nratio (-)")
-        if under:
-            under[0].set_ylabel("subjects")
-        handles: list[Artist] = [Line2D([], [], color="0.4", label="median")]
-        handles.append(Patch(color="0.5", alpha=0.4, lw=0, label="95 % of fits"))
-        if known:
-            handles.append(Line2D([], [], **style.TRUTH, label="truth"))
-        style.legend(figure, handles)
-    when = "mean over the last checkpoints" if epoch is None else f"epoch {epoch:g}"
-    where = f"{sweep.study}, {sweep.dataset}"
-    fits = ", ".join(f"{method.label} {len(method.complete)}" for method in rows)
-    caption = (
-        f"Learned covariate effects ({where}; {when}), relative to the reference value: median (line) and "
-        f"2.5 to 97.5 % quantiles (band) over complete fits ({fits})."
-    )
-    caption += " Dashed black: truth." if known else ""
-    caption += " Below: the subjects' covariates." if covariates else ""
+    figure = _figure(sweep, at, known, covariates)
     return style.Drawn(
         "effects" if epoch is None else f"effects_epoch_{epoch:g}",
         "Covariate effects" if epoch is None else f"Covariate effects at epoch {epoch:g}",
         figure,
-        caption,
+        _caption(sweep, rows, epoch, bool(known), bool(covariates)),
         f"Curves of {', '.join(f'{p} against {c}' for c, p in pairs)}, a row of panels for each of "
         f"{', '.join(m.label for m in rows)}. " + " ".join(_said(m.label, at[m.label], known) for m in rows),
         _numbers(at, known),
     )
+
+
+def _shown(sweep: Sweep, at: Mapping[str, pd.DataFrame]) -> tuple[list[Method], list[tuple[str, str]]]:
+    """The methods that learned something, and the pairs of covariate and parameter."""
+    rows = [method for method in sweep.methods if len(at.get(method.label, ()))]
+    every = pd.concat(at.values()) if rows else pd.DataFrame(columns=["covariate", "parameter"])
+    pairs = every[["covariate", "parameter"]].drop_duplicates().itertuples(index=False, name=None)
+    return rows, list(pairs)
+
+
+def _figure(
+    sweep: Sweep,
+    at: Mapping[str, pd.DataFrame],
+    known: Mapping[tuple[str, str], pd.DataFrame],
+    covariates: Mapping[str, FloatArray] | None,
+) -> Figure:
+    """Panels of the effects ``at`` one epoch; see ``covariate_effects``."""
+    rows, pairs = _shown(sweep, at)
+    named = {pair: (covariates or {}).get(pair[0]) for pair in pairs}
+    with style.styled():
+        figure, grid, under = _grid(len(rows), len(pairs), bool(covariates))
+        for method, axes in zip(rows, grid, strict=True):
+            last = method is rows[-1] and not under
+            for pair, axis in zip(pairs, axes, strict=True):
+                _panel(axis, method, _of(at[method.label], pair), known.get(pair))
+                axis.tick_params(labelbottom=last)
+            axes[0].set_ylabel(f"{method.label}\nratio (-)")
+        for column, pair in enumerate(pairs):
+            of_pair = [_of(at[method.label], pair) for method in rows]
+            _limit(grid[0][column], of_pair, known.get(pair))
+            below = [] if named[pair] is None else [under[column]]
+            _column(sweep, [*(axes[column] for axes in grid), *below], pair, named[pair])
+        if under:
+            under[0].set_ylabel("subjects")
+        style.legend(figure, _handles(bool(known)))
+    return figure
+
+
+def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame | None) -> None:
+    colour, marker = style.colour_of(method.objective), style.marker_of(method.objective)
+    axis.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.22, lw=0)
+    axis.plot(curve["x"], curve["median"], color=colour, marker=marker, ms=3, markevery=8)
+    if truth is not None:
+        axis.plot(truth["x"], truth["relative"], **style.TRUTH)
+
+
+def _column(sweep: Sweep, axes: list[Axes], pair: tuple[str, str], values: FloatArray | None) -> None:
+    """What a column of panels says of its effect: a title, the covariate below, and its histogram."""
+    entry = sweep.described["covariates"][pair[0]]
+    axes[0].set_title(f"{pair[1]}, relative to {entry['reference']:g} {entry['unit']}")
+    if values is not None:
+        _histogram(axes[-1], values, float(entry["scale"]))
+    axes[-1].set_xlabel(f"{pair[0]}, {entry['unit']}")
+
+
+def _handles(known: bool) -> list[Artist]:
+    handles: list[Artist] = [Line2D([], [], color="0.4", label="median")]
+    handles.append(Patch(color="0.5", alpha=0.4, lw=0, label="95 % of fits"))
+    return [*handles, Line2D([], [], **style.TRUTH, label="truth")] if known else handles
+
+
+def _caption(
+    sweep: Sweep, methods: Sequence[Method], epoch: float | None, known: bool, histograms: bool
+) -> str:
+    when = "mean over the last checkpoints" if epoch is None else f"epoch {epoch:g}"
+    fits = ", ".join(f"{method.label} {len(method.complete)}" for method in methods)
+    caption = (
+        f"Learned covariate effects ({sweep.study}, {sweep.dataset}; {when}), relative to the reference "
+        f"value: median (line) and 2.5 to 97.5 % quantiles (band) over complete fits ({fits})."
+    )
+    caption += " Dashed black: truth." if known else ""
+    return caption + (" Below: the subjects' covariates." if histograms else "")
 
 
 def _grid(rows: int, columns: int, histogram: bool) -> tuple[Figure, list[list[Axes]], list[Axes]]:

@@ -1,6 +1,7 @@
 """A patient's predicted levels: a panel for each regimen, with what was measured and what is typical."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,18 +40,7 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             doses = prediction.doses.query("patient == @name and regimen == @regimen")["time"]
             inside = doses[(doses >= prediction.times[0]) & (doses <= prediction.times[-1])]
             axis.plot(inside, np.full(len(inside), floor), "^", color="black", ms=4, clip_on=False, zorder=5)
-            for threshold in thresholds:
-                axis.axhline(threshold, color="0.6", lw=0.6, zorder=0)
-                axis.annotate(
-                    f"{threshold:g}",
-                    (1.0, threshold),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(2, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=6.5,
-                    color="0.4",
-                )
+            _thresholds(axis, thresholds)
             axis.set_yscale("log")
             axis.set_ylim(floor, top)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -91,6 +81,21 @@ def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
         axis.plot(shown["time"], shown[name], **_MEASURED)
     axis.plot(shown["time"], shown["median"], color=_COLOUR)
     axis.plot(shown["time"], shown["typical"], **_TYPICAL)
+
+
+def _thresholds(axis: Axes, thresholds: Sequence[float]) -> None:
+    for threshold in thresholds:
+        axis.axhline(threshold, color="0.6", lw=0.6, zorder=0)
+        axis.annotate(
+            f"{threshold:g}",
+            (1.0, threshold),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            color="0.4",
+        )
 
 
 def _points(axis: Axes, seen: pd.DataFrame, floor: float) -> None:

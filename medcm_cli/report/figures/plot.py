@@ -8,9 +8,10 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
-from medcm_cli.report.figures import effects, goodness, posteriors, style, training
-from medcm_cli.report.figures.collected import Fit, Found, Method, Sweep, collect, typical_fit
-from medcm_cli.report.figures.collected import effects as learned_effects
+from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
+from medcm_cli.runs.bands import effects as learned_effects
+from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, typical_fit
+from medcm_cli.runs.walk import Fit
 
 if TYPE_CHECKING:
     from medcm_cli.analysis.diagnostics import Diagnosis
@@ -52,8 +53,8 @@ def figures(
         if drawn is not None:
             yield drawn
     for method, fit, diagnosis in diagnosed:
-        for page in range(1, goodness.individual_pages(diagnosis) + 1):
-            yield goodness.individuals(sweep, method, fit, diagnosis, page)
+        for page in range(1, subjects.pages(diagnosis) + 1):
+            yield subjects.subjects(sweep, method, fit, diagnosis, page)
 
 
 def _restored(

@@ -1,8 +1,8 @@
 """Posteriors of random effects: ellipses of fits over draws of NUTS (the paper's Figures 2 and S1)."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from medcm_cli.errors import InputError
 from medcm_cli.report.figures import style
-from medcm_cli.report.figures.collected import Method, Sweep
+from medcm_cli.runs import draws
+from medcm_cli.runs.sweeps import Method, Sweep
 
 SUBJECTS = 4  # shown, evenly spaced among the training subjects
 POINTS = 600  # draws shown of each
@@ -24,8 +24,7 @@ Array = npt.NDArray[np.float64]
 def folders(sweep: Sweep) -> list[Path]:
     """Folders of draws that `medcm posterior` wrote for a study."""
     fit = sweep.methods[0].fits[0]
-    study = fit.folder.parents[len(fit.record.address.where) + 4]
-    return sorted(path.parent for path in study.glob("posterior/*/posterior.json"))
+    return draws.folders(fit.folder.parents[len(fit.record.address.where) + 4])
 
 
 def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
@@ -34,43 +33,22 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
 
     :raises InputError: the folder cannot be read.
     """
-    try:
-        record = json.loads((folder / "posterior.json").read_text(encoding="utf-8"))
-        draws = pd.read_parquet(folder / "draws.parquet")
-        fingerprint = record["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from error
-    if "eta_2" not in draws:
+    nuts = draws.read(folder)
+    if nuts.eta.shape[-1] < 2:
         return None
-    # Positions count from 1 in the order of the training set, as the rows of a fit's random effects stand.
-    subjects = draws.drop_duplicates("position").set_index("position")["subject"].sort_index()
-    of_methods = [
-        (method, found)
-        for method in sweep.methods
-        if (found := list(_fits(method, fingerprint, subjects.to_numpy())))
-    ]
+    of_methods = [(m, found) for m in sweep.methods if (found := list(_fits(m, nuts)))]
     if not of_methods:
         return None
-    shown = subjects.iloc[np.unique(np.linspace(0, len(subjects) - 1, SUBJECTS).round().astype(int))]
-    names = sweep.random_effects[:2]
+    shown = np.unique(np.linspace(0, len(nuts.subjects) - 1, SUBJECTS).round().astype(int))
     parts: list[pd.DataFrame] = []
     with style.styled():
         figure, axes = style.panels(len(of_methods) * len(shown), len(shown), 1.7, sharex="col", sharey="col")
-        for number, (axis, (method, found, position)) in enumerate(
-            zip(axes, ((m, f, p) for m, f in of_methods for p in shown.index), strict=True)
-        ):
-            of_subject = draws.loc[draws["position"] == position, ["eta_1", "eta_2"]].to_numpy(np.float64)
-            parts.append(_panel(axis, method, found, of_subject, int(position)))
-            if number < len(shown):
-                axis.set_title(f"subject {shown[position]}")
-            if number % len(shown) == len(shown) - 1:
-                label = method.label.removeprefix("VI, objective.")
-                where = axis.transAxes
-                axis.text(1.04, 0.5, label, rotation=270, va="center", fontsize=7.5, transform=where)
-            if number % len(shown) == 0:
-                axis.set_ylabel(f"{style.symbol('eta', names[1])}, log scale (-)")
-            if number >= len(axes) - len(shown):
-                axis.set_xlabel(f"{style.symbol('eta', names[0])}, log scale (-)")
+        panels = ((method, found, place) for method, found in of_methods for place in shown)
+        for axis, (method, found, place) in zip(axes, panels, strict=True):
+            parts.append(_panel(axis, method, found, nuts.eta[:, place, :2].copy(), int(place)))
+        _labels(np.array(axes).reshape(len(of_methods), -1), sweep, [m.label for m, _ in of_methods])
+        for axis, place in zip(axes, shown, strict=False):
+            axis.set_title(f"subject {nuts.subjects[place]}")
         style.legend(figure, _handles())
     replicates = ", ".join(f"{method.label}: {len(found)} fits" for method, found in of_methods)
     data = pd.concat(parts, ignore_index=True)
@@ -88,33 +66,43 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
     )
 
 
-def _fits(method: Method, fingerprint: str, subjects: npt.NDArray[np.int64]) -> Iterator[pd.DataFrame]:
-    """random_effects of the method's complete fits of these subjects."""
+def _fits(method: Method, nuts: draws.Draws) -> Iterator[pd.DataFrame]:
+    """random_effects of the method's complete fits of the very subjects, in the order of the draws."""
     for fit in method.complete:
         path = fit.folder / "random_effects.parquet"
-        if fit.record.data.get("fingerprint") == fingerprint and path.is_file():
+        if fit.record.data.get("fingerprint") == nuts.fingerprint and path.is_file():
             table = pd.read_parquet(path)
-            if np.array_equal(table["subject"].to_numpy(), subjects):
+            if np.array_equal(table["subject"].to_numpy(), nuts.subjects):
                 yield table
 
 
-def _panel(
-    axis: Axes, method: Method, found: list[pd.DataFrame], draws: Array, position: int
-) -> pd.DataFrame:
-    kept = draws[:: max(1, len(draws) // POINTS)]
+def _labels(grid: npt.NDArray[Any], sweep: Sweep, methods: list[str]) -> None:
+    """A row of panels for each method: its name at the right, the random effects at the edges."""
+    names = sweep.random_effects[:2]
+    for row, label in zip(grid, methods, strict=True):
+        right = row[-1]
+        text = label.removeprefix("VI, objective.")
+        right.text(1.04, 0.5, text, rotation=270, va="center", fontsize=7.5, transform=right.transAxes)
+        row[0].set_ylabel(f"{style.symbol('eta', names[1])}, log scale (-)")
+    for axis in grid[-1]:
+        axis.set_xlabel(f"{style.symbol('eta', names[0])}, log scale (-)")
+
+
+def _panel(axis: Axes, method: Method, found: list[pd.DataFrame], eta: Array, place: int) -> pd.DataFrame:
+    kept = eta[:: max(1, len(eta) // POINTS)]
     axis.plot(*kept.T, ".", color="0.75", markersize=1.5, rasterized=True)
     rows = []
     for number, table in enumerate(found, 1):
-        row = table.iloc[position - 1]
+        row = table.iloc[place]
         mean = row[["eta_1", "eta_2"]].to_numpy(np.float64)
         cov = row[["cov_11", "cov_21", "cov_21", "cov_22"]].to_numpy(np.float64).reshape(2, 2)
-        axis.plot(*_outline(mean, cov), color=method.colour, linewidth=0.6, alpha=0.7)
+        axis.plot(*_outline(mean, cov), color=style.colour_of(method.objective), linewidth=0.6, alpha=0.7)
         rows.append((method.label, number, *mean, cov[0, 0], cov[1, 0], cov[1, 1]))
-    mean, cov = draws.mean(0), np.cov(draws.T)
+    mean, cov = eta.mean(0), np.cov(eta.T)
     axis.plot(*_outline(mean, cov), **style.TRUTH)
     rows.append(("NUTS", 0, *mean, cov[0, 0], cov[1, 0], cov[1, 1]))
     columns = ["method", "fit", "eta_1", "eta_2", "cov_11", "cov_21", "cov_22"]
-    return pd.DataFrame(rows, columns=columns).assign(position=position)
+    return pd.DataFrame(rows, columns=columns).assign(position=place + 1)
 
 
 def _outline(mean: Array, cov: Array) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -79,10 +80,10 @@ def marker_of(objective: str) -> str:
     return MARKERS.get(objective, MARKERS.get(objective.split("_")[0], "P"))
 
 
-def name_of(objective: str) -> str:
-    """vi -> VI, foce_implicit -> FOCE implicit."""
-    first, *rest = objective.split("_")
-    return " ".join([first.upper(), *rest])
+def lines_of(objectives: Sequence[str]) -> list[Any]:
+    """Of methods, by their objectives: those of one colour have different lines."""
+    colours = [colour_of(name) for name in objectives]
+    return [LINES[colours[:place].count(colour) % len(LINES)] for place, colour in enumerate(colours)]
 
 
 def slug(text: str) -> str:
@@ -135,6 +136,15 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
             handlelength=2.4,
             columnspacing=1.2,
         )
+
+
+def plain_log(axis: Axes) -> None:
+    """A logarithmic axis with numbers as one reads them."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_ylim()
+    if np.log10(high / low) < 1.5:
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
 def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -1,7 +1,7 @@
 """Objective value, error, Omega and sigma over epochs: median and 95 % band over fits (the paper's Figures 3,
 S2, S3 and S5)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.report.figures import style
-from medcm_cli.report.figures.collected import Fit, Method, Sweep, bands
+from medcm_cli.runs.bands import bands
+from medcm_cli.runs.sweeps import Method, Sweep, name_of
+from medcm_cli.runs.walk import Fit
 
 MEASURES = ("objective", "rmse", "kl", "omega", "rho", "sigma")
 TITLES = {
@@ -45,17 +47,18 @@ def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
     described = [panel for panel in _panels(sweep, measure) if _has(panel)]
     if not described:
         return None
+    looks = _looks(sweep)
     with style.styled():
         figure, axes = style.panels(len(described), 3, 2.1)
         parts: list[pd.DataFrame] = []
         handles: list[Artist] = []
         sentences = []
         for axis, panel in zip(axes, described, strict=True):
-            data, said = _draw(axis, panel, handles)
+            data, said = _draw(axis, panel, looks, handles)
             parts.append(data)
             sentences.append(said)
             if measure == "objective":
-                axis.set_title(style.name_of(panel.methods[0].objective))
+                axis.set_title(name_of(panel.methods[0].objective))
         plain = measure == "objective" and all(len(panel.methods) == 1 for panel in described)
         # Panels that each show one method say so in their titles.
         style.legend(figure, [h for h in handles if not plain or h.get_label() == "failed fit"])
@@ -79,48 +82,58 @@ def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
 
 
 def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
-    names, truth = sweep.random_effects, sweep.truth or {}
-    omega = np.array(truth["omega"]) if truth.get("omega") is not None else None
     every = sweep.methods
-    k = range(len(names))
     if measure == "objective":
         return [
             _objective(sweep, [m for m in every if m.objective == name])
             for name in dict.fromkeys(m.objective for m in every)
         ]
     if measure == "rmse":
-        return [_Panel("rmse", f"RMSE, typical, {sweep.unit}", every)]
+        return [_Panel("rmse", f"RMSE, typical, {sweep.units.reported}", every)]
     if measure == "kl":
         return [_Panel("kl", "KL divergence of Omega, nats", every, logarithmic=True)]
+    return _errors(sweep) if measure == "sigma" else _omega(sweep, measure)
+
+
+def _omega(sweep: Sweep, measure: str) -> list[_Panel]:
+    """The sds of the random effects, or their correlations."""
+    names, truth = sweep.random_effects, (sweep.truth or {}).get("omega")
+    sd = None if truth is None else np.sqrt(np.array(truth).diagonal())
     if measure == "omega":
-        sd = None if omega is None else np.sqrt(omega.diagonal())
         return [
             _Panel(
                 f"omega_{i + 1}",
-                f"{style.symbol('omega', names[i])}, sd on log scale",
-                every,
+                f"{style.symbol('omega', name)}, sd on log scale",
+                sweep.methods,
                 None if sd is None else float(sd[i]),
             )
-            for i in k
+            for i, name in enumerate(names)
         ]
-    if measure == "rho":
-        return [
-            _Panel(
-                f"rho_{i + 1}{j + 1}",
-                f"{style.symbol('rho', names[j], names[i])}, correlation (-)",
-                every,
-                None if omega is None else float(omega[i, j] / np.sqrt(omega[i, i] * omega[j, j])),
-            )
-            for i in k
-            for j in range(i)
-        ]
-    units = {"additive": (sweep.unit, sweep.scale), "proportional": ("fraction of level", 1.0)}
-    known = truth.get("sigma", {})
+    omega = None if truth is None else np.array(truth)
+    return [
+        _Panel(
+            f"rho_{i + 1}{j + 1}",
+            f"{style.symbol('rho', names[j], names[i])}, correlation (-)",
+            sweep.methods,
+            None if omega is None else float(omega[i, j] / np.sqrt(omega[i, i] * omega[j, j])),
+        )
+        for i in range(len(names))
+        for j in range(i)
+    ]
+
+
+def _errors(sweep: Sweep) -> list[_Panel]:
+    """The components of the residual error."""
+    units = {
+        "additive": (sweep.units.reported, sweep.units.scale),
+        "proportional": ("fraction of level", 1.0),
+    }
+    known = (sweep.truth or {}).get("sigma", {})
     return [
         _Panel(
             f"sigma_{part}",
             f"{style.symbol('sigma', part)}, {unit}",
-            every,
+            sweep.methods,
             known[part] * factor if part in known else None,
         )
         for part, (unit, factor) in units.items()
@@ -130,7 +143,7 @@ def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
 def _objective(sweep: Sweep, methods: Sequence[Method]) -> _Panel:
     """The objectives of different methods are different functions, so each has its own axis."""
     if methods[0].kind == "Mse":
-        label, factor = f"mean squared error, ({sweep.unit})²", sweep.scale**2
+        label, factor = f"mean squared error, ({sweep.units.reported})²", sweep.units.scale**2
     else:
         label, factor = _OBJECTIVES.get(methods[0].kind, "objective value (-)"), 1.0
     return _Panel("objective_value", label, methods, factor=factor)
@@ -153,7 +166,22 @@ def _counts(sweep: Sweep) -> str:
     return f"Fits: {', '.join(parts)}{waiting}."
 
 
-def _draw(axis: Axes, panel: _Panel, handles: list[Artist]) -> tuple[pd.DataFrame, str]:
+def _looks(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Label of a method -> colour, line and marker."""
+    lines = style.lines_of([method.objective for method in sweep.methods])
+    return {
+        method.label: {
+            "color": style.colour_of(method.objective),
+            "linestyle": line,
+            "marker": style.marker_of(method.objective),
+        }
+        for method, line in zip(sweep.methods, lines, strict=True)
+    }
+
+
+def _draw(
+    axis: Axes, panel: _Panel, looks: Mapping[str, dict[str, Any]], handles: list[Artist]
+) -> tuple[pd.DataFrame, str]:
     """Draw a panel; its numbers, and what it shows in words."""
     parts, said, crosses = [], [], []
     for number, method in enumerate(panel.methods):
@@ -163,8 +191,8 @@ def _draw(axis: Axes, panel: _Panel, handles: list[Artist]) -> tuple[pd.DataFram
         band[["low", "median", "high"]] *= panel.factor
         step = max(1, len(band) // 6)
         every = step * number // len(panel.methods), step  # so that markers do not hide one another
-        look: dict[str, Any] = {"color": method.colour, "linestyle": method.line, "marker": method.marker}
-        axis.fill_between(band["epoch"], band["low"], band["high"], color=method.colour, alpha=0.18, lw=0)
+        look = looks[method.label]
+        axis.fill_between(band["epoch"], band["low"], band["high"], color=look["color"], alpha=0.18, lw=0)
         axis.plot(band["epoch"], band["median"], **look, markevery=every, markersize=3)
         handles.append(Line2D([], [], **look, markersize=3, label=method.label))
         last = band.iloc[-1]
@@ -216,11 +244,11 @@ def _cross(axis: Axes, method: Method, fit: Fit, panel: _Panel) -> pd.DataFrame:
         [fit.failed_at],
         [shown],
         marker="x",
-        color=method.colour,
+        color=style.colour_of(method.objective),
         markersize=5,
         mew=1.2,
         clip_on=False,
         zorder=5,
     )
     row = {"epoch": fit.failed_at, "median": last, "method": method.label, "measure": panel.column}
-    return pd.DataFrame([row | {"failed": fit.name}])
+    return pd.DataFrame([row | {"failed": fit.record.address.place}])

@@ -1,9 +1,7 @@
 """How far the posteriors of fits are from draws of NUTS: Wasserstein distances, of each subject's random
 effects and of the population parameters (METHODS, "Protocol: accuracy of the posteriors")."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +16,9 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
 from medcm_cli.objectives import Vi
-from medcm_cli.report.section import Section
-from medcm_cli.runs.summary import GROUP
-from medcm_cli.study.restore import Restored, finished, restore
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Draws of NUTS: ``eta`` (S, N, K) of ``subjects`` (N), the numbers of those sampled, from 1;
-    ``population`` its population parameters' draws by name, (S,) each, none where they were known."""
-
-    eta: Tensor
-    subjects: np.ndarray
-    population: dict[str, np.ndarray]
-    fingerprint: str
-
-
-def read_draws(folder: Path) -> Draws:
-    """What `medcm posterior` wrote. :raises InputError: not a folder of draws, or a damaged one."""
-    try:
-        record = json.loads((folder / "posterior.json").read_text(encoding="utf-8"))
-        table = pd.read_parquet(folder / "draws.parquet")
-        joint = folder / "population.parquet"
-        population = pd.read_parquet(joint) if joint.is_file() else pd.DataFrame()
-        fingerprint = str(record["data"]["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: holds no draws of `medcm posterior` ({error})") from error
-    names = sorted(name for name in table.columns if name.startswith("eta_"))
-    place = ["chain", "draw"]
-    size = len(table) // len(table[place].drop_duplicates())
-    ordered = table.sort_values([*place, "position"])
-    eta = torch.tensor(ordered[names].to_numpy(np.float64).reshape(-1, size, len(names)))
-    kept = [name for name in population.columns if name.startswith(("sigma_", "omega_", "rho_"))]
-    return Draws(
-        eta,
-        ordered["subject"].to_numpy()[:size],
-        {name: population[name].to_numpy(np.float64) for name in kept},
-        fingerprint,
-    )
+from medcm_cli.runs.draws import Draws, read
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.study.restore import Restored, restore
 
 
 def distances(posterior: Path, roots: Sequence[Path]) -> pd.DataFrame:
@@ -69,7 +32,7 @@ def distances(posterior: Path, roots: Sequence[Path]) -> pd.DataFrame:
 
     :raises InputError: no draws, no fit, or fits of other subjects than NUTS's.
     """
-    draws = read_draws(posterior)
+    draws = read(posterior)
     rows: list[dict[str, Any]] = []
     for batch in restore([fit for fit in finished(roots) if _is_mixed(*fit)]):
         rows += _of_batch(draws, batch, posterior)
@@ -95,7 +58,8 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
         raise InputError(f"{batch.folders[0]}: was trained on other subjects than {posterior} has draws of")
     if draws.eta.shape[-1] != len(model.random_effects.names):
         raise InputError(f"{batch.folders[0]}: has other random effects than {posterior} has draws of")
-    mean, cov = _moments(draws.eta)
+    drawn = torch.tensor(draws.eta)
+    mean, cov = _moments(drawn)
     state = objective.refresh(model, batch.population, batch.state)
     found = objective.random_effects(model, batch.population, state)
     assert found is not None
@@ -105,16 +69,15 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     if isinstance(objective, Vi):
         count = min(_DRAWS, len(draws.eta) // 2)
         every = len(draws.eta) // (2 * count)
-        nuts, others = (
-            draws.eta[: 2 * count * every : 2 * every],
-            draws.eta[every : 2 * count * every : 2 * every],
-        )
+        nuts = drawn[: 2 * count * every : 2 * every]
+        others = drawn[every : 2 * count * every : 2 * every]
         own = objective.draw(state, batch.streams, count).permute(1, 2, 3, 0).double()  # (S, N, B, K)
         columns["eta_sliced"] = sliced_wasserstein(own, nuts[:, :, None]).mean(0)
         columns["floor"] = sliced_wasserstein(others, nuts).mean().expand(len(batch.records))
     columns |= _population(draws, batch)
     return [
-        {name: getattr(record.address, name) for name in (*GROUP, "fold", "replicate")}
+        dict(zip(runs.ALIKE, record.address.alike, strict=True))
+        | {"fold": record.address.fold, "replicate": record.address.replicate}
         | {name: float(values[fit]) for name, values in columns.items()}
         for fit, record in enumerate(batch.records)
     ]
@@ -159,27 +122,3 @@ def _population(draws: Draws, batch: Restored) -> dict[str, Tensor]:
         for name, values in reported.items()
         if name in draws.population
     }
-
-
-HEADERS = {
-    "eta": "eta, squared 2-W",
-    "eta_last": "eta at the last epoch",
-    "eta_sliced": "eta, sliced",
-}
-
-
-def section(found: pd.DataFrame) -> Section:
-    """Mean (sd over fits) of each distance, times 1000, a row for each method."""
-    places = [*GROUP, "fold", "replicate", "floor"]
-    measures = [name for name in found.columns if name not in places]
-    told_apart = [name for name in GROUP if len(found[name].unique()) > 1] or ["objective"]
-    cells = []
-    for key, fits in found.groupby(GROUP, sort=True):
-        of_group = dict(zip(GROUP, key, strict=True))
-        spread = fits[measures].std(ddof=1)
-        row = [str(of_group[name]) for name in told_apart] + [str(len(fits))]
-        for name, mean in fits[measures].mean().items():
-            row.append("" if np.isnan(mean) else f"{1000 * mean:.3g} ({1000 * spread[str(name)]:.2g})")
-        cells.append(row)
-    names = [HEADERS.get(name, f"{name}, 1-W") for name in measures]
-    return Section("Distance to NUTS, times 1000", [*told_apart, "fits", *names], cells)

@@ -8,9 +8,6 @@ Graph Stat 28:778-789). Both are of the objective with what each subject has for
 optimum (``medcm_cli.analysis.information``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +16,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli import runs
 from medcm_cli.analysis.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
-from medcm_cli.checks import fraction, one_of
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced
 from medcm_cli.model import Model
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Vi
-from medcm_cli.report.section import Section
-from medcm_cli.study.restore import Restored, finished, grouped, restore
-from medcm_cli.study.workers import prepare
+from medcm_cli.runs import Units
+from medcm_cli.study.restore import Restored
 from medcm_cli.training.loss import Layout
 
 METHODS = ("hessian", "sandwich")
@@ -75,7 +68,7 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
     """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
-    scale = float(restored.problem.config["dataset"]["level_scale"])
+    scale = Units.of(restored.problem.config["dataset"]).scale
     unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
@@ -162,7 +155,7 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
     for i, j in model.random_effects.pairs:
         found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
-    found |= {f"sigma_{name}": sigma.log() for name, sigma in model.error.sigmas(values).items()}
+    found |= {name: sigma.log() for name, sigma in model.error.reported(values).items()}
     shape = 1, 1, theta.shape[1]
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)
@@ -257,91 +250,6 @@ def _frame(at: Quantities, sd: Tensor, unit: Tensor, level: float, method: str, 
             "upper": upper.numpy(),
         }
     )
-
-
-# -- run folders -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """``sections``, a table per configuration; ``notes`` on how they came about; ``skipped``: folders
-    without standard errors, and why."""
-
-    sections: list[Section]
-    notes: list[str]
-    skipped: list[str]
-
-
-def report(
-    roots: Sequence[Path], method: str, level: float, progress: Callable[[int], None] | None = None
-) -> Report:
-    """Write ``uncertainty.parquet``, with intervals by both methods, into the folder of every complete fit
-    below ``roots``, and show medians over the fits of a configuration by one ``method``.
-
-    :raises InputError: no complete fit, or a level or method that does not exist.
-    """
-    one_of("--method", method, METHODS)
-    fraction("--level", level)
-    prepare(1)
-    fits = finished(roots)
-    whole = {folder for folder, _ in fits}
-    others = (folder for root in roots for folder in runs.find(root) if folder not in whole)
-    result = Report([], [], [f"{folder}: is no complete fit" for folder in others])
-    done = 0
-    for group in grouped(fits):
-        try:
-            (restored,) = restore(group)
-            found = estimate(restored)
-        except InputError as error:
-            result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
-            continue
-        frames = []
-        for folder, of_fit in zip(restored.folders, intervals(restored, found, level), strict=True):
-            if isinstance(of_fit, str):
-                result.skipped.append(f"{folder}: {of_fit}")
-                continue
-            frames.append(of_fit)
-            with replaced(folder / "uncertainty.parquet") as partial:
-                of_fit.to_parquet(partial, index=False)
-        done += len(group)
-        if progress is not None:
-            progress(done)
-        if frames:
-            rows = pd.concat(frames)
-            shown = method if method in found.covariance else POSTERIOR
-            result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
-            result.notes.append(f"{group[0][1].address.objective}: {found.note}")
-    return result
-
-
-def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
-    record, scale = restored.records[0], float(restored.problem.config["dataset"]["level_scale"])
-    truth = true_values(record.truth, scale)
-    headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
-    cells = []
-    for name, of_name in rows.groupby("name", sort=False):
-        median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
-        estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
-        cells.append([str(name), estimate, se, rse, f"{lower} to {upper}"])
-        if truth:
-            cells[-1] += _coverage(of_name, truth.get(str(name)))
-    headers += ["truth", "fits that cover it"] if truth else []
-    count, a = len(rows) // rows["name"].nunique(), record.address
-    title = f"{a.study}, {a.dataset}: {a.objective}, {a.error} error, {a.variant}; {method}"
-    return Section(f"{title}, median of {count} fits" if count > 1 else title, headers, cells)
-
-
-def _coverage(rows: pd.DataFrame, truth: float | None) -> list[str]:
-    """The truth, and how many intervals hold it, with the exact binomial interval (Clopper and Pearson 1934)
-    of that share."""
-    if truth is None:
-        return ["", ""]
-    hits, count = int(((rows["lower"] <= truth) & (truth <= rows["upper"])).sum()), len(rows)
-    if count == 1:
-        return [f"{truth:.4g}", "yes" if hits else "no"]
-    share = stats.binomtest(hits, count).proportion_ci(0.95, "exact")
-    shown = f"{100 * hits / count:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
-    return [f"{truth:.4g}", shown]
 
 
 def true_values(truth: dict[str, Any] | None, scale: float) -> dict[str, float]:

@@ -1,0 +1,113 @@
+"""``medcm uncertainty``: standard errors into the folders of fits, and a table of each configuration."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from medcm_cli import runs
+from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, intervals, true_values
+from medcm_cli.errors import InputError
+from medcm_cli.report.section import Section
+from medcm_cli.runs.sweeps import complete, grouped
+from medcm_cli.runs.walk import walk
+from medcm_cli.study.restore import Restored, restore
+from medcm_cli.study.workers import prepare
+
+
+@dataclass(frozen=True)
+class Report:
+    """``sections``, a table per configuration; ``notes`` on how they came about; ``skipped``: folders
+    without standard errors, and why."""
+
+    sections: list[Section]
+    notes: list[str]
+    skipped: list[str]
+
+
+def report(
+    roots: Sequence[Path], method: str, level: float, progress: Callable[[int], None] | None = None
+) -> Report:
+    """Write ``uncertainty.parquet``, with intervals by both methods, into the folder of every complete fit
+    below ``roots``, and show medians over the fits of a configuration by one ``method``.
+
+    :raises InputError: no complete fit, or a level or method that does not exist.
+    """
+    if method not in METHODS:
+        raise InputError(f"--method {method}: expected {' or '.join(METHODS)}")
+    if not 0 < level < 1:
+        raise InputError(f"--level is {level:g}; expected a number between 0 and 1, as in 0.95")
+    prepare(1)
+    found = list(walk(roots))
+    fits = complete(found, roots)
+    whole = {folder for folder, _ in fits}
+    others = [one.folder for one in found if one.folder not in whole]
+    result = Report([], [], [f"{folder}: is no complete fit" for folder in others])
+    done = 0
+    for group in grouped(fits):
+        try:
+            (restored,) = restore(group)
+            estimates = estimate(restored)
+        except InputError as error:
+            result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
+            continue
+        frames = _write(restored, intervals(restored, estimates, level), result.skipped)
+        done += len(group)
+        if progress is not None:
+            progress(done)
+        if frames:
+            rows = pd.concat(frames)
+            shown = method if method in estimates.covariance else POSTERIOR
+            result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
+            result.notes.append(f"{group[0][1].address.objective}: {estimates.note}")
+    return result
+
+
+def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: list[str]) -> list[pd.DataFrame]:
+    """Write the table of each fit that has one; why others have none is added to ``skipped``."""
+    unit = runs.Units.of(restored.problem.config["dataset"]).reported
+    of_rows = {"sigma_additive": unit, "omega_*, rho_*, sigma_proportional": "-", "others": "of parameter"}
+    units = {"name": "-", "method": "-", "rse": "%", "*": runs.by_row(of_rows)}
+    frames = []
+    for folder, of_fit in zip(restored.folders, found, strict=True):
+        if isinstance(of_fit, str):
+            skipped.append(f"{folder}: {of_fit}")
+        else:
+            frames.append(of_fit)
+            runs.write_table(folder / "uncertainty.parquet", of_fit, units)
+    return frames
+
+
+def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
+    record = restored.records[0]
+    truth = true_values(record.truth, runs.Units.of(restored.problem.config["dataset"]).scale)
+    headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
+    cells = []
+    for name, of_name in rows.groupby("name", sort=False):
+        median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
+        estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
+        cells.append([str(name), estimate, se, rse, f"{lower} to {upper}"])
+        if truth:
+            cells[-1] += _coverage(of_name, truth.get(str(name)))
+    headers += ["truth", "fits that cover it"] if truth else []
+    count, a = len(rows) // rows["name"].nunique(), record.address
+    title = f"{a.study}, {a.dataset}: {a.objective}, {a.error} error, {a.variant}; {method}"
+    return Section(f"{title}, median of {count} fits" if count > 1 else title, headers, cells)
+
+
+def _coverage(rows: pd.DataFrame, truth: float | None) -> list[str]:
+    """The truth, and how many intervals hold it, with the exact binomial interval (Clopper and Pearson 1934)
+    of that share."""
+    if truth is None:
+        return ["", ""]
+    hits, count = int(((rows["lower"] <= truth) & (truth <= rows["upper"])).sum()), len(rows)
+    if count == 1:
+        return [f"{truth:.4g}", "yes" if hits else "no"]
+    share = stats.binomtest(hits, count).proportion_ci(0.95, "exact")
+    shown = f"{100 * hits / count:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
+    return [f"{truth:.4g}", shown]
+
+
+__all__ = ["METHODS", "Report", "report"]

@@ -1,0 +1,144 @@
+"""What an observation is, given its prediction: the contract of residual errors.
+
+``ErrorModel`` is all that the rest of the program knows about observations. Shapes are those of predictions,
+(T, S, N, B), unless said otherwise; ``values`` are the model's unconstrained ones, fit dimension last.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medcm_cli.checks import number
+from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model.initial import constant, positive_init
+from medcm_cli.numerics.normal import LOG_2PI
+from medcm_cli.numerics.streams import Stream
+
+
+class Deviance(NamedTuple):
+    """-2 log density of each observation, without log 2 pi, as a function of its prediction f: ``value``;
+    half its slope, ``pull`` / sd; half its expected curvature, ``curvature`` / sd^2 (None: 1), which is above
+    0. ``sd`` may be (B,)."""
+
+    value: Tensor
+    sd: Tensor
+    pull: Tensor
+    curvature: Tensor | None
+
+
+class Normal(NamedTuple):
+    """Observations as a Gaussian approximation sees them: ``deviation`` from the prediction, of sd ``sd``,
+    (B,) or the shape of predictions, which does not move with the prediction.
+
+    Their -2 log density, without log 2 pi, is ``misfit`` + 2 ``log_scale``; None where these are
+    (deviation / sd)^2 and log sd. ``weight``: what an observation tells of its prediction, as a multiple of
+    1 / sd^2; None where that is 1.
+    """
+
+    deviation: Tensor
+    sd: Tensor
+    misfit: Tensor | None = None
+    log_scale: Tensor | None = None
+    weight: Tensor | None = None
+
+    def shifted(self, shift: Tensor) -> "Normal":
+        """Seen from a prediction that is lower by ``shift``."""
+        deviation, misfit = self.deviation + shift, self.misfit
+        if misfit is not None:
+            misfit = misfit + (deviation.square() - self.deviation.square()) / self.sd.square()
+        return self._replace(deviation=deviation, misfit=misfit)
+
+
+class ErrorModel(Protocol):
+    """How an observation spreads around its prediction. A frozen value that holds options, never a sigma.
+
+    ``components`` name the sigmas, of which ``fixed`` are known, and not estimated. A class that has this
+    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has a prediction
+    like any other and dv 0: what is computed there has to be finite, and is not used.
+    """
+
+    components: tuple[str, ...]
+    fixed: Mapping[str, float]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sigmas in reports."""
+        return [f"sigma_{component}" for component in self.components]
+
+    @property
+    def free(self) -> list[str]:
+        """The components whose sigma is estimated."""
+        return [component for component in self.components if component not in self.fixed]
+
+    @property
+    def allows_zero(self) -> bool:
+        """Whether an observation has a density where its prediction is 0, as before the first dose."""
+        return False
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raw sigmas (free components, B); none where all are fixed."""
+        return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}
+
+    def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """component -> sigma, (B,)."""
+        free = self.free
+        raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
+        known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
+        sigmas = known | dict(zip(free, raw, strict=True))
+        return {component: sigmas[component] for component in self.components}
+
+    def reported(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``names`` -> sigma, (B,), in the unit of the model."""
+        return dict(zip(self.names, self.sigmas(values).values(), strict=True))
+
+    def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
+        """Residuals that are standard normal, or of variance 1, where the model is right."""
+
+    def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
+        """See ``Deviance``; of a censored observation, which lies somewhere below its dv, the probability of
+        that takes the place of a density."""
+
+    def draw(
+        self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
+    ) -> Tensor:
+        """Observations whose standard normal quantiles are ``noise``: random ones where that is random.
+
+        :param unit: that predictions are given in, and observations returned: how many of it the model's is.
+        """
+
+    def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
+        """log p(y | f) of each observation, constants included; log P(y < dv | f) where it is censored."""
+        return -0.5 * (self.deviance(values, prediction, population).value + LOG_2PI)
+
+    def log_likelihood(
+        self,
+        values: Mapping[str, Tensor],
+        prediction: Tensor,
+        population: Population,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """``log_density``, times ``weights`` (S, N, B), summed over all but fits: (B,)."""
+        terms = self.log_density(values, prediction, population)
+        return population.sum_all(terms if weights is None else terms * weights)
+
+    def as_normal(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Normal:
+        """For approximations that take observations as normal around a prediction that random effects move
+        along a straight line: by default such that slope and expected curvature are those of ``deviance``."""
+        value, sd, pull, curvature = self.deviance(values, prediction, population)
+        if curvature is not None:
+            pull, sd = pull / curvature.sqrt(), sd / curvature.sqrt()
+        return Normal(-pull * sd, sd, value, torch.zeros_like(value))
+
+
+def check_fixed(error: ErrorModel) -> None:
+    """:raises InputError: a fixed sigma that is not above 0, or of no component."""
+    for name, sigma in error.fixed.items():
+        if name not in error.components:
+            raise InputError(
+                f"fixed.sigma.{name}: no such component of the error; expected {' or '.join(error.components)}"
+            )
+        number(f"fixed.sigma.{name}", sigma, above=0)

@@ -1,0 +1,74 @@
+"""The contract between a compartment model and everything that uses one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.schedule import Schedule
+
+_UNITS = {"CL": "L/h", "V1": "L", "Q": "L/h", "V2": "L", "Q3": "L/h", "V3": "L", "KA": "1/h"}
+
+
+class PkModel(Protocol):
+    """A compartment model: a frozen value that holds options and no parameter. Of ``solve`` and
+    ``sensitivities`` of ``medcm_cli.pk`` it has the way in which it is solved.
+
+    The first of its attributes are those of ``medcm_cli.pk.dosing.Dosed``. A class that names this protocol
+    as its base need only give these, ``predict`` and ``sensitivities``.
+    """
+
+    parameters: tuple[str, ...]
+    lag: Mapping[int, str]
+    bioavailability: Mapping[int, str]
+    durations: Mapping[int, str]
+
+    @property
+    def dosed(self) -> int:
+        """The compartment, from 0, of a dose that names none."""
+
+    @property
+    def takes_doses(self) -> int:
+        """How many compartments, from the first, doses can go to."""
+
+    def predict(self, schedule: Schedule, z: Values) -> Tensor:
+        """See ``medcm_cli.pk.solve``."""
+
+    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``."""
+
+    @property
+    def scales_with_dose(self) -> bool:
+        """Whether predictions are sums over doses, proportional to the amount of each."""
+        return False
+
+    @property
+    def steps_through_events(self) -> bool:
+        """Whether amounts are followed from event to event even where no parameter changes in time; a steady
+        state then begins with nothing in the compartments."""
+        return True
+
+    @property
+    def needs_double(self) -> bool:
+        """Whether predictions have to be computed in double precision, as by a solver that chooses its own
+        steps."""
+        return True
+
+    @property
+    def doses_to_steady_state(self) -> int | None:
+        """How many doses stand for the endless series of a steady state; None where it is exact."""
+        return None
+
+    def half_life(self, z: Values) -> Tensor | None:
+        """Terminal half-life, h, None of a model that has none.
+
+        :param z: name -> (S, N, B) or broadcastable.
+        """
+        del z
+        return None
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Parameter -> its unit, as far as it is known."""
+        return {name: _UNITS[name] for name in self.parameters if name in _UNITS}

@@ -1,0 +1,31 @@
+"""Which checkpoints a fit's estimates are the mean of."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def tail_start(last: float, tail: int | None) -> float:
+    """The epoch from which checkpoints count for a fit's estimates, given its ``last`` one: that of the last
+    ``tail`` epochs, by default the last quarter, at most 500 (METHODS, "Protocol")."""
+    return last - (min(500, last / 4) if tail is None else tail)
+
+
+def tail_rows(epoch: npt.NDArray[Any], tail: int | None) -> npt.NDArray[np.int64]:
+    """The rows of a table that count, (C, R): of each of C checkpoints its R rows, in the order of the table.
+
+    :param epoch: (M,), of each row. :param tail: epochs, as in the configuration.
+    :raises ValueError: no row, an epoch that is not a number, or checkpoints with different numbers of rows.
+    """
+    last = float(epoch.max())
+    if not np.isfinite(last):
+        raise ValueError("an epoch is not a number")
+    rows = np.flatnonzero(epoch >= tail_start(last, tail))
+    rows = rows[np.argsort(epoch[rows], kind="stable")]
+    return rows.reshape(len(np.unique(epoch[rows])), -1)
+
+
+def tail_mean(values: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The means (R,) over checkpoints of ``values`` (M,), in the ``rows`` (C, R) of ``tail_rows``."""
+    return np.asarray(values[rows].astype(np.float64, copy=False).mean(0), dtype=np.float64)

@@ -1,0 +1,121 @@
+"""The fits below folders, each read once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medcm_cli.errors import InputError
+from medcm_cli.runs.checkpoints import tail_mean, tail_rows
+from medcm_cli.runs.folder import Record, find, read_history, read_record
+from medcm_cli.runs.units import Units, unit_of
+
+FloatArray = npt.NDArray[np.float64]
+# Tables written before columns named their units have these in the model's unit.
+_MODEL_UNIT_BEFORE = ("sigma_additive",)
+
+
+class Fault(NamedTuple):
+    """A folder of a fit that cannot be read, and why."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit's folder and its record; its history is read where it is asked for."""
+
+    folder: Path
+    record: Record
+
+    @property
+    def units(self) -> Units:
+        """In which units its concentrations are."""
+        return Units.of(self.record.config["dataset"])
+
+    @property
+    def failed_at(self) -> float | None:
+        """The epoch at which it failed."""
+        failure = self.record.failure
+        return float(failure["epoch"]) if self.record.status == "failed" and failure else None
+
+    @cached_property
+    def _columns(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
+        """The history's columns as the file has them, and what turns some into the reported unit."""
+        table, units = read_history(self.folder), self.units
+        before = all(unit_of(field) is None for field in table.schema)
+        factors = {
+            field.name: units.scale
+            for field in table.schema
+            if (field.name in _MODEL_UNIT_BEFORE if before else unit_of(field) == units.model)
+        }
+        return {name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, factors
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row per checkpoint, what is a level in the reported unit; ``objective_value`` stays in the
+        objective's own unit, which a mean squared error has from the levels of the model.
+
+        :raises InputError: absent or damaged.
+        """
+        columns, factors = self._columns
+        return pd.DataFrame({name: values * factors.get(name, 1.0) for name, values in columns.items()})
+
+    def estimates(self, tail: int | None = None) -> dict[str, float]:
+        """The mean of each column of the history over the last ``tail`` epochs, by default as many as the fit
+        was configured with (``medcm_cli.runs.checkpoints``), in the units of ``history``; and ``epoch``, the
+        last one.
+
+        :raises InputError: absent or damaged. :raises ValueError: no checkpoint.
+        """
+        columns, factors = self._columns
+        own = self.record.config.get("tail") if tail is None else tail
+        rows = tail_rows(columns["epoch"], own)
+        means = {name: float(tail_mean(values, rows).mean()) for name, values in columns.items()}
+        found = {name: mean * factors.get(name, 1.0) for name, mean in means.items()}
+        return found | {"epoch": float(columns["epoch"].max())}
+
+
+def walk(roots: Sequence[Path], progress: Callable[[int], None] | None = None) -> Iterator[Fit | Fault]:
+    """Every fit below ``roots`` once, in the order of paths, and the folders that cannot be read. One at a
+    time, so that memory does not grow with their number.
+
+    :param progress: told the number of folders read so far.
+    :raises InputError: a root does not exist.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
+    distinct = {root.resolve(): root for root in roots}
+    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
+    for count, folder in enumerate((folder for root in separate for folder in find(root)), 1):
+        yield _read(folder)
+        if progress is not None:
+            progress(count)
+
+
+def _read(folder: Path) -> Fit | Fault:
+    try:
+        record = read_record(folder)
+    except InputError as error:
+        return Fault(folder, str(error))
+    if record is None:
+        return Fault(folder, f"{folder}: vanished while it was read")
+    return Fit(folder, record)
+
+
+def damage(folder: Path, error: Exception) -> str:
+    """Why a folder with a record is no fit after all: in words, of what went wrong as it was read."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{folder}: does not have the contents of a run ({type(error).__name__}: {error})"
+
+
+DAMAGED = (InputError, AttributeError, KeyError, TypeError, ValueError)
+"""What goes wrong with a record or table that is not what ``medcm fit`` writes."""
