@@ -67,7 +67,8 @@ def exact(restored: Restored, nodes: int = NODES) -> list[pd.DataFrame | str]:
     foce = replace(restored.objective, mode_tolerance=1e-6)
     assert isinstance(foce, Foce)
     mean, spread = foce.random_effects(restored.problem.model, restored.population, restored.state)
-    state = replace(restored.state, carried={"mean": mean, "covariance": spread})
+    carried = {"mean": mean, "covariance": spread}
+    state = replace(restored.state, carried=carried, per_subject=tuple(carried))
     chosen = Criterion(Quadrature(nodes), 1.0)
     of = replace(restored, state=state)
     return uncertainty.intervals(of, uncertainty.estimate(of, chosen), 0.95)

@@ -39,7 +39,8 @@ class ModesOfAnotherFold(Foce):
         trained = [np.concatenate([self._train(fold) for fold in self._at_once(s.fold)]) for s in streams]
         columns = zip(population.subject.T.numpy(), trained, strict=True)
         searched = np.stack([np.isin(subject, rows) for subject, rows in columns], axis=-1)
-        return replace(state, carried={**state.carried, "searched": torch.from_numpy(searched)})
+        carried = {**state.carried, "searched": torch.from_numpy(searched)}
+        return replace(state, carried=carried, per_subject=tuple(carried))
 
     def _at_once(self, fold: int) -> list[int]:
         return [1 + (fold - 1 + thread) % self.folds for thread in range(self.threads)]
@@ -47,10 +48,12 @@ class ModesOfAnotherFold(Foce):
     def _train(self, fold: int) -> IntArray:
         return from_files(fold, self.subjects, Path(self.folder), "train_set_{fold}.csv").train
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
         """EBEs of those who are in fold k, zero for the others."""
         searched = state.carried["searched"]
-        fresh = super().refresh(model, population, state)
+        fresh = super().refresh(model, population, state, noise)
         eta = fresh.carried["eta"] * searched
         return replace(fresh, carried={**fresh.carried, "eta": eta, "searched": searched})
 

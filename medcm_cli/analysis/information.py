@@ -95,7 +95,8 @@ class Curvature:
 class Subjects:
     """The M subjects of B fits, each as a fit of its own: ``rows`` (M,) of the event table's subjects and
     ``fit`` (M,) that each belongs to, in order of the fits; ``layout`` of the shared values, then of the
-    subjects' own; ``shared`` P, their number; ``everyone`` in double precision."""
+    subjects' own; ``shared`` P, their number; ``everyone`` in double precision; ``per_subject`` as in
+    ``State``."""
 
     model: Model
     criterion: Criterion
@@ -105,6 +106,7 @@ class Subjects:
     fits: int
     layout: Layout
     shared: int
+    per_subject: tuple[str, ...] = ()
 
     def only(self, fits: Tensor) -> tuple["Subjects", Tensor]:
         """Some of the fits, a mask (B,); and which subjects are theirs, (M,)."""
@@ -146,7 +148,7 @@ class Subjects:
         for part, population in self._pieces:
             flat, fit = self._flat(theta, own, part), self.fit[part]
             loss, gradient, state = self._gradient(flat, carried, part, population)
-            here = {name: state.carried[name][..., 0, :] for name in carried}
+            here = {name: self._alone(name, state.carried[name]) for name in carried}
             hessian = flat.new_zeros(len(flat), *flat.shape)
             for row in [*free.nonzero()[:, 0].tolist(), *range(p, len(flat))]:
                 ends = []
@@ -186,9 +188,15 @@ class Subjects:
         )
 
     def _state(self, flat: Tensor, carried: Mapping[str, Tensor], part: slice) -> State:
-        return State(
-            self.layout.unpack(flat), {name: value[..., None, part] for name, value in carried.items()}
-        )
+        of_part = {
+            name: value[..., None, part] if name in self.per_subject else value[..., part]
+            for name, value in carried.items()
+        }
+        return State(self.layout.unpack(flat), of_part, self.per_subject)
+
+    def _alone(self, name: str, value: Tensor) -> Tensor:
+        """What is carried, (..., M): of a subject there is one in each fit here."""
+        return value[..., 0, :] if name in self.per_subject else value
 
     def _gradient(
         self, flat: Tensor, carried: Mapping[str, Tensor], part: slice, population: Population
@@ -217,7 +225,7 @@ def separate(
         return value.double() if value.is_floating_point() else value
 
     shared = {name: v.double() for name, v in state.trained.items() if name not in state.per_subject}
-    own = {name: of_subjects(state.trained[name]) for name in state.per_subject}
+    own = {name: of_subjects(v) for name, v in state.trained.items() if name in state.per_subject}
     theta = Layout.of(shared).pack(shared)
     single = {name: value[..., None, :] for name, value in own.items()}  # of one subject, N = 1
     values = Layout.of(single).pack(single) if single else theta.new_zeros(0, len(fit))
@@ -230,8 +238,13 @@ def separate(
         population.shape[2],
         Layout.of({**shared, **single}),
         len(theta),
+        state.per_subject,
     )
-    return subjects, theta, values, {name: of_subjects(v) for name, v in state.carried.items()}
+    carried = {
+        name: of_subjects(v) if name in state.per_subject else v[..., fit]
+        for name, v in state.carried.items()
+    }
+    return subjects, theta, values, carried
 
 
 @dataclass(frozen=True)

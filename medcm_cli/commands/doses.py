@@ -10,9 +10,9 @@ import pandas as pd
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.errors import InputError
-from medcm_cli.patients.dosing import Dosing, dose
-from medcm_cli.patients.prediction import draws_of
-from medcm_cli.patients.study import load_study
+from medcm_cli.patients.dosing import dose
+from medcm_cli.patients.results import Dosing
+from medcm_cli.patients.study import draws_of, load_study
 from medcm_cli.report.section import Section
 
 _SHOWN = 5  # patients whose candidates are shown

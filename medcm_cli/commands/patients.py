@@ -20,7 +20,7 @@ from medcm_cli.data.edit import latest_covariates
 from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.patients.prediction import DISCLAIMER, GIVEN
+from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
 

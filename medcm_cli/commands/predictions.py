@@ -15,9 +15,10 @@ from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_w
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.patients.prediction import MOST_TIMES, Prediction, draws_of, predict
+from medcm_cli.patients.prediction import MOST_TIMES, predict
+from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
-from medcm_cli.patients.study import Study, load_study
+from medcm_cli.patients.study import Study, draws_of, load_study
 from medcm_cli.report.figures import individual, style
 from medcm_cli.report.section import Section
 

@@ -24,7 +24,7 @@ from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.workers import prepare
-from medcm_cli.training.loop import train
+from medcm_cli.training.loop import Course, train
 
 FITS = 100
 ODE_FITS = 10
@@ -144,10 +144,8 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
         _large_population(subjects),
         [Stream(0, 1, 1)],
         functools.partial(torch.optim.Adam, lr=0.01, fused=True),
-        epochs=epochs,
-        checkpoint_every=epochs,
-        dtype=torch.float32,
-        batch_subjects=batch_subjects,
+        Course(epochs, epochs, batch_subjects),
+        torch.float32,
     )
     return trained.seconds / epochs, _peak_memory(), torch.get_num_threads()
 

@@ -138,7 +138,6 @@ def check_fixed(error: ErrorModel) -> None:
     """:raises InputError: a fixed sigma that is not above 0, or of no component."""
     for name, sigma in error.fixed.items():
         if name not in error.components:
-            raise InputError(
-                f"fixed.sigma.{name}: no such component of the error; expected {' or '.join(error.components)}"
-            )
+            known = " or ".join(error.components)
+            raise InputError(f"fixed.sigma.{name}: no such component of the error; expected {known}")
         number(f"fixed.sigma.{name}", sigma, above=0)

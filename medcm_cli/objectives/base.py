@@ -15,19 +15,28 @@ from medcm_cli.numerics.streams import Stream
 
 @dataclass(frozen=True)
 class State:
-    """``trained``: unconstrained values by name, fit dimension last, which the optimiser moves.
+    """``trained``: unconstrained values by name, fit dimension last, which are what a fit estimates. The
+    optimiser moves them, but for those that ``moved`` names, which ``Objective.refresh`` moves.
 
-    ``carried``: tensors (..., N, B) that an objective keeps between epochs and no gradient flows to (FOCE's
-    modes). ``per_subject``: names of the trained values (..., N, B), of which each subject has its own.
+    ``carried``: tensors that an objective keeps between epochs and no gradient flows to, such as FOCE's modes
+    or the statistics of a stochastic EM. ``per_subject``: names of the values, trained or carried, of which
+    each subject has its own: (..., N, B). The others are of the fit: (..., B).
     """
 
     trained: dict[str, Tensor]
     carried: dict[str, Tensor] = field(default_factory=dict)
     per_subject: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
 
 class Objective(Protocol):
-    """Minimised by ``fit.train``. Functions of their arguments only: an objective holds options, never state.
+    """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
+    never state.
+
+    In every epoch, or with every minibatch, ``refresh`` is called first and the ``loss`` taken of the state
+    that it returns; the optimiser then takes a step along the gradient of that loss. A method that is no
+    gradient descent (EM, SAEM, Newton) takes its own step in ``refresh``, of the values that its state says
+    are ``moved``: of all, or of some, beside what the optimiser moves.
 
     ``mixed``: whether Omega and sigma are estimated.
     """
@@ -37,17 +46,32 @@ class Objective(Protocol):
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """Initial values of a batch of fits."""
+        """Initial values of a batch of fits, and everything that is carried."""
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
-        """Shape (..., N) of the standard normal numbers that one epoch of one fit uses, None for none."""
+        """Shape (..., N) of the standard normal numbers that the loss of one epoch of one fit uses, None for
+        none."""
         del model, population
         return None
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
-        """Bring ``carried`` up to date with ``trained`` at the start of an epoch; no gradient is recorded."""
+    def refresh_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
+        """Likewise of those that ``refresh`` uses, which have a stream of their own."""
         del model, population
+        return None
+
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
+        """At the start of an epoch: ``carried`` brought up to date with ``trained``, and a step of the values
+        that are ``moved``; no gradient is recorded."""
+        del model, population, noise
         return state
+
+    def unconverged(self, population: Population, state: State) -> Tensor | None:
+        """Of each fit, (B,), the share of subjects for which what ``refresh`` searches was not found; None
+        where it searches nothing."""
+        del population, state
+        return None
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""

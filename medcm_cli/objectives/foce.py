@@ -54,10 +54,14 @@ class Foce(Objective):
         if self.formulation == "linearised":
             refuse_censored("objective.formulation=linearised", population)
         zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
-        return State(model.init(streams, dtype), {"eta": zero})
+        carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}
+        return State(model.init(streams, dtype), carried, per_subject=tuple(carried))
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
         """Find the modes for the values as they stand."""
+        del noise
         start = state.carried["eta"].split(1)
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
         return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
@@ -80,6 +84,11 @@ class Foce(Objective):
         terms = marginal(population, seen, columns, omega)
         penalty = total([white * white for white in solve_lower(omega, eta)])
         return population.sum_subjects(terms.log_det + terms.residual + penalty)
+
+    def unconverged(self, population: Population, state: State) -> Tensor:
+        """Subjects whose modes were not found."""
+        present = population.present
+        return 1 - (state.carried["converged"] * present).sum((0, 1)) / present.sum(0)
 
     def linearise(self, model: Model, state: State, population: Population) -> tuple[Tensor, list[Tensor]]:
         """f and the columns of G at eta_hat."""

@@ -1,7 +1,7 @@
 """Empirical Bayes estimates: the mode of each subject's posterior of eta, all subjects of all fits at
 once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,41 +72,70 @@ def find_modes(
     def evaluate(u: Sequence[Tensor]) -> _Point:
         return _evaluate(model, values, zeta, omega, population, u)
 
-    u = solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start])
-    at = evaluate(u)
-    damping = torch.zeros_like(at.value)
-    converged = torch.zeros_like(at.value, dtype=torch.bool)
-    done = converged
-    rounding = 1000 * torch.finfo(at.value.dtype).eps
+    search = _begin(evaluate, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
     for _ in range(max_iterations):
-        damped = [[*row[:-1], row[-1] * (1 + damping)] for row in at.information]
-        factor = cholesky(damped)
-        step = solve_lower_transposed(factor, solve_lower(factor, at.gradient))
-        candidate = _within_bounds(omega, [value - s for value, s in zip(u, step, strict=True)])
-        change = [old - new for old, new in zip(u, candidate, strict=True)]
+        candidate = _candidate(omega, search)
+        change = [old - new for old, new in zip(search.u, candidate, strict=True)]
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
-        # A last step within the tolerance is taken unseen, since it is not worth an evaluation. Who is done
-        # stays: a mode must not depend on how long others take.
-        arrived = (moved <= tolerance) & ~done
-        u = [torch.where(arrived, c, old) for c, old in zip(candidate, u, strict=True)]
-        converged = converged | arrived
-        done = done | arrived
-        if bool(done.all()):
+        search = _arrive(search, candidate, moved <= tolerance)
+        if bool(search.done.all()):
             break
-        new = evaluate(candidate)
-        predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
-        # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
-        # ends still tell, to third order in the step, how far it fell.
-        by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
-        flat = predicted <= rounding * (1 + at.value.abs())
-        fell = torch.where(flat, by_gradient, at.value - new.value)
-        accept = (fell >= 0) & ~done
-        u = [torch.where(accept, c, old) for c, old in zip(candidate, u, strict=True)]
-        at = _merge(accept, new, at)
-        done = done | ~torch.isfinite(new.value)
-        raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
-        damping = torch.where(fell > 0.75 * predicted, damping * 0.1, raised)
-    return Modes(multiply_lower(omega, u), converged)
+        search = _judge(search, candidate, change, evaluate(candidate))
+    return Modes(multiply_lower(omega, search.u), search.converged)
+
+
+class _Search(NamedTuple):
+    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, whether it
+    has ``converged``, and whether it is ``done``, for better or worse."""
+
+    u: list[Tensor]
+    at: _Point
+    damping: Tensor
+    converged: Tensor
+    done: Tensor
+
+
+def _begin(evaluate: Callable[[Sequence[Tensor]], _Point], u: list[Tensor]) -> _Search:
+    at = evaluate(u)
+    nobody = torch.zeros_like(at.value, dtype=torch.bool)
+    return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
+
+
+def _candidate(omega: Lower, search: _Search) -> list[Tensor]:
+    """Where a damped step leads."""
+    damped = [[*row[:-1], row[-1] * (1 + search.damping)] for row in search.at.information]
+    factor = cholesky(damped)
+    step = solve_lower_transposed(factor, solve_lower(factor, search.at.gradient))
+    return _within_bounds(omega, [value - s for value, s in zip(search.u, step, strict=True)])
+
+
+def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
+    """A last step within the tolerance, which is ``close``, is taken unseen, since it is not worth an
+    evaluation. Who is done stays: a mode must not depend on how long others take."""
+    arrived = close & ~search.done
+    u = [torch.where(arrived, c, old) for c, old in zip(candidate, search.u, strict=True)]
+    return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
+
+
+def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: _Point) -> _Search:
+    """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
+    at, damping = search.at, search.damping
+    rounding = 1000 * torch.finfo(at.value.dtype).eps
+    predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
+    # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
+    # ends still tell, to third order in the step, how far it fell.
+    by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
+    flat = predicted <= rounding * (1 + at.value.abs())
+    fell = torch.where(flat, by_gradient, at.value - new.value)
+    accept = (fell >= 0) & ~search.done
+    raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
+    return _Search(
+        [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
+        _merge(accept, new, at),
+        torch.where(fell > 0.75 * predicted, damping * 0.1, raised),
+        search.converged,
+        search.done | ~torch.isfinite(new.value),
+    )
 
 
 def moving_modes(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> list[Tensor]:

@@ -80,11 +80,12 @@ class Vi(Objective):
                     "estimated"
                 )
             values = _population_init(values, streams, dtype)
-            # What a minibatch has of the terms that belong to the fit as a whole.
+            # Each subject's share of the terms that belong to the fit as a whole: a minibatch has that of its
+            # own.
             carried["share"] = population.present / population.present.sum(0)
         shape = len(model.random_effects.names), population.shape[1]
         own = families.init(self.family, self.components, streams, shape, dtype)
-        return State(values | own, carried, per_subject=tuple(own))
+        return State(values | own, carried, per_subject=(*own, *carried))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N), and P more with P population parameters, for which the first subject's are used."""

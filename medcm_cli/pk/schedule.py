@@ -1,12 +1,31 @@
 """The geometry of doses and observations, computed once: it does not depend on any parameter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 # Walking along 2 E + T events costs about as much as this many pairs of a dose and an observation for each.
 _PAIRS_PER_EVENT = 3
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a regimen may have beside times, durations and amounts, each as in ``Schedule``; None where
+    nothing needs it."""
+
+    compartment: Tensor | None = None
+    interval: Tensor | None = None
+    modelled: Tensor | None = None
+    visible: Tensor | None = None
+    reset: Tensor | None = None
+    change: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether superposition of the doses as they are is all that there is to do."""
+        kinds = (self.compartment, self.interval, self.modelled, self.visible, self.reset)
+        return all(values is None for values in kinds)
 
 
 @dataclass(frozen=True)
@@ -58,30 +77,14 @@ class Schedule:
         duration: Tensor,
         amount: Tensor,
         *,
-        compartment: Tensor | None = None,
-        interval: Tensor | None = None,
-        modelled: Tensor | None = None,
-        visible: Tensor | None = None,
-        reset: Tensor | None = None,
-        change: Tensor | None = None,
+        features: Features | None = None,
     ) -> "Schedule":
         """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has."""
-        elapsed = time - start[:, None]
-        length = duration[:, None]
-        infused = torch.minimum(elapsed.clamp(min=0), length)
-        # Not elapsed - infused: the difference of two large, nearly equal numbers would lose digits in
-        # float32.
-        since_end = (elapsed - length).clamp(min=0)
-        # A dose given at once is there from its very start.
-        tiny = torch.finfo(length.dtype).tiny
-        part = torch.where(length > 0, infused / length.clamp(min=tiny), (elapsed >= 0).to(length.dtype))
-        given = amount[:, None] * (part if visible is None else part * visible)
-        if bool((given == given[:, :1]).all()) and bool((infused == infused[:, :1]).all()):
-            infused, given = infused[:, :1], given[:, :1]
+        features = features or Features()
+        since_end, infused, given = _passed(time, start, duration, amount, features.visible)
         width = inflow = seen = None
-        plain = all(values is None for values in (compartment, interval, modelled, visible, reset))
         doses, observations = len(start), len(time)
-        if plain and doses * observations > _PAIRS_PER_EVENT * (2 * doses + observations):
+        if features.plain and doses * observations > _PAIRS_PER_EVENT * (2 * doses + observations):
             width, inflow, seen = _events(time, start, duration, amount)
         return cls(
             time=time,
@@ -91,16 +94,29 @@ class Schedule:
             since_end=since_end,
             infused=infused,
             given=given,
-            compartment=compartment,
-            interval=interval,
-            modelled=modelled,
-            visible=visible,
-            reset=reset,
-            change=change,
+            **{part.name: getattr(features, part.name) for part in fields(features)},
             width=width,
             inflow=inflow,
             seen=seen,
         )
+
+
+def _passed(
+    time: Tensor, start: Tensor, duration: Tensor, amount: Tensor, visible: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``since_end``, ``infused`` and ``given``."""
+    elapsed = time - start[:, None]
+    length = duration[:, None]
+    infused = torch.minimum(elapsed.clamp(min=0), length)
+    # Not elapsed - infused: the difference of two large, nearly equal numbers would lose digits in float32.
+    since_end = (elapsed - length).clamp(min=0)
+    # A dose given at once is there from its very start.
+    tiny = torch.finfo(length.dtype).tiny
+    part = torch.where(length > 0, infused / length.clamp(min=tiny), (elapsed >= 0).to(length.dtype))
+    given = amount[:, None] * (part if visible is None else part * visible)
+    if bool((given == given[:, :1]).all()) and bool((infused == infused[:, :1]).all()):
+        infused, given = infused[:, :1], given[:, :1]
+    return since_end, infused, given
 
 
 def _events(time: Tensor, start: Tensor, duration: Tensor, amount: Tensor) -> tuple[Tensor, Tensor, Tensor]:

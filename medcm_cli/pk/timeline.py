@@ -7,6 +7,7 @@ although they differ between subjects, and loops run over intervals, never over 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,60 +69,101 @@ def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Value
     """
     doses = dosing.doses(pk, schedule, z)
     start = schedule.start if doses.lag is None else schedule.start + doses.lag
-    end = start + doses.duration
-    shapes = (value.shape[-3:] for value in z.values())
-    shape = torch.broadcast_shapes(start.shape[1:], end.shape[1:], *shapes)
-    # What happens after the last observation does not matter, and a far time would be a wide interval.
-    last = schedule.time.amax(0)
-    kinds = [schedule.reset, schedule.change, end, schedule.time, start]
-    there = [values for values in kinds if values is not None]
-    times = torch.cat([torch.minimum(values, last).expand(-1, *shape) for values in there])
-    edges, order = torch.sort(times, dim=0, stable=True)
-    sizes = [len(values) for values in there]
-    *_, of_end, of_time, of_start = torch.argsort(order, dim=0).split(sizes)
-    left, right = edges[:-1], edges[1:]
-    width = right - left
-
-    # From the times as they are rounded, so that the whole amount of a short infusion arrives.
-    length = end - start
-    at_once = length <= 0
-    amount = doses.amount.expand(-1, *shape)
+    given = _Given(start, start + doses.duration, doses.amount, doses.compartment, states)
+    edges, places = _edges(schedule, given, z)
+    amount = given.amount.expand(-1, *edges.shape[1:])
     if schedule.interval is not None:
         amount = torch.where(torch.isfinite(schedule.interval), 0, amount)
-    rate = torch.where(at_once, 0, amount / torch.where(at_once, 1, length))
-    segment = _segment(schedule, schedule.start)
-    compartment = doses.compartment
-    inflow = []
-    for begin, middle in zip(left, (left + right) / 2, strict=True):
-        running = (start <= middle) & (middle < end) & (segment == _segment(schedule, begin))
-        flows = torch.where(running, rate, 0)
-        inflow.append(torch.stack([torch.where(compartment == c, flows, 0).sum(0) for c in range(states)]))
-    here = at_once & (start <= last) & (segment == _segment(schedule, start))
-    given = torch.where(here, amount, 0)
-    place = compartment * len(edges) + of_start
-    jump = given.new_zeros((states * len(edges), *shape)).scatter_add(0, place, given.expand(-1, *shape))
-    jump = jump.view(states, len(edges), *shape).transpose(0, 1)
-    visible = (start[:, None] == schedule.time) & (compartment == observed)[:, None]
+    given = given._replace(amount=amount)
+    left, right = edges[:-1], edges[1:]
+    at_once = _at_once(schedule, given)
+    visible = (start[:, None] == schedule.time) & (doses.compartment == observed)[:, None]
     if schedule.visible is not None:
         visible = visible & (schedule.visible > 0)
-    reset = None
-    if schedule.reset is not None:
-        number = torch.arange(len(edges)).view(-1, 1, 1, 1)
-        places = torch.argsort(order, dim=0)[: len(schedule.reset)]
-        happens = schedule.reset <= last
-        reset = torch.stack([((places == k) & happens).any(0) for k in number.flatten().tolist()])
     return Timeline(
         left=left,
-        width=width,
-        inflow=torch.stack(inflow),
-        jump=jump,
-        reset=reset,
-        series=_series(schedule, doses, end, of_end, z),
+        width=right - left,
+        inflow=_inflow(schedule, given, left, right),
+        jump=_jump(given, at_once, places["start"], len(edges)),
+        reset=_reset(schedule, places, len(edges)),
+        series=_series(schedule, doses, given.end, places["end"], z),
         z=dosing.in_force(schedule, right, z),
-        seen=of_time,
-        extra=torch.where(visible, given[:, None], 0).sum(0),
+        seen=places["time"],
+        extra=torch.where(visible, at_once[:, None], 0).sum(0),
         z_seen=dosing.in_force(schedule, schedule.time, z),
     )
+
+
+class _Given(NamedTuple):
+    """Doses as the model takes them: ``start`` and ``end`` h, ``amount``, (E, S, N, B) or broadcastable, and
+    ``compartment`` (E, 1, N, B), one of ``states``."""
+
+    start: Tensor
+    end: Tensor
+    amount: Tensor
+    compartment: Tensor
+    states: int
+
+
+def _edges(schedule: Schedule, given: _Given, z: Values) -> tuple[Tensor, dict[str, Tensor]]:
+    """Times at which something happens, in their order, (I + 1, S, N, B); and of each kind of event which of
+    them these are."""
+    shapes = (value.shape[-3:] for value in z.values())
+    shape = torch.broadcast_shapes(given.start.shape[1:], given.end.shape[1:], *shapes)
+    kinds = {
+        "reset": schedule.reset,
+        "change": schedule.change,
+        "end": given.end,
+        "time": schedule.time,
+        "start": given.start,
+    }
+    there = {name: values for name, values in kinds.items() if values is not None}
+    # What happens after the last observation does not matter, and a far time would be a wide interval.
+    last = schedule.time.amax(0)
+    times = torch.cat([torch.minimum(values, last).expand(-1, *shape) for values in there.values()])
+    edges, order = torch.sort(times, dim=0, stable=True)
+    places = torch.argsort(order, dim=0).split([len(values) for values in there.values()])
+    return edges, dict(zip(there, places, strict=True))
+
+
+def _inflow(schedule: Schedule, given: _Given, left: Tensor, right: Tensor) -> Tensor:
+    """``Timeline.inflow``."""
+    # From the times as they are rounded, so that the whole amount of a short infusion arrives.
+    length = given.end - given.start
+    at_once = length <= 0
+    rate = torch.where(at_once, 0, given.amount / torch.where(at_once, 1, length))
+    segment = _segment(schedule, schedule.start)
+    inflow = []
+    for begin, middle in zip(left, (left + right) / 2, strict=True):
+        running = (given.start <= middle) & (middle < given.end) & (segment == _segment(schedule, begin))
+        flows = torch.where(running, rate, 0)
+        into = [torch.where(given.compartment == c, flows, 0).sum(0) for c in range(given.states)]
+        inflow.append(torch.stack(into))
+    return torch.stack(inflow)
+
+
+def _at_once(schedule: Schedule, given: _Given) -> Tensor:
+    """The amounts that doses give at once, (E, S, N, B)."""
+    last = schedule.time.amax(0)
+    own = _segment(schedule, schedule.start) == _segment(schedule, given.start)
+    here = (given.end - given.start <= 0) & (given.start <= last) & own
+    return torch.where(here, given.amount, 0)
+
+
+def _jump(given: _Given, at_once: Tensor, of_start: Tensor, edges: int) -> Tensor:
+    """``Timeline.jump``."""
+    shape = of_start.shape[1:]
+    place = given.compartment * edges + of_start
+    jump = at_once.new_zeros((given.states * edges, *shape)).scatter_add(0, place, at_once.expand(-1, *shape))
+    return jump.view(given.states, edges, *shape).transpose(0, 1)
+
+
+def _reset(schedule: Schedule, places: dict[str, Tensor], edges: int) -> Tensor | None:
+    """``Timeline.reset``."""
+    if schedule.reset is None:
+        return None
+    happens = schedule.reset <= schedule.time.amax(0)
+    return torch.stack([((places["reset"] == edge) & happens).any(0) for edge in range(edges)])
 
 
 def _segment(schedule: Schedule, when: Tensor) -> Tensor:

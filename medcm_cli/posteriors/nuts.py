@@ -30,25 +30,32 @@ class Draws:
     calls: int
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """``warmup`` transitions, in which step sizes and mass matrices are found, then ``draws``. ``seed``: what
+    random numbers follow from; ``target_accept``: mean acceptance probability that step sizes aim at;
+    ``dense``: full mass matrices, in place of diagonal ones."""
+
+    warmup: int
+    draws: int
+    seed: tuple[int, ...]
+    target_accept: float = 0.8
+    dense: bool = False
+
+
 def nuts(
     log_density: LogDensity,
     start: Callable[[Tensor], Tensor],
     lanes: npt.NDArray[np.int64],
     size: int,
-    warmup: int,
-    draws: int,
-    seed: tuple[int, ...],
-    dense: bool,
-    target_accept: float = 0.8,
+    sampler: Sampler,
     progress: Callable[[int, int], None] | None = None,
 ) -> Draws:
     """Sample every lane, with a step size and mass matrix of its own that its warm-up finds.
 
     :param start: makes of standard normal numbers (lanes, size) where the lanes begin.
     :param lanes: (lanes, depth) what each lane is, in whole numbers from 0; its random numbers follow from
-        these and ``seed``, whatever other lanes there are.
-    :param dense: full mass matrices, in place of diagonal ones.
-    :param target_accept: mean acceptance probability that the step sizes aim at.
+        these and the seed, whatever other lanes there are.
     :param progress: told the number of finished transitions, warm-up included, and of divergences after it.
     :raises InputError: NumPyro is not installed.
     """
@@ -59,53 +66,71 @@ def nuts(
         raise InputError("posteriors need NumPyro: pip install 'medcm[posterior]'") from error
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_platforms", "cpu")  # torch computes here, and JAX only directs
-    threads, calls = torch.get_num_threads(), 0
+    host = _Host(log_density)
+    keys, noise = _random(jax, sampler.seed, lanes, size)
+    kernel = NUTS(
+        potential_fn=_potential(jax, host),
+        dense_mass=sampler.dense,
+        target_accept_prob=sampler.target_accept,
+    )
+    begun = start(torch.from_numpy(np.array(noise))).numpy()
+    state = kernel.init(keys, sampler.warmup, init_params=jax.numpy.asarray(begun))
+    step = jax.jit(lambda state: kernel.sample(state, (), {}))  # over all lanes, as init has seen
+    shape = (sampler.draws, len(lanes))
+    x, log_p, diverging = np.empty((*shape, size)), np.empty(shape), np.zeros(shape, dtype=bool)
+    for transition in range(sampler.warmup + sampler.draws):
+        state = step(state)
+        if transition >= sampler.warmup:
+            draw = transition - sampler.warmup
+            x[draw], log_p[draw], diverging[draw] = state.z, -state.potential_energy, state.diverging
+        if progress is not None:
+            progress(transition + 1, int(diverging.sum()))
+    return Draws(x, log_p, diverging, host.calls)
 
-    def host(x: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        nonlocal calls
-        calls += 1
+
+class _Host:
+    """The density and its gradient, for JAX to call: in torch, and how often."""
+
+    def __init__(self, log_density: LogDensity) -> None:
+        self._log_density, self._threads, self.calls = log_density, torch.get_num_threads(), 0
+
+    def __call__(self, x: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Values (lanes,) and gradients (lanes, size)."""
+        self.calls += 1
         # JAX calls from threads of its own, and both settings are a thread's.
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self._threads)
         torch.set_flush_denormal(True)
         at = torch.from_numpy(np.array(x)).requires_grad_()
-        value = log_density(at)
+        value = self._log_density(at)
         (gradient,) = torch.autograd.grad(value.sum(), at)
         return value.detach().numpy(), gradient.numpy()
+
+
+def _potential(jax: Any, host: _Host) -> Any:
+    """Minus the log density of one lane, differentiable by JAX."""
 
     def both(x: Any) -> Any:
         shapes = jax.ShapeDtypeStruct((), x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)
         return jax.pure_callback(host, shapes, x, vmap_method="broadcast_all")
 
-    @jax.custom_vjp
-    def potential(x: Any) -> Any:
-        return -both(x)[0]
+    potential = jax.custom_vjp(lambda x: -both(x)[0])
 
     def forward(x: Any) -> Any:
         value, gradient = both(x)
         return -value, gradient
 
     potential.defvjp(forward, lambda gradient, upstream: (-upstream * gradient,))
+    return potential
 
+
+def _random(jax: Any, seed: tuple[int, ...], lanes: npt.NDArray[np.int64], size: int) -> tuple[Any, Any]:
+    """A key for each lane, and standard normal numbers (lanes, size)."""
     base = jax.random.key(0)
     for number in seed:
         base = jax.random.fold_in(base, number)
     keys = jax.vmap(lambda lane: _folded(jax, base, lane))(lanes)
     keys, first = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-    noise = jax.vmap(lambda key: jax.random.normal(key, (size,)))(first)
-    begun = start(torch.from_numpy(np.array(noise))).numpy()
-    kernel = NUTS(potential_fn=potential, dense_mass=dense, target_accept_prob=target_accept)
-    state = kernel.init(keys, warmup, init_params=jax.numpy.asarray(begun))
-    step = jax.jit(lambda state: kernel.sample(state, (), {}))  # over all lanes, as init has seen
-    shape = (draws, len(lanes))
-    x, log_p, diverging = np.empty((*shape, size)), np.empty(shape), np.zeros(shape, dtype=bool)
-    for transition in range(warmup + draws):
-        state = step(state)
-        if transition >= warmup:
-            draw = transition - warmup
-            x[draw], log_p[draw], diverging[draw] = state.z, -state.potential_energy, state.diverging
-        if progress is not None:
-            progress(transition + 1, int(diverging.sum()))
-    return Draws(x, log_p, diverging, calls)
+    return keys, jax.vmap(lambda key: jax.random.normal(key, (size,)))(first)
 
 
 def _folded(jax: Any, key: Any, lane: Any) -> Any:

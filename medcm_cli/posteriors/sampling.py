@@ -20,7 +20,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.triangular import multiply_lower
-from medcm_cli.posteriors.nuts import nuts
+from medcm_cli.posteriors.nuts import Sampler, nuts
 
 R_HAT, ESS = 1.01, 400
 """The most and the least that Vehtari et al. (2021) ask for, of four chains."""
@@ -189,12 +189,9 @@ def sample(
         target.start,
         target.lanes,
         target.size,
-        warmup=warmup,
-        draws=draws,
-        seed=seed,
-        dense=isinstance(target, KnownPopulation),  # K x K; of a joint target it would be P + N K large
-        target_accept=target_accept,
-        progress=progress,
+        # Dense is K x K; of a joint target it would be P + N K large.
+        Sampler(warmup, draws, seed, target_accept, dense=isinstance(target, KnownPopulation)),
+        progress,
     )
     x = torch.from_numpy(drawn.x)
     eta = target.eta(x).numpy().swapaxes(0, 1)

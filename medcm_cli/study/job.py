@@ -16,7 +16,7 @@ from medcm_cli.study.identity import AXES, Config, difference, identity, version
 from medcm_cli.study.options import axis, complete, folds_of, made
 from medcm_cli.study.problem import Fit, Problem
 from medcm_cli.training import results
-from medcm_cli.training.loop import MakeOptimizer, Trained, train
+from medcm_cli.training.loop import Course, MakeOptimizer, Trained, train
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,14 @@ class Job:
             population,
             streams,
             self.make_optimizer,
-            self.config["epochs"],
-            self.config["checkpoint_every"],
+            Course(
+                self.config["epochs"],
+                self.config["checkpoint_every"],
+                self.config["dataset"]["batch_subjects"],
+                self.config["redraws"],
+            ),
             self.problem.dtype,
             progress,
-            redraws=self.config["redraws"],
-            batch_subjects=self.config["dataset"]["batch_subjects"],
         )
 
     def run(

@@ -1,7 +1,7 @@
 """Finished fits, brought back from their run folders to be used: with their model, data and estimates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
     estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
     trained = {name: value.to(problem.dtype) for name, value in estimates.items()}
-    state = State(trained, begun.carried, begun.per_subject)
+    state = replace(begun, trained=trained)
     return Restored(problem, objective, tuple(records), tuple(folders), population, state)
 
 

@@ -54,108 +54,82 @@ def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
     return {1: 0} | {epoch: epoch for epoch in range(every, epochs + 1, every) if epoch > 1}
 
 
-def train(
-    model: Model,
-    objective: Objective,
-    population: Population,
-    streams: Sequence[Stream],
-    make_optimizer: MakeOptimizer,
-    epochs: int,
-    checkpoint_every: int,
-    dtype: torch.dtype,
-    progress: Progress | None = None,
-    batch_subjects: int | None = None,
-    redraws: int = 20,
-) -> Trained:
-    """Train B fits, B = ``len(streams)``, for ``epochs`` passes over their subjects.
-
-    An initialisation whose first loss or gradient is not finite is drawn again. A fit that is not finite
-    later, or still after ``redraws`` draws, stops there: its values and rows so far are kept, and since no
-    operation mixes fits, the others go on as if it were not there.
+@dataclass(frozen=True)
+class Course:
+    """How long a fit is trained and how: ``epochs`` passes over its subjects, with a checkpoint every
+    ``checkpoint_every`` of them.
 
     A pass is one step, or, where a fit has more than ``batch_subjects`` subjects, one step for each of the
     minibatches of at most so many into which it is cut, in a new random order in every epoch. What all
     subjects share takes a step with each minibatch, along a gradient whose expectation is that of the whole;
     what a subject has for itself takes one step an epoch, along its own gradient.
 
+    ``redraws``: how often an initialisation whose first loss or gradient is not finite is drawn again.
+    """
+
+    epochs: int
+    checkpoint_every: int
+    batch_subjects: int | None = None
+    redraws: int = 20
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """See ``checkpoint_labels``."""
+        return checkpoint_labels(self.epochs, self.checkpoint_every)
+
+
+def train(
+    model: Model,
+    objective: Objective,
+    population: Population,
+    streams: Sequence[Stream],
+    make_optimizer: MakeOptimizer,
+    course: Course,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train B fits, B = ``len(streams)``.
+
+    A fit that is not finite, and is not drawn again, stops there: its values and rows so far are kept, and
+    since no operation mixes fits, the others go on as if it were not there.
+
     :param population: training subjects, with B fits.
     :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
         each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
     """
-    labels = checkpoint_labels(epochs, checkpoint_every)
-    evaluation, state, first, redrawn = _start(
-        model, objective, population, streams, dtype, batch_subjects, redraws
-    )
-    flat, carried = evaluation.layout.pack(state.trained).requires_grad_(), state.carried
-    shared, own = _steppers(make_optimizer, flat, evaluation)
-    fits = len(streams)
-    alive = torch.ones(fits, dtype=torch.bool)
-    failures: list[Failure | None] = [None] * fits
-    unconverged = torch.zeros(fits, dtype=dtype)
-    snapshots: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def stop(epoch: int, fits: Tensor, loss: Tensor) -> None:
-        if bool(fits.any()):
-            trained = evaluation.layout.unpack(flat.detach())
-            for fit in torch.nonzero(fits).flatten().tolist():
-                failures[fit] = Failure(epoch, _cause(model, objective, trained, loss, fit))
-            alive.logical_and_(~fits)
-
-    started = time.perf_counter()
+    begun = _start(model, objective, population, streams, course, dtype)
+    fits = _Fits(model, objective, population, make_optimizer, begun)
+    labels, started = course.labels, time.perf_counter()
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
     # the start of epoch c + 1, with the objective belonging to those very values. One evaluation without a
     # step closes the run. Minibatches see values that move during an epoch, so they are evaluated once more
     # for a checkpoint.
-    for epoch in range(1, epochs + 2):
-        total = first if epoch == 1 else None
-        if epoch > 1:
-            evaluation.draw()
-            if evaluation.whole or epoch - 1 in labels or epoch > epochs:
-                total = evaluation.total(flat, carried, differentiate=evaluation.whole)
-        if total is not None:
-            carried = total.carried
-            stop(epoch, alive & ~total.finite, total.loss)
-        if epoch - 1 in labels:
+    for epoch in range(1, course.epochs + 2):
+        last = epoch > course.epochs
+        due = epoch - 1 in labels
+        total = begun.first if epoch == 1 else fits.evaluate(epoch, due or last)
+        if due:
             assert total is not None
-            snapshots.append(flat.detach().clone())
-            values.append(total.loss)
-            if "converged" in carried:
-                present = population.present
-                share = 1 - (carried["converged"] * present).sum((0, 1)) / present.sum(0)
-                unconverged = torch.maximum(unconverged, torch.where(alive, share, 0))
+            fits.keep(total)
             if progress:
                 progress(epoch - 1, total.loss)
-        if epoch > epochs or not bool(alive.any()):
+        if last or not bool(fits.alive.any()):
             break
-        if evaluation.whole:
-            assert total is not None
-            shared[0].step(flat, total.gradient, alive)
-            continue
-        gradient = torch.zeros_like(flat)
-        for number, minibatch in enumerate(evaluation.minibatches):
-            part = evaluation.part(flat, carried, minibatch)
-            carried = part.carried
-            active = alive & (number < evaluation.count)
-            stop(epoch, active & ~part.finite, part.loss)
-            for stepper in shared:
-                stepper.step(flat, part.gradient / minibatch.share, active & alive)
-            gradient += part.gradient
-        for stepper in own:
-            stepper.step(flat, gradient, alive)
-    kept = tuple(labels[epoch] for epoch in sorted(labels))[: len(snapshots)]
-    return Trained(
-        epochs=kept,
-        layout=evaluation.layout,
-        checkpoints=torch.stack(snapshots) if snapshots else flat.detach().new_zeros((0, *flat.shape)),
-        objective=torch.stack(values) if values else flat.detach().new_zeros((0, fits)),
-        failures=tuple(failures),
-        state=replace(state, trained=evaluation.layout.unpack(flat.detach()), carried=carried),
-        unconverged=unconverged,
-        redraws=redrawn,
-        seconds=time.perf_counter() - started,
-    )
+        fits.step(epoch, total)
+    kept = tuple(labels[epoch] for epoch in sorted(labels))
+    return fits.trained(kept, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Where fits begin: their initial ``state``, how it is evaluated, the ``first`` of these evaluations, and
+    how often each fit's initial values were drawn again, (B,)."""
+
+    state: State
+    evaluation: Evaluation
+    first: Part
+    redraws: Tensor
 
 
 def _start(
@@ -163,11 +137,10 @@ def _start(
     objective: Objective,
     population: Population,
     streams: Sequence[Stream],
+    course: Course,
     dtype: torch.dtype,
-    batch_subjects: int | None,
-    redraws: int,
-) -> tuple[Evaluation, State, Part, Tensor]:
-    """Initial values whose loss and gradient are finite, the two, and how often each fit's were drawn again.
+) -> _Begun:
+    """Initial values whose loss and gradient are finite, as far as the course allows.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
@@ -175,13 +148,109 @@ def _start(
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
         state = objective.init(model, population, drawn, dtype)
-        evaluation = Evaluation(model, objective, population, state, drawn, dtype, batch_subjects)
+        evaluation = Evaluation(model, objective, population, state, drawn, dtype, course.batch_subjects)
         flat = evaluation.layout.pack(state.trained).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~first.finite & (redrawn < redraws)
+        again = ~first.finite & (redrawn < course.redraws)
         if not bool(again.any()):
-            return evaluation, state, first, redrawn
+            return _Begun(state, evaluation, first, redrawn)
         redrawn += again
+
+
+class _Fits:
+    """A batch of fits on their way: their values (P, B), what is carried, which are alive, and what has been
+    kept of them."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        population: Population,
+        make_optimizer: MakeOptimizer,
+        begun: _Begun,
+    ) -> None:
+        self._model, self._objective, self._population = model, objective, population
+        self._begun, self._evaluation = begun, begun.evaluation
+        self._flat = begun.evaluation.layout.pack(begun.state.trained).requires_grad_()
+        self._shared, self._own = _steppers(make_optimizer, self._flat, begun.evaluation)
+        count = len(begun.redraws)
+        self.alive = torch.ones(count, dtype=torch.bool)
+        self._failures: list[Failure | None] = [None] * count
+        self._unconverged = self._flat.detach().new_zeros(count)
+        self._snapshots: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._take(1, begun.first, self.alive)
+
+    def evaluate(self, epoch: int, needed: bool) -> Part | None:
+        """All subjects, with the random numbers of a new epoch; None where only minibatches will be asked
+        for, and nothing else is ``needed``."""
+        self._evaluation.draw()
+        if not (self._evaluation.whole or needed):
+            return None
+        total = self._evaluation.total(self._flat, self._carried, differentiate=self._evaluation.whole)
+        self._take(epoch, total, self.alive)
+        return total
+
+    def keep(self, total: Part) -> None:
+        """A checkpoint: the values as they are, and the objective there."""
+        self._snapshots.append(self._flat.detach().clone())
+        self._values.append(total.loss)
+        share = self._objective.unconverged(self._population, self._state())
+        if share is not None:
+            self._unconverged = torch.maximum(self._unconverged, torch.where(self.alive, share, 0))
+
+    def step(self, epoch: int, total: Part | None) -> None:
+        """One pass of the optimiser over all subjects."""
+        evaluation, flat = self._evaluation, self._flat
+        if evaluation.whole:
+            assert total is not None
+            for stepper in self._shared:
+                stepper.step(flat, total.gradient, self.alive)
+            return
+        gradient = torch.zeros_like(flat)
+        for number, minibatch in enumerate(evaluation.minibatches):
+            part = evaluation.part(flat, self._carried, minibatch)
+            active = self.alive & (number < evaluation.count)
+            self._take(epoch, part, active)
+            for stepper in self._shared:
+                stepper.step(flat, part.gradient / minibatch.share, active & self.alive)
+            gradient += part.gradient
+        for stepper in self._own:
+            stepper.step(flat, gradient, self.alive)
+
+    def _take(self, epoch: int, part: Part, active: Tensor) -> None:
+        """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
+        values that the objective has moved, of fits that are alive."""
+        self._carried = part.carried
+        failed = active & ~part.finite
+        if bool(failed.any()):
+            trained = self._evaluation.layout.unpack(self._flat.detach())
+            for fit in torch.nonzero(failed).flatten().tolist():
+                cause = _cause(self._model, self._objective, trained, part.loss, fit)
+                self._failures[fit] = Failure(epoch, cause)
+            self.alive = self.alive & ~failed
+        if self._evaluation.moves:
+            with torch.no_grad():
+                self._flat.copy_(torch.where(self.alive, part.values, self._flat))
+
+    def _state(self) -> State:
+        trained = self._evaluation.layout.unpack(self._flat.detach())
+        return replace(self._begun.state, trained=trained, carried=self._carried)
+
+    def trained(self, labels: Sequence[int], seconds: float) -> Trained:
+        """What has become of them; ``labels`` of the checkpoints, as many as were reached."""
+        flat, count = self._flat.detach(), len(self._failures)
+        return Trained(
+            epochs=tuple(labels[: len(self._snapshots)]),
+            layout=self._evaluation.layout,
+            checkpoints=torch.stack(self._snapshots) if self._snapshots else flat.new_zeros((0, *flat.shape)),
+            objective=torch.stack(self._values) if self._values else flat.new_zeros((0, count)),
+            failures=tuple(self._failures),
+            state=self._state(),
+            unconverged=self._unconverged,
+            redraws=self._begun.redraws,
+            seconds=seconds,
+        )
 
 
 class _Stepper:
@@ -219,12 +288,16 @@ class _Stepper:
 def _steppers(
     make_optimizer: MakeOptimizer, flat: Tensor, evaluation: Evaluation
 ) -> tuple[list[_Stepper], list[_Stepper]]:
-    """For what subjects share and for what each has for itself. Optimisers count their steps, so fits with
-    another number of minibatches have an optimiser of their own. Without minibatches one does everything."""
+    """For what subjects share and for what each has for itself, but for what the objective moves. Optimisers
+    count their steps, so fits with another number of minibatches have an optimiser of their own. Without
+    minibatches one does everything."""
+    own, count, rest = evaluation.own_rows, evaluation.count, ~evaluation.moved_rows
+    if not bool(rest.any()):
+        return [], []
     if evaluation.whole:
-        return [_Stepper(make_optimizer, flat)], []
-    own, count = evaluation.own_rows, evaluation.count
-    shared = [_Stepper(make_optimizer, flat, (~own, count == steps)) for steps in count.unique()]
+        return [_Stepper(make_optimizer, flat, (rest, count > 0) if evaluation.moves else None)], []
+    shared = [_Stepper(make_optimizer, flat, (~own & rest, count == steps)) for steps in count.unique()]
+    own = own & rest
     return shared, [_Stepper(make_optimizer, flat, (own, count > 0))] if bool(own.any()) else []
 
 

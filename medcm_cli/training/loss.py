@@ -51,19 +51,22 @@ class Layout:
 @dataclass(frozen=True)
 class Minibatch:
     """``index`` (n, B) of each fit's subjects, N where it has fewer than n; ``share`` (B,) of its subjects,
-    1 where it has none left."""
+    1 where it has none left; ``there`` (B,) whether it has any."""
 
     index: Tensor
     share: Tensor
+    there: Tensor
 
 
 @dataclass(frozen=True)
 class Part:
     """What some subjects add to the loss, (B,), and to its gradient, (P, B) or 0 where it is not asked for;
+    ``values`` (P, B) that these were taken at, the given ones but for what the objective has moved;
     ``carried`` of all subjects, brought up to date for these."""
 
     loss: Tensor
     gradient: Tensor
+    values: Tensor
     carried: dict[str, Tensor]
 
     @property
@@ -76,7 +79,8 @@ class Evaluation:
     """The loss of a batch of fits, of all subjects or in minibatches, with an epoch's random numbers.
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
-    cut at all.
+    cut at all. ``own_rows`` and ``moved_rows`` (P,): which of the trained values each subject has for itself,
+    and which the objective moves; ``moves`` whether it moves any.
     """
 
     def __init__(
@@ -90,23 +94,27 @@ class Evaluation:
         batch_subjects: int | None,
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
-        self._per_subject = state.per_subject
+        self._per_subject, self._moved = state.per_subject, state.moved
         self.layout = Layout.of(state.trained)
-        self.own_rows = self.layout.rows(state.per_subject)
+        self.own_rows, self.moved_rows = (self.layout.rows(of) for of in (state.per_subject, state.moved))
+        self.moves, self._descends = bool(state.moved), not bool(self.moved_rows.all())
         self._subjects = population.present.sum(0).long()
         size = population.shape[1] if batch_subjects is None else batch_subjects
         self.count = (self._subjects + size - 1).div(size, rounding_mode="floor")
         self.whole = int(self.count.max()) == 1
         counts = self._subjects.tolist()
-        shape = objective.noise_shape(model, population)
+        shape, of_refresh = (of(model, population) for of in (objective.noise_shape, objective.refresh_shape))
         self._noise = None if shape is None else Noise(streams, shape, counts, dtype)
+        self._refresh = None if of_refresh is None else Noise(streams, of_refresh, counts, dtype, "refresh")
         shuffle = (population.shape[1],)
         self._order = None if self.whole else Noise(streams, shuffle, counts, torch.float64, "minibatch")
         self.draw()
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
-        self.noise = None if self._noise is None else self._noise.draw()
+        self.noise, self.refresh = (
+            None if source is None else source.draw() for source in (self._noise, self._refresh)
+        )
         self.minibatches = [] if self._order is None else self._cut(self._order.draw())
 
     def _cut(self, keys: Tensor) -> list[Minibatch]:
@@ -124,7 +132,7 @@ class Evaluation:
             step = torch.arange(int(size.max()))[:, None]
             index = torch.where(step < size, order.gather(0, (start + step).clamp(max=n - 1)), n)
             share = torch.where(size > 0, size.to(self._population.dv.dtype) / self._subjects, 1)
-            minibatches.append(Minibatch(index, share))
+            minibatches.append(Minibatch(index, share, size > 0))
         return minibatches
 
     def total(self, flat: Tensor, carried: dict[str, Tensor], differentiate: bool) -> Part:
@@ -134,8 +142,9 @@ class Evaluation:
         loss, gradient = flat.new_zeros(flat.shape[-1]), torch.zeros_like(flat)
         for minibatch in self.minibatches:
             part = self.part(flat, carried, minibatch, differentiate)
-            loss, gradient, carried = loss + part.loss, gradient + part.gradient, part.carried
-        return Part(loss, gradient.detach(), carried)
+            loss, gradient = loss + part.loss, gradient + part.gradient
+            flat, carried = part.values, part.carried
+        return Part(loss, gradient.detach(), flat, carried)
 
     def part(
         self,
@@ -144,35 +153,58 @@ class Evaluation:
         minibatch: Minibatch | None,
         differentiate: bool = True,
     ) -> Part:
-        """What the subjects of a minibatch, or all, add to the loss."""
-        population, noise, fraction = self._population, self.noise, None
+        """What the subjects of a minibatch, or all, add to the loss, after the objective's own step."""
+        differentiate = differentiate and self._descends
+        leaf = flat if flat.requires_grad or not differentiate else flat.detach().requires_grad_()
         with torch.set_grad_enabled(differentiate):
-            state = State(self.layout.unpack(flat), carried, self._per_subject)
+            state = State(self.layout.unpack(leaf), carried, self._per_subject, self._moved)
+            population, noise, refresh = self._population, self.noise, self.refresh
             if minibatch is not None:
-                population = _some(self._population, minibatch.index)
-                noise = None if noise is None else _gather(noise, minibatch.index)
-                state = replace(
-                    state,
-                    trained={
-                        name: _gather(value, minibatch.index) if name in self._per_subject else value
-                        for name, value in state.trained.items()
-                    },
-                    carried={name: _gather(value, minibatch.index) for name, value in carried.items()},
+                state = self._of(state, minibatch.index)
+                population = _some(population, minibatch.index)
+                noise, refresh = (
+                    None if numbers is None else _gather(numbers, minibatch.index)
+                    for numbers in (noise, refresh)
                 )
-                divisor = self._objective.divisor
-                fraction = divisor(population) / divisor(self._population)
-            state = self._objective.refresh(self._model, population, state)
+            state = self._objective.refresh(self._model, population, state, refresh)
             loss = self._objective.loss(self._model, population, state, noise)
-            if fraction is not None:
-                loss = loss * fraction
-            gradient = torch.autograd.grad(loss.sum(), flat)[0] if differentiate else torch.zeros_like(flat)
-        carried = {
-            name: value.detach()
-            if minibatch is None
-            else _put(carried.get(name), value.detach(), minibatch.index, self._population.shape[1])
-            for name, value in state.carried.items()
-        }
-        return Part(loss.detach(), gradient, carried)
+            if minibatch is not None:
+                divisor = self._objective.divisor
+                loss = loss * (divisor(population) / divisor(self._population))
+            gradient = torch.autograd.grad(loss.sum(), leaf)[0] if differentiate else torch.zeros_like(flat)
+        loss = loss.detach()
+        if minibatch is not None:  # of no subject nothing can be asked
+            loss, gradient = (torch.where(minibatch.there, of, 0) for of in (loss, gradient))
+        return Part(loss, gradient, *self._after(flat, carried, state, minibatch))
+
+    def _of(self, state: State, index: Tensor) -> State:
+        """A state with what each subject has for itself taken at ``index`` (n, B)."""
+        trained, carried = (
+            {name: _gather(v, index) if name in self._per_subject else v for name, v in values.items()}
+            for values in (state.trained, state.carried)
+        )
+        return replace(state, trained=trained, carried=carried)
+
+    def _after(
+        self, flat: Tensor, carried: dict[str, Tensor], state: State, minibatch: Minibatch | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Values (P, B) and what is carried of all subjects, as the state of some leaves them."""
+
+        def put(name: str, old: Tensor | None, new: Tensor) -> Tensor:
+            if minibatch is None:
+                return new.detach()
+            index, n = minibatch.index, self._population.shape[1]
+            if name in self._per_subject:
+                return _put(old, new.detach(), index, n)
+            return new.detach() if old is None else torch.where(minibatch.there, new.detach(), old)
+
+        kept = {name: put(name, carried.get(name), value) for name, value in state.carried.items()}
+        if not self._moved:
+            return flat, kept
+        with torch.no_grad():
+            values = self.layout.unpack(flat)
+            values |= {name: put(name, values[name], state.trained[name]) for name in self._moved}
+            return self.layout.pack(values), kept
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
-from medcm_cli.training.loop import train
+from medcm_cli.training.loop import Course, train
 from tests.helpers import COVARIATES, ROOT, LinearGaussian, make_population
 
 sys.path.append(str(ROOT / "experiments" / "coverage"))
@@ -46,7 +46,7 @@ def trained(
     """A short fit."""
     population, streams = everyone.select(fits), [Stream(0, 1, n) for n in range(len(fits))]
     adam = functools.partial(torch.optim.Adam, lr=0.1)
-    return population, train(model, objective, population, streams, adam, 80, 80, F64).state
+    return population, train(model, objective, population, streams, adam, Course(80, 80), F64).state
 
 
 def found(model: Model, objective: Objective, everyone: Population, fits: list[np.ndarray]) -> Optimum:

@@ -13,8 +13,8 @@ from medcm_cli.data.sheet import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.cohorts import cohort_folder
 from medcm_cli.haemophilia.virtual import Settings
-from medcm_cli.patients.dosing import AFTER
-from medcm_cli.patients.prediction import DRAWS, FEW
+from medcm_cli.patients.search import AFTER
+from medcm_cli.patients.study import DRAWS, FEW
 from medcm_cli.patients.targets import FORMS
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.figures.style import FORMATS

@@ -151,7 +151,7 @@ def test_a_posterior_of_a_fit(
         (("network=truth", "fixed={sigma: {additive: 0.03}}"), "Omega not known"),
         ((), "network: this one is trained"),
         ((*SIMULATED, "population=joint"), "fixed"),
-        ((*SIMULATED, "population=some"), "population is 'some'; expected one of known, joint"),
+        ((*SIMULATED, "population=some"), "population is 'some'; expected known or joint"),
         ((*SIMULATED, "subjects=few"), "subjects is 'few'"),
         ((*SIMULATED, "chains=0"), "chains is 0"),
         ((*SIMULATED, "draws=2.5"), "draws is 2.5"),

@@ -15,7 +15,7 @@ from medcm_cli.model import Model, ResidualError, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
-from medcm_cli.training.loop import train
+from medcm_cli.training.loop import Course, train
 from tests.helpers import dense_omega, make_population
 
 F64 = torch.float64
@@ -255,7 +255,7 @@ def test_censoring_moves_estimates_less_than_pretending(model: Model) -> None:
     adam = functools.partial(torch.optim.Adam, lr=0.05)
 
     def low(population: Population) -> float:
-        trained = train(model, Vi(), population, STREAMS[:1], adam, 150, 150, F64)
+        trained = train(model, Vi(), population, STREAMS[:1], adam, Course(150, 150), F64)
         prediction = model.predict(model.typical(trained.state.trained, complete), complete)
         return float(prediction[2].mean())  # the last observation, 48 h after the dose
 

@@ -21,7 +21,7 @@ from medcm_cli.objectives import State, Vi, families
 from medcm_cli.runs import Units
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import conf_dir
-from medcm_cli.training.loop import train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.results import tables
 from tests.helpers import STREAMS, LinearGaussian, make_events, make_population
@@ -295,7 +295,7 @@ def test_bound_is_below_the_evidence_and_close(model: Model) -> None:
     evidence = np.log(integrate.simpson(integrate.simpson(joint, x=log_sigma), x=eta))
     objective = Vi(samples=20, population="variational")
     adam = functools.partial(torch.optim.Adam, lr=0.02)
-    trained = train(model, objective, population, STREAMS[:1], adam, 500, 100, F64)
+    trained = train(model, objective, population, STREAMS[:1], adam, Course(500, 100), F64)
     value = replace(objective, samples=20_000, estimator="standard")
     size, _, n = value.noise_shape(model, population)
     bound = -float(value.loss(model, population, trained.state, normal(size, 20_000, n, 1)))
@@ -359,7 +359,7 @@ def test_three_random_effects_and_censored_observations(model: Model) -> None:
     for family in families.FAMILIES:
         objective = Vi(samples=2, family=family, population="variational")
         adam = functools.partial(torch.optim.Adam, lr=0.05)
-        trained = train(model, objective, population, STREAMS, adam, 50, 25, F64)
+        trained = train(model, objective, population, STREAMS, adam, Course(50, 25), F64)
         assert trained.failures == (None, None), family
         assert bool((trained.objective[-1] < trained.objective[0]).all()), family
         mean, cov = objective.random_effects(model, population, trained.state)
@@ -371,7 +371,7 @@ def test_reports_are_medians_under_q(model: Model) -> None:
     population, objective = make_population(4, 2), Vi(population="variational")
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     model = known(model, None, None)
-    trained = train(model, objective, population, STREAMS, adam, 20, 10, F64)
+    trained = train(model, objective, population, STREAMS, adam, Course(20, 10), F64)
     written = tables(model, objective, population, population, trained, {}, None, Units("IU/dL", 100.0))
     history = written[1]["history"].to_pandas()
     at = trained.layout.unpack(trained.checkpoints[-1])["population.mean"][:, 1].numpy()
@@ -398,7 +398,7 @@ def test_a_fit_does_not_depend_on_its_batch(
     objective = Vi(samples=2, family=family, population=of_population)
     adam = functools.partial(torch.optim.Adam, lr=0.02)
     together = train(
-        model, objective, everyone.select(folds), streams, adam, 6, 3, F64, batch_subjects=batch_subjects
+        model, objective, everyone.select(folds), streams, adam, Course(6, 3, batch_subjects), F64
     )
     for fit, stream in enumerate(streams):
         alone = train(
@@ -407,10 +407,8 @@ def test_a_fit_does_not_depend_on_its_batch(
             everyone.select([folds[fit]]),
             [stream],
             adam,
-            6,
-            3,
+            Course(6, 3, batch_subjects),
             F64,
-            batch_subjects=batch_subjects,
         )
         torch.testing.assert_close(together.objective[:, fit], alone.objective[:, 0], rtol=1e-9, atol=0)
         ends = [t.layout.unpack(t.checkpoints[-1]) for t in (together, alone)]
@@ -515,7 +513,7 @@ def test_families_on_a_curved_posterior(model: Model) -> None:
     for family in ("full_rank", "mixture", "flow"):
         objective = Vi(samples=5, family=family)
         adam = functools.partial(torch.optim.Adam, lr=0.02)
-        trained = train(model, objective, population, STREAMS[:1], adam, 500, 20, F64)
+        trained = train(model, objective, population, STREAMS[:1], adam, Course(500, 20), F64)
         tail = trained.layout.unpack(trained.checkpoints[-10:].mean(0))
         value = replace(objective, samples=4000, estimator="standard")
         noise = normal(*value.noise_shape(model, population), 1)

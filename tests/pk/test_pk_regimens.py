@@ -30,6 +30,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
+from medcm_cli.pk.schedule import Features
 from tests.helpers import amounts_after
 
 TYPICAL = {"CL": 0.4, "V1": 2.0, "Q": 0.15, "V2": 0.75, "Q3": 0.6, "V3": 3.0, "KA": 0.9}
@@ -82,12 +83,14 @@ def built(regimen: Regimen, change: Sequence[float] | None = None) -> Schedule:
         column([dose.start for dose in doses]),
         column([dose.duration for dose in doses]),
         column([dose.amount for dose in doses]),
-        compartment=column(compartment).long() if max(compartment) >= 0 else None,
-        interval=column(interval) if min(interval) < math.inf else None,
-        modelled=column(modelled) if max(modelled) else None,
-        visible=visible if not bool(visible.all()) else None,
-        reset=column(regimen.resets) if regimen.resets else None,
-        change=None if change is None else column(change),
+        features=Features(
+            compartment=column(compartment).long() if max(compartment) >= 0 else None,
+            interval=column(interval) if min(interval) < math.inf else None,
+            modelled=column(modelled) if max(modelled) else None,
+            visible=visible if not bool(visible.all()) else None,
+            reset=column(regimen.resets) if regimen.resets else None,
+            change=None if change is None else column(change),
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Mse
-from medcm_cli.training.loop import train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.results import Covariate, tables
 from tests.helpers import make_population
 
@@ -329,7 +329,7 @@ def test_folders_read_as_one_hive_partitioned_table(tmp_path: Path, model: Model
     rows = {}
     for label, objective in objectives.items():
         streams = [Stream(0, *fit) for fit in fits]
-        trained = train(model, objective, population, streams, adam, 2, 1, torch.float64)
+        trained = train(model, objective, population, streams, adam, Course(2, 1), torch.float64)
         made = tables(
             model, objective, population, population, trained, covariates, None, runs.Units("IU/dL", 100.0)
         )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Trained, checkpoint_labels, train
+from medcm_cli.training.loop import Course, Trained, checkpoint_labels, train
 from medcm_cli.training.loss import Layout
 from tests.helpers import make_events, make_population
 
@@ -30,7 +30,7 @@ def run(
     lr: float = 0.1,
 ) -> Trained:
     adam = functools.partial(torch.optim.Adam, lr=lr, fused=True)
-    return train(model, objective, population, streams, adam, epochs, 25, population.dv.dtype)
+    return train(model, objective, population, streams, adam, Course(epochs, 25), population.dv.dtype)
 
 
 def test_checkpoints_of_the_protocol() -> None:
@@ -132,9 +132,11 @@ class Poisoned(Objective):
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         return self.inner.noise_shape(model, population)
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
         self.counter[0] += 1
-        return self.inner.refresh(model, population, state)
+        return self.inner.refresh(model, population, state, noise)
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         loss = self.inner.loss(model, population, state, noise)
@@ -231,7 +233,7 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
     streams = [Stream(0, 1, replicate) for replicate in (1, 2, 3)]
     adam = functools.partial(torch.optim.Adam, lr=0.1)
 
-    def trained(objective: Objective, streams: Sequence[Stream], **options: Any) -> Trained:
+    def trained(objective: Objective, streams: Sequence[Stream], redraws: int = 20) -> Trained:
         subjects = make_population(10, len(streams))
         return train(
             model,
@@ -239,11 +241,8 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
             subjects,
             streams,
             adam,
-            25,
-            25,
+            Course(25, 25, batch_subjects, redraws),
             torch.float64,
-            batch_subjects=batch_subjects,
-            **options,
         )
 
     healthy = trained(Vi(), streams)

@@ -14,7 +14,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Trained, train
+from medcm_cli.training.loop import Course, Trained, train
 from medcm_cli.training.loss import Evaluation
 from tests.helpers import make_events, make_population
 
@@ -40,9 +40,7 @@ def run(
     every: int = 25,
 ) -> Trained:
     adam = functools.partial(torch.optim.Adam, lr=lr)
-    return train(
-        model, objective, population, streams, adam, epochs, every, F64, batch_subjects=batch_subjects
-    )
+    return train(model, objective, population, streams, adam, Course(epochs, every, batch_subjects), F64)
 
 
 def evaluation(

@@ -18,7 +18,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
 from medcm_cli.runs import Units
-from medcm_cli.training.loop import Trained, train
+from medcm_cli.training.loop import Course, Trained, train
 from medcm_cli.training.results import Covariate, tables
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
 
@@ -47,7 +47,9 @@ def make_tables(
     population = everyone.select([TRAIN[i] for i in fits])
     test = everyone.select([TEST[i] for i in fits])
     streams = [Stream(0, fold + 1, 1) for fold in fits]
-    trained: Trained = train(model, objective, population, streams, optimizer, epochs, 2, torch.float64)
+    trained: Trained = train(
+        model, objective, population, streams, optimizer, Course(epochs, 2), torch.float64
+    )
     omega = torch.from_numpy(OMEGA) if truth else None
     return tables(model, objective, population, test, trained, GRID, omega, UNITS)
 
@@ -142,7 +144,7 @@ def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
     events = replace(EVENTS, censored=below, dv=np.where(below, 7.0, EVENTS.dv))
     everyone = Population.from_events(events, torch.float64)
     population, test = everyone.select([TRAIN[0]]), everyone.select([TEST[0]])
-    trained = train(model, Vi(), population, [Stream(0, 1, 1)], optimizer, 2, 2, torch.float64)
+    trained = train(model, Vi(), population, [Stream(0, 1, 1)], optimizer, Course(2, 2), torch.float64)
     (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, UNITS)
     left = ~below | EVENTS.is_dose
     known = replace(
@@ -313,9 +315,11 @@ class Failing(Objective):
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         return Fo().noise_shape(model, population)
 
-    def refresh(self, model: Model, population: Population, state: State) -> State:
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
         self.seen[0] += 1
-        return Fo().refresh(model, population, state)
+        return Fo().refresh(model, population, state, noise)
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         loss = Fo().loss(model, population, state, noise)
