@@ -99,7 +99,7 @@ def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("objective.penalty is -1; expected 0 or more")
+    assert done.stderr.strip().endswith("objective.penalty is -1; expected a number from 0")
     assert "\n" not in done.stderr.strip()
 
 
