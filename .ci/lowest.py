@@ -1,4 +1,4 @@
-"""The lowest version of everything that pyproject.toml asks for, as pins: pip always takes the newest."""
+"""The lowest version of everything that pyproject.toml asks for, as pins: pip itself takes the newest."""
 
 import tomllib
 from pathlib import Path
