@@ -1,11 +1,14 @@
 """The configuration folder: every choice can be built, and the defaults are those of the methods."""
 
+import itertools
 import tomllib
 from pathlib import Path
 
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from medcm_cli.data import Format
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
@@ -224,6 +227,35 @@ def test_the_wheel_carries_the_configuration() -> None:
     }
     assert project["project"]["scripts"] == {"medcm": "medcm_cli.cli:main"}
     assert not (ROOT / "medcm_cli" / "conf").exists()
+
+
+def asked() -> dict[str, Requirement]:
+    """Every direct dependency, those of the extras too."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    texts = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    requirements = {canonicalize_name(r.name): r for r in map(Requirement, texts)}
+    del requirements["medcm"]  # an extra that names another
+    return requirements
+
+
+def test_every_direct_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
+    lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = map(Requirement, (line for line in lines if not line.startswith("#")))
+    pins = {canonicalize_name(r.name): r for r in pinned}
+    assert set(pins) == set(asked())
+    for name, requirement in asked().items():
+        (pin,) = pins[name].specifier
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), name
+        assert [bound.operator for bound in requirement.specifier].count(">=") == 1, name
+
+
+def test_the_checks_run_the_test_command_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = (line.strip() for line in readme.splitlines() if line.endswith("-m pytest"))
+    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in [line.strip() for line in checks.splitlines()]
 
 
 def test_where_the_configuration_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

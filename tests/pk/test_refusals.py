@@ -1,0 +1,79 @@
+"""What a compartment model cannot do is refused in one line."""
+
+from typing import Any
+
+import pytest
+
+from medcm_cli.errors import InputError
+from medcm_cli.pk import (
+    OdeModel,
+    check_schedule,
+    one_compartment,
+    two_compartment,
+    two_compartment_rate,
+)
+from tests.pk.regimens import AFTER, ORAL, STEADY, Dose, Regimen, built
+
+
+def test_doses_that_a_model_cannot_take() -> None:
+    third = built(Regimen([Dose(0.0), Dose(1.0, compartment=2)]))
+    with pytest.raises(InputError, match=r"compartment 3 \(CMT\); pk takes doses into 1 to 2$"):
+        check_schedule(two_compartment(absorption=True), third)
+    with pytest.raises(InputError, match=r"compartment 3 \(CMT\); pk takes doses into 1$"):
+        check_schedule(two_compartment(), third)
+    check_schedule(ORAL, third)
+    modelled = built(Regimen([Dose(0.0), Dose(1.0, modelled=True)]))
+    with pytest.raises(InputError, match=r"RATE -2\); name it, as in \+pk.durations=\{1: D1\}$"):
+        check_schedule(two_compartment(), modelled)
+    check_schedule(two_compartment(durations={1: "D"}), modelled)
+
+
+def test_a_steady_state_of_its_own_segment_is_no_superposition() -> None:
+    for kind, doses in STEADY.items():
+        alone = Regimen([Dose(0.0), *doses, Dose(120.0)], (10.0, *AFTER), resets=(doses[-1].start,))
+        check_schedule(ORAL, built(alone))
+        first = Regimen([*doses, Dose(120.0)], AFTER)
+        check_schedule(ORAL, built(first))
+        for extra, times in (
+            (Dose(doses[-1].start + 0.1), AFTER),
+            (Dose(1.0), AFTER),
+            (Dose(120.0), (99.0, *AFTER)),
+        ):
+            mixed = Regimen([*doses, extra], times)
+            with pytest.raises(InputError, match="SS 2"):
+                check_schedule(ORAL, built(mixed))
+        assert kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lag": {3: "LAG"}}, "pk.lag: compartment 3 takes no doses; expected 1 to 2"),
+        ({"lag": {"1": "LAG"}}, "pk.lag: compartment '1' takes no doses; expected 1 to 2"),
+        ({"durations": {1: 2.0}}, "pk.durations: 2.0 for compartment 1; expected a parameter"),
+        (
+            {"bioavailability": "F"},
+            "pk.bioavailability is 'F'; expected compartment: parameter, as in {1: NAME}",
+        ),
+    ],
+)
+def test_dose_parameters_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        one_compartment(absorption=True, **options)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"observed": 4}, "pk.observed is 4; expected 1 to 2 (pk.compartments)"),
+        ({"dose_compartment": 0}, "pk.dose_compartment is 0; expected a whole number from 1"),
+        ({"steady_state_doses": 1.5}, "pk.steady_state_doses is 1.5; expected a whole number from 1"),
+        ({"adjoint": "yes"}, "pk.adjoint is 'yes'; expected true or false"),
+        ({"volume": "VC"}, "pk.volume is 'VC'; expected one of CL, V1, Q, V2"),
+    ],
+)
+def test_options_of_a_rate_function_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2, **options)
+    assert str(caught.value) == message
