@@ -84,7 +84,7 @@ def test_a_sweep_has_the_fits_that_its_readme_says(sweep: str, folds: int, repli
     ],
 )
 def test_table3_is_the_protocol_of_the_real_data(dataset: str, objective: str, epochs: int) -> None:
-    """METHODS, "Protocol: real data"."""
+    """docs/methods.md, "Protocol of the real data"."""
     choices = (f"dataset={dataset}", f"objective={objective}")
     config = composed(EXPERIMENTS / "table3" / "combined.yaml", *choices)
     assert (config.epochs, config.tail, config.checkpoint_every) == (epochs, 250, 25)

@@ -1,4 +1,5 @@
-"""The manual's page on extending: its files are written into a folder, and its commands run there."""
+"""The manual: what points into it leads somewhere, and of the page on extending the files are written into a
+folder and the commands run there."""
 
 import os
 import re
@@ -13,7 +14,8 @@ from medcm_cli import runs
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from tests.helpers import ROOT
 
-PAGE = (ROOT / "medcm_cli" / "docs" / "extending.md").read_text(encoding="utf-8")
+DOCS = ROOT / "medcm_cli" / "docs"
+PAGE = (DOCS / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`(mine/\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = [
     line
@@ -97,5 +99,45 @@ def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("objective.penalty is -1; expected 0 or more")
+    assert done.stderr.strip().endswith("objective.penalty is -1; expected a number from 0")
     assert "\n" not in done.stderr.strip()
+
+
+# -- references ------------------------------------------------------------------------------------
+
+
+def headings(page: Path) -> dict[str, str]:
+    """Anchor, as a code host makes it -> heading."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"): heading for heading in found}
+
+
+def test_what_points_into_the_manual_names_a_section_that_is_there() -> None:
+    """In sources and configurations: docs/PAGE.md, "SECTION"."""
+    pointers = []
+    for path in [*ROOT.glob("medcm_cli/**/*.py"), *ROOT.glob("conf/**/*.yaml"), *ROOT.glob("tests/**/*.py")]:
+        words = " ".join(path.read_text(encoding="utf-8").split())
+        pointers += re.findall(r'docs/(\w+)\.md, "([^"]+)"', words)
+    assert len(pointers) > 20
+    for page, section in set(pointers) - {("PAGE", "SECTION")}:
+        assert section in headings(DOCS / f"{page}.md").values(), f"{page}.md has no section {section}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md"]
+    assert len(pages) > 10
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = target.partition("#")
+            other = page.parent / name if name else page
+            assert other.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in headings(other), f"{page.name}: {target}"
+
+
+def test_no_document_is_cited_that_is_not_there() -> None:
+    """Notes that people wrote for themselves are no part of the project."""
+    for path in (p for folder in ("medcm_cli", "conf", "experiments") for p in (ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".md", ".yaml"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"\b(METHODS|ESTIMATION|HOUSE|DESIGN)(, \"|\.md)", text), path

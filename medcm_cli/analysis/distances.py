@@ -1,5 +1,5 @@
 """How far the posteriors of fits are from draws of NUTS: Wasserstein distances, of each subject's random
-effects and of the population parameters (METHODS, "Protocol: accuracy of the posteriors")."""
+effects and of the population parameters (docs/methods.md, "Accuracy of posteriors")."""
 
 from collections.abc import Sequence
 from pathlib import Path

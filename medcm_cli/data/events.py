@@ -5,7 +5,7 @@ dose) or MDV (0 observation, 1 none); AMT; RATE (amount/h; -2: the infusion's le
 or, where that is empty, a parameter of the model); DURATION (h); ADDL and II (additional doses, h between
 them); SS (1 steady state, 2 steady state on top of what is there); CMT; DV; CENS (1: DV is the limit below
 which the level lies) and LLOQ; OCC; and the covariates. Where a dose row has both a rate and a duration,
-these two win over the amount; an amount alone is a bolus (METHODS, "Units and symbols").
+these two win over the amount; an amount alone is a bolus (docs/methods.md, "Units and symbols").
 """
 
 from collections.abc import Callable, Mapping, Sequence

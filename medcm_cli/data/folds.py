@@ -41,8 +41,8 @@ def from_files(
 
 
 def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> Fold:
-    """``size`` subjects drawn with replacement; the test set is everyone not drawn (METHODS, simulation
-    study)."""
+    """``size`` subjects drawn with replacement; the test set is everyone not drawn (docs/methods.md,
+    "Protocol of the simulation study")."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
     whole("split.size", size, 1)
@@ -74,7 +74,7 @@ def blocks(fold: int, n_subjects: int, size: int, **_: object) -> Fold:
 
 
 def nested(outer: int, inner: int, n_subjects: int, inner_folds: int, seed: int, **_: object) -> Fold:
-    """Cross-validation within shuffles of the subjects (METHODS, "Protocol: real data").
+    """Cross-validation within shuffles of the subjects (docs/methods.md, "Protocol of the real data").
 
     Shuffle ``outer`` permutes the subjects and cuts them into ``inner_folds`` parts, as even as possible.
     Fold ``inner`` is tested on its part and trained on all the others. Both count from 1.

@@ -1,5 +1,5 @@
-"""Priors of the population parameters (METHODS, "Objectives"), on the unconstrained scale that they are
-sampled on."""
+"""Priors of the population parameters (docs/methods.md, "Objectives"), on the unconstrained scale on which
+they are sampled."""
 
 import math
 from dataclasses import dataclass, field

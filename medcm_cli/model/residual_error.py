@@ -14,7 +14,8 @@ from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
 
 @dataclass(frozen=True)
 class ResidualError(ErrorModel):
-    """Normal; the sd of an observation with prediction f is the sum of its components' sds (METHODS).
+    """Normal; the sd of an observation with prediction f is the sum of its components' sds
+    (docs/methods.md, "Residual error").
 
     ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
     (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.

@@ -115,7 +115,7 @@ def init(
     family: str, components: int, streams: Sequence[Stream], shape: tuple[int, int], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Initial values of q for K random effects of N subjects, ``shape`` = (K, N): mu 0, raw sd -1, raw
-    correlations ~ N(0, 0.1) (METHODS, "Objectives").
+    correlations ~ N(0, 0.1) (docs/methods.md, "Objectives").
 
     The components of a mixture, which would stay equal if they began so, have equal weights and means drawn
     from that Gaussian; a flow begins as that Gaussian.

@@ -17,8 +17,8 @@ from medcm_cli.objectives.modes import find_modes, laplace_covariance
 
 @dataclass(frozen=True)
 class Fo(Objective):
-    """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0 (METHODS,
-    "Objectives").
+    """sum_i log|C| + r' C^-1 r with C = G Omega G' + Sigma; G, Sigma and r = y - f at eta = 0
+    (docs/methods.md, "Objectives").
 
     ``mode_tolerance`` and ``mode_iterations`` are for the empirical Bayes estimates reported after the fit.
     """

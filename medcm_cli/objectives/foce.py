@@ -19,15 +19,15 @@ from medcm_cli.objectives.modes import find_modes, laplace_covariance, moving_mo
 
 @dataclass(frozen=True)
 class Foce(Objective):
-    """At eta_hat, found at the start of every epoch (METHODS, "Objectives"):
+    """At eta_hat, found at the start of every epoch (docs/methods.md, "Objectives"):
 
     - ``joint`` (Eq. s10): log|G Omega G' + Sigma| + r' Sigma^-1 r + eta_hat' Omega^-1 eta_hat, r = y -
         f(eta_hat);
     - ``linearised`` (Eq. s9): log|C| + r' C^-1 r, r = y - (f(eta_hat) - G eta_hat).
 
-    ``mode_gradient``: with ``fixed``, eta_hat is a constant of the epoch's step (METHODS); with ``implicit``
-    the gradient follows eta_hat as the trained values move it, so that what is minimised is the objective as
-    a function of them alone, as in NONMEM and its like.
+    ``mode_gradient``: with ``fixed``, eta_hat is a constant of the epoch's step, as in the paper; with
+    ``implicit`` the gradient follows eta_hat as the trained values move it, so that what is minimised is the
+    objective as a function of them alone, as in NONMEM and its like.
     ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an
     epoch; the search starts from the last epoch's estimates.
     """

@@ -19,7 +19,7 @@ from medcm_cli.numerics.triangular import (
     total,
 )
 
-RAW_SD = -1.0  # softplus of it is q's initial sd (METHODS, "Objectives")
+RAW_SD = -1.0  # softplus of it is q's initial sd (docs/methods.md, "Objectives")
 
 
 class Gaussian(NamedTuple):

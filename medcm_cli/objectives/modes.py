@@ -20,7 +20,7 @@ from medcm_cli.numerics.triangular import (
     total,
 )
 
-BOUND = 3.0  # eta is searched within [-3, 3] (METHODS, "Objectives")
+BOUND = 3.0  # eta is searched within [-3, 3] (docs/methods.md, "Objectives")
 
 
 class Modes(NamedTuple):

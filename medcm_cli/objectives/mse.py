@@ -15,8 +15,8 @@ from medcm_cli.objectives.base import Objective, State
 
 @dataclass(frozen=True)
 class Mse(Objective):
-    """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (METHODS, "Objectives"). Censored ones are
-    left out (Beal's method M1)."""
+    """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (docs/methods.md, "Objectives"). Censored ones
+    are left out (Beal's method M1)."""
 
     mixed: ClassVar[bool] = False
 

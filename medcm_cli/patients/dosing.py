@@ -30,7 +30,7 @@ _RISING, _UNSETTLED = 0.2, 0.05  # of what nothing eliminated would be; of draws
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
 
 
-def dose(
+def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medcm dose`, too)
     study: Study | Path | str,
     patients: Patients | EventTable,
     target: str | Sequence[str],

@@ -49,7 +49,7 @@ def sensitivities(
     """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, the same shape each; all
     differentiable.
 
-    With z = zeta exp(eta) these are the columns of G = df/deta (METHODS, "Objectives").
+    With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives").
     """
     return pk.sensitivities(schedule, z, wrt)
 

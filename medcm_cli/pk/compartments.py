@@ -41,8 +41,8 @@ def two_compartment(
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
 ) -> LinearModel:
-    """Parameters CL, V1, Q, V2 (METHODS, "Units and symbols"), with absorption KA (1/h). The other options
-    are described at ``LinearModel``, with the errors raised.
+    """Parameters CL, V1, Q, V2 (docs/methods.md, "Units and symbols"), with absorption KA (1/h). The other
+    options are described at ``LinearModel``, with the errors raised.
 
     With alpha > beta the eigenvalues of the rate matrix, beta <= k21 <= alpha, so both weights
     (alpha - k21) / (alpha - beta) and (k21 - beta) / (alpha - beta) lie in [0, 1] and add to 1: the response

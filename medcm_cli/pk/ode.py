@@ -96,7 +96,7 @@ class OdeModel(PkModel):
 
 
 def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
-    """dA/dt of the two-compartment model, h^-1 (METHODS, "Units and symbols"); t is not used."""
+    """dA/dt of the two-compartment model, h^-1 (docs/methods.md, "Units and symbols"); t is not used."""
     del t
     central, peripheral = amounts[0], amounts[1]
     to_peripheral = z["Q"] / z["V1"] * central - z["Q"] / z["V2"] * peripheral

@@ -1,5 +1,5 @@
 """Posteriors by the No-U-Turn sampler: of each subject's random effects where the population is known, or of
-all of them jointly with sigma and Omega (METHODS, "Protocol: accuracy of the posteriors").
+all of them jointly with sigma and Omega (docs/methods.md, "Accuracy of posteriors").
 
 The density and its gradient are the model's own, for all chains, the fits of a Population, and all subjects
 in one call.

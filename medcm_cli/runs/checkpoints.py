@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 def tail_start(last: float, tail: int | None) -> float:
     """The epoch from which checkpoints count for a fit's estimates, given its ``last`` one: that of the last
-    ``tail`` epochs, by default the last quarter, at most 500 (METHODS, "Protocol")."""
+    ``tail`` epochs, by default the last quarter, at most 500 (docs/methods.md, "Protocol of the simulation
+    study")."""
     return last - (min(500, last / 4) if tail is None else tail)
 
 

@@ -38,7 +38,8 @@ def summarize(
     """Read every run folder below ``roots``.
 
     :param tail: a fit's estimate is the mean over the checkpoints of its last ``tail`` epochs; by default
-        as many as it was configured with, or else the last quarter, at most 500 (METHODS, "Protocol").
+        as many as it was configured with, or else the last quarter, at most 500 (docs/methods.md,
+        "Protocol of the simulation study").
     :param progress: told the number of folders read so far.
     :raises InputError: a root does not exist, or holds no run folder.
     """
@@ -104,7 +105,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(("omega_", "rho_", "sigma_"))}
     for name in estimate:
-        if name.startswith("omega_"):  # of a log-normal parameter (METHODS, "Protocol: real data")
+        if name.startswith("omega_"):  # log-normal (docs/methods.md, "Protocol of the real data")
             row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
     if record.truth and "omega_1" in row:
         row |= _distances(row, record.truth, fit.units.scale)
@@ -142,7 +143,7 @@ def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict
 
 def unit_of(fits: pd.DataFrame) -> pd.Series:
     """What a median and its sd are over: fits, and of a nested split its shuffles, each of which is the mean
-    over its inner folds (METHODS, "Protocol: real data")."""
+    over its inner folds (docs/methods.md, "Protocol of the real data")."""
     fit = "fold " + fits["fold"].astype(str) + " replicate " + fits["replicate"].astype(str)
     return fit.where(fits["outer"].isna(), "outer " + fits["outer"].astype(str))
 

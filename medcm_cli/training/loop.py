@@ -49,8 +49,8 @@ class Trained:
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
-    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (METHODS, simulation
-    study)."""
+    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (docs/methods.md,
+    "Protocol of the simulation study")."""
     return {1: 0} | {epoch: epoch for epoch in range(every, epochs + 1, every) if epoch > 1}
 
 

@@ -273,7 +273,8 @@ def test_true_effects_are_the_simulators() -> None:
     assert frame is not None
     of = dict(list(frame.groupby(["covariate", "parameter"])))
     weight = of["weight", "CL"]
-    np.testing.assert_allclose(weight["relative"], (weight["x"] / 70) ** 0.75)  # METHODS, "Truth"
+    # docs/methods.md, "Truth of the simulation study"
+    np.testing.assert_allclose(weight["relative"], (weight["x"] / 70) ** 0.75)
     np.testing.assert_allclose(of["weight", "V1"]["relative"], weight["x"] / 70)
     np.testing.assert_allclose(of["vwf", "V1"]["relative"], 1)
     assert len(weight) == GRID_POINTS

@@ -67,7 +67,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def typical(values: Mapping[str, np.ndarray], weight: float, vwf: float) -> dict[str, float]:
-    """CL, V1, Q, V2 of the multi-branch network (METHODS, "Network")."""
+    """CL, V1, Q, V2 of the multi-branch network (docs/methods.md, "Network")."""
 
     def branch(name: str, x: float) -> np.ndarray:
         hidden = values[f"{name}.hidden_1.weight"] * x + values[f"{name}.hidden_1.bias"]

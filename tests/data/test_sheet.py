@@ -1,0 +1,141 @@
+"""Files that are no event tables: each is refused in one line that names the file and the place in it."""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tests.data.tables import FORMATS, LINES, edited, refusal, write
+
+
+@pytest.mark.parametrize("blank_after", [1, 3, 4])
+def test_blank_lines_do_not_shift_the_line_number(tmp_path: Path, blank_after: int) -> None:
+    lines = edited({6: "b,-5,,,,0.4,0,80"}).splitlines()
+    lines.insert(blank_after, "")
+    path = write(tmp_path, "\n".join(lines) + "\n")
+    assert refusal(path).startswith(f"{path}, line 7, column 'time': -5 is negative")
+
+
+@pytest.mark.parametrize("row", ["a,24,,,,0.2,0", "a,24,,,,0.2,0,70,1"], ids=["too few", "too many"])
+def test_a_line_with_another_number_of_cells_is_named(tmp_path: Path, row: str) -> None:
+    path = write(tmp_path, edited({4: row}))
+    message = refusal(path)
+    assert "8 columns" in message
+    assert row in message
+    assert any(where in message for where in ("line 4", "Row #4"))
+
+
+TIMES = ["2020-03-01 00:00:00", "2020-03-01 04:00:00", "2020-03-02 00:00:00"] * 2
+
+
+def test_dates_and_clock_times_are_not_hours_in_csv(tmp_path: Path) -> None:
+    frame = pd.read_csv(io.StringIO(edited({}))).assign(time=TIMES[:5])
+    path = tmp_path / "events.csv"
+    frame.to_csv(path, index=False)
+    assert refusal(path).startswith(f"{path}, line 2, column 'time': ")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [pd.to_datetime(TIMES[:5]), pd.to_timedelta([0, 4, 24, 0, 5], unit="h")],
+    ids=["timestamp", "duration"],
+)
+def test_timestamps_and_durations_are_not_hours_in_parquet(tmp_path: Path, times: pd.Index) -> None:
+    frame = pd.read_csv(io.StringIO(edited({}))).assign(time=times)
+    path = tmp_path / "events.parquet"
+    frame.to_parquet(path)
+    assert refusal(path).startswith(f"{path}, row 1, column 'time': ")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("column", ["id", "time", "dv", "wt"])
+def test_a_missing_column_is_named_with_those_that_are_there(
+    tmp_path: Path, column: str, suffix: str
+) -> None:
+    frame = pd.read_csv(io.StringIO(edited({}))).drop(columns=column)
+    path = tmp_path / f"events{suffix}"
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    message = refusal(path)
+    assert f"column {column!r} is missing" in message
+    assert ", ".join(frame.columns) in message
+
+
+def test_a_table_needs_evid_or_mdv(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    pd.read_csv(io.StringIO(edited({}))).drop(columns="evid").to_csv(path, index=False)
+    message = refusal(path)
+    assert "'evid'" in message
+    assert "'mdv'" in message
+
+
+def test_a_table_without_any_dose_column_has_no_doses(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    pd.read_csv(io.StringIO(edited({}))).drop(columns=["amt", "rate", "duration"]).to_csv(path, index=False)
+    assert refusal(path).startswith(f"{path}, line 2, column 'amt': ")
+
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "empty csv": ("events.csv", b"", "empty"),
+    "only line ends": ("events.csv", b"\n\n", "empty"),
+    "header only": ("events.csv", (LINES[0] + "\n").encode(), "no rows"),
+    "other separator": ("events.csv", edited({}).replace(",", ";").encode(), "column 'id' is missing"),
+    "column twice": ("events.csv", edited({1: LINES[0].replace("rate", "amt")}).encode(), "column 'amt'"),
+    "not utf-8": ("events.csv", edited({}).replace("a,", "\xe4,").encode("latin-1"), ""),
+    "another kind of file": ("events.xlsx", b"PK", ".csv or .parquet"),
+    "no suffix": ("events", edited({}).encode(), ".csv or .parquet"),
+    "csv called parquet": ("events.parquet", edited({}).encode(), "cannot be read as an event table"),
+    "empty parquet": ("events.parquet", b"", "cannot be read as an event table"),
+    "parquet cut short": ("events.parquet", b"PAR1" + bytes(60), "cannot be read as an event table"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_refused(tmp_path: Path, case: str) -> None:
+    name, content, reason = BAD_FILES[case]
+    (tmp_path / name).write_bytes(content)
+    assert reason.lower() in refusal(tmp_path / name).lower()
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "absent.parquet", "folder.csv"])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    assert ("a folder" if name == "folder.csv" else "no such file") in refusal(tmp_path / name)
+
+
+def test_a_damaged_parquet_table_is_refused(tmp_path: Path) -> None:
+    """With its footer whole and its pages overwritten, which pyarrow calls an OSError."""
+    path = tmp_path / "events.parquet"
+    pd.read_csv(io.StringIO(edited({}))).to_parquet(path, compression=None)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    assert "cannot be read" in refusal(path)
+
+
+def test_a_column_of_lists_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    frame = pd.read_csv(io.StringIO(edited({})))
+    frame["id"] = [[name] for name in frame["id"]]
+    frame.to_parquet(path)
+    assert "'id'" in refusal(path)
+
+
+def test_a_parquet_table_without_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    pd.read_csv(io.StringIO(edited({}))).iloc[:0].to_parquet(path)
+    assert "no rows" in refusal(path)
+
+
+def test_a_parquet_table_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    pa.parquet.write_table(pa.table([["a"], [1.0], [2.0]], names=["id", "amt", "amt"]), path)
+    assert "amt" in refusal(path)
+
+
+def test_a_column_name_of_two_lines_does_not_make_the_message_two_lines(tmp_path: Path) -> None:
+    path = tmp_path / "events.parquet"
+    frame = pd.read_csv(io.StringIO(edited({}))).rename(columns={"wt": "weight\n(kg)"})
+    frame.to_parquet(path)
+    assert "column 'wt' is missing" in refusal(path)
