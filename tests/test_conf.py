@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 from medcm_cli.data import Format
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
@@ -229,13 +229,13 @@ def test_the_wheel_carries_the_configuration() -> None:
     assert not (ROOT / "medcm_cli" / "conf").exists()
 
 
-def asked() -> dict[str, Requirement]:
+def asked() -> dict[NormalizedName, Requirement]:
     """Every direct dependency, those of the extras too."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     texts = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     requirements = {canonicalize_name(r.name): r for r in map(Requirement, texts)}
-    del requirements["medcm"]  # an extra that names another
+    del requirements[canonicalize_name("medcm")]  # an extra that names another
     return requirements
 
 
