@@ -11,26 +11,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medcm_cli.commands.mistyped import check_added, explained, not_taken
+from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import refuse
 from medcm_cli.errors import InputError
 from medcm_cli.study.options import conf_dir
 
 
-def check_flags(command: str, arguments: Sequence[str]) -> None:
-    """Hydra's parser, but for its usage text before an error. :raises InputError: a flag that it has not."""
-
-    def refuse_flag(message: str) -> None:
-        raise InputError(f"{command}: {message}; `medcm {command} --hydra-help` lists the flags")
-
-    parser = get_args_parser()
-    setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
-    parser.parse_args(arguments)
-
-
-def run(config_name: str, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
     """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
 
-    :raises InputError: an override, group or choice that does not exist.
+    :param command: the name of the subcommand.
+    :raises InputError: a flag, override, group or choice that does not exist.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
     sys.argv = ["medcm", *arguments]
@@ -39,15 +31,38 @@ def run(config_name: str, arguments: Sequence[str], job: Callable[[DictConfig], 
     def guarded(config: DictConfig) -> None:
         try:
             job(config)
-        except (InputError, OSError, OmegaConfBaseException) as error:
-            refuse(error)  # here, before Hydra adds lines of its own
+        except InputError as error:
+            refuse(InputError(not_taken(config_name, str(error))))  # here, before Hydra adds lines of its own
+        except (OSError, OmegaConfBaseException) as error:
+            refuse(error)
         except Exception as error:
             faults.append(error)
             raise
 
     try:
+        check_added(command, config_name, _checked(command, arguments))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+    except InputError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
         if faults:
             raise
-        raise InputError(str(error).partition("Config search path")[0]) from error
+        fault = str(error).partition("Config search path")[0]
+        raise InputError(explained(command, config_name, arguments, fault)) from error
+
+
+def _checked(command: str, arguments: Sequence[str]) -> list[str]:
+    """The overrides among the arguments, by Hydra's parser, but for its usage text before an error.
+
+    :raises InputError: a flag that it has not, or flags that do not go together.
+    """
+
+    def refuse_flag(message: str) -> None:
+        raise InputError(f"{command}: {message}; medcm {command} --hydra-help lists the flags")
+
+    parser = get_args_parser()
+    parser.prog = f"medcm {command}"
+    setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
+    check_flags(parser, arguments, "; options are given without dashes, as in seed=1")
+    overrides: list[str] = parser.parse_args(list(arguments)).overrides
+    return overrides

@@ -1,181 +1,56 @@
-"""``medcm dose``: the doses that meet a target, as tables and files."""
+"""``medcm dose``: the doses that meet a target."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from medcm_cli.commands.parser import Parser, add_study
+from medcm_cli.commands.terminal import show
 
-from medcm_cli.commands import patients as commands
-from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
-from medcm_cli.commands.terminal import OUT
-from medcm_cli.errors import InputError
-from medcm_cli.patients.dosing import AFTER, Dosing, dose
-from medcm_cli.patients.prediction import draws_of
-from medcm_cli.patients.study import load_study
-from medcm_cli.patients.targets import FORMS
-from medcm_cli.report.section import Section
 
-_SHOWN = 5  # patients whose candidates are shown
-_BESIDE = 3  # of an interval's candidates, those next to the answer
-_LINES = 40  # patients in the first table
-_REASONS = 10  # lines about intervals without a dose
-_KIND = "doses"
-Show = Callable[[Section], None]
+def command(arguments: list[str]) -> None:
+    """Do what the command line says. :raises InputError: options or files that do not fit."""
+    parser = Parser(
+        "dose",
+        "The lowest dose, in whole vials, that meets all targets with a given probability. For research use "
+        "only, not for treatment decisions.",
+    )
+    add_options(parser)
+    options = parser.read(arguments)
+
+    from medcm_cli.commands.doses import run
+
+    run(options, show)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    commands.add_options(parser, _KIND)
-    parser.add_argument("--patient", type=Path, required=True, help="event table of patients")
-    forms = FORMS.replace("%", "%%")
-    parser.add_argument("--target", action="append", required=True, help=f"to be met, repeatable: {forms}")
-    parser.add_argument("--probability", type=float, default=0.8, help="with which all targets are to be met")
-    parser.add_argument("--every", default="24,36,48,72", help="h between doses, of which each is tried")
-    parser.add_argument("--vial", type=float, default=250.0, help="amount in one, of which a dose has some")
-    parser.add_argument("--most", type=int, default=40, help="vials in a dose")
+    add_study(parser, "doses")
+    parser.add_argument(
+        "--patient", type=Path, required=True, help="event table of patients, laid out as the study's data"
+    )
+    parser.add_argument(
+        "--target",
+        action="append",
+        required=True,
+        help="what the dose has to reach; may be given several times: 'trough>=0.01 IU/mL', "
+        "'peak<=150 IU/dL', 'auc>=10 IU/mL*h', 'time_above(0.05 IU/mL)>=20 h' or "
+        "'time_above(5 IU/dL)>=80 %%'",
+    )
+    parser.add_argument(
+        "--probability", type=float, default=0.8, help="the least probability of meeting all targets"
+    )
+    parser.add_argument("--every", default="24,36,48,72", help="dosing intervals to try, h")
+    parser.add_argument("--vial", type=float, default=250.0, help="amount in one vial")
+    parser.add_argument("--most", type=int, default=40, help="the most vials in a dose")
     parser.add_argument(
         "--after",
-        choices=AFTER,
-        default=AFTER[0],
-        help="the dose endlessly repeated, or on top of those given in the patient's file",
+        choices=("steady", "given"),
+        default="steady",
+        help="steady: the dose is repeated until nothing changes any more; given: it comes on top of the "
+        "doses in the patient's file",
     )
     parser.add_argument(
-        "--horizon", type=float, help="of --after given: h to repeat the dose for; the last interval counts"
+        "--horizon",
+        type=float,
+        help="with --after given: repeat the dose for so many hours; targets are of the last interval",
     )
-
-
-def run(options: argparse.Namespace, show: Show) -> None:
-    """Do what the command line says. :raises InputError: options or files that do not fit."""
-    try:
-        every = [float(part) for part in options.every.split(",")]
-    except ValueError as error:
-        raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
-    study = load_study(options.run, options.objective)
-    folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient)
-    with progress(len(events.ids)) as told:
-        found = dose(
-            study,
-            events,
-            options.target,
-            options.probability,
-            every,
-            options.vial,
-            options.most,
-            options.after,
-            options.horizon,
-            options.method,
-            options.draws,
-            told,
-        )
-    about = {
-        "patients": str(options.patient),
-        "method": options.method,
-        "draws": draws_of(options.draws, len(events.ids)),
-        "every": every,
-        "after": options.after,
-        "dose_unit": found.dose_unit,
-        "regimen": found.regimen,
-        "targets": [asdict(target) for target in found.targets],
-        "probability": found.probability,
-        "vial": options.vial,
-        "most": options.most,
-    }
-    tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
-    write(folder, _KIND, study, tables, about)
-    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    wanted = " and ".join(target.text for target in found.targets)
-    OUT.print(
-        f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {options.vial:g} to "
-        f"{options.vial * options.most:g} {found.dose_unit}. Targets are of one interval, and true "
-        "levels count, without residual error.\n"
-    )
-    for section in (what_was_read(study, events, _SHOWN, _SHOWN), *sections(found)):
-        show(lean(section))
-    for line in _infeasible(found, options.vial * options.most):
-        OUT.print(line)
-    if found.doses["least_weekly"].any():
-        OUT.print(
-            "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
-        )
-    warn(found.warnings, options.patient, study)
-    OUT.print(f"Parquet -> {folder}")
-
-
-def sections(found: Dosing) -> list[Section]:
-    """What a person reads: a line per patient, and the candidates of the first patients."""
-    ids = list(dict.fromkeys(found.doses["patient"]))
-    intervals = list(dict.fromkeys(found.doses["every"]))
-    entries = {(row["patient"], row["every"]): row for row in found.doses.to_dict("records")}
-    lines = ids[:_LINES]
-    cells = [[name, *(_answer(entries[name, hours]) for hours in intervals)] for name in lines]
-    words = "" if lines == ids else f", first {len(lines)} of {len(ids)} patients"
-    headers = ["patient", *(f"every {hours:g} h" for hours in intervals)]
-    which = "Least" if any(target.least for target in found.targets) else "Highest"
-    title = f"{which} dose, {found.dose_unit}, and its probability{words}"
-    result = [Section(title, headers, cells)]
-    shown = ids if len(ids) <= _SHOWN else ids[:_SHOWN]
-    some = found.candidates[found.candidates["patient"].isin(shown)]
-    words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
-    result.append(_candidates(found, some, words))
-    return result
-
-
-def _answer(row: dict[Any, Any]) -> str:
-    if not row["feasible"]:
-        return f"none; {row['best_probability']:.2f} at best"
-    return f"{row['dose']:g} ({row['probability']:.2f}){' *' if row['least_weekly'] else ''}"
-
-
-def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
-    """The answer (or the best) with the doses beside it; everything else about them is in the files."""
-    wanted = {target.kind for target in found.targets}
-    names = [name.removesuffix("_median") for name in map(str, some) if name.endswith("_median")]
-    names = [name for name in names if name != "auc" or name in wanted]
-    weighed = bool(some["per_kg"].notna().any())
-    unit = found.dose_unit
-    headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), "P"]
-    for name in names:
-        above = name.removeprefix("above_")
-        headers.append(f"{name} (90 %)" if above == name else f"h above {above} (90 %)")
-    keys = ["patient", "every"]
-    answer = found.doses.set_index(keys)["dose"].fillna(found.doses.set_index(keys)["best_dose"])
-    far = (some["dose"] - answer.reindex(pd.MultiIndex.from_frame(some[keys])).to_numpy()).abs()
-    nearest = far.groupby([some[key] for key in keys]).rank(method="first") <= _BESIDE
-    cells = []
-    for row in some[nearest].to_dict("records"):
-        cell = [row["patient"], f"{row['every']:g}", f"{row['dose']:g}{' <' if row['chosen'] else ''}"]
-        cell += [f"{row['per_kg']:.1f}"] if weighed else []
-        cell.append(f"{row['probability']:.2f}")
-        for name in names:
-            bounds = (f"{name}_{bound}" for bound in ("median", "lower_90", "upper_90"))
-            middle, low, high = (_digits(row[bound]) for bound in bounds)
-            cell.append(f"{middle} ({low} to {high})")
-        cells.append(cell)
-    return Section(f"Candidates around the answer (<), {found.unit} and h{words}", headers, cells)
-
-
-def _best(row: dict[Any, Any]) -> str:
-    if row["best_probability"] < 0.005:
-        return "all have less than 0.01"
-    return f"{row['best_dose']:g} has {row['best_probability']:.2f}, the highest"
-
-
-def _digits(value: float) -> str:
-    """Three of them, or all before the point."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _infeasible(found: Dosing, most: float) -> list[str]:
-    """A line per patient and interval without a dose, of the first patients."""
-    bad = found.doses[~found.doses["feasible"]]
-    lines = [
-        f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
-        f"probability {found.probability:g}; {_best(row)}: {row['reason']}"
-        for row in bad.head(_REASONS).to_dict("records")
-    ]
-    more = len(bad) - len(lines)
-    return [*lines, *([f"and {more} more, in doses.parquet"] if more else [])]

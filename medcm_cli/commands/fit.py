@@ -3,33 +3,45 @@ it is."""
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from medcm_cli.commands.compose import check_flags, run
-from medcm_cli.commands.terminal import OUT, job_bar
+from medcm_cli.commands.compose import run
+from medcm_cli.commands.terminal import OUT, job_bar, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
-from medcm_cli.study.job import Job
-from medcm_cli.study.options import as_config, axis
-from medcm_cli.study.workers import Workers, batches, process_count
+from medcm_cli.study.options import as_config, axis, complete
+
+if TYPE_CHECKING:
+    from medcm_cli.runs import Record
+    from medcm_cli.study.job import Job
+    from medcm_cli.study.workers import Workers
 
 _LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
 
 
-def fit(arguments: list[str]) -> None:
+def command(arguments: list[str]) -> None:
     """Hydra composes the configuration and runs one job per combination of swept options.
 
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    check_flags("fit", arguments)
-    with Workers() as workers:
-        run("config", coalesce(arguments), lambda config: _job(config, workers))
+    with ExitStack() as ending:
+
+        @cache
+        def workers() -> "Workers":  # with the first job that has something to train
+            from medcm_cli.study.workers import Workers
+
+            return ending.enter_context(Workers())
+
+        run("fit", "config", coalesce(arguments), lambda composed: _job(composed, workers))
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:
@@ -85,10 +97,14 @@ def _list(values: Sequence[int]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def _job(composed: DictConfig, workers: Workers) -> None:
+def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
     """One combination of options: train what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
     config = as_config(composed)
+    complete(config)  # says what is wrong with it before torch takes seconds
+
+    from medcm_cli.study.job import Job
+
     choices = hydra_config.runtime.choices
     variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
@@ -103,24 +119,36 @@ def _job(composed: DictConfig, workers: Workers) -> None:
             "overwrite=true repeats them"
         )
         return
-    batch = config["batch"]
     records = [plan.records[fit] for fit in plan.todo]
-    processes = process_count(batch["processes"], len(records))
-    parts = batches(records, batch["fits"], processes)
-    with _training_bar(label, len(records), config["epochs"]) as (update, elapsed):
-        finished = workers.run(job, parts, min(processes, len(parts)), update)
+    finished, seconds = _train(job, records, label, workers())
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
-        f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {elapsed():.1f} s"
+        f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
         + (f", {len(plan.done)} done before" if plan.done else "")
         + f", {len(failed)} failed -> {study}"
     )
-    for record in failed[:5]:
-        assert record.failure is not None
-        where = " ".join(f"{name} {int(number)}" for name, number in record.address.where.items())
-        OUT.print(f"  failed: {where} at epoch {record.failure['epoch']}: {record.failure['cause']}")
-    if len(failed) > 5:
-        OUT.print(f"  and {len(failed) - 5} more; `medcm summarize {study}` counts them")
+    for line in shortened(list(map(_failure, failed)), 5, f"; `medcm summarize {study}` counts them"):
+        OUT.print(f"  {line}")
+
+
+def _train(
+    job: "Job", records: Sequence["Record"], label: str, workers: "Workers"
+) -> tuple[list["Record"], float]:
+    """The finished records, and the seconds that they took."""
+    from medcm_cli.study.workers import batches, process_count
+
+    batch = job.config["batch"]
+    processes = process_count(batch["processes"], len(records))
+    parts = batches(records, batch["fits"], processes)
+    with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
+        finished = workers.run(job, parts, min(processes, len(parts)), update)
+    return finished, elapsed()
+
+
+def _failure(record: "Record") -> str:
+    assert record.failure is not None
+    where = " ".join(f"{name} {int(number)}" for name, number in record.address.where.items())
+    return f"failed: {where} at epoch {record.failure['epoch']}: {record.failure['cause']}"
 
 
 def _short(variant: str) -> str:
@@ -130,33 +158,28 @@ def _short(variant: str) -> str:
     return f"{variant[: _LONGEST_VARIANT - 9]}~{hashlib.sha256(variant.encode()).hexdigest()[:8]}"
 
 
-class _training_bar:
+@contextmanager
+def _training_bar(
+    label: str, fits: int, epochs: int
+) -> Iterator[tuple[Callable[[int, int, int, float], None], Callable[[], float]]]:
     """Progress of a job on a terminal: objective value, rate, time left. Silent where stderr is not a
     terminal."""
-
-    def __init__(self, label: str, fits: int, epochs: int) -> None:
-        self._bar = job_bar()
+    with job_bar() as bar:
         noun = "fit" if fits == 1 else "fits"
-        self._task = self._bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
-        self._fits = fits
-        self._done: dict[int, tuple[int, int, float]] = {}
+        task = bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
+        done: dict[int, tuple[int, int, float]] = {}
 
-    def __enter__(self) -> tuple[Callable[[int, int, int, float], None], Callable[[], float]]:
-        self._bar.start()
-        return self._update, self._elapsed
+        def elapsed() -> float:
+            return bar.tasks[0].elapsed or 0.0
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        def update(batch: int, size: int, epoch: int, objective: float) -> None:
+            done[batch] = (size, epoch, objective)
+            completed = sum(size * epoch for size, epoch, _ in done.values())
+            mean = sum(size * value for size, _, value in done.values()) / sum(
+                size for size, _, _ in done.values()
+            )
+            rate = completed / fits / max(elapsed(), 1e-9)
+            state = f"objective {mean:.4g}, {rate:.{0 if rate >= 10 else 1}f} epochs/s"
+            bar.update(task, completed=completed, state=state)
 
-    def _update(self, batch: int, fits: int, epoch: int, objective: float) -> None:
-        self._done[batch] = (fits, epoch, objective)
-        completed = sum(fits * epoch for fits, epoch, _ in self._done.values())
-        mean = sum(fits * value for fits, _, value in self._done.values()) / sum(
-            f for f, _, _ in self._done.values()
-        )
-        rate = completed / self._fits / max(self._elapsed(), 1e-9)
-        state = f"objective {mean:.4g}, {rate:.{0 if rate >= 10 else 1}f} epochs/s"
-        self._bar.update(self._task, completed=completed, state=state)
-
-    def _elapsed(self) -> float:
-        return self._bar.tasks[0].elapsed or 0.0
+        yield update, elapsed

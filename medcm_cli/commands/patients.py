@@ -1,7 +1,6 @@
-"""What ``medcm predict`` and ``medcm dose`` share: options, what they show of patients and say of them, and
+"""What ``medcm predict`` and ``medcm dose`` share: what they show of patients and say of them, and
 the folder of tables that they leave, all of which name their study and what they are for."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +20,11 @@ from medcm_cli.data.edit import latest_covariates
 from medcm_cli.data.sheet import ROLES, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.patients.prediction import DISCLAIMER, DRAWS, FEW, GIVEN
+from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
-from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
 
 _WARNINGS = 10  # that are shown
-
-
-def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
-    """The options of both commands. :param kind: see ``folder_for``."""
-    parser.add_argument("--run", type=Path, required=True, help="a study's folder, or one below of some fits")
-    parser.add_argument("--objective", help="of the folder's fits, those of this one")
-    parser.add_argument("--method", default=METHODS[0], help=f"of the posterior: {', '.join(METHODS)}")
-    parser.add_argument(
-        "--draws", type=int, help=f"of a patient's posterior ({DRAWS[0]}; {DRAWS[1]} above {FEW} patients)"
-    )
-    parser.add_argument("--out", type=Path, help=f"folder to write (STUDY/{kind}/NAME if not given)")
 
 
 def folder_for(study: Study, out: Path | None, kind: str, name: str) -> Path:

@@ -1,14 +1,76 @@
-"""Where a person reads: the two consoles, a long job's bar, and the one line for bad input."""
+"""Where a person reads: the two consoles, tables, long lists cut short, bars, and the one line for bad
+input."""
 
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+if TYPE_CHECKING:
+    from medcm_cli.report.section import Section
+
 # Names may hold brackets, which are not markup.
 OUT = Console(highlight=False, soft_wrap=True, markup=False)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def show(section: "Section") -> None:
+    """A table for a person on a terminal, Markdown anywhere else."""
+    if not OUT.is_terminal:
+        from medcm_cli.report.section import markdown
+
+        OUT.print(markdown(section))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for header, *column in zip(section.headers, *section.cells, strict=True):
+        numbers = any(cell[:1].isdigit() or cell[:1] in ("-", "(") for cell in column if cell)
+        first = header == section.headers[0]
+        table.add_column(header, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
+    for row in section.cells:
+        table.add_row(*row)
+    OUT.print(table, soft_wrap=False)
+
+
+def shortened(lines: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
+    """The first ``most`` lines, and how many more there are, with what ``rest`` adds about them."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more{rest}"] if more > 0 else [])]
+
+
+def complain(title: str, reasons: Sequence[str]) -> None:
+    """A title on stderr, with the first of the reasons below it; nothing where there are none."""
+    if reasons:
+        ERR.print(title)
+        for line in shortened(reasons):
+            ERR.print(f"  {line}")
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """How many are done, in words, as in ``what`` = "fits read". Silent where stderr is no terminal."""
+    with _words(f"{{task.completed}} {what}") as bar:
+        task = bar.add_task(what)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def saying(what: str) -> Iterator[Callable[[str], None]]:
+    """What is being done, in words that change. Silent where stderr is no terminal."""
+    with _words("{task.description}") as bar:
+        task = bar.add_task(what)
+        yield lambda now: bar.update(task, description=now)
+
+
+def _words(form: str) -> Progress:
+    return Progress(form, console=ERR, disable=not ERR.is_terminal, transient=True)
 
 
 def job_bar() -> Progress:

@@ -203,7 +203,7 @@ def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
 def _observed(
     events: EventTable, subject: IntArray, segment: IntArray, clock: FloatArray, time: FloatArray
 ) -> EventTable:
-    """The doses of a table with observations, of no level, in place of its own."""
+    """The doses of a table with observations, whose values are not known, in place of those it has."""
     nothing, none = np.full(len(clock), np.nan), np.zeros(len(clock), dtype=bool)
     seen = {
         **dict.fromkeys(_ROWS, nothing),

@@ -8,16 +8,18 @@ which the level lies) and LLOQ; OCC; and the covariates. Where a dose row has bo
 these two win over the amount; an amount alone is a bolus (METHODS, "Units and symbols").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from medcm_cli.checks import number, one_of
+from medcm_cli.data import columns
 from medcm_cli.data.regimen import Records, Regimen, write_out
-from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, label, read_sheet
+from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
 BOLUS_DURATION = 1 / 60  # h
@@ -153,51 +155,40 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
 
 
 def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
-    subject, ids = _subjects(sheet)
-    evid, is_observation = _kinds(sheet)
-    time = _time(sheet, subject, evid)
-    amount, duration = _doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
+    subject, ids = columns.subjects(sheet)
+    evid, is_observation = columns.kinds(sheet)
+    time = columns.time(sheet, subject, evid)
+    amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
-    dv, censored = _levels(sheet, is_observation)
-    occasion = _occasions(sheet, subject)
+    dv, censored = columns.observations(sheet, is_observation)
+    occasion = columns.occasions(sheet, subject)
     compartment = sheet.whole("cmt") - 1
-    addl, ii, ss = _repeats(sheet, is_dose)
-    records = Records(subject, time, is_dose, evid >= 3, amount, duration, addl, ii, ss)
+    repeats = columns.repeats(sheet, is_dose)
+    records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats)
     regimen = write_out(records, to_the_end=how.patients)
     if how.patients:
-        negative = is_observation & (dv < 0)
-        sheet.first(negative, sheet.named("dv"), "{value} is negative; expected a level of 0 or more")
+        columns.no_negative(sheet, dv, is_observation)
     else:
-        _coverage(sheet, ids, subject, is_dose, is_observation)
+        columns.coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
-        _no_predose(sheet, len(ids), subject, time, is_observation, regimen)
+        columns.no_predose(sheet, len(ids), subject, time, is_observation, regimen)
     values, regimes = _covariates(sheet, covariates, how, subject, regimen.clock)
     doses, seen = regimen.doses, np.flatnonzero(is_observation)
-    row = np.r_[doses.record, seen]
-    clock = np.r_[doses.clock, regimen.clock[seen]]
-    # Doses are ordered by when they are seen, so that the earlier ones of a steady state follow its segment.
-    order = np.lexsort((np.r_[doses.added, seen < 0], row, np.r_[doses.since, clock[len(doses.record) :]]))
-    order = order[np.argsort(subject[row[order]], kind="stable")]
-    nothing = np.full(len(seen), np.nan)
-
-    def joined(of_doses: FloatArray, of_observations: FloatArray) -> FloatArray:
-        return np.concatenate([of_doses, of_observations])[order]
-
-    row, shift = row[order], (regimen.clock - time)
+    joined = _in_order(regimen, subject, seen)
+    row, clock = joined(doses.record, seen), joined(doses.clock, regimen.clock[seen])
     return EventTable(
         source=sheet.source,
         ids=ids,
         subject=subject[row],
-        time=clock[order] - shift[row],
-        clock=clock[order],
-        is_dose=(np.arange(len(clock)) < len(doses.record))[order],
-        amount=joined(doses.amount, nothing),
-        duration=joined(doses.duration, nothing),
-        since=joined(doses.since, nothing),
-        added=np.r_[doses.added, np.zeros(len(seen), dtype=bool)][order],
-        interval=joined(doses.interval, nothing),
-        dv=joined(np.full(len(doses.record), np.nan), dv[seen]),
-        censored=np.r_[np.zeros(len(doses.record), dtype=bool), censored[seen]][order],
+        time=clock - (regimen.clock - time)[row],
+        clock=clock,
+        is_dose=joined(True, False),
+        **{
+            name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "since", "interval")
+        },
+        added=joined(doses.added, False),
+        dv=joined(np.nan, dv[seen]),
+        censored=joined(False, censored[seen]),
         compartment=compartment[row],
         segment=regimen.segment[row],
         occasion=occasion[row],
@@ -205,184 +196,24 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         reset_clock=regimen.reset_clock,
         covariates=values,
         regimes=regimes,
-        superposed=bool((ss == 2).any()),
+        superposed=bool((records.ss == 2).any()),
     )
 
 
-def _subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
-    column = sheet.named("id")
-    if column not in sheet.frame:
-        raise sheet.absent(column)
-    raw = sheet.frame[column]
-    sheet.first(raw.isna().to_numpy(), column, "is missing")
-    codes, labels = pd.factorize(raw, sort=False)
-    subject = codes.astype(np.int64)
-    starts = np.r_[True, np.diff(subject) != 0]
-    seen_before = starts.copy()
-    seen_before[np.unique(subject, return_index=True)[1]] = False
-    sheet.first(
-        seen_before,
-        column,
-        "{value!r} appears in more than one block of rows; keep a subject's rows together",
-    )
-    return subject, tuple(map(label, labels))
+def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[Any, Any], Any]:
+    """What joins a column of the event table, in its order, from a value for each dose given and one for each
+    observation, the rows ``seen`` of the file; one value stands for all of them."""
+    doses = regimen.doses
+    row, added = np.r_[doses.record, seen], np.r_[doses.added, np.zeros(len(seen), dtype=bool)]
+    # Doses are ordered by when they are seen, so that the earlier ones of a steady state follow its segment.
+    order = np.lexsort((added, row, np.r_[doses.since, regimen.clock[seen]]))
+    order = order[np.argsort(subject[row[order]], kind="stable")]
 
+    def joined(of_doses: Any, of_observations: Any) -> Any:
+        given = np.broadcast_to(of_doses, len(doses.record))
+        return np.concatenate([given, np.broadcast_to(of_observations, len(seen))])[order]
 
-def _kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
-    """EVID of every row and whether it is an observation; where the file has only MDV, EVID follows from
-    it."""
-    has_evid = sheet.has("evid")
-    column = sheet.named("evid" if has_evid else "mdv")
-    if not has_evid and not sheet.has("mdv"):
-        raise InputError(f"{sheet.source}: needs a column 'evid' or 'mdv' to tell doses from observations")
-    kind = sheet.number(column)
-    if has_evid:
-        sheet.first(~np.isin(kind, (0, 1, 2, 3, 4)), column, "is {value}; expected 0, 1, 2, 3 or 4")
-    else:
-        sheet.first(~np.isin(kind, (0, 1)), column, "is {value}; expected 0 or 1")
-    amount, rate = (np.nan_to_num(sheet.number(sheet.named(name), 0.0)) for name in ("amt", "rate"))
-    gives = (amount != 0) | (rate != 0)
-    is_observation = kind == 0
-    if has_evid and sheet.has("mdv"):
-        mdv = sheet.number(sheet.named("mdv"))
-        sheet.first(~np.isin(mdv, (0.0, 1.0)), sheet.named("mdv"), "is {value}; expected 0 or 1")
-        is_observation &= mdv == 0
-    sheet.first((kind == 0) & gives, column, "is 0 (an observation) on a row that has a dose")
-    if has_evid:
-        words = "is missing or zero on a dose row"
-        sheet.first(np.isin(kind, (1, 4)) & ~gives, sheet.named("amt"), words)
-        sheet.first(np.isin(kind, (2, 3)) & gives, column, "is {value} (no dose) on a row that has a dose")
-        return kind.astype(np.int64), is_observation
-    return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
-
-
-def _time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
-    column = sheet.named("time")
-    time = sheet.number(column)
-    sheet.first(np.isnan(time), column, "is missing; expected hours since the first dose")
-    sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
-    unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
-    sheet.first(
-        unsorted,
-        column,
-        "{value} comes after a later time of the same subject; sort rows by time, "
-        "or begin again with EVID 3 or 4",
-    )
-    return time
-
-
-def _doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, FloatArray]:
-    """Amount and duration (h) of the dose rows, NaN elsewhere; a duration that the model has is NaN too."""
-    names = {role: sheet.named(role) for role in ("amt", "rate", "duration")}
-    amount, rate, duration = (sheet.number(name, np.nan) for name in names.values())
-    modelled = is_dose & (rate == -2)
-    sheet.first(
-        is_dose & (rate == -1),
-        names["rate"],
-        "is -1 (a rate that the model has); expected a rate, or -2 for a duration",
-    )
-    for name, values in zip(names.values(), (amount, np.where(modelled, 0, rate), duration), strict=True):
-        sheet.first(is_dose & (values < 0), name, "{value} is negative on a dose row")
-    rate = np.where((rate > 0) & is_dose, rate, np.nan)
-    duration = np.where((duration > 0) & is_dose, duration, np.nan)
-    no_amount = ~(amount > 0)
-    sheet.first(
-        is_dose & np.isnan(rate) & no_amount,
-        names["amt"],
-        "is missing or zero on a dose row that has no rate",
-    )
-    endless = is_dose & (sheet.whole("ss", (0, 1, 2)) > 0) & no_amount
-    endless &= np.nan_to_num(sheet.number(sheet.named("ii"), 0.0)) == 0
-    sheet.first(
-        is_dose & ~np.isnan(rate) & np.isnan(duration) & no_amount & ~endless,
-        names["duration"],
-        "is missing on a dose row that has a rate and no amount",
-    )
-    by_both = ~np.isnan(rate) & ~np.isnan(duration)
-    given = np.where(by_both, rate * duration, amount)
-    length = np.where(np.isnan(duration), given / rate, duration)  # NaN without either
-    length = np.where(is_dose & np.isnan(length) & ~modelled, bolus, length)
-    given = np.where(endless, rate, given)  # an hour's worth; see regimen
-    return np.where(is_dose, given, np.nan), np.where(is_dose, length, np.nan)
-
-
-def _repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, IntArray]:
-    """ADDL, II and SS."""
-    addl, ss = sheet.whole("addl"), sheet.whole("ss", (0, 1, 2))
-    ii = np.nan_to_num(sheet.number(sheet.named("ii"), 0.0))
-    sheet.first(ii < 0, sheet.named("ii"), "{value} is negative; expected hours between doses")
-    for role, values in (("addl", addl), ("ss", ss), ("ii", ii)):
-        sheet.first(~is_dose & (values != 0), sheet.named(role), "is {value} on a row that is not a dose")
-    column = sheet.named("ii")
-    sheet.first((addl > 0) & (ii == 0), column, "is missing or zero on a dose row with additional doses")
-    no_amount = ~(np.nan_to_num(sheet.number(sheet.named("amt"), 0.0)) > 0)
-    sheet.first(
-        (ss > 0) & (ii == 0) & ~no_amount,
-        column,
-        "is missing or zero on a dose row at steady state; without it expected a rate and no amount",
-    )
-    return addl, ii, ss
-
-
-def _levels(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """dv of observations, the limit where censored, and whether they are."""
-    column = sheet.named("dv")
-    dv = sheet.number(column)
-    lloq = sheet.number(sheet.named("lloq"), np.nan)
-    sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
-    if sheet.has("cens"):
-        censored = is_observation & (sheet.whole("cens", (0, 1)) == 1)
-    else:
-        censored = is_observation & (dv < lloq)
-    limit = np.where(censored & ~np.isnan(lloq), lloq, dv)
-    missing = is_observation & np.isnan(limit)
-    sheet.first(
-        missing & censored, column, "is missing on a censored row; expected the limit, there or in LLOQ"
-    )
-    sheet.first(missing, column, "is missing on an observation row")
-    return limit, censored
-
-
-def _occasions(sheet: Sheet, subject: IntArray) -> IntArray:
-    """OCC, 1 where the file has none."""
-    if not sheet.has("occ"):
-        return np.ones(len(subject), dtype=np.int64)
-    column = sheet.named("occ")
-    values = sheet.number(column)
-    whole = (values >= 1) & (values % 1 == 0)
-    sheet.first(~whole, column, "is {value}; expected a whole number from 1")
-    falls = np.r_[False, (np.diff(values) < 0) & (np.diff(subject) == 0)]
-    sheet.first(falls, column, "{value} comes after a later occasion of the same subject")
-    return values.astype(np.int64)
-
-
-def _coverage(
-    sheet: Sheet, ids: tuple[str, ...], subject: IntArray, is_dose: BoolArray, is_observation: BoolArray
-) -> None:
-    """Every subject has a dose and an observation."""
-    first_row = np.unique(subject, return_index=True)[1]
-    for mask, role, what in ((is_observation, "dv", "observation"), (is_dose, "amt", "dose")):
-        without = np.bincount(subject[mask], minlength=len(ids)) == 0
-        if without.any():
-            row = int(first_row[int(np.argmax(without))])
-            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}")
-
-
-def _no_predose(
-    sheet: Sheet,
-    subjects: int,
-    subject: IntArray,
-    time: FloatArray,
-    is_observation: BoolArray,
-    regimen: Regimen,
-) -> None:
-    first_dose = np.full(subjects, np.inf)
-    np.minimum.at(first_dose, subject[regimen.doses.record], regimen.doses.since)
-    early = is_observation & (regimen.clock < first_dose[subject])
-    if early.any():
-        row = int(np.argmax(early))
-        what = f"an observation at {time[row]:g} h comes before the subject's first dose"
-        raise sheet.refuse(row, sheet.named("time"), what)
+    return joined
 
 
 def _covariates(

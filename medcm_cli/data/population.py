@@ -97,12 +97,12 @@ class Population:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Population":
         """Every tensor changed alike."""
         schedule: dict[str, Any] = {f.name: getattr(self.schedule, f.name) for f in fields(Schedule)}
-        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        own |= {name: change(value) for name, value in own.items() if isinstance(value, Tensor)}
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts |= {name: change(value) for name, value in parts.items() if isinstance(value, Tensor)}
         schedule |= {name: change(value) for name, value in schedule.items() if isinstance(value, Tensor)}
-        own["schedule"] = Schedule(**schedule)
-        own["covariates"] = {name: change(values) for name, values in self.covariates.items()}
-        return Population(**own)
+        parts["schedule"] = Schedule(**schedule)
+        parts["covariates"] = {name: change(values) for name, values in self.covariates.items()}
+        return Population(**parts)
 
     def _present(self, present: Tensor) -> "Population":
         observed = self.observed * present

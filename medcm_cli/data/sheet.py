@@ -139,8 +139,8 @@ def label(value: object) -> str:
 
 def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[int], str]]:
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {found}; expected an event table (.csv or .parquet)")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; expected an event table (.csv or .parquet)")
     is_text = path.suffix.lower() == ".csv"
     try:
         if is_text:

@@ -82,7 +82,10 @@ def repeated(study: Study, events: EventTable, after: str, every: float, horizon
 
 
 def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
-    """Levels between two doses of a regimen. eta: K of (S, N, B)."""
+    """Levels between two doses of a regimen.
+
+    :param eta: K of (S, N, B), random effects of the patients.
+    """
     table, new, n = regimen.table, regimen.new, len(regimen.table.ids)
     times = regimen.start + regimen.every * np.linspace(0.0, 1.0, POINTS) ** 2
     # Which doses are new is told by a negative amount in what observed_at arranges.
@@ -90,39 +93,39 @@ def interval(study: Study, regimen: Regimen, eta: Sequence[Tensor]) -> Interval:
     corners = study.corners(table)
     # The times are close after the dose already, but not after a lag.
     after = LAGGED if (corners != dose_corners(table)).any() else ()
-    at, _ = observed_at(signed, times, corners, after)
-    new = at.is_dose & (at.amount < 0)
-    at = with_amounts(at, new, 1.0)
-    clock = torch.from_numpy(at.clock[~at.is_dose].reshape(n, -1).T - regimen.start).float()
+    observed, _ = observed_at(signed, times, corners, after)
+    new = observed.is_dose & (observed.amount < 0)
+    observed = with_amounts(observed, new, 1.0)
+    clock = torch.from_numpy(observed.clock[~observed.is_dose].reshape(n, -1).T - regimen.start).float()
     how = _scaled if study.fits.model.pk.scales_with_dose else _solved
     return Interval(
         regimen.every,
         clock,
-        how(study, at, new, regimen.steady, eta),
-        how(study, at, new, regimen.steady, None),
+        how(study, observed, new, regimen.steady, eta),
+        how(study, observed, new, regimen.steady, None),
         clock.numel() * eta[0].shape[0] * len(study.fits.records),
     )
 
 
 def _scaled(
-    study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
+    study: Study, observed: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
 ) -> Levels:
-    alone = with_amounts(at, at.is_dose & ~new, 0.0)
+    alone = with_amounts(observed, observed.is_dose & ~new, 0.0)
     unit = study.levels(alone, eta)[:, None]
     if steady:
         return lambda doses: doses[:, None, :, None] * unit
-    before = study.levels(with_amounts(at, new, 0.0), eta)[:, None]
+    before = study.levels(with_amounts(observed, new, 0.0), eta)[:, None]
     return lambda doses: before + doses[:, None, :, None] * unit
 
 
 def _solved(
-    study: Study, at: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
+    study: Study, observed: EventTable, new: BoolArray, steady: bool, eta: Sequence[Tensor] | None
 ) -> Levels:
     del steady
 
     def levels(doses: Tensor) -> Tensor:
         number = len(doses)
-        table = copies(at, number)
+        table = copies(observed, number)
         amount = doses.double().flatten().numpy()[table.subject]
         table = with_amounts(table, np.tile(new, number), amount)
         again = None if eta is None else [values.repeat(1, number, 1) for values in eta]

@@ -46,22 +46,26 @@ def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Map
     bolus = float(dataset["bolus_duration"])
     if isinstance(given, Mapping):
         return _from_mapping(given, "regimen", "regimen", bolus)
-    if not isinstance(given, pd.DataFrame):
-        path = Path(given)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a regimen, as YAML or an event table")
-        if path.suffix.lower() in (".yaml", ".yml"):
-            try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise InputError(
-                    f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"
-                ) from error
-            return _from_mapping(content, path.stem, str(path), bolus)
-        name, given = path.stem, path
-    else:
-        name = "regimen"
-    sheet = read_sheet(given, dataset["columns"], {})
+    if isinstance(given, pd.DataFrame):
+        return Plan("regimen", _from_table(given, dataset["columns"]), False, bolus)
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a regimen, as YAML or an event table")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _from_mapping(_yaml(path), path.stem, str(path), bolus)
+    return Plan(path.stem, _from_table(path, dataset["columns"]), False, bolus)
+
+
+def _yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+
+
+def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The doses of an event table."""
+    sheet = read_sheet(given, columns, {})
     frame = pd.DataFrame({"time": sheet.number(sheet.named("time"))})
     for role in ("amt", "rate", "duration", "addl", "ii", "ss", "cmt", "evid", "mdv"):
         if sheet.has(role):
@@ -73,7 +77,7 @@ def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Map
     gives = frame.reindex(columns=["amt", "rate"]).fillna(0.0).ne(0).any(axis=1)
     if not gives.any():
         raise InputError(f"{sheet.source}: holds no dose; expected rows with an amount or a rate")
-    return Plan(name, frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore"), False, bolus)
+    return frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore")
 
 
 def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan:
@@ -84,24 +88,29 @@ def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan
     if not isinstance(doses, Sequence) or isinstance(doses, str) or not doses:
         raise InputError(f"{source}: doses is {doses!r}; expected a list such as [{{time: 0, amount: 1000}}]")
     for number, dose in enumerate(doses, 1):
-        if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
-            raise InputError(f"{source}, dose {number}: is {dose!r}; expected some of {', '.join(DOSE)}")
-        for key, value in dose.items():
-            checks.number(f"{source}, dose {number}: {key}", value, least=0)
-        both = {"amount", "rate", "duration"} <= set(dose)
-        if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
-            raise InputError(f"{source}, dose {number}: amount is not rate times duration; give two of them")
-        if not dose.get("amount", 0) and not dose.get("rate", 0):
-            raise InputError(f"{source}, dose {number}: gives nothing; expected an amount or a rate above 0")
-        if dose.get("addl", 0) and not dose.get("ii", 0):
-            raise InputError(f"{source}, dose {number}: has addl without ii, the hours between these doses")
-        if dose.get("ii", 0) and not dose.get("addl", 0):
-            raise InputError(f"{source}, dose {number}: has ii without addl, the number of additional doses")
+        _check_dose(dose, f"{source}, dose {number}")
     frame = pd.DataFrame([dict(dose) for dose in doses]).rename(columns=_COLUMNS)
     if "time" not in frame:
         frame["time"] = 0.0
     frame["time"] = frame["time"].fillna(0.0)
     return Plan(str(content.get("name") or name), frame.sort_values("time"), start == "continue", bolus)
+
+
+def _check_dose(dose: object, where: str) -> None:
+    """A dose of a YAML file. :param where: the words for it. :raises InputError: it makes no sense."""
+    if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
+        raise InputError(f"{where}: is {dose!r}; expected some of {', '.join(DOSE)}")
+    for key, value in dose.items():
+        checks.number(f"{where}: {key}", value, least=0)
+    both = {"amount", "rate", "duration"} <= set(dose)
+    if both and not np.isclose(dose["amount"], dose["rate"] * dose["duration"]):
+        raise InputError(f"{where}: amount is not rate times duration; give two of them")
+    if not dose.get("amount", 0) and not dose.get("rate", 0):
+        raise InputError(f"{where}: gives nothing; expected an amount or a rate above 0")
+    if dose.get("addl", 0) and not dose.get("ii", 0):
+        raise InputError(f"{where}: has addl without ii, the hours between these doses")
+    if dose.get("ii", 0) and not dose.get("addl", 0):
+        raise InputError(f"{where}: has ii without addl, the number of additional doses")
 
 
 def with_plan(events: EventTable, plan: Plan) -> EventTable:

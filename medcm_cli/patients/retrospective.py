@@ -11,7 +11,8 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import part
 from medcm_cli.errors import InputError
-from medcm_cli.patients.prediction import BOUNDS, DISCLAIMER, pooled_quantiles
+from medcm_cli.patients.measures import BOUNDS, pooled_quantiles
+from medcm_cli.patients.results import DISCLAIMER
 from medcm_cli.patients.study import Patients, Study
 from medcm_cli.posteriors.individual import posterior, residual_noise
 from medcm_cli.study.restore import restore
@@ -55,7 +56,7 @@ def check(
     if not uses or min(uses) < 0:
         raise InputError("uses: expected numbers of levels, from 0")
     if patients is None:
-        events, keep, note = _own(study)
+        events, keep, note = _training_data(study)
     else:
         events, keep = study.read(patients), None
         note = "every fit predicts every subject"
@@ -76,7 +77,8 @@ def check(
     return Check(study.label, study.unit, summarise(levels), levels, note)
 
 
-def _own(study: Study) -> tuple[EventTable, Tensor | None, str]:
+def _training_data(study: Study) -> tuple[EventTable, Tensor | None, str]:
+    """The study's subjects, which fits count for whom, (N, B), and the words for it."""
     (restored,) = restore(list(zip(study.fits.folders, study.fits.records, strict=True)))
     problem, events = restored.problem, restored.problem.events
     seen = np.zeros((len(events.ids), len(restored.records)), dtype=bool)
@@ -109,8 +111,8 @@ def _predicted(
     rank = torch.arange(len(population.observed)).view(-1, 1, 1, 1)
     first = replace(population, observed=population.observed * (rank < used), ragged=True)
     with torch.enable_grad():
-        found = posterior(model, values, first, streams, method, draws)
-    level = study.levels(events, found.draws)
+        known = posterior(model, values, first, streams, method, draws)
+    level = study.levels(events, known.draws)
     noise = residual_noise(streams, draws, torch.float32)
     measured = model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
     bounds = pooled_quantiles(measured, keep)  # (5, T, N)

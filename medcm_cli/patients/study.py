@@ -16,7 +16,8 @@ from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import Values
-from medcm_cli.patients.plausibility import Ranges, ranges_of
+from medcm_cli.patients.notes import note_table
+from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE
@@ -25,6 +26,8 @@ from medcm_cli.study.dataset import check_predose, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 
 Patients = Path | str | pd.DataFrame
+FEW = 100  # patients; a file of more has fewer draws of each
+DRAWS = 1000, 200  # of a patient of few, and of more
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +47,8 @@ class Study:
     @property
     def dataset(self) -> dict[str, Any]:
         """The options of its data."""
-        found: dict[str, Any] = self.fits.config["dataset"]
-        return found
+        options: dict[str, Any] = self.fits.config["dataset"]
+        return options
 
     @property
     def unit(self) -> str:
@@ -74,7 +77,7 @@ class Study:
 
     @cached_property
     def single(self) -> Values:
-        """The fits' values in single precision, for levels."""
+        """Name -> the fits' values (..., B) in single precision, for levels."""
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
     def read(self, patients: Patients) -> EventTable:
@@ -87,13 +90,13 @@ class Study:
 
     @property
     def notes(self) -> pd.DataFrame:
-        """What has to be known of all its levels, as ``plausibility.outside`` says it."""
+        """What has to be known of all its levels, as a table of notes (``medcm_cli.patients.notes``)."""
         steps = self.dataset["preparation"] or {}
         words = (
             "levels and targets are above the patient's baseline, which is subtracted from those in the file"
         )
         rows = [("", "baseline", words)] if steps.get("baseline") else []
-        return pd.DataFrame(rows, columns=["patient", "kind", "message"])
+        return note_table(rows)
 
     def check(self, events: EventTable, what: str) -> None:
         """:raises InputError: doses, of ``what``, that the model cannot take."""
@@ -104,7 +107,7 @@ class Study:
             raise InputError(f"{what}: {error}") from error
 
     def corners(self, events: EventTable) -> FloatArray:
-        """``plans.dose_corners`` with typical lag times and durations, the median over fits, (2, doses)."""
+        """``data.edit.dose_corners`` (2, doses) with typical lag times and durations, medians over fits."""
         pk, corners = self.fits.model.pk, dose_corners(events)
         named = [*pk.lag.values(), *pk.durations.values()]
         if not named:
@@ -124,7 +127,7 @@ class Study:
         return corners
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
-        """Subjects with a fit dimension of 1, but for covariates, which have B."""
+        """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""
         alone = Population.from_events(events, dtype)
         size = len(self.fits.records)
         spread = {name: v.expand(*v.shape[:-1], size) for name, v in alone.covariates.items()}
@@ -160,10 +163,10 @@ def load_study(run: Path | str, objective: str | None = None) -> Study:
     :param objective: of the folder's fits, those of this one.
     :raises InputError: no complete fit, fits of several configurations, or fits without random effects.
     """
-    found = finished([Path(run)])
-    chosen = [fit for fit in found if objective in (None, fit[1].address.objective)]
+    complete = finished([Path(run)])
+    chosen = [fit for fit in complete if objective in (None, fit[1].address.objective)]
     if not chosen:
-        names = sorted({record.address.objective for _, record in found})
+        names = sorted({record.address.objective for _, record in complete})
         raise InputError(f"{run}: no fit by {objective}; there are fits by {', '.join(names)}")
     groups = grouped(chosen)
     if len(groups) > 1:
@@ -191,3 +194,13 @@ def _several(addresses: Sequence[Any]) -> str:
     return (
         f"holds fits of {len(addresses)} configurations {what}; choose one by a deeper folder, or --objective"
     )
+
+
+def draws_of(draws: int | None, patients: int) -> int:
+    """How many draws of a posterior, by default as many as the number of patients lets.
+
+    :raises InputError: too few.
+    """
+    if draws is not None and draws < 20:
+        raise InputError(f"draws is {draws}: expected at least 20")
+    return DRAWS[patients > FEW] if draws is None else draws

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.patients.prediction import time_above
+from medcm_cli.patients.measures import area, time_above
 
 FORMS = (
     "'trough>=0.01 IU/mL', 'peak<=150 IU/dL', 'auc>=10 IU/mL*h', 'time_above(0.05 IU/mL)>=20 h' "
@@ -39,16 +38,24 @@ class Target:
     share: bool = False
 
     def bound(self, every: float) -> float:
-        """The limit for an interval of so many hours."""
+        """The limit for an interval of ``every`` h: levels in the reported unit, or hours."""
         return self.limit * every if self.share else self.limit
 
     def met(self, level: Tensor, clock: Tensor, every: float) -> Tensor:
-        """Whether it is, (T, S, N, B) -> (S, N, B), from levels from the first dose to the next."""
-        found, bound = self.measure(level, clock), self.bound(every)
-        return found >= bound * (1 - _SLACK) if self.least else found <= bound * (1 + _SLACK)
+        """Whether an interval of ``every`` h meets it.
+
+        :param level: (T, S, N, B), from one dose to the next. :param clock: (T, N), h.
+        :returns: (S, N, B).
+        """
+        measure, bound = self.measure(level, clock), self.bound(every)
+        return measure >= bound * (1 - _SLACK) if self.least else measure <= bound * (1 + _SLACK)
 
     def measure(self, level: Tensor, clock: Tensor) -> Tensor:
-        """Its measure, (T, S, N, B) -> (S, N, B); clock (T, N), h."""
+        """What it limits: a level in the reported unit, this times h, or hours.
+
+        :param level: (T, S, N, B), from one dose to the next. :param clock: (T, N), h.
+        :returns: (S, N, B).
+        """
         if self.kind == "trough":
             return level[-1]
         if self.kind == "peak":
@@ -56,18 +63,6 @@ class Target:
         if self.kind == "auc":
             return area(level, clock)
         return time_above(level, clock, self.threshold)
-
-
-def area(level: Tensor, clock: Tensor) -> Tensor:
-    """The integral over time by the linear-up, logarithmic-down rule: (T, S, N, B) -> (S, N, B)."""
-    one, other = level[:-1], level[1:]
-    tiny = torch.finfo(level.dtype).tiny
-    mean = (one + other) / 2
-    ratio = torch.log(one.clamp(min=tiny) / other.clamp(min=tiny))
-    # Of a ratio near 1 the logarithmic mean is the arithmetic one, and its formula a difference of equals.
-    falls = (ratio > 1e-2) & (other > 0)
-    mean = torch.where(falls, (one - other) / torch.where(falls, ratio, 1), mean)
-    return (mean * torch.diff(clock, dim=0)[:, None, :, None]).sum(0)
 
 
 def units_of(unit: str, in_file: str, scale: float) -> dict[str, float]:
@@ -87,17 +82,17 @@ def read_target(text: str, units: Mapping[str, float]) -> Target:
     :param units: see ``units_of``. :raises InputError: it says nothing of the kind, with what it may say.
     """
     plain = "".join(text.split()).replace("≥", ">=").replace("≤", "<=")
-    if found := _ABOVE.fullmatch(plain):
-        _, threshold, unit, sign, number, of = found.groups()
+    if above := _ABOVE.fullmatch(plain):
+        _, threshold, unit, sign, number, of = above.groups()
         limit = _number(text, number) / (100 if of == "%" else 1)
         if of == "%" and limit > 1:
             raise InputError(f"target {text!r}: asks for more than 100 % of the interval")
-        above = _number(text, threshold) * _factor(text, unit, units)
-        return Target(text, "time_above", sign == ">=", limit, above, of == "%")
-    found = _LEVEL.fullmatch(plain) or _AUC.fullmatch(plain)
-    if found is None:
+        level = _number(text, threshold) * _factor(text, unit, units)
+        return Target(text, "time_above", sign == ">=", limit, level, of == "%")
+    parts = _LEVEL.fullmatch(plain) or _AUC.fullmatch(plain)
+    if parts is None:
         raise InputError(f"target {text!r} is not understood; expected one such as {FORMS}")
-    kind, sign, number, unit = found.groups()
+    kind, sign, number, unit = parts.groups()
     return Target(text, kind.lower(), sign == ">=", _number(text, number) * _factor(text, unit, units))
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from medcm_cli.analysis.distances import distances
-from medcm_cli.commands.distances import section
+from medcm_cli.commands.distance import section
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.runs.sweeps import finished

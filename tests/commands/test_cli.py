@@ -50,6 +50,7 @@ import torch._dynamo  # which torch imports with the first optimiser
 from medcm_cli import cli
 from medcm_cli.commands import fit
 from medcm_cli.report import tables
+from medcm_cli.study import job, workers
 
 def run(folder, arguments, out, err):
     os.setsid()
@@ -193,10 +194,12 @@ def test_from_simulation_to_table(place: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("medcm f", {"fit", "simulate"}),
+        ("medcm f", {"fit", "simulate", "help"}),
         ("medcm fit -m objective=fo,vi error=", {"error=additive", "error=combined"}),
         ("medcm fit obj", {"objective="}),
         ("medcm summarize out", set()),
+        ("medcm posterior popu", {"population="}),
+        ("medcm help d", {"data", "methods"}),
         ("medcm fit objectivev err", set()),
     ],
 )
@@ -308,7 +311,7 @@ def test_version(place: Path, quick: Quick) -> None:
     [
         (["--help"], [f"\n  {name} " for name in ("simulate", "fit", "summarize", "benchmark")]),
         (["fit", "--help"], ["objective: fo, foce, mse, vi", "epochs: 2000"]),
-        (["simulate", "--help"], ["--n ", "--seed ", "--fold-size ", "(default: 500)"]),
+        (["simulate", "--help"], ["--n ", "--seed ", "--fold-size ", "(500, or"]),
         (["summarize", "--help"], ["--tail ", "--expected "]),
         (["fit", "--cfg", "job", "objective=foce"], ["formulation: joint", "\nepochs: 2000"]),
         (["fit", "--cfg", "job", "fold=range(1,3)"], ["fold:\n- 1\n- 2\n"]),

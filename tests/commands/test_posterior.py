@@ -97,7 +97,7 @@ def test_a_posterior_with_the_population_known(
         raise InputError("sampled again")
 
     (folder / "known" / "draws.parquet").write_bytes(first[:100])  # damaged
-    monkeypatch.setattr("medcm_cli.commands.posterior.sample", called)
+    monkeypatch.setattr("medcm_cli.commands.posterior_job.sample", called)
     with pytest.raises(SystemExit):
         command(*SIMULATED, "fold=2")
     assert "sampled again" in capsys.readouterr().err
@@ -186,7 +186,8 @@ def test_a_folder_of_several_fits_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("argument", "what"), [("walks=3", "walks"), ("--fast", "posterior: "), ("pk=no", "pk")]
+    ("argument", "what"),
+    [("walks=3", "walks"), ("--fast", "medcm posterior has no such flag"), ("pk=no", "pk")],
 )
 def test_options_that_do_not_exist(
     command: Callable[..., tuple[Path, list[Section]]], argument: str, what: str

@@ -16,13 +16,15 @@ import torch
 from scipy.integrate import solve_ivp
 
 from medcm_cli import dose, load_study, predict
-from medcm_cli.commands.dose import add_options, run
+from medcm_cli.commands.dose import add_options
+from medcm_cli.commands.doses import run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects
-from medcm_cli.patients import dosing
+from medcm_cli.patients import dosing, search
+from medcm_cli.patients.measures import area
 from medcm_cli.patients.study import Study
-from medcm_cli.patients.targets import area, read_target, units_of
+from medcm_cli.patients.targets import read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
@@ -295,7 +297,8 @@ def test_patients_are_as_alone_whatever_fits_in_memory(
     targets = ["trough>=4 IU/dL", "time_above(10 IU/dL)>=30 %"]
     together = dose(study, patients, targets, **options)
     assert together.doses["patient"].tolist() == np.repeat(patients["id"].unique(), 2).tolist()
-    monkeypatch.setattr(dosing, "_ELEMENTS", 1)
+    monkeypatch.setattr(dosing, "ELEMENTS", 1)
+    monkeypatch.setattr(search, "ELEMENTS", 1)
     chunked = dose(study, patients, targets, **options)
     for name in ("doses", "candidates"):
         pd.testing.assert_frame_equal(getattr(together, name), getattr(chunked, name), rtol=1e-5)

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from medcm_cli.patients.plausibility import Ranges, odd_fits, outside, unit_in_file
+from medcm_cli.patients.plausibility import odd_fits, unit_in_file
+from medcm_cli.patients.ranges import Ranges, outside
 from tests.helpers import make_events
 
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from medcm_cli import load_study, predict
-from medcm_cli.commands.predict import add_options, run
+from medcm_cli.commands.predict import add_options
+from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.patients.prediction import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
+from medcm_cli.patients.measures import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from medcm_cli.patients.prediction import GIVEN, Prediction
+from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.report.figures import style
 
 _COLOUR = "#0072B2"

@@ -1,0 +1,63 @@
+"""``medcm data check``: an event table read, checked and described without fitting it."""
+
+from pathlib import Path
+from typing import Any
+
+from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.terminal import OUT, show
+from medcm_cli.errors import InputError
+
+_REPEATED: dict[str, Any] = {"action": "append", "default": []}
+
+
+def command(arguments: list[str]) -> None:
+    """Do what the command line says. :raises InputError: options or a file that do not fit."""
+    options = _parser().read(arguments)
+    columns = dict(_pair("--column", text) for text in options.column)
+    keep = {name: values.split(",") for name, values in (_pair("--keep", text) for text in options.keep)}
+
+    from medcm_cli.data import Format, describe, plain_covariates, read_events
+    from medcm_cli.report.tables import characteristics
+
+    form = Format(columns, keep, predose_observations="keep" if options.predose else "error")
+    covariates, form = plain_covariates(options.file, form, options.covariate)
+    described = describe(read_events(options.file, covariates, form))
+    show(characteristics(str(options.file), described, options.amount_unit, options.level_unit))
+    OUT.print(f"{options.file}: no fault found")
+
+
+def _parser() -> Parser:
+    parser = Parser("data", "Check an event table without fitting it, and print what it holds.")
+    parser.add_argument("action", choices=["check"])
+    parser.add_argument("file", type=Path, help="event table, .csv or .parquet")
+    parser.add_argument(
+        "--column",
+        metavar="ROLE=NAME",
+        help="the name of a column, where it is not that of its role; may be given several times. Roles: id, "
+        "time, amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq",
+        **_REPEATED,
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="NAME=VALUES",
+        help="use only rows with one of these values, as in DVID=1,2; may be given several times",
+        **_REPEATED,
+    )
+    parser.add_argument(
+        "--covariate",
+        metavar="NAME",
+        help="a column to describe; may be given several times (all columns of numbers if not given)",
+        **_REPEATED,
+    )
+    parser.add_argument("--level-unit", default="IU/mL", help="unit of DV")
+    parser.add_argument("--amount-unit", default="IU", help="unit of AMT")
+    parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
+    return parser
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    """:raises InputError: not of the form NAME=VALUE."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise InputError(f"{option} {text}: expected NAME=VALUE")
+    return name, value

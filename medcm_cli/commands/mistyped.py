@@ -1,0 +1,177 @@
+"""What is wrong with options that Hydra cannot compose, and what was meant.
+
+Read off the configuration files, without composing them: which options there are, and which choices of a
+group have each.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from medcm_cli.commands.nearest import nearest, suggestion
+from medcm_cli.errors import InputError
+from medcm_cli.study.options import conf_dir
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def check_added(command: str, config_name: str, overrides: Sequence[str]) -> None:
+    """:raises InputError: an option that ``+`` would add at the top, where nothing that is added has a
+    meaning."""
+    added = [text for text in overrides if text.startswith("+")]
+    for override in OverridesParser.create().parse_overrides(added):
+        name = override.key_or_group
+        if "." not in name and "/" not in name and name != "hydra":
+            options = _Options(config_name, [conf_dir()])
+            if name not in options.of:
+                raise InputError(options.unknown(command, override))
+
+
+def explained(command: str, config_name: str, arguments: Sequence[str], fault: str) -> str:
+    """What is wrong with a command line that Hydra does not compose, in words that help; Hydra's own,
+    ``fault``, for what is not known here."""
+    flags = get_args_parser().parse_args(list(arguments))
+    folders = [conf_dir()]
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir)
+        if not folder.is_dir():
+            beside = [path.name for path in folder.parent.glob("*/")]
+            return f"--config-dir {folder}: no such folder{suggestion(folder.name, beside)}"
+        folders.append(folder)
+    if flags.config_name is not None:
+        names = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+        name = str(flags.config_name).removesuffix(".yaml")
+        if name not in names and "/" not in name:
+            rest = suggestion(name, names) or "; --config-dir FOLDER says where it is"
+            return f"--config-name {name}: no such configuration{rest}"
+    overrides = []
+    for text in flags.overrides:
+        try:
+            overrides.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            return f"{text}: {str(error).partition('See https')[0].strip()}"
+    options = _Options(config_name, folders)
+    for override in overrides:
+        if reason := options.choice(override) or options.unknown(command, override):
+            return reason
+        if override.is_sweep_override() and not flags.multirun:
+            name, _, values = _text(override).partition("=")
+            return (
+                f"{name}={values}: several values; -m runs each of them, {name}=[{values}] makes them a list"
+            )
+    return fault.partition("To append to your config")[0].strip()
+
+
+def not_taken(config_name: str, fault: str) -> str:
+    """A message about an option that was added and that its class does not take, in words that help; other
+    messages as they are."""
+    found = re.match(r"(\w+): .*unexpected keyword argument '(\w+)'", fault)
+    if found is None:
+        return fault
+    key = f"{found[1]}.{found[2]}"
+    return f"{key}: no such option{suggestion(key, _Options(config_name, [conf_dir()]).of)}"
+
+
+class _Options:
+    """The options that a command has: ``of``, from dotted names to the choices that have each, as in
+    objective=foce, none where every configuration has it; ``groups``, and their choices."""
+
+    def __init__(self, config_name: str, folders: Sequence[Path]) -> None:
+        self.groups: dict[str, list[str]] = {}
+        self.of: dict[str, list[str]] = {}
+        self._mappings: set[str] = set()
+        self._targets: dict[str, str] = {}
+        main, has = _composed(conf_dir(), conf_dir() / f"{config_name}.yaml")
+        main.pop("hydra", None)
+        self._add(main, "")
+        for folder in folders:
+            for path in sorted(folder.glob("*/[!_]*.yaml")):
+                group = path.parent.name
+                if group in has:
+                    self.groups.setdefault(group, []).append(path.stem)
+                    self.of.setdefault(group, [])
+                    self._add({group: _composed(folder, path)[0]}, f"{group}={path.stem}")
+
+    def _add(self, options: Mapping[str, Any], choice: str) -> None:
+        for key, value in _flat(options):
+            if key.endswith("_target_"):
+                self._targets[key.partition(".")[0]] = str(value)
+            self.of.setdefault(key, []).extend([choice] if choice else [])
+            if isinstance(value, Mapping):
+                self._mappings.add(key)
+
+    def choice(self, override: Override) -> str:
+        """Why an override chooses nothing from a group; nothing where it does, or is none of a group."""
+        known = self.groups.get(override.key_or_group)
+        if known is None or override.is_delete():
+            return ""
+        chosen = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+        for name in chosen:
+            if isinstance(name, str) and name not in known:
+                rest = suggestion(name, known) or f"; there are {', '.join(known)}"
+                return f"{override.key_or_group}={name}: no such choice{rest}"
+        return ""
+
+    def unknown(self, command: str, override: Override) -> str:
+        """Why an override that Hydra refuses names no option, and what it may mean; nothing where it names
+        one."""
+        key = override.key_or_group
+        if key in self.groups or key.startswith("hydra") or "/" in key or override.package is not None:
+            return ""
+        group, _, _ = key.partition(".")
+        above = key.rpartition(".")[0]
+        if key in self.of:
+            choices = self.of[key]
+            if key in self._mappings and not override.is_delete():
+                return f"{key}: entries are added with a +, as in +{_text(override)}"
+            if choices and len(choices) < len(self.groups[group]):
+                return f"{key}: only {', '.join(choices)} has this option"
+            return ""
+        free = above in self._mappings and above not in self.groups
+        if close := nearest(key, (name for name in self.of if not free or name.startswith(f"{above}."))):
+            return f"{key}: no such option; did you mean {' or '.join(close)}?"
+        foreign = above in self.groups and not self._targets.get(group, "medcm_cli").startswith("medcm_cli")
+        if (free or foreign) and not override.is_add() and not override.is_delete():
+            return f"{key}: no such option; to add it, give +{_text(override)}"
+        return f"{key}: no such option; medcm {command} --help lists them"
+
+
+def _text(override: Override) -> str:
+    """As it was given."""
+    return override.input_line or override.key_or_group
+
+
+def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], set[str]]:
+    """The options of a configuration file below ``folder`` and of the files that it is composed of, and the
+    groups that it has a choice of."""
+    loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
+    if not isinstance(loaded, dict):
+        return {}, set()
+    options: dict[str, Any] = {}
+    groups: set[str] = set()
+    for entry in loaded.pop("defaults", []):
+        if isinstance(entry, Mapping):
+            groups |= {str(key) for key in entry}
+            continue
+        name = str(entry).partition("@")[0]
+        part = (folder if name.startswith("/") else path.parent) / f"{name.lstrip('/')}.yaml"
+        if part.is_file():
+            below, more = _composed(folder, part)
+            options |= below
+            groups |= more
+    return options | loaded, groups
+
+
+def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option with its dotted name, groups of options too."""
+    for key, value in options.items():
+        yield f"{above}{key}", value
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")

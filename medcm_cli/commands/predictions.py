@@ -1,0 +1,232 @@
+"""What ``medcm predict`` does: individual predictions and their retrospective check, as tables, files and
+figures."""
+
+import argparse
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.terminal import OUT
+from medcm_cli.data.sheet import FloatArray
+from medcm_cli.errors import InputError
+from medcm_cli.patients.prediction import MOST_TIMES, predict
+from medcm_cli.patients.results import Prediction
+from medcm_cli.patients.retrospective import Check, check
+from medcm_cli.patients.study import Study, draws_of, load_study
+from medcm_cli.report.figures import individual, style
+from medcm_cli.report.section import Section
+
+_FIGURES = 16  # patients who get one
+_SHOWN = 5  # patients in the tables where there are more than get a figure
+_TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
+_KIND = "predictions"
+Show = Callable[[Section], None]
+Order = Callable[[pd.Series], pd.Series]
+Row = Mapping[Hashable, Any]
+
+
+def run(options: argparse.Namespace, show: Show) -> None:
+    """Do what the command line says. :raises InputError: options or files that do not fit."""
+    study = load_study(options.run, options.objective)
+    if options.check:
+        if options.regimen:
+            raise InputError("--regimen is not for --check, which predicts what was given")
+        _check(study, options, show)
+        return
+    if options.patient is None:
+        raise InputError("--patient is missing; expected an event table of patients, or --check")
+    folder = folder_for(study, options.out, _KIND, options.patient.stem)
+    events = study.read(options.patient)
+    with progress(len(events.ids)) as told:
+        found = predict(
+            study,
+            events,
+            options.regimen,
+            None if options.times is None else _hours(options.times),
+            _numbers("--threshold", options.threshold),
+            options.method,
+            options.draws,
+            told,
+        )
+    tables = {name: getattr(found, name) for name in _TABLES}
+    about = {
+        "patients": str(options.patient),
+        "method": options.method,
+        "draws": draws_of(options.draws, len(events.ids)),
+        "regimens": list(map(str, options.regimen)),
+        "thresholds": options.threshold,
+        "times": found.times.tolist(),
+    }
+    drawn = len(events.ids) <= _FIGURES
+    write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None)
+    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
+        show(lean(section))
+    warn(found.warnings, options.patient, study)
+    OUT.print(f"Parquet{' and figures' if drawn else ''} -> {folder}")
+
+
+def _draw(found: Prediction, folder: Path) -> None:
+    """A figure of each patient who has a dose. Names that a file cannot tell apart get a number."""
+    taken: dict[str, int] = {}
+    for name in dict.fromkeys(found.curve["patient"]):
+        drawn = individual.patient(found, name)
+        taken[drawn.stem] = taken.get(drawn.stem, 0) + 1
+        number = taken[drawn.stem]
+        named = drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
+        style.write(named, folder, ("png", "svg"))
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected numbers, as in 1,5,50") from error
+
+
+def _hours(text: str) -> FloatArray | list[float]:
+    if ":" not in text:
+        return _numbers("--times", text)
+    try:
+        start, stop, step = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
+    if not 0 <= start < stop or not 0 < step <= stop - start:
+        raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
+    if (stop - start) / step > MOST_TIMES:
+        raise InputError(f"--times {text}: are more than {MOST_TIMES}; expected a larger STEP")
+    return np.arange(start, stop + 1e-9 * step, step)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def sections(found: Prediction) -> list[Section]:
+    """What a person reads: of a few patients everything, of many the first ones."""
+    ids = list(dict.fromkeys(found.parameters["patient"]))
+    shown = ids if len(ids) <= _FIGURES else ids[:_SHOWN]
+    words = "" if shown == ids else f", first {len(shown)} of {len(ids)} patients"
+    bands = ["typical", "median", "50 %", "90 %"]
+    parameters = found.parameters[found.parameters["patient"].isin(shown)]
+    cells = [
+        [row["patient"], f"{row['parameter']}, {row['unit']}".rstrip(", "), *_bands(row)]
+        for row in parameters.to_dict("records")
+    ]
+    result = [Section(f"Parameters{words}", ["patient", "parameter", *bands], cells)]
+    times = _chosen(found.times)
+    curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
+    order = _order(shown, found.curve["regimen"])
+    curve = curve.sort_values(["patient", "regimen"], key=order, kind="stable")
+    cells = [
+        [
+            row["patient"],
+            row["regimen"],
+            f"{row['time']:g}",
+            *_bands(row),
+            f"{row['measured_lower_90']:.3g} to {row['measured_upper_90']:.3g}",
+        ]
+        for row in curve.to_dict("records")
+    ]
+    headers = ["patient", "regimen", "time, h", *bands, "90 %, as measured"]
+    result.append(Section(f"Levels, {found.unit}{words}", headers, cells))
+    if len(found.thresholds):
+        result.append(_above(found, shown, times, words, order))
+    return result
+
+
+def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: str, order: Order) -> Section:
+    keys = ["patient", "regimen", "threshold"]
+    above = found.above[found.above["patient"].isin(shown) & found.above["time"].isin(times)]
+    wide = above.pivot_table(index=keys, columns="time", values="probability")
+    chances = dict(zip(wide.index, wide.to_numpy(), strict=True))
+    hours = found.thresholds[found.thresholds["patient"].isin(shown)]
+    hours = hours.sort_values(["patient", "regimen"], key=order, kind="stable")
+    cells = []
+    for row in hours.to_dict("records"):
+        low, high = row["lower_90"], row["upper_90"]
+        cells.append(
+            [
+                row["patient"],
+                row["regimen"],
+                f"{row['threshold']:g}",
+                f"{row['typical']:.1f}",
+                f"{row['median']:.1f} ({low:.1f} to {high:.1f})",
+                *(f"{chance:.2f}" for chance in chances[row["patient"], row["regimen"], row["threshold"]]),
+            ]
+        )
+    headers = ["patient", "regimen", f"above, {found.unit}", "typical, h", "hours (90 %)"]
+    headers += [f"P at {time:g} h" for time in times]
+    span = f"{found.times[0]:g} to {found.times[-1]:g} h"
+    return Section(f"Time above a level, {span}, and P of being above at a time{words}", headers, cells)
+
+
+def _order(shown: Sequence[str], regimens: pd.Series) -> Order:
+    """Patients as in the file and regimens as given."""
+    known = {"patient": shown, "regimen": list(dict.fromkeys(regimens))}
+    return lambda column: column.map({name: number for number, name in enumerate(known[str(column.name)])})
+
+
+def _bands(row: Row) -> list[str]:
+    cells = [f"{row['typical']:.3g}", f"{row['median']:.3g}"]
+    return cells + [f"{row[f'lower_{p}']:.3g} to {row[f'upper_{p}']:.3g}" for p in (50, 90)]
+
+
+def _chosen(times: FloatArray) -> FloatArray:
+    """At most five of the times, whole days where they are among them."""
+    days = times[(times % 24 == 0) & (times > 0)]
+    some = days if len(days) else times
+    chosen = np.unique(np.linspace(0, len(some) - 1, min(5, len(some))).round().astype(np.int64))
+    return np.asarray(some[chosen])
+
+
+# -- retrospective check ---------------------------------------------------------------------------
+
+
+def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
+    try:
+        uses = [int(part) for part in options.uses.split(",")]
+    except ValueError as error:
+        raise InputError(f"--uses {options.uses}: expected whole numbers, as in 0,1,2") from error
+    name = "check" if options.patient is None else f"check_{options.patient.stem}"
+    folder = folder_for(study, options.out, _KIND, name)
+    draws = {} if options.draws is None else {"draws": options.draws}
+    with progress(None) as told:
+        found = check(study, options.patient, uses, options.method, progress=told, **draws)
+    tables = {"check": found.summary, "check_levels": found.levels}
+    about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
+    write(folder, _KIND, study, tables, about | {"method": options.method})
+    OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    show(check_section(found))
+    OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")
+
+
+def check_section(found: Check) -> Section:
+    """A row per number of levels used."""
+    names = ["rmse", "rmse_expected", "bias", "rmse_typical", "rmse_last"]
+    cells = [
+        [
+            f"{row['used']:.0f}",
+            f"{row['subjects']:.0f}",
+            f"{row['levels']:.0f}",
+            *("-" if np.isnan(row[name]) else f"{row[name]:.2f}" for name in names),
+            *(f"{100 * row[f'coverage_{percent}']:.1f}" for percent in (50, 90)),
+        ]
+        for row in found.summary.to_dict("records")
+    ]
+    headers = [
+        "levels used",
+        "subjects",
+        "later levels",
+        f"RMSE, {found.unit}",
+        "expected",
+        "bias",
+        "RMSE, typical",
+    ]
+    headers += ["RMSE, last level", "in 50 % band, %", "in 90 % band, %"]
+    return Section("Later levels predicted from the first", headers, cells)

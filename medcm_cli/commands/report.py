@@ -1,0 +1,29 @@
+"""``medcm report``: what is in run folders as one page."""
+
+from pathlib import Path
+
+from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.terminal import OUT, saying
+
+
+def command(arguments: list[str]) -> None:
+    """Do what the command line says. :raises InputError: options or files that do not fit."""
+    parser = Parser(
+        "report", "Put what is in run folders on one page: tables, figures, failures and commands."
+    )
+    parser.add_folders()
+    parser.add_argument("--out", type=Path, help="the page to write (FOLDER/report.html if not given)")
+    parser.add_argument(
+        "--question", metavar="TEXT", help="the question that the study answers, shown below the title"
+    )
+    parser.add_argument(
+        "--expected", type=Path, metavar="CSV", help="expected values, shown beside those that were found"
+    )
+    options = parser.read(arguments)
+
+    from medcm_cli.report import page
+
+    out = options.out or options.folders[0] / "report.html"
+    with saying("reading fits") as say:
+        fits = page.write(options.folders, out, options.question, options.expected, say)
+    OUT.print(f"{fits} {'fit' if fits == 1 else 'fits'}, {out.stat().st_size / 1e6:.1f} MB -> {out}")

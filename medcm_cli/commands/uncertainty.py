@@ -1,0 +1,32 @@
+"""``medcm uncertainty``: standard errors and confidence intervals of what fits estimate."""
+
+from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.terminal import OUT, complain, counter, show
+from medcm_cli.errors import InputError
+
+
+def command(arguments: list[str]) -> None:
+    """Do what the command line says. :raises InputError: options or folders that do not fit."""
+    parser = Parser(
+        "uncertainty",
+        "Standard errors and confidence intervals of estimates. They are shown, and written into the folder "
+        "of each fit.",
+    )
+    parser.add_folders()
+    parser.add_argument(
+        "--method", default="hessian", help="hessian or sandwich; both are written, this one is shown"
+    )
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level of the intervals")
+    options = parser.read(arguments)
+
+    from medcm_cli.commands.standard_errors import report
+
+    with counter("fits done") as progress:
+        found = report(options.folders, options.method, options.level, progress)
+    for section in found.sections:
+        show(section)
+    for note in found.notes:
+        OUT.print(note)
+    complain(f"{len(found.skipped)} without standard errors:", found.skipped)
+    if not found.sections:
+        raise InputError("no fit has standard errors")

@@ -1,0 +1,201 @@
+"""What each column of an event table says, row by row, once every cell of it has been checked.
+
+All are told of the R rows of a sheet and return arrays (R,); times are in h, amounts in the data's unit.
+
+:raises InputError: each names the first cell that is at fault, by file, line and column.
+"""
+
+import numpy as np
+import pandas as pd
+
+from medcm_cli.data.regimen import Regimen
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
+from medcm_cli.errors import InputError
+
+
+def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
+    """Number of the subject, from 0 in order of first appearance, and the name of each of the N subjects."""
+    column = sheet.named("id")
+    if column not in sheet.frame:
+        raise sheet.absent(column)
+    raw = sheet.frame[column]
+    sheet.first(raw.isna().to_numpy(), column, "is missing")
+    codes, labels = pd.factorize(raw, sort=False)
+    subject = codes.astype(np.int64)
+    starts = np.r_[True, np.diff(subject) != 0]
+    seen_before = starts.copy()
+    seen_before[np.unique(subject, return_index=True)[1]] = False
+    sheet.first(
+        seen_before,
+        column,
+        "{value!r} appears in more than one block of rows; keep a subject's rows together",
+    )
+    return subject, tuple(map(label, labels))
+
+
+def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
+    """EVID of every row and whether it is an observation; where the file has only MDV, EVID follows from
+    it."""
+    has_evid = sheet.has("evid")
+    column = sheet.named("evid" if has_evid else "mdv")
+    if not has_evid and not sheet.has("mdv"):
+        raise InputError(f"{sheet.source}: needs a column 'evid' or 'mdv' to tell doses from observations")
+    kind = sheet.number(column)
+    if has_evid:
+        sheet.first(~np.isin(kind, (0, 1, 2, 3, 4)), column, "is {value}; expected 0, 1, 2, 3 or 4")
+    else:
+        sheet.first(~np.isin(kind, (0, 1)), column, "is {value}; expected 0 or 1")
+    amount, rate = (np.nan_to_num(sheet.number(sheet.named(name), 0.0)) for name in ("amt", "rate"))
+    gives = (amount != 0) | (rate != 0)
+    is_observation = kind == 0
+    if has_evid and sheet.has("mdv"):
+        mdv = sheet.number(sheet.named("mdv"))
+        sheet.first(~np.isin(mdv, (0.0, 1.0)), sheet.named("mdv"), "is {value}; expected 0 or 1")
+        is_observation &= mdv == 0
+    sheet.first((kind == 0) & gives, column, "is 0 (an observation) on a row that has a dose")
+    if has_evid:
+        words = "is missing or zero on a dose row"
+        sheet.first(np.isin(kind, (1, 4)) & ~gives, sheet.named("amt"), words)
+        sheet.first(np.isin(kind, (2, 3)) & gives, column, "is {value} (no dose) on a row that has a dose")
+        return kind.astype(np.int64), is_observation
+    return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
+
+
+def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
+    """TIME, h, in order within a subject but for resets."""
+    column = sheet.named("time")
+    time = sheet.number(column)
+    sheet.first(np.isnan(time), column, "is missing; expected hours since the first dose")
+    sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
+    unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
+    sheet.first(
+        unsorted,
+        column,
+        "{value} comes after a later time of the same subject; sort rows by time, "
+        "or begin again with EVID 3 or 4",
+    )
+    return time
+
+
+def doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, FloatArray]:
+    """Amount and duration (h) of dose rows, NaN elsewhere; a duration that the model has is NaN too.
+
+    :param bolus: h, how long a dose with an amount alone takes.
+    """
+    names = {role: sheet.named(role) for role in ("amt", "rate", "duration")}
+    amount, rate, duration = (sheet.number(name, np.nan) for name in names.values())
+    modelled = is_dose & (rate == -2)
+    sheet.first(
+        is_dose & (rate == -1),
+        names["rate"],
+        "is -1 (a rate that the model has); expected a rate, or -2 for a duration",
+    )
+    for name, values in zip(names.values(), (amount, np.where(modelled, 0, rate), duration), strict=True):
+        sheet.first(is_dose & (values < 0), name, "{value} is negative on a dose row")
+    rate = np.where((rate > 0) & is_dose, rate, np.nan)
+    duration = np.where((duration > 0) & is_dose, duration, np.nan)
+    no_amount = ~(amount > 0)
+    sheet.first(
+        is_dose & np.isnan(rate) & no_amount,
+        names["amt"],
+        "is missing or zero on a dose row that has no rate",
+    )
+    endless = is_dose & (sheet.whole("ss", (0, 1, 2)) > 0) & no_amount
+    endless &= np.nan_to_num(sheet.number(sheet.named("ii"), 0.0)) == 0
+    sheet.first(
+        is_dose & ~np.isnan(rate) & np.isnan(duration) & no_amount & ~endless,
+        names["duration"],
+        "is missing on a dose row that has a rate and no amount",
+    )
+    by_both = ~np.isnan(rate) & ~np.isnan(duration)
+    given = np.where(by_both, rate * duration, amount)
+    length = np.where(np.isnan(duration), given / rate, duration)  # NaN without either
+    length = np.where(is_dose & np.isnan(length) & ~modelled, bolus, length)
+    given = np.where(endless, rate, given)  # an hour's worth; see regimen
+    return np.where(is_dose, given, np.nan), np.where(is_dose, length, np.nan)
+
+
+def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, IntArray]:
+    """ADDL, II (h) and SS of dose rows, 0 elsewhere."""
+    addl, ss = sheet.whole("addl"), sheet.whole("ss", (0, 1, 2))
+    ii = np.nan_to_num(sheet.number(sheet.named("ii"), 0.0))
+    sheet.first(ii < 0, sheet.named("ii"), "{value} is negative; expected hours between doses")
+    for role, values in (("addl", addl), ("ss", ss), ("ii", ii)):
+        sheet.first(~is_dose & (values != 0), sheet.named(role), "is {value} on a row that is not a dose")
+    column = sheet.named("ii")
+    sheet.first((addl > 0) & (ii == 0), column, "is missing or zero on a dose row with additional doses")
+    no_amount = ~(np.nan_to_num(sheet.number(sheet.named("amt"), 0.0)) > 0)
+    sheet.first(
+        (ss > 0) & (ii == 0) & ~no_amount,
+        column,
+        "is missing or zero on a dose row at steady state; without it expected a rate and no amount",
+    )
+    return addl, ii, ss
+
+
+def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, BoolArray]:
+    """DV of observations, the limit where they are censored, and whether they are."""
+    column = sheet.named("dv")
+    dv = sheet.number(column)
+    lloq = sheet.number(sheet.named("lloq"), np.nan)
+    sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
+    if sheet.has("cens"):
+        censored = is_observation & (sheet.whole("cens", (0, 1)) == 1)
+    else:
+        censored = is_observation & (dv < lloq)
+    limit = np.where(censored & ~np.isnan(lloq), lloq, dv)
+    missing = is_observation & np.isnan(limit)
+    sheet.first(
+        missing & censored, column, "is missing on a censored row; expected the limit, there or in LLOQ"
+    )
+    sheet.first(missing, column, "is missing on an observation row")
+    return limit, censored
+
+
+def occasions(sheet: Sheet, subject: IntArray) -> IntArray:
+    """OCC, 1 where the file has none."""
+    if not sheet.has("occ"):
+        return np.ones(len(subject), dtype=np.int64)
+    column = sheet.named("occ")
+    values = sheet.number(column)
+    whole = (values >= 1) & (values % 1 == 0)
+    sheet.first(~whole, column, "is {value}; expected a whole number from 1")
+    falls = np.r_[False, (np.diff(values) < 0) & (np.diff(subject) == 0)]
+    sheet.first(falls, column, "{value} comes after a later occasion of the same subject")
+    return values.astype(np.int64)
+
+
+def coverage(
+    sheet: Sheet, ids: tuple[str, ...], subject: IntArray, is_dose: BoolArray, is_observation: BoolArray
+) -> None:
+    """Every one of the N subjects ``ids`` has a dose and an observation."""
+    first_row = np.unique(subject, return_index=True)[1]
+    for mask, role, what in ((is_observation, "dv", "observation"), (is_dose, "amt", "dose")):
+        without = np.bincount(subject[mask], minlength=len(ids)) == 0
+        if without.any():
+            row = int(first_row[int(np.argmax(without))])
+            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}")
+
+
+def no_negative(sheet: Sheet, dv: FloatArray, is_observation: BoolArray) -> None:
+    """No observation is below 0."""
+    negative = is_observation & (dv < 0)
+    sheet.first(negative, sheet.named("dv"), "{value} is negative; expected a level of 0 or more")
+
+
+def no_predose(
+    sheet: Sheet,
+    subjects: int,
+    subject: IntArray,
+    time: FloatArray,
+    is_observation: BoolArray,
+    regimen: Regimen,
+) -> None:
+    """No subject has an observation before its first dose."""
+    first_dose = np.full(subjects, np.inf)
+    np.minimum.at(first_dose, subject[regimen.doses.record], regimen.doses.since)
+    early = is_observation & (regimen.clock < first_dose[subject])
+    if early.any():
+        row = int(np.argmax(early))
+        what = f"an observation at {time[row]:g} h comes before the subject's first dose"
+        raise sheet.refuse(row, sheet.named("time"), what)

@@ -1,0 +1,130 @@
+"""Curves of patients under a regimen, and the time above thresholds, as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from medcm_cli.data import EventTable
+from medcm_cli.data.edit import observed_at
+from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
+from medcm_cli.patients.parameters import parameter_table, posterior_table
+from medcm_cli.patients.plausibility import surprises, unit_in_file
+from medcm_cli.patients.study import Study
+from medcm_cli.posteriors.individual import Posterior, residual_noise
+
+
+@torch.no_grad()
+def tables_of(
+    study: Study,
+    events: EventTable,
+    regimens: Mapping[str, EventTable],
+    posterior: Posterior,
+    grid: FloatArray,
+    thresholds: Sequence[float],
+) -> dict[str, pd.DataFrame]:
+    """The tables of some patients: name of the table, as of ``Prediction``, -> its rows.
+
+    :param regimens: name -> the patients with its doses. :param grid: (T',) h.
+    :param thresholds: in the reported unit.
+    """
+    population = study.population(events)
+    tables = {
+        "parameters": parameter_table(study, population, events.ids, posterior),
+        "posteriors": posterior_table(study, events.ids, posterior),
+        "observations": _observations(study, events),
+        "warnings": surprises(study.fits, population, posterior, events.ids, unit_in_file(study.dataset)),
+    }
+    several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
+    noise = residual_noise(study.fits.streams, len(posterior.draws[0]), torch.float32)
+    for name, table in regimens.items():
+        observed, place = observed_at(table, grid, study.corners(table))
+        there = np.isin(np.arange(len(table.ids)), table.subject[table.is_dose])
+        frames = _of_regimen(study, name, observed, place, posterior, noise, grid, thresholds)
+        for kind, frame in frames.items():
+            several[kind].append(frame[np.tile(there, len(frame) // len(there))] if len(frame) else frame)
+    return tables | {kind: pd.concat(parts, ignore_index=True) for kind, parts in several.items()}
+
+
+def _of_regimen(
+    study: Study,
+    name: str,
+    observed: EventTable,
+    place: IntArray,
+    posterior: Posterior,
+    noise: Tensor,
+    grid: FloatArray,
+    thresholds: Sequence[float],
+) -> dict[str, pd.DataFrame]:
+    """The curve, the hours above thresholds and the probabilities of it, patients innermost."""
+    n = len(observed.ids)
+    level, typical = study.levels(observed, posterior.draws), study.levels(observed, None)
+    clock = torch.from_numpy(observed.clock[~observed.is_dose].reshape(n, -1).T.copy()).float()  # (T', N)
+    index = torch.from_numpy(place)[:, None, :, None]
+
+    def on_grid(values: Tensor) -> Tensor:
+        return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
+
+    seen = on_grid(level)  # (T, S, N, B)
+    measured = study.fits.model.error.draw(study.single, seen, noise, study.scale).clamp(min=0)
+    keys = {
+        "patient": np.tile(np.asarray(observed.ids), len(grid)),
+        "regimen": name,
+        "time": np.repeat(grid, n),
+    }
+    columns = {
+        "typical": middle(on_grid(typical)[:, 0]).ravel(),
+        **quantile_columns(pooled_quantiles(seen)),
+        **quantile_columns(pooled_quantiles(measured), "measured_"),
+    }
+    hours, above = list[pd.DataFrame](), list[pd.DataFrame]()
+    for threshold in map(float, thresholds):
+        of_patient = {"patient": observed.ids, "regimen": name}
+        hours.append(pd.DataFrame(of_patient | _hours_above(level, typical, clock, threshold)))
+        chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
+        above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
+    return {
+        "curve": pd.DataFrame(keys | columns),
+        "thresholds": pd.concat(hours, ignore_index=True) if hours else pd.DataFrame(),
+        "above": pd.concat(above, ignore_index=True) if above else pd.DataFrame(),
+    }
+
+
+def _hours_above(level: Tensor, typical: Tensor, clock: Tensor, threshold: float) -> dict[str, Any]:
+    """Columns of ``Prediction.thresholds``, (N,) each."""
+    of_draws = time_above(level, clock, threshold)[None]  # (1, S, N, B)
+    return {
+        "threshold": threshold,
+        "typical": middle(time_above(typical, clock, threshold)[0]),
+        **quantile_columns(pooled_quantiles(of_draws)),
+    }
+
+
+def _observations(study: Study, events: EventTable) -> pd.DataFrame:
+    rows = ~events.is_dose
+    return pd.DataFrame(
+        {
+            "patient": np.asarray(events.ids)[events.subject[rows]],
+            "time": events.clock[rows],
+            "level": events.dv[rows] * study.scale,
+            "censored": events.censored[rows],
+        }
+    )
+
+
+def dose_table(regimen: str, table: EventTable) -> pd.DataFrame:
+    """A row for each dose of a regimen: see ``Prediction.doses``."""
+    rows = table.given
+    return pd.DataFrame(
+        {
+            "patient": np.asarray(table.ids)[table.subject[rows]],
+            "regimen": regimen,
+            "time": table.clock[rows],
+            "amount": table.amount[rows],
+            "duration": table.duration[rows],
+        }
+    )

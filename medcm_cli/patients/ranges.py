@@ -1,0 +1,128 @@
+"""What a study was trained on, and what lies beyond that: patients' covariates, doses and times."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medcm_cli import runs
+from medcm_cli.data import EventTable
+from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.patients.notes import Note, note_table
+from medcm_cli.study.restore import Ensemble, data_of, restore
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """[least, most] of the subjects that any of the fits was trained on: ``covariates``, in the file's unit;
+    ``dose``, amount of each; ``doses`` and ``follow_up`` (h to the last observation) of a subject. None where
+    it is not known. ``note``: where the ranges are from, if not from the training data themselves."""
+
+    covariates: dict[str, tuple[float, float]]
+    dose: tuple[float, float] | None
+    doses: tuple[float, float] | None
+    follow_up: tuple[float, float] | None
+    note: str | None = None
+
+
+def ranges_of(fits: Ensemble) -> Ranges:
+    """From the training data where they still lie where they were, and else from what the fits' records say
+    of the whole data set."""
+    record = fits.records[0]
+    source = data_of(fits.folders[0], record)
+    if source.is_file() and runs.fingerprint([source]) == record.data["fingerprint"]:
+        (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
+        there = restored.population.present > 0
+        rows = np.unique(restored.population.subject[there].numpy())
+        return _ranges(restored.problem.events, rows)
+    known = record.data.get("characteristics", {})
+    covariates = {name: _least_most(entry["values"]) for name, entry in known.get("covariates", {}).items()}
+    return Ranges(
+        {name: values for name, values in covariates.items() if values is not None},
+        None,
+        _least_most(known.get("doses_per_subject")),
+        _least_most(known.get("follow_up")),
+        f"the training data, {source}, are not there as they were: ranges are those of the whole data set, "
+        "and doses are not compared",
+    )
+
+
+def _least_most(values: list[float] | None) -> tuple[float, float] | None:
+    """Of [median, least, most]."""
+    return None if values is None else (float(values[1]), float(values[2]))
+
+
+def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
+    def spread(values: np.ndarray) -> tuple[float, float]:
+        return float(values.min()), float(values.max())
+
+    covariates = {name: spread(values[subjects]) for name, values in events.covariates.items()}
+    if events.regimes is not None:
+        rows = np.isin(events.regimes.subject, subjects)
+        covariates |= {name: spread(values[rows]) for name, values in events.regimes.covariates.items()}
+    given = events.given & np.isin(events.subject, subjects)
+    seen = ~events.is_dose & np.isin(events.subject, subjects)
+    last = pd.Series(events.clock[seen]).groupby(events.subject[seen]).max()
+    count: FloatArray = np.bincount(events.subject[given], minlength=len(events.ids))[subjects] * 1.0
+    amount = spread(events.amount[given]) if given.any() else None
+    return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))
+
+
+def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: float) -> pd.DataFrame:
+    """Where patients (``regimen`` None: their covariates) or a regimen lie outside the ranges, and whether
+    what is predicted lasts longer.
+
+    :param regimen: its name. :param horizon: h that it is predicted for.
+    :returns: a table of notes (``medcm_cli.patients.notes``).
+    """
+    return note_table(
+        _of_covariates(ranges, events) if regimen is None else _of_doses(ranges, events, regimen, horizon)
+    )
+
+
+def _of_covariates(ranges: Ranges, events: EventTable) -> list[Note]:
+    everyone = np.arange(len(events.ids))
+    notes: list[Note] = []
+    for name, values in events.covariates.items():
+        notes += _beyond(events, values, everyone, ranges.covariates.get(name), name)
+    if events.regimes is not None:
+        for name, values in events.regimes.covariates.items():
+            notes += _beyond(events, values, events.regimes.subject, ranges.covariates.get(name), name)
+    return notes
+
+
+def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float) -> list[Note]:
+    given = events.given
+    amount, subject = events.amount[given], events.subject[given]
+    notes = _beyond(events, amount, subject, ranges.dose, f"{regimen}: a dose of")
+    count = np.bincount(subject, minlength=len(events.ids)).astype(float)
+    if ranges.doses is not None:
+        most = ranges.doses[1]
+        words = f"doses are more than the {most:g} of any subject trained on"
+        several = np.flatnonzero(count > most)
+        notes += [(events.ids[i], "range", f"{regimen}: {count[i]:g} {words}") for i in several]
+    if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
+        longest = f"{ranges.follow_up[1]:.4g} h"
+        words = f"{regimen}: {horizon:g} h is longer than any follow-up trained on, {longest}"
+        notes.append(("", "range", words))
+    return notes
+
+
+def _beyond(
+    events: EventTable, values: FloatArray, subject: IntArray, limits: tuple[float, float] | None, what: str
+) -> list[Note]:
+    """A note for each patient with a value (R,), of the patients ``subject`` (R,), beyond the limits."""
+    if limits is None:
+        return []
+    low, high = limits
+    slack = 1e-6 * max(abs(low), abs(high))
+    bad = np.flatnonzero((values < low - slack) | (values > high + slack))
+    _, first = np.unique(subject[bad], return_index=True)  # one note for each patient
+    return [
+        (
+            events.ids[subject[i]],
+            "range",
+            f"{what} {values[i]:g} lies outside the {low:g} to {high:g} trained on",
+        )
+        for i in bad[first]
+    ]

@@ -1,0 +1,87 @@
+"""What predictions and doses are handed over as: tables with a row for each thing, and words about them."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from medcm_cli.data.sheet import FloatArray
+from medcm_cli.patients.targets import Target
+
+GIVEN = "given"  # the name of the regimen in the patients' own file
+DISCLAIMER = "For research use only, not for treatment decisions."
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """What is predicted, as tables with a row for each
+
+    - ``parameters``: patient and parameter; ``unit``, ``typical`` and the bounds;
+    - ``curve``: patient, regimen and time (h); ``typical`` and the bounds of the level, and
+      ``measured_lower_90`` and so on, those of a level as it would be measured, with residual error;
+    - ``thresholds``: patient, regimen and threshold; hours above it within the times, ``typical`` and bounds;
+    - ``above``: patient, regimen, threshold and time; ``probability`` of a level above;
+    - ``posteriors``: patient and fit; mode and covariance of eta, ``converged``, and ``effective``, the
+      effective size of the weighted sample as a fraction;
+    - ``doses``: patient, regimen and dose; its time, ``amount`` and ``duration`` (h);
+    - ``observations``: patient and time of the levels in the file;
+    - ``warnings``: patient (empty: all), kind and message.
+
+    Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
+    are in ``unit``. ``label`` names the study, ``disclaimer`` what predictions are for.
+    """
+
+    label: str
+    unit: str
+    times: FloatArray
+    parameters: pd.DataFrame
+    curve: pd.DataFrame
+    thresholds: pd.DataFrame
+    above: pd.DataFrame
+    posteriors: pd.DataFrame
+    doses: pd.DataFrame
+    observations: pd.DataFrame
+    warnings: pd.DataFrame
+    disclaimer: str = DISCLAIMER
+
+    def __repr__(self) -> str:
+        return contents(self)
+
+
+def contents(result: Any) -> str:
+    """What a result holds, for a person in a notebook: its study, and the rows of each of its tables."""
+    tables = {f.name: getattr(result, f.name) for f in fields(result)}
+    rows = [f"  .{name}: {len(t)} rows" for name, t in tables.items() if isinstance(t, pd.DataFrame)]
+    return "\n".join([f"{result.label}. {result.disclaimer}", *rows])
+
+
+@dataclass(frozen=True, repr=False)
+class Dosing:
+    """The doses that meet targets, as tables with a row for each
+
+    - ``doses``: patient and interval ``every`` (h): ``feasible``; ``dose``, the smallest that meets all
+      targets, NaN where none does, and its ``probability``; ``per_kg`` where weight is known; ``weekly``
+      consumption; ``least_weekly``, whether it is the patient's least, at the longest interval of equal ones;
+      ``best_dose`` and ``best_probability``, the highest that was reached; ``reason`` where there is no dose;
+    - ``candidates``: patient, interval and dose, around the answer or else the best: ``chosen``,
+      ``probability``, ``per_kg``, ``weekly``, and of ``trough``, ``peak``, ``auc`` and ``above_X`` (hours
+      above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
+    - ``warnings``: patient (empty: all), kind and message.
+
+    Levels are in ``unit``, doses in ``dose_unit``. ``regimen`` says what is repeated and which interval
+    counts, ``label`` names the study, ``disclaimer`` what doses are for.
+    """
+
+    label: str
+    unit: str
+    dose_unit: str
+    targets: tuple[Target, ...]
+    probability: float
+    regimen: str
+    doses: pd.DataFrame
+    candidates: pd.DataFrame
+    warnings: pd.DataFrame
+    disclaimer: str = DISCLAIMER
+
+    def __repr__(self) -> str:
+        return contents(self)
