@@ -1,6 +1,6 @@
-"""The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag (METHODS,
-"Covariates"): draws from it, the conditional modes by which a missing covariate is imputed, and what follows
-from body size.
+"""The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag
+(docs/methods.md, "Covariates"): draws from it, the conditional modes by which a missing covariate is imputed,
+and what follows from body size.
 
 Height and weight are smooth tables over NHANES 2009-2012 and the CDC growth reference, interpolated by a
 monotone cubic. Ages beyond 1-85 y and heights beyond 70-200 cm count as the ends of the tables.
