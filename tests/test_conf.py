@@ -8,6 +8,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
 
 from medcm_cli.data import Format
 from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
@@ -228,20 +229,20 @@ def test_the_wheel_carries_the_configuration() -> None:
     assert not (ROOT / "medcm_cli" / "conf").exists()
 
 
-def asked() -> dict[str, Requirement]:
+def asked() -> dict[NormalizedName, Requirement]:
     """Every direct dependency, those of the extras too."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     texts = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
-    requirements = {r.name.lower(): r for r in map(Requirement, texts)}
-    del requirements["medcm"]  # an extra that names another
+    requirements = {canonicalize_name(r.name): r for r in map(Requirement, texts)}
+    del requirements[canonicalize_name("medcm")]  # an extra that names another
     return requirements
 
 
 def test_every_direct_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
     lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = map(Requirement, (line for line in lines if not line.startswith("#")))
-    pins = {r.name.lower(): r for r in pinned}
+    pins = {canonicalize_name(r.name): r for r in pinned}
     assert set(pins) == set(asked())
     for name, requirement in asked().items():
         (pin,) = pins[name].specifier

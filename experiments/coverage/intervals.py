@@ -21,12 +21,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from medcm_cli.analysis import uncertainty
-from medcm_cli.analysis.information import Criterion
 from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.triangular import cholesky, log_det, multiply_lower, total
-from medcm_cli.objectives import Foce, Objective, State
+from medcm_cli.objectives import Criterion, Foce, Objective, State
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.workers import prepare

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
-from medcm_cli.objectives import Vi
 from medcm_cli.runs.draws import Draws, read
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.restore import Restored, restore
@@ -66,12 +64,13 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     at_estimates = _to_each(*found, mean, cov)
     at_last = torch.stack([_last(folder, mean, cov) for folder in batch.folders], -1)
     columns = {"eta": at_estimates.mean(0), "eta_last": at_last.mean(0)}
-    if isinstance(objective, Vi):
-        count = min(_DRAWS, len(draws.eta) // 2)
+    count = min(_DRAWS, len(draws.eta) // 2)
+    of_q = objective.draw(state, batch.streams, count)
+    if of_q is not None:
         every = len(draws.eta) // (2 * count)
         nuts = drawn[: 2 * count * every : 2 * every]
         others = drawn[every : 2 * count * every : 2 * every]
-        own = objective.draw(state, batch.streams, count).permute(1, 2, 3, 0).double()  # (S, N, B, K)
+        own = of_q.permute(1, 2, 3, 0).double()  # (S, N, B, K)
         columns["eta_sliced"] = sliced_wasserstein(own, nuts[:, :, None]).mean(0)
         columns["floor"] = sliced_wasserstein(others, nuts).mean().expand(len(batch.records))
     columns |= _population(draws, batch)
@@ -108,11 +107,10 @@ def _last(folder: Path, mean: Tensor, cov: Tensor) -> Tensor:
 
 def _population(draws: Draws, batch: Restored) -> dict[str, Tensor]:
     """name -> 1-Wasserstein distance (B,) of each population parameter that both have a posterior of."""
-    objective = batch.objective
-    if not draws.population or not isinstance(objective, Vi) or objective.population == "point":
+    q = batch.objective.population_posterior(batch.problem.model, batch.state.trained)
+    if not draws.population or q is None:
         return {}
-    prior = PopulationPrior(batch.problem.model, objective.lkj)
-    mean, cov = objective.population_moments(batch.state.trained)
+    prior, mean, cov, _ = q
     sobol = torch.quasirandom.SobolEngine(len(mean)).draw(_POINTS, dtype=torch.float64) + 0.5 / _POINTS
     factor = torch.linalg.cholesky(cov.permute(2, 0, 1).double())
     points = mean.T[:, None] + torch.special.ndtri(sobol) @ factor.mT  # (B, S, P)

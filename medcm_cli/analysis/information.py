@@ -9,68 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from scipy.stats import qmc
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.errors import InputError
 from medcm_cli.model import Model
-from medcm_cli.objectives import Fo, Foce, Objective, State, Vi
+from medcm_cli.objectives import Criterion, State
 from medcm_cli.training.loss import Layout
 
-SAMPLES = 64  # of q, for an ELBO without noise
 STEP = 1e-4  # of the central differences, in the unconstrained values
 ITERATIONS = 30  # Newton steps at most
 DECREMENT = 1e-3  # the optimum is found once the Newton decrement, in standard errors, is below
 _ELEMENTS = 250_000  # of a tensor, at most about: what a processor's cache holds
 _ENTRIES = 10_000_000  # of a part's Hessians
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A function without noise whose minimum is the estimate: ``objective``, with ``noise`` (K, S) for each
-    subject, is -``scale`` times a log likelihood, or a bound or an approximation of it, plus a constant."""
-
-    objective: Objective
-    scale: float
-    noise: Tensor | None = None
-
-
-def criterion(objective: Objective, effects: int) -> Criterion:
-    """What a fit with an objective estimates by, with ``effects`` random effects.
-
-    ``fo`` and ``foce`` are -2 log likelihood. The modes of ``foce`` follow what is estimated
-    (``mode_gradient`` implicit), since the objective is a function of that alone. ``vi`` is -ELBO, here with
-    antithetic Sobol points, scaled so that their mean is 0 and their covariance the identity: exact where
-    log p(y, eta) is quadratic in eta.
-
-    :raises InputError: an objective that is no likelihood, or a q that is not Gaussian.
-    """
-    match objective:
-        case Fo():
-            return Criterion(objective, 2.0)
-        case Foce():
-            exact = replace(objective, mode_gradient="implicit", mode_tolerance=1e-10, mode_iterations=200)
-            return Criterion(exact, 2.0)
-        case Vi(family="mixture" | "flow"):
-            raise InputError(
-                f"objective.family={objective.family}: standard errors are there for full_rank and mean_field"
-            )
-        case Vi():
-            quiet = replace(objective, samples=SAMPLES, estimator="entropy")
-            return Criterion(quiet, 1.0, normal_points(effects, SAMPLES))
-    raise InputError(f"objective={type(objective).__name__.lower()} is no likelihood")
-
-
-def normal_points(dimensions: int, count: int) -> Tensor:
-    """Standard normal points (dimensions, count): half a Sobol sequence (``count`` is a power of 2) and its
-    mirror image, of mean 0 and covariance I exactly."""
-    half = qmc.Sobol(dimensions, scramble=False).random(count // 2) + 1 / count  # off the edge at 0
-    points = torch.special.ndtri(torch.from_numpy(half)).T
-    points = torch.cat([points, -points], 1)
-    root = torch.linalg.cholesky(points @ points.T / count)
-    white: Tensor = torch.linalg.solve_triangular(root, points, upper=False)
-    return white
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli.analysis.information import Criterion, Optimum, criterion, inverse_of_saddle, optimum, separate
+from medcm_cli.analysis.information import Optimum, inverse_of_saddle, optimum, separate
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
+from medcm_cli.model import Model, Values
 from medcm_cli.numerics.triangular import covariance, dense
-from medcm_cli.objectives import Vi
+from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.loss import Layout
@@ -87,12 +87,14 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
     :param chosen: what to take the optimum of, in place of the objective of the fits.
     :raises InputError: an objective that is no likelihood, or nothing to estimate.
     """
-    objective = restored.objective
-    if chosen is None and isinstance(objective, Vi) and objective.population == "variational":
-        return _of_q(restored, objective)
-    return _at_optimum(
-        restored, chosen or criterion(objective, len(restored.problem.model.random_effects.names))
-    )
+    objective, model = restored.objective, restored.problem.model
+    if chosen is None:
+        shared = {name: restored.state.trained[name].double() for name in _layout(restored).names}
+        q = objective.population_posterior(model, shared)
+        if q is not None:
+            return _of_q(restored, shared, q)
+        chosen = objective.criterion(len(model.random_effects.names))
+    return _at_optimum(restored, chosen)
 
 
 def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
@@ -123,13 +125,12 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
     return Estimates(at_best, matrices, faults, note)
 
 
-def _of_q(restored: Restored, objective: Vi) -> Estimates:
+def _of_q(restored: Restored, shared: Values, q: PopulationPosterior) -> Estimates:
     layout = _layout(restored)
-    shared = {name: restored.state.trained[name].double() for name in layout.names}
-    rows = layout.rows(["population.mean"])
+    rows = layout.rows([q.name])
     fits, place = len(restored.folders), rows.nonzero()[:, 0]
     matrix = torch.zeros(fits, len(rows), len(rows), dtype=torch.float64)
-    matrix[:, place[:, None], place] = objective.population_moments(shared)[1].permute(2, 0, 1)
+    matrix[:, place[:, None], place] = q.covariance.permute(2, 0, 1)
     found = quantities(restored, layout, layout.pack(shared), rows)
     note = "median, sd and quantiles of q, where the fit has it; typical parameters have none"
     return Estimates(found, {POSTERIOR: matrix}, [""] * fits, note)

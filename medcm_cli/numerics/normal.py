@@ -23,6 +23,19 @@ def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
     return -0.5 * (total([w * w for w in white]) + log_det(lower) + len(white) * LOG_2PI)
 
 
+def normal_points(dimensions: int, count: int) -> Tensor:
+    """Standard normal points (dimensions, count): half a Sobol sequence (``count`` is a power of 2) and its
+    mirror image, of mean 0 and covariance I exactly."""
+    from scipy.stats import qmc  # slow to load, and of an analysis only
+
+    half = qmc.Sobol(dimensions, scramble=False).random(count // 2) + 1 / count  # off the edge at 0
+    points = torch.special.ndtri(torch.from_numpy(half)).T
+    points = torch.cat([points, -points], 1)
+    root = torch.linalg.cholesky(points @ points.T / count)
+    white: Tensor = torch.linalg.solve_triangular(root, points, upper=False)
+    return white
+
+
 class _LogProbabilityBelow(torch.autograd.Function):
     """See ``log_probability_below``. torch's own derivative of log_ndtr loses its digits in float32 from
     z = -1e3 on and is 0 at -1e6, where an early epoch may well come."""

@@ -1,9 +1,9 @@
 """What a fit minimises: one file per objective, all behind the protocol of ``base``."""
 
-from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.fo import Fo
 from medcm_cli.objectives.foce import Foce
 from medcm_cli.objectives.mse import Mse
 from medcm_cli.objectives.vi import Vi
 
-__all__ = ["Fo", "Foce", "Mse", "Objective", "State", "Vi"]
+__all__ = ["Criterion", "Fo", "Foce", "Mse", "Objective", "State", "Vi"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.runs.description import Description
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class State:
     moved: tuple[str, ...] = ()
 
 
+class PopulationPosterior(NamedTuple):
+    """N(``mean`` (P, B), ``covariance`` (P, P, B)) over the coordinates of ``prior``; ``name`` of the trained
+    values that are the mean."""
+
+    prior: PopulationPrior
+    mean: Tensor
+    covariance: Tensor
+    name: str
+
+
 class Objective(Protocol):
     """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
     never state.
@@ -42,6 +54,10 @@ class Objective(Protocol):
     """
 
     mixed: ClassVar[bool]
+
+    def describe(self) -> Description:
+        """What it is, for those who show its results."""
+        return Description()
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -76,11 +92,6 @@ class Objective(Protocol):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
 
-    def unit(self, concentration: str) -> str:
-        """That of the value, where concentrations are in ``concentration``; - of a log likelihood."""
-        del concentration
-        return "-"
-
     def divisor(self, population: Population) -> Tensor | float:
         """What the loss of ``population`` is divided by, (B,) or 1: with it, losses of parts of a population
         can be put together to that of the whole."""
@@ -98,6 +109,35 @@ class Objective(Protocol):
     ) -> tuple[Tensor, Tensor] | None:
         """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without
         eta."""
+
+    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor | None:
+        """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers; None of an
+        objective without a q."""
+        del state, streams, count
+        return None
+
+    def population_posterior(self, model: Model, values: Values) -> PopulationPosterior | None:
+        """q of the population parameters; None where they have none."""
+        del model, values
+        return None
+
+    def criterion(self, effects: int) -> "Criterion":
+        """What a fit estimates by, with ``effects`` random effects.
+
+        :raises InputError: this is no likelihood, or no function without noise.
+        """
+        del effects
+        raise InputError(f"objective={type(self).__name__.lower()} is no likelihood")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A function without noise whose minimum is the estimate: ``objective``, with ``noise`` (K, S) for each
+    subject, is -``scale`` times a log likelihood, or a bound or an approximation of it, plus a constant."""
+
+    objective: Objective
+    scale: float
+    noise: Tensor | None = None
 
 
 def refuse_censored(objective: str, population: Population) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Objective, State, refuse_censored
+from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.runs.description import Description
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Fo(Objective):
     mode_tolerance: float = 1e-4
     mode_iterations: int = 100
     mixed: ClassVar[bool] = True
+
+    def describe(self) -> Description:
+        """-2 log L of the linearised model."""
+        return Description(unit="-2 log L", likelihood="first-order", scale=2.0, rank=1)
+
+    def criterion(self, effects: int) -> Criterion:
+        """Itself."""
+        del effects
+        return Criterion(self, 2.0)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

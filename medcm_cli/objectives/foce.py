@@ -12,9 +12,10 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import solve_lower, total
-from medcm_cli.objectives.base import Objective, State, refuse_censored
+from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance, moving_modes
+from medcm_cli.runs.description import Description
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Foce(Objective):
         one_of("objective.mode_gradient", self.mode_gradient, ("fixed", "implicit"))
         whole("objective.mode_iterations", self.mode_iterations, 1)
         number("objective.mode_tolerance", self.mode_tolerance, above=0)
+
+    def describe(self) -> Description:
+        """-2 log L, approximated at the modes."""
+        kind = "Laplace's" if self.formulation == "joint" else "first-order conditional"
+        return Description(unit="-2 log L", likelihood=kind, scale=2.0, rank=2)
+
+    def criterion(self, effects: int) -> Criterion:
+        """With modes that follow what is estimated (``mode_gradient`` implicit), since the objective is a
+        function of that alone."""
+        del effects
+        return Criterion(
+            replace(self, mode_gradient="implicit", mode_tolerance=1e-10, mode_iterations=200), 2.0
+        )
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

@@ -11,6 +11,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.runs.description import Description
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class Mse(Objective):
     are left out (Beal's method M1)."""
 
     mixed: ClassVar[bool] = False
+
+    def describe(self) -> Description:
+        """No likelihood: the square of a concentration."""
+        return Description("mean squared error", power=2, rank=0)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -35,10 +40,6 @@ class Mse(Objective):
         if population.censored is not None:
             squared = torch.where(population.censored > 0, 0.0, squared)
         return population.sum_all(squared) / self.divisor(population)
-
-    def unit(self, concentration: str) -> str:
-        """A concentration's, squared."""
-        return f"({concentration})²"
 
     def divisor(self, population: Population) -> Tensor:
         """Observations that count, (B,)."""

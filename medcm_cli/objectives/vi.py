@@ -2,7 +2,7 @@
 Omega, fitted together with the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,14 +15,16 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.model.random_effects import raw_correlation_init
-from medcm_cli.numerics.normal import normal_log_density
+from medcm_cli.numerics.normal import normal_log_density, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
-from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
+from medcm_cli.runs.description import Description
 
 ESTIMATORS = ("path_derivative", "standard", "entropy")
 POPULATIONS = ("point", "variational")
+SAMPLES = 64  # for an ELBO without noise
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ class Vi(Objective):
                 "form; choose path_derivative or standard"
             )
         number("objective.lkj", self.lkj, above=0)
+
+    def describe(self) -> Description:
+        """A lower bound of the likelihood, or of that and the prior of what has a q."""
+        rank = 4 if self.samples == 1 else 3
+        return Description("-ELBO", "nats", likelihood="lower bound", scale=1.0, q=True, rank=rank)
+
+    def criterion(self, effects: int) -> Criterion:
+        """With antithetic Sobol points in place of random ones, scaled so that their mean is 0 and their
+        covariance the identity: exact where log p(y, eta) is quadratic in eta.
+
+        :raises InputError: a q that is not Gaussian.
+        """
+        if self.family in ("mixture", "flow"):
+            raise InputError(
+                f"objective.family={self.family}: standard errors are there for full_rank and mean_field"
+            )
+        quiet = replace(self, samples=SAMPLES, estimator="entropy")
+        return Criterion(quiet, 1.0, normal_points(effects, SAMPLES))
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -156,9 +176,12 @@ class Vi(Objective):
         noise = per_fit(streams, lambda g: g.standard_normal(shape), "draws", state.trained["q.mean"].dtype)
         return torch.stack(q.draw(noise.permute(1, 2, 0, 3).unbind(0)))
 
-    def population_moments(self, values: Values) -> tuple[Tensor, Tensor]:
-        """Mean (P, B) and covariance (P, P, B) of q over the coordinates of ``PopulationPrior``."""
-        return _population_posterior(values).moments()
+    def population_posterior(self, model: Model, values: Values) -> PopulationPosterior | None:
+        """See ``Objective.population_posterior``."""
+        if self.population == "point":
+            return None
+        moments = _population_posterior(values).moments()
+        return PopulationPosterior(PopulationPrior(model, self.lkj), *moments, name="population.mean")
 
 
 def _population_init(

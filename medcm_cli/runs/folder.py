@@ -129,6 +129,7 @@ class Record:
     redraws: int = 0  # initialisations given up because their first gradient was not finite
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
     seconds: float = 0.0  # batch seconds divided by the batch's fits
+    described: dict[str, Any] | None = None  # what the objective says of itself (runs.description)
 
 
 def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:

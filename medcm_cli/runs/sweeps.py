@@ -1,6 +1,7 @@
 """Fits put together: those that are alike into a method, the methods of a study and data set into a sweep."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from medcm_cli.errors import InputError
+from medcm_cli.runs.description import Description, described
 from medcm_cli.runs.folder import FINISHED, Record
 from medcm_cli.runs.units import Units
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, damage, walk
 
-OBJECTIVES = ("mse", "fo", "foce", "vi", "vi_1")
-"""The order in which methods are shown, by the name of their objective; others follow."""
 T = TypeVar("T")
 _GROUPS = ("dataset", "objective")  # a configuration without them is damaged
 
@@ -38,9 +38,9 @@ class Method:
         return self.fits[0].record.config
 
     @property
-    def kind(self) -> str:
-        """The class of its objective, such as Vi."""
-        return str(self.config["objective"]["_target_"]).rpartition(".")[2]
+    def described(self) -> Description:
+        """What its objective says of itself."""
+        return described(self.fits[0].record)
 
     @property
     def mixed(self) -> bool:
@@ -176,7 +176,8 @@ def _by_method(of: Iterable[T], record: Callable[[T], Record]) -> dict[str, list
     groups: dict[tuple[str, str, float, str], list[T]] = {}
     for one in of:
         groups.setdefault(record(one).address.method, []).append(one)
-    return {label: groups[method] for method, label in labelled(groups).items()}
+    ranks = {method: described(record(group[0])).rank for method, group in groups.items()}
+    return {label: groups[method] for method, label in labelled(ranks).items()}
 
 
 def finished(roots: Sequence[Path]) -> list[tuple[Path, Record]]:
@@ -216,12 +217,19 @@ def name_of(objective: str) -> str:
 
 
 def labelled(
-    methods: Iterable[tuple[str, str, float, str]],
+    ranks: Mapping[tuple[str, str, float, str], int | None],
 ) -> dict[tuple[str, str, float, str], str]:
     """Methods (``Address.method``), in the order in which they are shown -> labels, which tell those of one
-    objective apart."""
-    order = {name: place for place, name in enumerate(OBJECTIVES)}
-    ranked = sorted(set(methods), key=lambda key: (order.get(key[0], len(order)), *map(str, key)))
+    objective apart.
+
+    :param ranks: of the methods' objectives (``Description``).
+    """
+
+    def place(method: tuple[str, str, float, str]) -> tuple[Any, ...]:
+        rank = ranks[method]
+        return (math.inf if rank is None else rank, *map(str, method))
+
+    ranked = sorted(ranks, key=place)
     result = {}
     for key in ranked:
         alike = [other for other in ranked if other[0] == key[0]]

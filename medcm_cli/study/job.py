@@ -1,7 +1,7 @@
 """A training job: the fits of one configuration, what remains of them, and their run folders."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,6 +111,7 @@ class Job:
             truth=self.problem.truth,
             seed=int(config["seed"]),
             versions=dict(versions()),
+            described=asdict(self.objective.describe()),
         )
 
     def train(self, fits: Sequence[Fit], progress: Callable[[int, Tensor], None] | None = None) -> Trained:

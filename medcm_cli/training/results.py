@@ -74,7 +74,7 @@ def _units(
 ) -> dict[str, dict[str, str]]:
     """Name of a table -> the units of its columns, by patterns."""
     history = {
-        "objective_value": objective.unit(units.model),
+        "objective_value": objective.describe().unit_in(units.model),
         "rmse": units.reported,
         "sigma_additive": units.model,
         "kl": "nats",

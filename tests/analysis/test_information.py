@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import softplus
 
-from medcm_cli.analysis.information import Optimum, criterion, normal_points, optimum, separate
+from medcm_cli.analysis.information import Optimum, optimum, separate
 from medcm_cli.data import Population, read_events
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import Settings, TrueParameters, write_study
 from medcm_cli.model import Model, RandomEffects, ResidualError
+from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
@@ -51,7 +52,7 @@ def trained(
 
 def found(model: Model, objective: Objective, everyone: Population, fits: list[np.ndarray]) -> Optimum:
     population, state = trained(model, objective, everyone, fits)
-    subjects, theta, own, carried = separate(model, criterion(objective, 2), everyone, population, state)
+    subjects, theta, own, carried = separate(model, objective.criterion(2), everyone, population, state)
     best = optimum(subjects, theta, own, carried, torch.ones(4, dtype=torch.bool))
     assert bool(best.found.all())
     return best
@@ -145,7 +146,7 @@ def test_foce_information_is_that_of_its_profile(formulation: str) -> None:
     model, everyone = known(), make_population(5, 1)
     objective = Foce(formulation)
     population, state = trained(model, objective, everyone, [np.arange(5)])
-    subjects, theta, own, carried = separate(model, criterion(objective, 2), everyone, population, state)
+    subjects, theta, own, carried = separate(model, objective.criterion(2), everyone, population, state)
     got, _ = subjects.curvature(theta, own, carried, torch.ones(4, dtype=torch.bool))
     exact = replace(objective, mode_tolerance=1e-11, mode_iterations=300)
     values = {"sigma": theta[:1], "omega": theta[1:3], "correlation": theta[3:]}
@@ -243,4 +244,4 @@ def test_normal_points_have_the_moments_of_a_normal(dimensions: int, count: int)
 @pytest.mark.parametrize(("objective", "why"), [(Mse(), "no likelihood"), (Vi(family="flow"), "family=flow")])
 def test_what_has_no_information_is_refused(objective: Objective, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        criterion(objective, 2)
+        objective.criterion(2)

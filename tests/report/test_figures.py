@@ -18,6 +18,7 @@ from PIL import Image
 
 from medcm_cli import cli, runs
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.objectives import Fo, Foce, Mse, Vi
 from medcm_cli.report.figures import style, training
 from medcm_cli.report.figures.plot import figures
 from medcm_cli.runs.bands import bands, effects
@@ -26,6 +27,7 @@ from medcm_cli.study.job import Job
 from tests.helpers import SMALL, configuration
 
 OBJECTIVES = ("mse", "fo", "vi")
+COLOURS = {"mse": "#CC79A7", "fo": "#D55E00", "foce": "#009E73", "vi": "#0072B2", "vi_1": "#56B4E9"}
 QUANTILES = (0.025, 0.5, 0.975)
 FAILED_AT = 5
 
@@ -100,7 +102,7 @@ def test_the_lines_are_the_numbers(drawn: dict[str, style.Drawn]) -> None:
     lines = {to_hex(line.get_color()).upper(): line for line in axis.lines if np.size(line.get_xdata()) > 2}
     for name in OBJECTIVES:
         shown = one.data[(one.data["method"] == name.upper()) & one.data["fits"].notna()]
-        line = lines[style.COLOURS[name]]
+        line = lines[COLOURS[name]]
         np.testing.assert_array_equal(line.get_xydata(), shown[["epoch", "median"]].to_numpy())
 
 
@@ -118,7 +120,7 @@ def test_a_failed_fit_counts_until_it_fails_and_has_a_cross(
         assert crosses, stem
         for cross in crosses:
             assert np.asarray(cross.get_xdata()).tolist() == [FAILED_AT]
-            assert to_hex(cross.get_color()).upper() == style.COLOURS["fo"]
+            assert to_hex(cross.get_color()).upper() == COLOURS["fo"]
         assert "FO 6 (1 failed)" in drawn[stem].caption
         assert "1 not finished" in drawn[stem].caption
 
@@ -191,13 +193,22 @@ def test_an_objective_has_one_colour_everywhere(drawn: dict[str, style.Drawn]) -
             to_hex(np.asarray(c.get_facecolor())[0]).upper()
             for c in drawn[f"goodness_{name}"].figure.axes[0].collections
         }
-        assert points == style.COLOURS[name]
+        assert points == COLOURS[name]
     for stem, names in (("epochs_rmse", OBJECTIVES), ("epochs_kl", ("fo", "vi")), ("effects", OBJECTIVES)):
         used = {to_hex(line.get_color()).upper() for axis in drawn[stem].figure.axes for line in axis.lines}
-        assert {style.COLOURS[name] for name in names} <= used, stem
-        assert used <= {style.COLOURS[name] for name in names} | {"#000000"}, stem
-    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
-    assert style.colour_of("foce_implicit") == style.colour_of("foce")
+        assert {COLOURS[name] for name in names} <= used, stem
+        assert used <= {COLOURS[name] for name in names} | {"#000000"}, stem
+    assert len({*style.COLOURS, style.OTHER}) == len(style.COLOURS) + 1
+
+
+def test_colours_and_markers_of_the_papers_objectives() -> None:
+    """They stay what they were in earlier figures; what is not known to the palette is neutral."""
+    ranks = [one.describe().rank for one in (Mse(), Fo(), Foce(), Vi(), Vi(samples=1))]
+    assert [style.colour_of(rank) for rank in ranks] == list(COLOURS.values())
+    assert [style.marker_of(rank) for rank in ranks] == ["D", "s", "^", "o", "v"]
+    assert Foce(mode_gradient="implicit").describe() == Foce().describe()
+    assert {style.colour_of(rank) for rank in (None, 99)} == {style.OTHER}
+    assert {style.marker_of(rank) for rank in (None, 99)} == {"P"}
 
 
 def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_path: Path) -> None:
@@ -210,9 +221,10 @@ def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_pa
     vi = [method for method in sweep.methods if method.objective == "vi"]
     assert [method.label for method in vi] == ["VI", "VI, objective.samples-1"]
     objectives = [method.objective for method in sweep.methods]
-    lines = dict(zip(objectives, style.lines_of(objectives), strict=True))
+    ranks = [method.described.rank for method in sweep.methods]
+    lines = dict(zip(objectives, style.lines_of(ranks), strict=True))
     assert objectives.count("vi") == 2
-    assert len({str(line) for line in style.lines_of(["vi", "vi"])}) == 2
+    assert len({str(line) for line in style.lines_of([3, 3])}) == 2
     assert lines["fo"] == lines["mse"]
 
 

@@ -92,7 +92,7 @@ def _figure(
 
 
 def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame | None) -> None:
-    colour, marker = style.colour_of(method.objective), style.marker_of(method.objective)
+    colour, marker = style.colour_of(method.described.rank), style.marker_of(method.described.rank)
     axis.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.22, lw=0)
     axis.plot(curve["x"], curve["median"], color=colour, marker=marker, ms=3, markevery=8)
     if truth is not None:

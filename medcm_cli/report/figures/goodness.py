@@ -72,8 +72,8 @@ def _scatter(axis: Axes, method: Method, x: pd.Series, y: pd.Series) -> None:
     axis.scatter(
         x,
         y,
-        color=style.colour_of(method.objective),
-        marker=style.marker_of(method.objective),
+        color=style.colour_of(method.described.rank),
+        marker=style.marker_of(method.described.rank),
         rasterized=len(x) > _RASTER,
         **_POINT,
     )
@@ -90,7 +90,7 @@ def _around_zero(axis: Axes, residual: pd.Series, mixed: bool) -> None:
 
 
 def _scatter_handles(method: Method, mixed: bool) -> list[Artist]:
-    colour, marker = style.colour_of(method.objective), style.marker_of(method.objective)
+    colour, marker = style.colour_of(method.described.rank), style.marker_of(method.described.rank)
     handles: list[Artist] = [
         Line2D([], [], color=colour, marker=marker, ls="none", ms=4, label=method.label),
         Line2D([], [], color="black", lw=0.8, label="agreement"),
@@ -174,7 +174,7 @@ def _check_panel(axis: Axes, check: pd.DataFrame, method: Method) -> None:
             width,
             part["low"],
             align="edge",
-            color=style.colour_of(method.objective),
+            color=style.colour_of(method.described.rank),
             alpha=0.45 if middle else 0.22,
             lw=0,
         )
@@ -236,6 +236,6 @@ def _shrinkage(method: Method, diagnosis: "Diagnosis", name: str) -> tuple[pd.Da
 def _histogram(axis: Axes, method: Method, eta: pd.Series, omega: float) -> None:
     """Of subjects, with the density of the population."""
     bins = np.arange(eta.min(), eta.max() + _BIN * omega, _BIN * omega).tolist()
-    axis.hist(eta, bins=bins, density=True, color=style.colour_of(method.objective), alpha=0.45, lw=0)
+    axis.hist(eta, bins=bins, density=True, color=style.colour_of(method.described.rank), alpha=0.45, lw=0)
     x = np.linspace(-3.2 * omega, 3.2 * omega, 121)
     axis.plot(x, np.exp(-0.5 * (x / omega) ** 2) / (omega * np.sqrt(2 * np.pi)), color="black", lw=1)

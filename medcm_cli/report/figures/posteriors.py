@@ -96,7 +96,9 @@ def _panel(axis: Axes, method: Method, found: list[pd.DataFrame], eta: Array, pl
         row = table.iloc[place]
         mean = row[["eta_1", "eta_2"]].to_numpy(np.float64)
         cov = row[["cov_11", "cov_21", "cov_21", "cov_22"]].to_numpy(np.float64).reshape(2, 2)
-        axis.plot(*_outline(mean, cov), color=style.colour_of(method.objective), linewidth=0.6, alpha=0.7)
+        axis.plot(
+            *_outline(mean, cov), color=style.colour_of(method.described.rank), linewidth=0.6, alpha=0.7
+        )
         rows.append((method.label, number, *mean, cov[0, 0], cov[1, 0], cov[1, 1]))
     mean, cov = eta.mean(0), np.cov(eta.T)
     axis.plot(*_outline(mean, cov), **style.TRUTH)

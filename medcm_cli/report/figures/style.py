@@ -18,11 +18,12 @@ from medcm_cli.files import replaced
 
 SINGLE, DOUBLE = 3.5, 7.0  # widths of one and of two columns, inches
 FORMATS = ("png", "svg", "pdf")
-# Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Fixed for an
-# objective's name, so that it does not depend on what else a study holds.
-COLOURS = {"mse": "#CC79A7", "fo": "#D55E00", "foce": "#009E73", "vi": "#0072B2", "vi_1": "#56B4E9"}
+# Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Colour and marker are
+# those of an objective's rank, so that they do not depend on what else a study holds.
+COLOURS = ("#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9")
 OTHER = "#E69F00"
-MARKERS = {"mse": "D", "fo": "s", "foce": "^", "vi": "o", "vi_1": "v"}
+MARKERS = ("D", "s", "^", "o", "v")
+OTHER_MARKER = "P"
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 TRUTH: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.0}
 STYLE: dict[str, Any] = {
@@ -70,19 +71,19 @@ def styled() -> Iterator[None]:
         yield
 
 
-def colour_of(objective: str) -> str:
-    """Of an objective's name: its own, or that of the one it is a variant of (foce_implicit: foce)."""
-    return COLOURS.get(objective, COLOURS.get(objective.split("_")[0], OTHER))
+def colour_of(rank: int | None) -> str:
+    """Of an objective, by its rank; a neutral one where it has none or the palette has no such place."""
+    return COLOURS[rank] if rank is not None and rank < len(COLOURS) else OTHER
 
 
-def marker_of(objective: str) -> str:
+def marker_of(rank: int | None) -> str:
     """Likewise its marker."""
-    return MARKERS.get(objective, MARKERS.get(objective.split("_")[0], "P"))
+    return MARKERS[rank] if rank is not None and rank < len(MARKERS) else OTHER_MARKER
 
 
-def lines_of(objectives: Sequence[str]) -> list[Any]:
-    """Of methods, by their objectives: those of one colour have different lines."""
-    colours = [colour_of(name) for name in objectives]
+def lines_of(ranks: Sequence[int | None]) -> list[Any]:
+    """Of methods, by the ranks of their objectives: those of one colour have different lines."""
+    colours = [colour_of(rank) for rank in ranks]
     return [LINES[colours[:place].count(colour) % len(LINES)] for place, colour in enumerate(colours)]
 
 

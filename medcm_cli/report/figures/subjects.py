@@ -39,7 +39,7 @@ def subjects(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis", pag
     seen = diagnosis.observations[diagnosis.observations["subject"].isin(shown)]
     positive = pd.concat([seen["dv"], curves["typical"]])
     floor = 0.6 * float(positive[positive > 0].quantile(0.01))
-    colour = style.colour_of(method.objective)
+    colour = style.colour_of(method.described.rank)
     with style.styled():
         figure, axes = _page(len(shown))
         for axis, subject in zip(axes, shown, strict=False):

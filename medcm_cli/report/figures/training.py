@@ -26,7 +26,6 @@ TITLES = {
     "sigma": "Residual error over epochs",
 }
 _SETTLED = 0.1  # of the epochs; what lies before them does not set an axis's range
-_OBJECTIVES = {"Fo": "objective value, -2 log L", "Foce": "objective value, -2 log L", "Vi": "-ELBO, nats"}
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,9 @@ def _errors(sweep: Sweep) -> list[_Panel]:
 
 def _objective(sweep: Sweep, methods: Sequence[Method]) -> _Panel:
     """The objectives of different methods are different functions, so each has its own axis."""
-    if methods[0].kind == "Mse":
-        label, factor = f"mean squared error, ({sweep.units.reported})²", sweep.units.scale**2
-    else:
-        label, factor = _OBJECTIVES.get(methods[0].kind, "objective value (-)"), 1.0
-    return _Panel("objective_value", label, methods, factor=factor)
+    described = methods[0].described
+    label = described.label(sweep.units.reported)
+    return _Panel("objective_value", label, methods, factor=sweep.units.scale**described.power)
 
 
 def _has(panel: _Panel) -> bool:
@@ -168,12 +165,12 @@ def _counts(sweep: Sweep) -> str:
 
 def _looks(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Label of a method -> colour, line and marker."""
-    lines = style.lines_of([method.objective for method in sweep.methods])
+    lines = style.lines_of([method.described.rank for method in sweep.methods])
     return {
         method.label: {
-            "color": style.colour_of(method.objective),
+            "color": style.colour_of(method.described.rank),
             "linestyle": line,
-            "marker": style.marker_of(method.objective),
+            "marker": style.marker_of(method.described.rank),
         }
         for method, line in zip(sweep.methods, lines, strict=True)
     }
@@ -244,7 +241,7 @@ def _cross(axis: Axes, method: Method, fit: Fit, panel: _Panel) -> pd.DataFrame:
         [fit.failed_at],
         [shown],
         marker="x",
-        color=style.colour_of(method.objective),
+        color=style.colour_of(method.described.rank),
         markersize=5,
         mew=1.2,
         clip_on=False,
