@@ -38,6 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     medcm(folder, "fit", "-m", "objective=mse,fo,foce,vi", *SHORT)
     medcm(folder, "fit", "objective=vi", "objective.family=flow", "variant=flow", *SHORT[:3])
     medcm(folder, "fit", "objective=fo", "pk=two_compartment_ode", "study=ode", *SHORT[:3])
+    truth = ("network=truth", "split=all", "epochs=300", "dataset.path=data", "study=optimum")
+    medcm(folder, "fit", "objective=fo", *truth)  # standard errors are of an optimum
     events = pd.read_parquet(folder / "data" / "simulation.parquet")
     events[events["id"] == events["id"].iloc[0]].to_csv(folder / "patient.csv", index=False)
     return folder
@@ -50,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("summarize outputs", "outputs/summary/*.parquet"),
         ("plot outputs/default --format png", "outputs/default/figures/**/*.png"),
         ("report outputs/default", "outputs/default/report.html"),
-        ("uncertainty outputs/default", "outputs/default/**/uncertainty.parquet"),
+        ("uncertainty outputs/optimum", "outputs/optimum/**/uncertainty.parquet"),
         (
             "predict --run outputs/default --objective fo --patient patient.csv",
             "outputs/default/predictions/**/*.parquet",
