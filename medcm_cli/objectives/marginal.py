@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.model.error_model import Normal
+from medcm_cli.model.residual_error import Normal
 from medcm_cli.numerics.normal import hazard, log_probability_below
 from medcm_cli.numerics.triangular import (
     Lower,
