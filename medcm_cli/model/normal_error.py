@@ -113,20 +113,7 @@ class ResidualError(ErrorModel):
         return -population.sum_all(terms if weights is None else terms * weights)
 
     def as_normal(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Normal:
-        """Deviation and sd as they are: that the sd moves with the prediction is left out. A censored
-        observation has Phi(z), z = (limit - f) / sd, for a density, and as information lambda (lambda + z) /
-        sd^2 (``numerics.normal.hazard``)."""
+        """Deviation and sd as they are: that the sd moves with the prediction is left out."""
         sd, _ = self.sd(values, prediction)
-        deviation = population.dv - prediction
-        if population.censored is None:
-            return Normal(deviation, sd)
-        below = population.censored > 0
-        white = deviation * (1 / sd)
-        rate, excess = hazard(white)
-        return Normal(
-            deviation,
-            sd,
-            torch.where(below, -2 * log_probability_below(white), white * white),
-            torch.where(below, 0.0, torch.log(sd).expand_as(deviation)),
-            torch.where(below, rate * excess, 1.0),
-        )
+        below = None if population.censored is None else population.censored > 0
+        return Normal(population.dv - prediction, sd, below=below)

@@ -35,15 +35,15 @@ class Normal(NamedTuple):
     (B,) or the shape of predictions, which does not move with the prediction.
 
     Their -2 log density, without log 2 pi, is ``misfit`` + 2 ``log_scale``; None where these are
-    (deviation / sd)^2 and log sd. ``weight``: what an observation tells of its prediction, as a multiple of
-    1 / sd^2; None where that is 1.
+    (deviation / sd)^2 and log sd. Where ``below``, the deviation is that of a limit, and all that is
+    known is that the observation lies below it.
     """
 
     deviation: Tensor
     sd: Tensor
     misfit: Tensor | None = None
     log_scale: Tensor | None = None
-    weight: Tensor | None = None
+    below: Tensor | None = None
 
     def shifted(self, shift: Tensor) -> "Normal":
         """Seen from a prediction that is lower by ``shift``."""
