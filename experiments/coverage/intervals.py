@@ -20,6 +20,7 @@ from scipy import stats
 from tabulate import tabulate
 from torch import Tensor
 
+from medcm_cli import runs
 from medcm_cli.analysis import uncertainty
 from medcm_cli.data import Population
 from medcm_cli.model import Model
@@ -108,6 +109,12 @@ def table(fits: dict[str, Sequence[pd.DataFrame]], truth: dict[str, float]) -> p
     return pd.DataFrame(rows)
 
 
+def with_data(fits: Sequence[tuple[Path, runs.Record]], path: Path) -> list[tuple[Path, runs.Record]]:
+    """The same fits, to be restored with the data in ``path``."""
+    data = {"source": str(path), "fingerprint": runs.fingerprint([path])}
+    return [(folder, replace(record, data=record.data | data)) for folder, record in fits]
+
+
 def collect(root: Path, with_exact: bool) -> pd.DataFrame:
     """The table of all fits below a folder."""
     prepare(1)
@@ -121,8 +128,8 @@ def collect(root: Path, with_exact: bool) -> pd.DataFrame:
         if objective == "foce" and with_exact:
             with tempfile.TemporaryDirectory() as folder:
                 path = unfloored(Path(record.data["source"]), record.truth, Path(folder))
-                for name, other in (("exact", {}), ("exact, no floor", {"path": str(path)})):
-                    refitted = exact(restore(group, other)[0])
+                for name, fits_of in (("exact", group), ("exact, no floor", with_data(group, path))):
+                    refitted = exact(restore(fits_of)[0])
                     fits[name] = [frame for frame in refitted if not isinstance(frame, str)]
     return table(fits, truth)
 

@@ -63,22 +63,27 @@ def run(options: argparse.Namespace, show: Show) -> None:
     tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
     write(folder, _KIND, study, tables, about)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    _show(found, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
+    warn(found.warnings, options.patient, study)
+    OUT.print(f"Parquet -> {folder}")
+
+
+def _show(found: Dosing, read: Section, vial: float, most: int, show: Show) -> None:
+    """The question, the answers, and why a patient or interval has none."""
     wanted = " and ".join(target.text for target in found.targets)
     OUT.print(
-        f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {options.vial:g} to "
-        f"{options.vial * options.most:g} {found.dose_unit}. Targets are of one interval, and true "
-        "levels count, without residual error.\n"
+        f"{wanted} with probability {found.probability:g}; {found.regimen}; doses of {vial:g} to "
+        f"{vial * most:g} {found.dose_unit}. Targets are of one interval, and true levels count, without "
+        "residual error.\n"
     )
-    for section in (what_was_read(study, events, _SHOWN, _SHOWN), *sections(found)):
+    for section in (read, *sections(found)):
         show(lean(section))
-    for line in _infeasible(found, options.vial * options.most):
+    for line in _infeasible(found, vial * most):
         OUT.print(line)
     if found.doses["least_weekly"].any():
         OUT.print(
             "* the least consumption per week of the intervals: a convenience, not a recommendation to treat."
         )
-    warn(found.warnings, options.patient, study)
-    OUT.print(f"Parquet -> {folder}")
 
 
 def sections(found: Dosing) -> list[Section]:

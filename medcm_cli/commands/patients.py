@@ -16,13 +16,15 @@ import pyarrow.parquet
 from medcm_cli import __version__
 from medcm_cli.commands.terminal import ERR, job_bar
 from medcm_cli.data import EventTable
+from medcm_cli.data.columns import ROLES
 from medcm_cli.data.edit import latest_covariates
-from medcm_cli.data.sheet import ROLES, read_sheet
+from medcm_cli.data.sheet import read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
+from medcm_cli.runs import columns, write_table
 
 _WARNINGS = 10  # that are shown
 
@@ -77,7 +79,8 @@ def write(
         for name, frame in tables.items():
             table = pa.Table.from_pandas(frame, preserve_index=False)
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
-            pyarrow.parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
+            units = columns(f"{kind}/{name}", study.unit, amount=study.dose_unit)
+            write_table(partial / f"{name}.parquet", table, units)
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
         if draw is not None:
             draw(partial)

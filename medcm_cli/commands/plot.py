@@ -26,7 +26,7 @@ def command(arguments: list[str]) -> None:
     except ValueError as error:
         raise InputError(f"--epochs {options.epochs}: expected whole numbers, as in 25,100") from error
 
-    from medcm_cli.report.figures import plot, style
+    from medcm_cli.report.figures import catalogue, style
 
     formats = options.format.split(",")
     for kind in formats:
@@ -34,8 +34,10 @@ def command(arguments: list[str]) -> None:
             raise InputError(f"--format {kind}: expected some of {','.join(style.FORMATS)}")
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
-        found = plot.collect(options.folders, lambda read: say(f"{read} fits read"))
-        for folder, drawn in plot.write_all(found, out, formats, epochs, options.fold, options.replicate):
+        found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
+        for folder, drawn in catalogue.write_all(
+            found, out, formats, epochs, options.fold, options.replicate
+        ):
             say(f"{folder}: {drawn.title}")
     for line in shortened(found.missing):
         ERR.print(line)

@@ -67,9 +67,7 @@ def report(
 
 def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: list[str]) -> list[pd.DataFrame]:
     """Write the table of each fit that has one; why others have none is added to ``skipped``."""
-    unit = runs.Units.of(restored.problem.config["dataset"]).reported
-    of_rows = {"sigma_additive": unit, "omega_*, rho_*, sigma_proportional": "-", "others": "of parameter"}
-    units = {"name": "-", "method": "-", "rse": "%", "*": runs.by_row(of_rows)}
+    units = runs.columns("uncertainty", runs.Units.of(restored.problem.config["dataset"]).reported)
     frames = []
     for folder, of_fit in zip(restored.folders, found, strict=True):
         if isinstance(of_fit, str):

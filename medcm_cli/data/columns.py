@@ -1,4 +1,5 @@
-"""What each column of an event table says, row by row, once every cell of it has been checked.
+"""The columns of an event table: which there are, and what each says, row by row, once every cell of it has
+been checked.
 
 All are told of the R rows of a sheet and return arrays (R,); times are in h, amounts in the data's unit.
 
@@ -11,6 +12,12 @@ import pandas as pd
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
 from medcm_cli.errors import InputError
+
+# What a column can be, as NONMEM names them.
+ROLES = (
+    *("id", "time", "amt", "rate", "duration", "dv", "evid", "mdv"),
+    *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq"),
+)
 
 
 def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:

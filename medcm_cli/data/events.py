@@ -18,8 +18,9 @@ import pandas as pd
 
 from medcm_cli.checks import number, one_of
 from medcm_cli.data import columns
+from medcm_cli.data.columns import ROLES
 from medcm_cli.data.regimen import Records, Regimen, write_out
-from medcm_cli.data.sheet import ROLES, BoolArray, FloatArray, IntArray, Sheet, read_sheet
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
 BOLUS_DURATION = 1 / 60  # h
@@ -48,6 +49,9 @@ class Format:
     patients: bool = False
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.columns) - set(ROLES))
+        if unknown:
+            raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
         number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h")
         for name, rule in self.over_time.items():

@@ -18,11 +18,6 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 MISSING = ["", "NA", "NaN", "nan", "."]
-# What a column can be, as NONMEM names them.
-ROLES = (
-    *("id", "time", "amt", "rate", "duration", "dv", "evid", "mdv"),
-    *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq"),
-)
 
 
 def read_sheet(
@@ -35,9 +30,6 @@ def read_sheet(
     :param keep: column -> values; other rows are left out.
     :raises InputError: the file cannot be read, or has not these columns.
     """
-    unknown = sorted(set(columns) - set(ROLES))
-    if unknown:
-        raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
     row_name: Callable[[int], str] = _row
     if isinstance(path, pd.DataFrame):
         source, frame = "table", path.reset_index(drop=True)

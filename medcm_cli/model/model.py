@@ -9,9 +9,9 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model.error_model import ErrorModel
 from medcm_cli.model.networks import Network
 from medcm_cli.model.random_effects import RandomEffects
+from medcm_cli.model.residual_error import ErrorModel
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower

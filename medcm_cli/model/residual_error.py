@@ -1,94 +1,118 @@
-"""Residual error as in the paper: normal, additive, proportional or both."""
+"""What an observation is, given its prediction: the contract of residual errors.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+``ErrorModel`` is all that the rest of the program knows about observations. Shapes are those of predictions,
+(T, S, N, B), unless said otherwise; ``values`` are the model's unconstrained ones, fit dimension last.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from medcm_cli.checks import number
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model.error_model import Deviance, ErrorModel, Normal, check_fixed
-from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
+from medcm_cli.model.initial import constant, positive_init
+from medcm_cli.numerics.normal import LOG_2PI
+from medcm_cli.numerics.streams import Stream
 
 
-@dataclass(frozen=True)
-class ResidualError(ErrorModel):
-    """Normal; the sd of an observation with prediction f is the sum of its components' sds
-    (docs/methods.md, "Residual error").
+class Deviance(NamedTuple):
+    """-2 log density of each observation, without log 2 pi, as a function of its prediction f: ``value``;
+    half its slope, ``pull`` / sd; half its expected curvature, ``curvature`` / sd^2 (None: 1), which is above
+    0. ``sd`` may be (B,)."""
 
-    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
-    (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
+    value: Tensor
+    sd: Tensor
+    pull: Tensor
+    curvature: Tensor | None
+
+
+class Normal(NamedTuple):
+    """Observations as a Gaussian approximation sees them: ``deviation`` from the prediction, of sd ``sd``,
+    (B,) or the shape of predictions, which does not move with the prediction.
+
+    Their -2 log density, without log 2 pi, is ``misfit`` + 2 ``log_scale``; None where these are
+    (deviation / sd)^2 and log sd. Where ``below``, the deviation is that of a limit, and all that is
+    known is that the observation lies below it.
+    """
+
+    deviation: Tensor
+    sd: Tensor
+    misfit: Tensor | None = None
+    log_scale: Tensor | None = None
+    below: Tensor | None = None
+
+    def shifted(self, shift: Tensor) -> "Normal":
+        """Seen from a prediction that is lower by ``shift``."""
+        deviation, misfit = self.deviation + shift, self.misfit
+        if misfit is not None:
+            misfit = misfit + (deviation.square() - self.deviation.square()) / self.sd.square()
+        return self._replace(deviation=deviation, misfit=misfit)
+
+
+class ErrorModel(Protocol):
+    """How an observation spreads around its prediction. A frozen value that holds options, never a sigma.
+
+    ``components`` name the sigmas, of which ``fixed`` are known, and not estimated. A class that has this
+    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has a prediction
+    like any other and dv 0: what is computed there has to be finite, and is not used.
     """
 
     components: tuple[str, ...]
-    fixed: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, float]
 
-    def __post_init__(self) -> None:
-        distinct = set(self.components)
-        if not distinct or distinct - {"additive", "proportional"} or len(distinct) < len(self.components):
-            raise InputError(
-                f"error.components is {list(self.components)}: expected additive, proportional or both"
-            )
-        check_fixed(self)
+    @property
+    def names(self) -> list[str]:
+        """Names of the sigmas in reports."""
+        return [f"sigma_{component}" for component in self.components]
+
+    @property
+    def free(self) -> list[str]:
+        """The components whose sigma is estimated."""
+        return [component for component in self.components if component not in self.fixed]
 
     @property
     def allows_zero(self) -> bool:
-        """Where something is added to what is proportional."""
-        return "additive" in self.components
+        """Whether an observation has a density where its prediction is 0, as before the first dose."""
+        return False
 
-    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
-        """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
-        for zero)."""
-        sigmas = self.sigmas(values)
-        if "proportional" not in sigmas:
-            return sigmas["additive"], None
-        slope = sigmas["proportional"]
-        sd = slope * prediction
-        return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Raw sigmas (free components, B); none where all are fixed."""
+        return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}
+
+    def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """component -> sigma, (B,)."""
+        free = self.free
+        raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
+        known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
+        sigmas = known | dict(zip(free, raw, strict=True))
+        return {component: sigmas[component] for component in self.components}
+
+    def reported(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``names`` -> sigma, (B,), in the unit of the model."""
+        return dict(zip(self.names, self.sigmas(values).values(), strict=True))
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
-        """(y - f) / sd."""
-        sd, _ = self.sd(values, prediction)
-        return (dv - prediction) / sd
+        """Residuals that are standard normal, or of variance 1, where the model is right."""
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
-        """See ``ErrorModel``. The curvature of a censored observation is the observed one, of which what the
-        change of sd adds is left out so that it stays positive."""
-        sd, slope = self.sd(values, prediction)
-        white = (population.dv - prediction) / sd
-        value = white * white + 2 * torch.log(sd)
-        if slope is None:
-            pull, curvature = -white, None
-        else:  # the sd depends on the prediction too
-            pull = slope * (1 - white * white) - white
-            curvature = 1 + 2 * slope * slope
-        if population.censored is not None:
-            below = population.censored > 0
-            rate, excess = hazard(white)
-            tilt = 1.0 if slope is None else 1 + slope * white  # d white / df = -tilt / sd
-            value = torch.where(below, -2 * log_probability_below(white), value)
-            pull = torch.where(below, rate * tilt, pull)
-            curvature = torch.where(
-                below, rate * excess * tilt * tilt, 1.0 if curvature is None else curvature
-            )
-        return Deviance(value, sd, pull, curvature)
+        """See ``Deviance``; of a censored observation, which lies somewhere below its dv, the probability of
+        that takes the place of a density."""
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
     ) -> Tensor:
-        """f + sd times ``noise``."""
-        sd, _ = self.sd(values, prediction / unit)
-        return prediction + sd * unit * noise
+        """Observations whose standard normal quantiles are ``noise``: random ones where that is random.
+
+        :param unit: that predictions are given in, and observations returned: how many of it the model's is.
+        """
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
-        """log N(y; f, sd^2), or log Phi((limit - f) / sd) where censored."""
-        sd, _ = self.sd(values, prediction)
-        white = (population.dv - prediction) / sd
-        terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
-        if population.censored is not None:
-            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
-        return terms
+        """log p(y | f) of each observation, constants included; log P(y < dv | f) where it is censored."""
+        return -0.5 * (self.deviance(values, prediction, population).value + LOG_2PI)
 
     def log_likelihood(
         self,
@@ -97,36 +121,23 @@ class ResidualError(ErrorModel):
         population: Population,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """See ``ErrorModel``; written out since it is what training spends its time on."""
-        sd, _ = self.sd(values, prediction)
-        deviation = population.dv - prediction
-        if sd.ndim == 1 and population.censored is None and weights is None:
-            # Additive error: one sd per fit, which need not be spread over the observations.
-            count = prediction.shape[1] * population.observation_count
-            return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
-                torch.log(sd) + 0.5 * LOG_2PI
-            )
-        white = deviation / sd
-        terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
-        if population.censored is not None:
-            terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
-        return -population.sum_all(terms if weights is None else terms * weights)
+        """``log_density``, times ``weights`` (S, N, B), summed over all but fits: (B,)."""
+        terms = self.log_density(values, prediction, population)
+        return population.sum_all(terms if weights is None else terms * weights)
 
     def as_normal(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Normal:
-        """Deviation and sd as they are: that the sd moves with the prediction is left out. A censored
-        observation has Phi(z), z = (limit - f) / sd, for a density, and as information lambda (lambda + z) /
-        sd^2 (``numerics.normal.hazard``)."""
-        sd, _ = self.sd(values, prediction)
-        deviation = population.dv - prediction
-        if population.censored is None:
-            return Normal(deviation, sd)
-        below = population.censored > 0
-        white = deviation * (1 / sd)
-        rate, excess = hazard(white)
-        return Normal(
-            deviation,
-            sd,
-            torch.where(below, -2 * log_probability_below(white), white * white),
-            torch.where(below, 0.0, torch.log(sd).expand_as(deviation)),
-            torch.where(below, rate * excess, 1.0),
-        )
+        """For approximations that take observations as normal around a prediction that random effects move
+        along a straight line: by default such that slope and expected curvature are those of ``deviance``."""
+        value, sd, pull, curvature = self.deviance(values, prediction, population)
+        if curvature is not None:
+            pull, sd = pull / curvature.sqrt(), sd / curvature.sqrt()
+        return Normal(-pull * sd, sd, value, torch.zeros_like(value))
+
+
+def check_fixed(error: ErrorModel) -> None:
+    """:raises InputError: a fixed sigma that is not above 0, or of no component."""
+    for name, sigma in error.fixed.items():
+        if name not in error.components:
+            known = " or ".join(error.components)
+            raise InputError(f"fixed.sigma.{name}: no such component of the error; expected {known}")
+        number(f"fixed.sigma.{name}", sigma, above=0)

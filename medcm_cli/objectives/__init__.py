@@ -5,5 +5,6 @@ from medcm_cli.objectives.fo import Fo
 from medcm_cli.objectives.foce import Foce
 from medcm_cli.objectives.mse import Mse
 from medcm_cli.objectives.vi import Vi
+from medcm_cli.runs.description import Description
 
-__all__ = ["Criterion", "Fo", "Foce", "Mse", "Objective", "State", "Vi"]
+__all__ = ["Criterion", "Description", "Fo", "Foce", "Mse", "Objective", "State", "Vi"]

@@ -17,7 +17,7 @@ from medcm_cli import __version__, runs
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
 from medcm_cli.report import provenance, tables
-from medcm_cli.report.figures import plot, style
+from medcm_cli.report.figures import catalogue, style
 from medcm_cli.report.section import Section
 from medcm_cli.runs import summary, sweeps
 from medcm_cli.runs.sweeps import Found, Sweep
@@ -233,7 +233,7 @@ def _pictures(
 def _drawn(sweep: Sweep, missing: list[str]) -> Iterator[style.Drawn]:
     """The figures of a sweep, as far as its files can be read."""
     try:
-        yield from plot.figures(sweep, missing)
+        yield from catalogue.figures(sweep, missing)
     except InputError as error:
         missing.append(str(error))
 

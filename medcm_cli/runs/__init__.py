@@ -22,7 +22,7 @@ from medcm_cli.runs.folder import (
     write_preparation,
     write_record,
 )
-from medcm_cli.runs.units import Units, by_row, unit_of, with_units, write_table
+from medcm_cli.runs.units import Units, by_row, columns, unit_of, with_units, write_table
 
 __all__ = [
     "ALIKE",
@@ -35,6 +35,7 @@ __all__ = [
     "Units",
     "by_row",
     "check_name",
+    "columns",
     "config_hash",
     "find",
     "fingerprint",

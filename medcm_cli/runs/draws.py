@@ -24,7 +24,7 @@ import pyarrow.parquet
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
-from medcm_cli.runs.units import Units, by_row, write_table
+from medcm_cli.runs.units import Units, columns, write_table
 
 RECORD = "posterior.json"
 _POPULATION = ("sigma_", "omega_", "rho_")
@@ -70,13 +70,10 @@ def read(folder: Path) -> Draws:
 
 def write(folder: Path, tables: Mapping[str, pa.Table], record: Mapping[str, Any], units: Units) -> None:
     """All of a posterior or nothing. :param tables: draws, diagnostics and, where sampled, population."""
-    of_columns = {"sigma_additive": units.model, "lp": "nats", "ess_*": "draws"}
-    # A row of the diagnostics is of one quantity; that of sigma_additive alone has a unit.
-    of_columns |= dict.fromkeys(("mean", "sd"), by_row({"sigma_additive": units.model, "others": "-"}))
     with replaced(folder) as partial:
         partial.mkdir()
         for name, table in tables.items():
-            write_table(partial / f"{name}.parquet", table, {**of_columns, "*": "-"})
+            write_table(partial / f"{name}.parquet", table, columns(name, *units.names))
         write_text(partial / RECORD, json.dumps({**record, "tables": list(tables)}, indent=1) + "\n")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.folder import ALIKE
+from medcm_cli.runs.units import columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
@@ -159,12 +160,7 @@ def columns_units(summary: Summary) -> dict[str, str]:
     """The units of the columns of ``fits`` and ``table``, by patterns."""
     reported = summary.fits["level_unit"].unique()
     level = str(reported[0]) if len(reported) == 1 else "see level_unit"
-    of_level = dict.fromkeys(("rmse*", "sigma_additive*", "sigma_mae*"), level)
-    return (
-        {"kl*": "nats", "cv_*": "%", "seconds*": "s", "objective_value*": "of objective"}
-        | of_level
-        | {"*": "-"}
-    )
+    return columns("summary", level)
 
 
 def _table(fits: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
-"""The unit of every column, which the schema of each Parquet file names: a field's metadata ``unit``, such as
-h, IU/dL or -, which stands for none."""
+"""The unit of every column of every table (``COLUMNS``), which the schema of each Parquet file names: a
+field's metadata ``unit``, such as h, IU/dL or -, which stands for none. Only a disease's covariates have
+theirs where they are prepared."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -14,6 +15,55 @@ from medcm_cli.files import replaced
 
 UNIT = b"unit"
 NONE = "-"
+_ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), of parameter (others)"
+_DRAWS = {"sigma_additive": "{model}", "lp": "nats", "ess_*": "draws"}
+_BOUNDS = ("typical", "median", "lower_*", "upper_*")
+_CANDIDATES = {"above_*": "h", "auc_*": "{reported} h", "trough_*": "{reported}", "peak_*": "{reported}"}
+_DOSE = {
+    "every": "h",
+    "dose": "{amount}",
+    "best_dose": "{amount}",
+    "per_kg": "{amount}/kg",
+    "weekly": "{amount}/week",
+}
+# Table -> the unit of each column, by patterns, of which the first that fits counts; - for every other. In
+# braces: reported and model, the units of a data set's concentrations; amount, that of doses; what only the
+# table's writer knows.
+COLUMNS: dict[str, dict[str, str]] = {
+    "history": {
+        "objective_value": "{objective}",
+        "rmse": "{reported}",
+        "sigma_additive": "{model}",
+        "kl": "nats",
+    },
+    "parameters": {},
+    "random_effects": {},
+    "effects": {"x": "{covariate}", "value": "of parameter"},
+    "uncertainty": {"name": "-", "method": "-", "rse": "%", "*": _ONE_OF_EACH},
+    "draws": _DRAWS,
+    "population": _DRAWS,
+    "diagnostics": {**_DRAWS, **dict.fromkeys(("mean", "sd"), "{model} (sigma_additive), - (others)")},
+    "summary": {
+        "kl*": "nats",
+        "cv_*": "%",
+        "seconds*": "s",
+        "objective_value*": "of objective",
+        **dict.fromkeys(("rmse*", "sigma_additive*", "sigma_mae*"), "{reported}"),
+    },
+    "predictions/parameters": dict.fromkeys(_BOUNDS, "see unit"),
+    "predictions/curve": {"time": "h", **dict.fromkeys((*_BOUNDS, "measured_*"), "{reported}")},
+    "predictions/thresholds": {"threshold": "{reported}", **dict.fromkeys(_BOUNDS, "h")},
+    "predictions/above": {"time": "h", "threshold": "{reported}"},
+    "predictions/doses": {"time": "h", "amount": "{amount}", "duration": "h"},
+    "predictions/observations": {"time": "h", "level": "{reported}"},
+    "predictions/check": {"rmse*": "{reported}", "bias": "{reported}"},
+    "predictions/check_levels": {
+        "time": "h",
+        **dict.fromkeys((*_BOUNDS, "observed", "sd"), "{reported}"),
+    },
+    "doses/doses": _DOSE,
+    "doses/candidates": {**_DOSE, **_CANDIDATES},
+}
 
 
 class Units(NamedTuple):
@@ -29,12 +79,28 @@ class Units(NamedTuple):
         return cls(str(dataset["level_unit"]), float(dataset["level_scale"]))
 
     @property
+    def names(self) -> tuple[str, str]:
+        """The reported unit and the model's."""
+        return self.reported, self.model
+
+    @property
     def model(self) -> str:
         """The model's unit: by its name where that is known, else as a multiple of the reported one."""
         if self.scale == 1:
             return self.reported
         factor_levels = (self.reported, self.scale) == ("IU/dL", 100.0)
         return "IU/mL" if factor_levels else f"{self.scale:g} {self.reported}"
+
+
+def columns(table: str, reported: str, model: str = "", **others: str) -> dict[str, str]:
+    """The units of a table's columns by patterns, for ``with_units``.
+
+    :param table: of ``COLUMNS``; the columns of any other have none.
+    :param others: what stands in braces there, beside the units of concentrations.
+    """
+    known = {"reported": reported, "model": model, **others}
+    units = {name: unit.format_map(known) for name, unit in COLUMNS.get(table, {}).items()}
+    return {**units, "*": units.get("*", NONE)}
 
 
 def with_units(table: pa.Table, units: Mapping[str, str]) -> pa.Table:

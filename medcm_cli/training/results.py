@@ -13,7 +13,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective
-from medcm_cli.runs import Units, by_row, with_units
+from medcm_cli.runs import Units, by_row, columns, with_units
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -52,7 +52,10 @@ def tables(
     history = _history(model, objective, test, trained, omega_true, units.scale)
     effects = _effects(model, trained, covariates)
     posterior = objective.random_effects(model, train, trained.state)
-    of_columns = _units(objective, covariates, units)
+    known = {
+        "objective": objective.describe().unit_in(units.model),
+        "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
+    }
     result = []
     for fit, keep in enumerate(rows):
         epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
@@ -65,26 +68,10 @@ def tables(
         }
         if posterior is not None:
             of_fit["random_effects"] = _random_effects(train, *posterior, fit)
-        result.append({name: with_units(table, of_columns[name]) for name, table in of_fit.items()})
+        result.append(
+            {name: with_units(table, columns(name, *units.names, **known)) for name, table in of_fit.items()}
+        )
     return result
-
-
-def _units(
-    objective: Objective, covariates: Mapping[str, Covariate], units: Units
-) -> dict[str, dict[str, str]]:
-    """Name of a table -> the units of its columns, by patterns."""
-    history = {
-        "objective_value": objective.describe().unit_in(units.model),
-        "rmse": units.reported,
-        "sigma_additive": units.model,
-        "kl": "nats",
-    }
-    effects = {
-        "x": by_row({name: covariate.unit for name, covariate in covariates.items()}),
-        "value": "of parameter",
-    }
-    named = {"history": history, "parameters": {}, "effects": effects, "random_effects": {}}
-    return {name: {**of_columns, "*": "-"} for name, of_columns in named.items()}
 
 
 def _rows(trained: Trained, fit: int) -> int:

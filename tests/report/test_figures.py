@@ -20,7 +20,7 @@ from medcm_cli import cli, runs
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.objectives import Fo, Foce, Mse, Vi
 from medcm_cli.report.figures import style, training
-from medcm_cli.report.figures.plot import figures
+from medcm_cli.report.figures.catalogue import figures
 from medcm_cli.runs.bands import bands, effects
 from medcm_cli.runs.sweeps import collect, typical_fit
 from medcm_cli.study.job import Job

@@ -23,8 +23,8 @@ from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report import tables
-from medcm_cli.report.figures import plot, style
-from medcm_cli.report.figures.plot import figures
+from medcm_cli.report.figures import catalogue, style
+from medcm_cli.report.figures.catalogue import figures
 from medcm_cli.report.page import _source, write
 from medcm_cli.runs.summary import summarize
 from medcm_cli.runs.sweeps import Sweep
@@ -127,7 +127,7 @@ def written(study: Path, drawn: list[style.Drawn], tmp_path_factory: pytest.Temp
             yield figure
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plot, "figures", noted)
+        patched.setattr(catalogue, "figures", noted)
         assert write([study], out, QUESTION, expected) == 11
     assert not list(out.parent.glob(".partial*"))
     return out

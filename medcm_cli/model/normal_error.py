@@ -1,0 +1,119 @@
+"""Residual error as in the paper: normal, additive, proportional or both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, check_fixed
+from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
+
+
+@dataclass(frozen=True)
+class ResidualError(ErrorModel):
+    """Normal; the sd of an observation with prediction f is the sum of its components' sds
+    (docs/methods.md, "Residual error").
+
+    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
+    (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
+    """
+
+    components: tuple[str, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        distinct = set(self.components)
+        if not distinct or distinct - {"additive", "proportional"} or len(distinct) < len(self.components):
+            raise InputError(
+                f"error.components is {list(self.components)}: expected additive, proportional or both"
+            )
+        check_fixed(self)
+
+    @property
+    def allows_zero(self) -> bool:
+        """Where something is added to what is proportional."""
+        return "additive" in self.components
+
+    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
+        """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
+        for zero)."""
+        sigmas = self.sigmas(values)
+        if "proportional" not in sigmas:
+            return sigmas["additive"], None
+        slope = sigmas["proportional"]
+        sd = slope * prediction
+        return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
+
+    def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
+        """(y - f) / sd."""
+        sd, _ = self.sd(values, prediction)
+        return (dv - prediction) / sd
+
+    def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
+        """See ``ErrorModel``. The curvature of a censored observation is the observed one, of which what the
+        change of sd adds is left out so that it stays positive."""
+        sd, slope = self.sd(values, prediction)
+        white = (population.dv - prediction) / sd
+        value = white * white + 2 * torch.log(sd)
+        if slope is None:
+            pull, curvature = -white, None
+        else:  # the sd depends on the prediction too
+            pull = slope * (1 - white * white) - white
+            curvature = 1 + 2 * slope * slope
+        if population.censored is not None:
+            below = population.censored > 0
+            rate, excess = hazard(white)
+            tilt = 1.0 if slope is None else 1 + slope * white  # d white / df = -tilt / sd
+            value = torch.where(below, -2 * log_probability_below(white), value)
+            pull = torch.where(below, rate * tilt, pull)
+            curvature = torch.where(
+                below, rate * excess * tilt * tilt, 1.0 if curvature is None else curvature
+            )
+        return Deviance(value, sd, pull, curvature)
+
+    def draw(
+        self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
+    ) -> Tensor:
+        """f + sd times ``noise``."""
+        sd, _ = self.sd(values, prediction / unit)
+        return prediction + sd * unit * noise
+
+    def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
+        """log N(y; f, sd^2), or log Phi((limit - f) / sd) where censored."""
+        sd, _ = self.sd(values, prediction)
+        white = (population.dv - prediction) / sd
+        terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
+        if population.censored is not None:
+            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+        return terms
+
+    def log_likelihood(
+        self,
+        values: Mapping[str, Tensor],
+        prediction: Tensor,
+        population: Population,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """See ``ErrorModel``; written out since it is what training spends its time on."""
+        sd, _ = self.sd(values, prediction)
+        deviation = population.dv - prediction
+        if sd.ndim == 1 and population.censored is None and weights is None:
+            # Additive error: one sd per fit, which need not be spread over the observations.
+            count = prediction.shape[1] * population.observation_count
+            return -0.5 * population.sum_all(deviation * deviation) / (sd * sd) - count * (
+                torch.log(sd) + 0.5 * LOG_2PI
+            )
+        white = deviation / sd
+        terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
+        if population.censored is not None:
+            terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
+        return -population.sum_all(terms if weights is None else terms * weights)
+
+    def as_normal(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Normal:
+        """Deviation and sd as they are: that the sd moves with the prediction is left out."""
+        sd, _ = self.sd(values, prediction)
+        below = None if population.censored is None else population.censored > 0
+        return Normal(population.dv - prediction, sd, below=below)
