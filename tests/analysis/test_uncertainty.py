@@ -164,6 +164,7 @@ def test_a_q_of_sigma_and_omega_gives_its_quantiles(outputs: Path) -> None:
         assert -1 < as_float(rows.loc["rho_21", "lower"]) < as_float(rows.loc["rho_21", "upper"]) < 1
 
 
+@pytest.mark.slow
 def test_typical_parameters_of_a_network_have_intervals(tmp_path: Path) -> None:
     """At the reference covariates; directions of weights that the data do not tell apart are held."""
     fitted(tmp_path / "outputs", "objective=fo", "fold=1", "epochs=1000", "learning_rate=0.02", "tail=0")
