@@ -9,6 +9,7 @@ from scipy import stats
 
 from medcm_cli import runs
 from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, intervals, true_values
+from medcm_cli.checks import fraction, one_of
 from medcm_cli.errors import InputError
 from medcm_cli.report.section import Section
 from medcm_cli.runs.sweeps import complete, grouped
@@ -35,10 +36,8 @@ def report(
 
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    if method not in METHODS:
-        raise InputError(f"--method {method}: expected {' or '.join(METHODS)}")
-    if not 0 < level < 1:
-        raise InputError(f"--level is {level:g}; expected a number between 0 and 1, as in 0.95")
+    one_of("--method", method, METHODS)
+    fraction("--level", level)
     prepare(1)
     found = list(walk(roots))
     fits = complete(found, roots)

@@ -164,6 +164,7 @@ def test_a_q_of_sigma_and_omega_gives_its_quantiles(outputs: Path) -> None:
         assert -1 < as_float(rows.loc["rho_21", "lower"]) < as_float(rows.loc["rho_21", "upper"]) < 1
 
 
+@pytest.mark.slow
 def test_typical_parameters_of_a_network_have_intervals(tmp_path: Path) -> None:
     """At the reference covariates; directions of weights that the data do not tell apart are held."""
     fitted(tmp_path / "outputs", "objective=fo", "fold=1", "epochs=1000", "learning_rate=0.02", "tail=0")
@@ -236,7 +237,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     [
         (("absent",), "absent: no such folder"),
         (("--method", "bootstrap"), "--method is 'bootstrap'; expected hessian or sandwich"),
-        (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
+        (("--level", "95"), "--level is 95.0; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
     ],
 )

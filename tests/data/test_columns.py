@@ -145,7 +145,10 @@ BAD_FORMATS: dict[str, tuple[dict[str, object], str]] = {
     "keep of a column absent": ({"keep": {"DVID": [1]}}, "column 'DVID' is missing"),
     "keep is no list": ({"keep": {"CMT": 1}}, "dataset.keep.CMT is 1; expected a list"),
     "keep leaves nothing": ({"keep": {"CMT": [7]}}, "no row has CMT in [7]"),
-    "bolus negative": ({"bolus_duration": -1}, "dataset.bolus_duration is -1; expected hours, 0 or more"),
+    "bolus negative": (
+        {"bolus_duration": -1},
+        "dataset.bolus_duration is -1; expected a number from 0, in h",
+    ),
     "bolus is text": ({"bolus_duration": "short"}, "dataset.bolus_duration is 'short'"),
     "over time unknown": ({"over_time": {"weight": "last"}}, "dataset.over_time.weight is 'last'; expected"),
     "over time of nothing": ({"over_time": {"vwf": "mean"}}, "dataset.over_time.vwf: no such covariate"),

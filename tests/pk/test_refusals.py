@@ -66,8 +66,11 @@ def test_dose_parameters_that_do_not_fit(options: dict[str, object], message: st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"observed": 4}, "pk.observed is 4; expected 1 to 2 (pk.compartments)"),
-        ({"dose_compartment": 0}, "pk.dose_compartment is 0; expected a whole number from 1"),
+        ({"observed": 4}, "pk.observed is 4; expected a whole number from 1 to 2 (pk.compartments)"),
+        (
+            {"dose_compartment": 0},
+            "pk.dose_compartment is 0; expected a whole number from 1 to 2 (pk.compartments)",
+        ),
         ({"steady_state_doses": 1.5}, "pk.steady_state_doses is 1.5; expected a whole number from 1"),
         ({"adjoint": "yes"}, "pk.adjoint is 'yes'; expected true or false"),
         ({"volume": "VC"}, "pk.volume is 'VC'; expected one of CL, V1, Q, V2"),

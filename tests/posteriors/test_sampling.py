@@ -183,6 +183,7 @@ def test_draws_agree_with_integration() -> None:
             assert abs(value.mean() - exact) < 4 * standard_error(value)
 
 
+@pytest.mark.slow
 def test_joint_draws_agree_with_integration() -> None:
     """Mean and sd of log sigma, Omega known: by sums over sigma and, for each, over every subject's eta."""
     population = make_population(2, 4)

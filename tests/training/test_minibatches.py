@@ -156,6 +156,7 @@ def test_a_checkpoints_objective_is_that_of_everybody(model: Model) -> None:
         torch.testing.assert_close(again, objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "epochs", "near"), [("fo", 250, 0.5), ("vi", 500, 3.0)])
 def test_training_reaches_the_optimum_of_the_full_batch(
     model: Model, name: str, epochs: int, near: float
