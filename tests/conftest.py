@@ -28,10 +28,16 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def mixed_fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small simulated study."""
+    folder = tmp_path_factory.mktemp("simulated") / "data"
+    write_study(folder, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed_fits(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fits by vi with a q of the population, by foce and by mse, of which ``write_draws`` invents draws."""
-    data = tmp_path_factory.mktemp("distances") / "data"
-    write_study(data, SMALL)
     outputs = tmp_path_factory.mktemp("distances") / "outputs"
     for choices in (
         ("objective=vi", "objective.population=variational", "variant=full"),

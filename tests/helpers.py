@@ -4,7 +4,8 @@ checked against."""
 import copy
 import functools
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,19 @@ def write_draws(folder: Path, outputs: Path, count: int = 400) -> dict[str, np.n
     record = json.loads((run / "run.json").read_text())
     (folder / "posterior.json").write_text(json.dumps({"data": record["data"]}))
     return population
+
+
+def ran(
+    words: Sequence[str], folder: Path, environment: Mapping[str, str], limit: float
+) -> subprocess.CompletedProcess[str]:
+    """A program run to its end in a folder, with nothing to read. :param limit: s, for one that hangs."""
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )

@@ -11,13 +11,13 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 from medcm_cli.data import Format
-from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth, write_study
+from medcm_cli.haemophilia.virtual import SAMPLE_TIMES, Settings, Truth
 from medcm_cli.model import CovariateNetwork
 from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import JOB, PROBLEM, conf_dir
-from tests.helpers import SMALL, composed, configuration
+from tests.helpers import composed, configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))
@@ -46,13 +46,6 @@ PARTNERS = {
     "dataset/perioperative": ("network=real_data", "split=nested"),
     "network/real_data": ("dataset=prophylaxis", "split=nested"),
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("conf") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 def targets(node: object) -> list[str]:

@@ -4,7 +4,6 @@ folder and the commands run there."""
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from medcm_cli import runs
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from tests.helpers import ROOT
+from tests.helpers import ROOT, ran
 
 DOCS = ROOT / "medcm_cli" / "docs"
 PAGE = (DOCS / "extending.md").read_text(encoding="utf-8")
@@ -62,16 +61,7 @@ def test_the_page_shows_a_file_for_each_that_it_lists() -> None:
 @pytest.mark.parametrize("number", range(len(COMMANDS)), ids=COMMANDS)
 def test_the_command_does_what_it_says(folder: Path, number: int) -> None:
     words, environment = program(number)
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    done = ran(words, folder, environment, LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     if "medcm_cli" not in words:
         assert f"{FILES['mine/test_mine.py'].count('def test_')} passed" in done.stdout
@@ -90,14 +80,7 @@ def test_the_command_does_what_it_says(folder: Path, number: int) -> None:
 
 def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
     words, environment = program(0)
-    done = subprocess.run(
-        [*words, "objective.penalty=-1"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ran([*words, "objective.penalty=-1"], folder, environment, LIMIT)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("objective.penalty is -1; expected a number from 0")
     assert "\n" not in done.stderr.strip()

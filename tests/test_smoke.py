@@ -2,12 +2,13 @@
 That results are right is for the other tests, which do the same work with the pinned versions."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from tests.helpers import ran
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -16,16 +17,7 @@ SHORT = ("epochs=4", "checkpoint_every=2", "dataset.path=data", "fold=1,2")
 
 def medcm(folder: Path, *arguments: str) -> str:
     """What a command prints; a warning of Python's is no failure here."""
-    done = subprocess.run(
-        [sys.executable, "-m", "medcm_cli", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = ran([sys.executable, "-m", "medcm_cli", *arguments], folder, ENVIRONMENT, 600)
     assert done.returncode == 0, f"{arguments}: {done.stderr}"
     return done.stdout
 

@@ -18,14 +18,6 @@ from medcm_cli.study.restore import restore
 from tests.helpers import SHIFT, SMALL, configuration, write_draws
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The simulated study that ``mixed_fits`` are of."""
-    folder = tmp_path_factory.mktemp("data") / "simulated"
-    write_study(folder, SMALL)
-    return folder
-
-
 def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: Path) -> None:
     write_draws(tmp_path / "draws", mixed_fits)
     found = distances(tmp_path / "draws", [mixed_fits]).set_index(["objective", "replicate"])

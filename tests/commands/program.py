@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ran
+
 ENVIRONMENT = {
     key: value
     for key, value in os.environ.items()
@@ -24,16 +26,7 @@ SHORT = ("epochs=4", "checkpoint_every=2", "dataset.path=data")
 
 def medcm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command in an interpreter of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "medcm_cli", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    return ran([sys.executable, "-m", "medcm_cli", *arguments], folder, ENVIRONMENT, LIMIT)
 
 
 # A command takes three seconds to import torch. This program does it once and forks for each command that it

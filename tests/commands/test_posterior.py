@@ -12,20 +12,12 @@ import pytest
 from medcm_cli import runs
 from medcm_cli.commands.posterior import posterior
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
-from tests.helpers import SMALL, configuration
+from tests.helpers import configuration
 
 SHORT = ("warmup=10", "draws=4", "chains=2")
 SIMULATED = ("network=truth", "fixed=truth")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("posterior") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,12 @@ from scipy import optimize, stats
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, ResidualError, Values
-from medcm_cli.numerics.streams import Stream
+from medcm_cli.model import Model, Values
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.training.loop import Course, train
-from tests.helpers import dense_omega, make_population
+from tests.helpers import ERRORS, F64, STREAMS, dense_omega, make_population, with_error
 
-F64 = torch.float64
-STREAMS = [Stream(3, 1, 1), Stream(3, 1, 2)]
-ERRORS = {
-    "additive": ("additive",),
-    "proportional": ("proportional",),
-    "combined": ("additive", "proportional"),
-}
 LIMIT = 0.21
 SUBJECTS, FITS = 7, 2
 
@@ -38,7 +30,7 @@ def below_the_limit(population: Population) -> Population:
 
 def given(model: Model, error: str) -> tuple[Model, Population]:
     population = below_the_limit(make_population(SUBJECTS, FITS, ragged=True))
-    return replace(model, error=ResidualError(ERRORS[error])), population
+    return with_error(model, error), population
 
 
 class Subject:

@@ -19,7 +19,6 @@ from medcm_cli import dose, load_study, predict
 from medcm_cli.commands.dose import add_options
 from medcm_cli.commands.doses import run
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects
 from medcm_cli.patients import dosing, search
 from medcm_cli.patients.measures import area
@@ -28,19 +27,12 @@ from medcm_cli.patients.targets import read_target, units_of
 from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
-from tests.helpers import SMALL, configuration
+from tests.helpers import configuration
 
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 INFUSED = 1 / 60  # h, of a dose with an amount alone
 UNITS = units_of("IU/dL", "IU/mL", 100.0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dosing") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 @pytest.fixture(scope="module")

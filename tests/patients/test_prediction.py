@@ -19,23 +19,15 @@ from medcm_cli import load_study, predict
 from medcm_cli.commands.predict import add_options
 from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.patients.measures import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
-from tests.helpers import SMALL, configuration
+from tests.helpers import configuration
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prediction") / "data"
-    write_study(folder, SMALL)
-    return folder
 
 
 @pytest.fixture(scope="module")
