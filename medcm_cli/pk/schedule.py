@@ -9,10 +9,17 @@ from torch import Tensor
 _PAIRS_PER_EVENT = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a regimen may have beside times, durations and amounts, each as in ``Schedule``; None where
-    nothing needs it."""
+    """What a regimen may have beside times, durations and amounts; None where nothing needs it.
+
+    ``compartment`` (E, 1, N, B), from 0, -1 for the model's own choice; ``interval`` (E, 1, N, B) h, finite
+    where a dose stands for an endless series before it too, that of a steady state; ``modelled`` (E, 1, N,
+    B), 1 where the duration is a parameter of the model and ``duration`` 0; ``visible`` (E, T, 1, N, B), 1
+    where a dose can reach an observation; ``reset`` (R, 1, N, B), when all amounts become 0, infinite for
+    padding; ``change`` (P, 1, N, B), when each regime of parameters that change ends (it holds until then,
+    that time included), the last infinite.
+    """
 
     compartment: Tensor | None = None
     interval: Tensor | None = None
@@ -28,19 +35,13 @@ class Features:
         return all(values is None for values in kinds)
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Features):
     """Observation times and doses of each subject, dimensions (dose E, observation T, sample 1, subject N,
     fit B), in hours on a clock that never runs back.
 
     ``time`` (T, 1, N, B); ``start``, ``duration`` (E, 1, N, B), a duration of 0 is a dose given at once;
-    ``amount`` (E, 1, N, B), 0 for padding. None where nothing needs them: ``compartment`` (E, 1, N, B), from
-    0, -1 for the model's own choice; ``interval`` (E, 1, N, B) h, finite where a dose stands for an endless
-    series before it too, that of a steady state; ``modelled`` (E, 1, N, B), 1 where the duration is a
-    parameter of the model and ``duration`` 0; ``visible`` (E, T, 1, N, B), 1 where a dose can reach an
-    observation; ``reset`` (R, 1, N, B), when all amounts become 0, infinite for padding; ``change`` (P, 1,
-    N, B), when each regime of parameters that change ends (it holds until then, that time included), the
-    last infinite.
+    ``amount`` (E, 1, N, B), 0 for padding; and its ``Features``.
 
     ``since_end`` (E, T, 1, N, B): hours from the end of a dose to the observation, 0 before that end;
     ``infused`` (E, T, 1, N, B): hours of the infusion that lie before the observation, and ``given`` the
@@ -59,12 +60,6 @@ class Schedule:
     since_end: Tensor
     infused: Tensor
     given: Tensor
-    compartment: Tensor | None = None
-    interval: Tensor | None = None
-    modelled: Tensor | None = None
-    visible: Tensor | None = None
-    reset: Tensor | None = None
-    change: Tensor | None = None
     width: Tensor | None = None
     inflow: Tensor | None = None
     seen: Tensor | None = None
