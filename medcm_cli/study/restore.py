@@ -93,7 +93,7 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     model = model_of(config)
     objective = objective_of(config)
     begun = model.init(_streams(records), torch.float64, typical_only=not objective.mixed)
-    found = [_estimate(folder) for folder in folders]
+    found = list(map(_estimate, folders, records))
     # What a fit has of each of its own subjects, fits do not share.
     shared = {
         name: one.shape
@@ -123,7 +123,8 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
     population, _ = problem.populations(numbers)
     begun = objective.init(problem.model, population, _streams(records), problem.dtype)
     shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
-    estimates = _stacked([_estimate(folder) for folder in folders], folders, shapes, begun.per_subject)
+    found = list(map(_estimate, folders, records))
+    estimates = _stacked(found, folders, shapes, begun.per_subject)
     trained = {name: value.to(problem.dtype) for name, value in estimates.items()}
     state = replace(begun, trained=trained)
     return Restored(problem, objective, tuple(records), tuple(folders), population, state)
@@ -171,10 +172,8 @@ def _config(records: Sequence[runs.Record]) -> dict[str, Any]:
     return {**config, **axes, "batch": batch, "overwrite": False, "pk": pk}
 
 
-def _estimate(folder: Path) -> dict[str, Tensor]:
+def _estimate(folder: Path, record: runs.Record) -> dict[str, Tensor]:
     """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
-    record = runs.read_record(folder)
-    assert record is not None
     table = runs.read_table(folder, "parameters")
     rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail"))
     # Every checkpoint holds the same values in the same order.
