@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
-from medcm_cli.commands.terminal import OUT
+from medcm_cli.commands.terminal import OUT, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.patients.dosing import dose
 from medcm_cli.patients.results import Dosing
@@ -156,7 +156,6 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
     lines = [
         f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
         f"probability {found.probability:g}; {_best(row)}: {row['reason']}"
-        for row in bad.head(_REASONS).to_dict("records")
+        for row in bad.to_dict("records")
     ]
-    more = len(bad) - len(lines)
-    return [*lines, *([f"and {more} more, in doses.parquet"] if more else [])]
+    return shortened(lines, _REASONS, ", in doses.parquet")

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 
 from medcm_cli import __version__
-from medcm_cli.commands.terminal import ERR, job_bar
+from medcm_cli.commands.terminal import ERR, job_bar, shortened
 from medcm_cli.data import EventTable
 from medcm_cli.data.columns import ROLES
 from medcm_cli.data.edit import latest_covariates
@@ -143,7 +142,6 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
 
 def _lines(warnings: pd.DataFrame) -> list[str]:
     """The first warnings, and how many there are beside."""
-    first = warnings.head(_WARNINGS)[["patient", "message"]].to_numpy()
-    lines = [f"warning: {f'patient {patient}: ' if patient else ''}{message}" for patient, message in first]
-    more = len(warnings) - len(lines)
-    return [*lines, *([f"and {more} more, in warnings.parquet"] if more else [])]
+    said = warnings[["patient", "message"]].to_numpy()
+    lines = [f"warning: {f'patient {patient}: ' if patient else ''}{message}" for patient, message in said]
+    return shortened(lines, _WARNINGS, ", in warnings.parquet")

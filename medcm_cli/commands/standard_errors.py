@@ -105,6 +105,3 @@ def _coverage(rows: pd.DataFrame, truth: float | None) -> list[str]:
     share = stats.binomtest(hits, count).proportion_ci(0.95, "exact")
     shown = f"{100 * hits / count:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
     return [f"{truth:.4g}", shown]
-
-
-__all__ = ["METHODS", "Report", "report"]
