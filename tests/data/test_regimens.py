@@ -1,5 +1,5 @@
-"""Every feature of a regimen, from the file's rows to the predicted level, against the same rows followed dose
-by dose with scipy's matrix exponential, which shares no code and no idea with the closed forms."""
+"""Every feature of a regimen, from the file's rows to the predicted level, against the same rows followed
+dose by dose with scipy's matrix exponential, which shares no code and no idea with the closed forms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,8 @@ MAKE = {1: one_compartment, 2: two_compartment, 3: three_compartment}
 
 @dataclass(frozen=True)
 class Reference:
-    """A linear model for scipy: ``slope(amounts, z)`` without doses, ``size`` compartments, the observed one."""
+    """A linear model for scipy: ``slope(amounts, z)`` without doses, ``size`` compartments, which one is
+    observed."""
 
     slope: Callable[[np.ndarray, dict[str, float]], np.ndarray]
     size: int
