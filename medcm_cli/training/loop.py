@@ -49,22 +49,23 @@ class Trained:
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
-    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (docs/methods.md,
-    "Protocol of the simulation study")."""
-    return {1: 0} | {epoch: epoch for epoch in range(every, epochs + 1, every) if epoch > 1}
+    """Epoch -> label of the checkpoints: epoch 1, labelled 0, every ``every``-th and the last
+    (docs/methods.md, "Protocol of the simulation study")."""
+    return {1: 0} | {epoch: epoch for epoch in (*range(every, epochs, every), epochs) if epoch > 1}
 
 
 @dataclass(frozen=True)
 class Course:
     """How long a fit is trained and how: ``epochs`` passes over its subjects, with a checkpoint every
-    ``checkpoint_every`` of them.
+    ``checkpoint_every`` of them and after the last.
 
     A pass is one step, or, where a fit has more than ``batch_subjects`` subjects, one step for each of the
     minibatches of at most so many into which it is cut, in a new random order in every epoch. What all
     subjects share takes a step with each minibatch, along a gradient whose expectation is that of the whole;
     what a subject has for itself takes one step an epoch, along its own gradient.
 
-    ``redraws``: how often an initialisation whose first loss or gradient is not finite is drawn again.
+    ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
+    beyond any fit's (``Evaluation.sound``).
     """
 
     epochs: int
@@ -90,8 +91,9 @@ def train(
 ) -> Trained:
     """Train B fits, B = ``len(streams)``.
 
-    A fit that is not finite, and is not drawn again, stops there: its values and rows so far are kept, and
-    since no operation mixes fits, the others go on as if it were not there.
+    A fit that is not finite, or whose loss lies beyond any fit's, and that is not drawn again, stops there:
+    its values and rows so far are kept, and since no operation mixes fits, the others go on as if it were not
+    there.
 
     :param population: training subjects, with B fits.
     :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
@@ -140,7 +142,7 @@ def _start(
     course: Course,
     dtype: torch.dtype,
 ) -> _Begun:
-    """Initial values whose loss and gradient are finite, as far as the course allows.
+    """Initial values whose loss and gradient are sound, as far as the course allows.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
@@ -151,7 +153,7 @@ def _start(
         evaluation = Evaluation(model, objective, population, state, drawn, dtype, course.batch_subjects)
         flat = evaluation.layout.pack(state.trained).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~first.finite & (redrawn < course.redraws)
+        again = ~evaluation.sound(first) & (redrawn < course.redraws)
         if not bool(again.any()):
             return _Begun(state, evaluation, first, redrawn)
         redrawn += again
@@ -222,11 +224,12 @@ class _Fits:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
-        failed = active & ~part.finite
+        failed = active & ~self._evaluation.sound(part)
         if bool(failed.any()):
             trained = self._evaluation.layout.unpack(self._flat.detach())
             for fit in torch.nonzero(failed).flatten().tolist():
-                cause = _cause(self._model, self._objective, trained, part.loss, fit)
+                limit = self._evaluation.limit
+                cause = _cause(self._model, self._objective, trained, part.loss, limit, fit)
                 self._failures[fit] = Failure(epoch, cause)
             self.alive = self.alive & ~failed
         if self._evaluation.moves:
@@ -301,10 +304,22 @@ def _steppers(
     return shared, [_Stepper(make_optimizer, flat, (own, count > 0))] if bool(own.any()) else []
 
 
-def _cause(model: Model, objective: Objective, values: Mapping[str, Tensor], loss: Tensor, fit: int) -> str:
+def _cause(
+    model: Model,
+    objective: Objective,
+    values: Mapping[str, Tensor],
+    loss: Tensor,
+    limit: Tensor,
+    fit: int,
+) -> str:
+    """Why a fit stops whose loss, (B,), or gradient is not sound."""
     if objective.mixed:
         omega = model.omega_cholesky(objective.estimates(model, values))
         diagonal = torch.stack([row[-1] for row in omega])[:, fit]
         if not bool((diagonal > 0).all()):
             return "Omega is not positive definite"
-    return "gradient is not finite" if bool(torch.isfinite(loss[fit])) else "objective is not finite"
+    if not bool(torch.isfinite(loss[fit])):
+        return "objective is not finite"
+    if bool(loss[fit].abs() > limit[fit]):
+        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
+    return "gradient is not finite"

@@ -69,17 +69,31 @@ class Part:
     values: Tensor
     carried: dict[str, Tensor]
 
-    @property
-    def finite(self) -> Tensor:
-        """Whether a fit's loss and gradient are, (B,)."""
-        return torch.isfinite(self.loss + self.gradient.sum(0))
+
+_BEYOND = 1e12
+"""Of an observation's share of a loss, in units of 1/2 (y - f)^2/sd^2: on average, observations lie more than
+a million sds from their predictions."""
+
+
+def largest(objective: Objective, population: Population) -> Tensor:
+    """The size of the loss, (B,), that no fit of these data reaches (docs/methods.md, "Training").
+
+    Initial sigmas do not know in which unit observations are, so that of a log likelihood is the larger the
+    larger they are; a loss in a unit of its own is measured by them alone.
+    """
+    description = objective.describe()
+    count = population.observation_count.clamp(min=1)
+    square = population.sum_all(population.dv.square()) / count
+    if description.power:
+        return _BEYOND * torch.where(square > 0, square, 1) ** (description.power / 2)
+    return _BEYOND * (description.scale or 1) * count * square.clamp(min=1)
 
 
 class Evaluation:
     """The loss of a batch of fits, of all subjects or in minibatches, with an epoch's random numbers.
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
-    cut at all. ``own_rows`` and ``moved_rows`` (P,): which of the trained values each subject has for itself,
+    cut at all. ``limit`` (B,): see ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained values each subject has for itself,
     and which the objective moves; ``moves`` whether it moves any.
     """
 
@@ -95,6 +109,7 @@ class Evaluation:
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
         self._per_subject, self._moved = state.per_subject, state.moved
+        self.limit = largest(objective, population)
         self.layout = Layout.of(state.trained)
         self.own_rows, self.moved_rows = (self.layout.rows(of) for of in (state.per_subject, state.moved))
         self.moves, self._descends = bool(state.moved), not bool(self.moved_rows.all())
@@ -134,6 +149,10 @@ class Evaluation:
             share = torch.where(size > 0, size.to(self._population.dv.dtype) / self._subjects, 1)
             minibatches.append(Minibatch(index, share, size > 0))
         return minibatches
+
+    def sound(self, part: Part) -> Tensor:
+        """Whether a fit's loss and gradient are finite and no larger than a fit's can be, (B,)."""
+        return torch.isfinite(part.loss + part.gradient.sum(0)) & (part.loss.abs() <= self.limit)
 
     def total(self, flat: Tensor, carried: dict[str, Tensor], differentiate: bool) -> Part:
         """The loss of all subjects."""
