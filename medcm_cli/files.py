@@ -23,7 +23,7 @@ _LONG = 24 * 3600  # s; nothing is being written for longer
 def _place() -> str:
     """Where the numbers of processes mean something: this machine, or the container on it."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
+        space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux
         space = ""
     return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"

@@ -93,8 +93,8 @@ class Evaluation:
     """The loss of a batch of fits, of all subjects or in minibatches, with an epoch's random numbers.
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
-    cut at all. ``limit`` (B,): see ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained values each subject has for itself,
-    and which the objective moves; ``moves`` whether it moves any.
+    cut at all. ``limit`` (B,): see ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained
+    values each subject has for itself, and which the objective moves; ``moves`` whether it moves any.
     """
 
     def __init__(
