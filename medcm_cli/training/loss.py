@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -131,6 +133,25 @@ class Evaluation:
             None if source is None else source.draw() for source in (self._noise, self._refresh)
         )
         self.minibatches = [] if self._order is None else self._cut(self._order.draw())
+
+    @property
+    def _sources(self) -> dict[str, Noise]:
+        sources = {"noise": self._noise, "refresh": self._refresh, "minibatch": self._order}
+        return {name: source for name, source in sources.items() if source is not None}
+
+    def position(self) -> dict[str, npt.NDArray[np.uint64]]:
+        """Where the next epoch's random numbers come from."""
+        return {name: source.position() for name, source in self._sources.items()}
+
+    def move_to(self, position: Mapping[str, npt.NDArray[np.uint64]]) -> None:
+        """Go on where ``position`` was taken; what was drawn before stays until the next ``draw``.
+
+        :raises ValueError: it is none of these fits.
+        """
+        if set(position) != set(self._sources):
+            raise ValueError("a position of another evaluation")
+        for name, source in self._sources.items():
+            source.move_to(position[name])
 
     def _cut(self, keys: Tensor) -> list[Minibatch]:
         """Each fit's subjects in the order of random keys (N, B), in parts whose sizes differ by one at
