@@ -1,28 +1,78 @@
-"""Files appear whole or not at all: written under a temporary name beside the target and moved into place."""
+"""Files appear whole or not at all: written under a temporary name beside the target and moved into place.
 
+Several processes, on several machines, may write the same target: each has a temporary name of its own.
+"""
+
+import errno
 import os
+import platform
+import re
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TEMPORARY = ".partial-"
+_NAMED = re.compile(rf"{re.escape(_TEMPORARY)}(?:([0-9a-f]{{8}})-)?(\d+)-")  # earlier versions named no place
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_LONG = 24 * 3600  # s; nothing is being written for longer
+
+
+def _place() -> str:
+    """Where the numbers of processes mean something: this machine, or the container on it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # no Linux
+        space = ""
+    return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
+
+
+_PLACE = _place()
 
 
 @contextmanager
-def replaced(target: Path) -> Iterator[Path]:
+def replaced(target: Path, keep: bool = False) -> Iterator[Path]:
     """A temporary path for a file or folder that becomes ``target``, replacing it, once the block ends
-    without error."""
+    without error.
+
+    :param keep: a folder with something in it that lies there by then stays, and the new one is dropped: of
+        several processes that make the same, the first one's is used.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
+    partial = target.with_name(f"{_TEMPORARY}{_PLACE}-{os.getpid()}-{target.name}")
     remove(partial)
     try:
         yield partial
-        if target.is_dir() and partial.exists():
-            remove(target)
-        partial.replace(target)
+        if partial.is_dir():
+            _move_folder(partial, target, keep)
+        else:
+            if target.is_dir() and partial.exists():
+                remove(target)
+            partial.replace(target)
     finally:
         remove(partial)
+
+
+def _move_folder(partial: Path, target: Path, keep: bool) -> None:
+    """No folder takes the place of one with something in it, which is therefore moved aside first; another
+    process may be doing the same."""
+    aside = partial.with_name(partial.name + "~")
+    while True:
+        try:
+            partial.rename(target)
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+        else:
+            return
+        if keep and target.is_dir():
+            return
+        remove(aside)
+        with suppress(FileNotFoundError):
+            target.rename(aside)
+        remove(aside)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -32,14 +82,36 @@ def write_text(target: Path, text: str) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left unfinished in ``folder``."""
+    """Remove what a process that is no more left unfinished in ``folder``, and nothing that is still being
+    written."""
     for path in folder.glob(f"{_TEMPORARY}*"):
-        remove(path)
+        named = _NAMED.match(path.name)
+        ended = named is not None and named[1] in (_PLACE, None) and not _alive(int(named[2]))
+        with suppress(FileNotFoundError):
+            if ended or time.time() - path.lstat().st_mtime > _LONG:
+                remove(path)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine is there; one that has ended and that nobody has asked after is
+    not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        pass
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or a folder with all that is in it, if it exists; another process may be doing the
+    same."""
+    while path.is_dir() and not path.is_symlink():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)

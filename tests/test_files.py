@@ -1,5 +1,9 @@
 """Files and folders appear whole or not at all."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,12 +142,19 @@ def test_writing_a_text_replaces_it_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["run.json"]
 
 
+def ended() -> int:
+    """The number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     left = []
     for name in ("run", "table.csv"):
         with replaced(tmp_path / name) as partial:
             partial.mkdir()
-            left.append(partial)
+        left.append(partial.with_name(partial.name.replace(f"-{os.getpid()}-", f"-{ended()}-")))
     for number, partial in enumerate(left):  # as a kill inside the block leaves them
         partial.mkdir() if number else partial.write_text("half")
     (left[1] / "half").write_text("half")
@@ -152,6 +163,56 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert len(names(tmp_path)) == 6
     remove_partial(tmp_path)
     assert names(tmp_path) == [".hidden", "partial-notes.txt", "run", "table.csv"]
+
+
+def test_what_others_are_writing_is_not_removed(tmp_path: Path) -> None:
+    """By a process that lives, here this one, and on another machine, where its number means nothing."""
+    with replaced(tmp_path / "run") as mine:
+        mine.write_text("half")
+        elsewhere = mine.with_name(f".partial-00000000-{ended()}-run")
+        elsewhere.write_text("half")
+        remove_partial(tmp_path)
+        assert mine.exists()
+        assert elsewhere.exists()
+        os.utime(elsewhere, (0, 0))  # long ago: nobody writes for so long
+        remove_partial(tmp_path)
+        assert not elsewhere.exists()
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_folder_that_another_process_has_made_meanwhile(tmp_path: Path, keep: bool) -> None:
+    target = tmp_path / "data"
+    with replaced(target, keep) as partial:
+        partial.mkdir()
+        (partial / "mine").write_text("second")
+        target.mkdir()
+        (target / "theirs").write_text("first")
+    assert names(target) == (["theirs"] if keep else ["mine"])
+    assert names(tmp_path) == ["data"]
+
+
+def write_again_and_again(target: Path, times: int) -> None:
+    for number in range(times):
+        with replaced(target) as partial:
+            partial.mkdir()
+            for name in "ab":
+                (partial / name).write_text(f"{os.getpid()} {number}")
+        remove_partial(target.parent)
+
+
+def test_a_folder_that_several_processes_write_is_always_one_of_theirs(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_again_and_again, args=(target, 200)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert names(tmp_path) == ["run"]
+    assert names(target) == ["a", "b"]
+    assert (target / "a").read_text() == (target / "b").read_text()
 
 
 def test_there_may_be_nothing_to_remove(tmp_path: Path) -> None:

@@ -135,11 +135,13 @@ def _train(
     job: "Job", records: Sequence["Record"], label: str, workers: "Workers"
 ) -> tuple[list["Record"], float]:
     """The finished records, and the seconds that they took."""
+    from medcm_cli.study.interrupted import interrupted
     from medcm_cli.study.workers import batches, process_count
 
     batch = job.config["batch"]
     processes = process_count(batch["processes"], len(records))
-    parts = batches(records, batch["fits"], processes)
+    parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
+    parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
     with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
         finished = workers.run(job, parts, min(processes, len(parts)), update)
     return finished, elapsed()

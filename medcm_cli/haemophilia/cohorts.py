@@ -120,9 +120,16 @@ def cohort_folder(outputs: str | Path, kind: str) -> Path:
 def made_cohort(outputs: str | Path, kind: str) -> Path:
     """The folder of the default synthetic cohort of a kind, which is made where it is not whole."""
     folder = cohort_folder(outputs, kind)
-    if not all((folder / name).is_file() for name in FILES):
+    if not _is_whole(folder):
+        with replaced(folder, keep=True) as partial:  # never under another process that reads it
+            write_cohort(partial, kind)
+    if not _is_whole(folder):
         write_cohort(folder, kind)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
 
 
 def write_cohort(

@@ -74,6 +74,7 @@ class Noise:
         self._dtype = np.float64 if dtype == torch.float64 else np.float32
         self._block: Tensor | None = None
         self._next = 0
+        self._before = self._states()
 
     def draw(self) -> Tensor:
         """The next epoch's numbers, (*shape, B); zero for padded subjects."""
@@ -82,7 +83,40 @@ class Noise:
         self._next += 1
         return self._block[self._next - 1]
 
+    def position(self) -> npt.NDArray[np.uint64]:
+        """Where the next draw comes from, for ``move_to`` of the same streams, (B, 14)."""
+        return np.insert(self._before, _PHILOX, self._next, axis=1)
+
+    def move_to(self, position: npt.NDArray[np.uint64]) -> None:
+        """Go on where ``position`` was taken. :raises ValueError: it is none of these streams."""
+        if position.shape != (len(self._generators), _PHILOX + 1) or position.dtype != np.uint64:
+            raise ValueError("a position of other streams")
+        for generator, row in zip(self._generators, position, strict=True):
+            numbers = row.tolist()
+            generator.bit_generator.state = {
+                "bit_generator": "Philox",
+                "state": {"counter": row[:4].copy(), "key": row[4:6].copy()},
+                "buffer": row[6:10].copy(),
+                "buffer_pos": numbers[10],
+                "has_uint32": numbers[11],
+                "uinteger": numbers[12],
+            }
+        self._block, self._next = self._draw_block(), int(position[0, _PHILOX])
+
+    def _states(self) -> npt.NDArray[np.uint64]:
+        """Of each fit's generator, (B, 13)."""
+        rows = []
+        for generator in self._generators:
+            state = generator.bit_generator.state
+            rest = [state[name] for name in ("buffer_pos", "has_uint32", "uinteger")]
+            inner = state["state"]
+            rows.append(
+                [*inner["counter"].tolist(), *inner["key"].tolist(), *state["buffer"].tolist(), *rest]
+            )
+        return np.array(rows, dtype=np.uint64)
+
     def _draw_block(self) -> Tensor:
+        self._before = self._states()
         block = np.zeros((_BLOCK, *self._shape, len(self._generators)), dtype=self._dtype)
         for fit, (generator, count) in enumerate(zip(self._generators, self._counts, strict=True)):
             size = (_BLOCK, *self._shape[:-1], count)
@@ -91,3 +125,4 @@ class Noise:
 
 
 _BLOCK = 25  # epochs
+_PHILOX = 13  # numbers that say where a generator is

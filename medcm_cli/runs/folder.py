@@ -11,15 +11,16 @@ touches them.
 A fit of a nested split has ``outer=03/inner=07/`` in place of ``fold=01/``. Where covariates were prepared,
 ``dataset=.../preparation.parquet`` says how each value of each subject came about.
 
-The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. ``run.json`` is
-written last: a folder whose status is neither complete nor failed is unfinished, whatever else lies in it.
+The tables are Hive-partitioned Parquet, which pyarrow, DuckDB and Polars read as one table. A finished fit's
+folder appears whole, in place of one that holds ``run.json`` alone: a folder whose status is neither complete
+nor failed is unfinished, whatever else lies in it.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import remove_partial, write_text
+from medcm_cli.files import remove_partial, replaced, write_text
 from medcm_cli.runs.units import write_table
 
 RECORD = "run.json"
@@ -188,37 +189,47 @@ def is_whole(folder: Path, record: Record) -> bool:
 
 def write_record(root: Path, record: Record) -> None:
     """Write ``run.json`` alone."""
-    write_text(record.address.folder(root) / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+    _write(record.address.folder(root), record)
 
 
 def start(root: Path, record: Record) -> None:
-    """Mark a fit as running. A finished one that it is to replace stays as it is until ``finish``."""
-    try:
-        found = read_record(record.address.folder(root))
-    except InputError:
-        found = None
-    if found is None or found.status not in FINISHED:
-        _clear(root, record)
-
-
-def _clear(root: Path, record: Record) -> None:
-    """Mark a fit as running; what lies in its folder is no longer valid and is removed."""
+    """Mark a fit as running. A finished one that it is to replace stays as it is until ``finish``, and so
+    does the mark of another process that trains the very same."""
     folder = record.address.folder(root)
-    if folder.is_dir():
+    remove_partial(folder.parent)
+    remove_partial(folder)
+    if _marked(folder, record):
+        return
+    with replaced(folder, keep=True) as partial:
+        partial.mkdir()
+        _write(partial, record)
+    if not _marked(folder, record):  # what lies there is of something else, and no longer valid
         (folder / RECORD).unlink(missing_ok=True)
-        remove_partial(folder)
         for path in folder.glob("*.parquet"):
-            path.unlink()
-    write_record(root, record)
+            path.unlink(missing_ok=True)
+        _write(folder, record)
+
+
+def _marked(folder: Path, record: Record) -> bool:
+    """Whether a folder holds a finished fit or says that this one is running."""
+    try:
+        found = read_record(folder)
+    except InputError:
+        return False
+    return found is not None and (found.status in FINISHED or found.config_hash == record.config_hash)
+
+
+def _write(folder: Path, record: Record) -> None:
+    write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
-    """Write a fit's tables, each whole, then its record."""
-    _clear(root, replace(record, status="running"))
-    folder = record.address.folder(root)
-    for name, table in tables.items():
-        write_table(folder / f"{name}.parquet", table)
-    write_record(root, record)
+    """A fit's folder with its tables and its record, which appears whole."""
+    with replaced(record.address.folder(root)) as partial:
+        partial.mkdir()
+        for name, table in tables.items():
+            write_table(partial / f"{name}.parquet", table)
+        _write(partial, record)
 
 
 def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
@@ -230,7 +241,8 @@ def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
 def find(root: Path) -> Iterator[Path]:
     """Folders of fits below ``root``, in the order of their paths, found without holding them all."""
     for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
+        # What begins with a dot is being written.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if RECORD in files:
             yield Path(folder)
             subfolders.clear()

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from medcm_cli.data import EventTable, Format, describe, read_events
 from medcm_cli.errors import InputError
+from medcm_cli.files import remove_partial, replaced
 from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
 from medcm_cli.haemophilia.preparation import (
     DERIVED,
@@ -49,7 +50,9 @@ def dataset_path(config: Config) -> Path:
             raise InputError("dataset.path is null; expected the event table, a .csv or .parquet file")
         folder = default_data_folder(str(config["outputs"]))
         if not folder.exists():
-            write_study(folder, Settings())
+            remove_partial(folder.parent)
+            with replaced(folder, keep=True) as partial:  # never under another process that reads it
+                write_study(partial, Settings())
     else:
         folder = Path(str(dataset["path"]))
     if dataset["events"] is None or folder.is_file():

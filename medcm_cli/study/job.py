@@ -13,10 +13,13 @@ from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
+from medcm_cli.study.interrupted import kept_of
 from medcm_cli.study.options import axis, complete, folds_of, made
 from medcm_cli.study.problem import Fit, Problem
 from medcm_cli.training import results
-from medcm_cli.training.loop import Course, MakeOptimizer, Trained, train
+from medcm_cli.training.kept import Kept
+from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.steppers import MakeOptimizer
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ class Job:
             described=asdict(self.objective.describe()),
         )
 
-    def train(self, fits: Sequence[Fit], progress: Callable[[int, Tensor], None] | None = None) -> Trained:
-        """Train fits as one batch, without writing anything."""
+    def train(
+        self,
+        fits: Sequence[Fit],
+        progress: Callable[[int, Tensor], None] | None = None,
+        kept: Kept | None = None,
+    ) -> Trained:
+        """Train fits as one batch, without writing anything but how far it is."""
         population, _ = self.problem.populations(fits)
         streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
         return train(
@@ -132,24 +140,27 @@ class Job:
             ),
             self.problem.dtype,
             progress,
+            kept,
         )
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
     ) -> list[runs.Record]:
-        """Train the fits of ``records`` as one batch and write their folders; returns the finished
-        records."""
+        """Train the fits of ``records`` as one batch, or go on where a process that ended has left it, and
+        write their folders; returns the finished records."""
         root = Path(self.config["outputs"])
         if self.problem.preparation is not None:
             runs.write_preparation(root, records[0], self.problem.preparation)
         for record in records:
             runs.start(root, record)
         fits = [(record.address.fold, record.address.replicate) for record in records]
-        trained = self.train(fits, progress)
+        kept = kept_of(root, records)
+        trained = self.train(fits, progress, kept)
         finished = []
         for fit, (record, tables) in enumerate(zip(records, self._tables(fits, trained), strict=True)):
             finished.append(_finished(record, trained, fit, list(tables)))
             runs.finish(root, finished[-1], tables)
+        kept.remove()
         return finished
 
     def _tables(self, fits: Sequence[Fit], trained: Trained) -> Iterable[Mapping[str, pa.Table]]:

@@ -1,8 +1,9 @@
 """The one optimisation loop: a batch of fits, trained together, each as if it were alone."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training.kept import Kept, Reached
 from medcm_cli.training.loss import Evaluation, Layout, Part
+from medcm_cli.training.steppers import MakeOptimizer, steppers
 
-MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Progress = Callable[[int, Tensor], None]
 
 
@@ -49,22 +51,23 @@ class Trained:
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
-    """Epoch -> label of the checkpoints: epoch 1, labelled 0, and every ``every``-th (docs/methods.md,
-    "Protocol of the simulation study")."""
-    return {1: 0} | {epoch: epoch for epoch in range(every, epochs + 1, every) if epoch > 1}
+    """Epoch -> label of the checkpoints: epoch 1, labelled 0, every ``every``-th and the last
+    (docs/methods.md, "Protocol of the simulation study")."""
+    return {1: 0} | {epoch: epoch for epoch in (*range(every, epochs, every), epochs) if epoch > 1}
 
 
 @dataclass(frozen=True)
 class Course:
     """How long a fit is trained and how: ``epochs`` passes over its subjects, with a checkpoint every
-    ``checkpoint_every`` of them.
+    ``checkpoint_every`` of them and after the last.
 
     A pass is one step, or, where a fit has more than ``batch_subjects`` subjects, one step for each of the
     minibatches of at most so many into which it is cut, in a new random order in every epoch. What all
     subjects share takes a step with each minibatch, along a gradient whose expectation is that of the whole;
     what a subject has for itself takes one step an epoch, along its own gradient.
 
-    ``redraws``: how often an initialisation whose first loss or gradient is not finite is drawn again.
+    ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
+    beyond any fit's (``Evaluation.sound``).
     """
 
     epochs: int
@@ -78,7 +81,7 @@ class Course:
         return checkpoint_labels(self.epochs, self.checkpoint_every)
 
 
-def train(
+def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     model: Model,
     objective: Objective,
     population: Population,
@@ -87,25 +90,29 @@ def train(
     course: Course,
     dtype: torch.dtype,
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> Trained:
     """Train B fits, B = ``len(streams)``.
 
-    A fit that is not finite, and is not drawn again, stops there: its values and rows so far are kept, and
-    since no operation mixes fits, the others go on as if it were not there.
+    A fit that is not finite, or whose loss lies beyond any fit's, and that is not drawn again, stops there:
+    its values and rows so far are kept, and since no operation mixes fits, the others go on as if it were not
+    there.
 
     :param population: training subjects, with B fits.
     :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
         each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
+    :param kept: where to go on from, with the very same result, and to keep how far it is.
     """
     begun = _start(model, objective, population, streams, course, dtype)
     fits = _Fits(model, objective, population, make_optimizer, begun)
-    labels, started = course.labels, time.perf_counter()
+    before, seconds = fits.resumed(kept)
+    labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
     # the start of epoch c + 1, with the objective belonging to those very values. One evaluation without a
     # step closes the run. Minibatches see values that move during an epoch, so they are evaluated once more
     # for a checkpoint.
-    for epoch in range(1, course.epochs + 2):
+    for epoch in range(before + 1, course.epochs + 2):
         last = epoch > course.epochs
         due = epoch - 1 in labels
         total = begun.first if epoch == 1 else fits.evaluate(epoch, due or last)
@@ -117,8 +124,9 @@ def train(
         if last or not bool(fits.alive.any()):
             break
         fits.step(epoch, total)
-    kept = tuple(labels[epoch] for epoch in sorted(labels))
-    return fits.trained(kept, time.perf_counter() - started)
+        if kept is not None and kept.due:
+            fits.keep_all(kept, epoch, time.perf_counter() - started)
+    return fits.trained(sorted(labels.values()), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def _start(
     course: Course,
     dtype: torch.dtype,
 ) -> _Begun:
-    """Initial values whose loss and gradient are finite, as far as the course allows.
+    """Initial values whose loss and gradient are sound, as far as the course allows.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
@@ -151,7 +159,7 @@ def _start(
         evaluation = Evaluation(model, objective, population, state, drawn, dtype, course.batch_subjects)
         flat = evaluation.layout.pack(state.trained).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~first.finite & (redrawn < course.redraws)
+        again = ~evaluation.sound(first) & (redrawn < course.redraws)
         if not bool(again.any()):
             return _Begun(state, evaluation, first, redrawn)
         redrawn += again
@@ -172,7 +180,7 @@ class _Fits:
         self._model, self._objective, self._population = model, objective, population
         self._begun, self._evaluation = begun, begun.evaluation
         self._flat = begun.evaluation.layout.pack(begun.state.trained).requires_grad_()
-        self._shared, self._own = _steppers(make_optimizer, self._flat, begun.evaluation)
+        self._shared, self._own = steppers(make_optimizer, self._flat, begun.evaluation)
         count = len(begun.redraws)
         self.alive = torch.ones(count, dtype=torch.bool)
         self._failures: list[Failure | None] = [None] * count
@@ -222,16 +230,66 @@ class _Fits:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
-        failed = active & ~part.finite
+        failed = active & ~self._evaluation.sound(part)
         if bool(failed.any()):
             trained = self._evaluation.layout.unpack(self._flat.detach())
             for fit in torch.nonzero(failed).flatten().tolist():
-                cause = _cause(self._model, self._objective, trained, part.loss, fit)
+                limit = self._evaluation.limit
+                cause = _cause(self._model, self._objective, trained, part.loss, limit, fit)
                 self._failures[fit] = Failure(epoch, cause)
             self.alive = self.alive & ~failed
         if self._evaluation.moves:
             with torch.no_grad():
                 self._flat.copy_(torch.where(self.alive, part.values, self._flat))
+
+    def keep_all(self, kept: Kept, epoch: int, seconds: float) -> None:
+        """Everything that the epochs after ``epoch`` depend on, to a file; of an optimiser whose memory is
+        more than tensors and numbers, nothing."""
+        numbers: dict[str, Any] = {
+            "epoch": epoch,
+            "seconds": seconds,
+            "failures": [failure and asdict(failure) for failure in self._failures],
+        }
+        tensors = {f"carried.{name}": value for name, value in self._carried.items()}
+        tensors |= {"flat": self._flat.detach(), "alive": self.alive, "unconverged": self._unconverged}
+        for name, values in (("snapshots", self._snapshots), ("values", self._values)):
+            tensors |= {name: torch.stack(values)} if values else {}
+        for number, stepper in enumerate((*self._shared, *self._own)):
+            for name, value in stepper.memory.items():
+                if not isinstance(value, Tensor | int | float):
+                    return
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{number}.{name}"] = value
+                else:
+                    numbers[f"optimizer.{number}.{name}"] = value
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+        arrays |= {f"position.{name}": value for name, value in self._evaluation.position().items()}
+        kept.write(Reached(numbers, arrays))
+
+    def resumed(self, kept: Kept | None) -> tuple[int, float]:
+        """The epoch and the seconds that ``kept`` had reached, which these fits then are at; both 0, and they
+        as they were, where it holds nothing of use."""
+        found = kept and kept.read()
+        if not found or found.arrays["flat"].shape != self._flat.shape:
+            return 0, 0.0
+        numbers, arrays = found.numbers, found.arrays
+        # Copies, since torch aligns its own memory, and sums may depend on that.
+        tensors = {
+            name: torch.from_numpy(array).clone()
+            for name, array in arrays.items()
+            if not name.startswith(("position.", "about"))
+        }
+        self._evaluation.move_to(_below("position.", arrays))
+        with torch.no_grad():
+            self._flat.copy_(tensors["flat"])
+        self._carried = _below("carried.", tensors)
+        self.alive, self._unconverged = tensors["alive"], tensors["unconverged"]
+        self._failures = [failure and Failure(**failure) for failure in numbers["failures"]]
+        self._snapshots = list(tensors.get("snapshots", ()))
+        self._values = list(tensors.get("values", ()))
+        for number, stepper in enumerate((*self._shared, *self._own)):
+            stepper.set(self._flat, _below(f"optimizer.{number}.", {**numbers, **tensors}))
+        return int(numbers["epoch"]), float(numbers["seconds"])
 
     def _state(self) -> State:
         trained = self._evaluation.layout.unpack(self._flat.detach())
@@ -253,58 +311,27 @@ class _Fits:
         )
 
 
-class _Stepper:
-    """An optimiser of the trained values, or of some: in the rows (P,) and fits (B,) that are true."""
-
-    def __init__(
-        self, make_optimizer: MakeOptimizer, flat: Tensor, some: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        self._where = None if some is None else (some[0].nonzero(), some[1].nonzero()[:, 0])
-        self._values = flat if self._where is None else flat.detach()[self._where].requires_grad_()
-        self._optimizer = make_optimizer([self._values])
-
-    def step(self, flat: Tensor, gradient: Tensor, moving: Tensor) -> None:
-        """One step that leaves the values of fits that are not ``moving`` exactly as they are; none where no
-        fit is."""
-        if self._where is not None:
-            gradient, moving = gradient[self._where], moving[self._where[1]]
-        if not bool(moving.any()):
-            return
-        if bool(moving.all()):
-            self._values.grad = gradient
-            self._optimizer.step()
-        else:
-            before = self._values.detach().clone()
-            # Zero keeps the optimiser's memory of a dead fit finite.
-            self._values.grad = torch.where(moving, gradient, 0)
-            self._optimizer.step()
-            with torch.no_grad():
-                self._values.copy_(torch.where(moving, self._values, before))
-        if self._where is not None:
-            with torch.no_grad():
-                flat[self._where] = self._values
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
 
 
-def _steppers(
-    make_optimizer: MakeOptimizer, flat: Tensor, evaluation: Evaluation
-) -> tuple[list[_Stepper], list[_Stepper]]:
-    """For what subjects share and for what each has for itself, but for what the objective moves. Optimisers
-    count their steps, so fits with another number of minibatches have an optimiser of their own. Without
-    minibatches one does everything."""
-    own, count, rest = evaluation.own_rows, evaluation.count, ~evaluation.moved_rows
-    if not bool(rest.any()):
-        return [], []
-    if evaluation.whole:
-        return [_Stepper(make_optimizer, flat, (rest, count > 0) if evaluation.moves else None)], []
-    shared = [_Stepper(make_optimizer, flat, (~own & rest, count == steps)) for steps in count.unique()]
-    own = own & rest
-    return shared, [_Stepper(make_optimizer, flat, (own, count > 0))] if bool(own.any()) else []
-
-
-def _cause(model: Model, objective: Objective, values: Mapping[str, Tensor], loss: Tensor, fit: int) -> str:
+def _cause(
+    model: Model,
+    objective: Objective,
+    values: Mapping[str, Tensor],
+    loss: Tensor,
+    limit: Tensor,
+    fit: int,
+) -> str:
+    """Why a fit stops whose loss, (B,), or gradient is not sound."""
     if objective.mixed:
         omega = model.omega_cholesky(objective.estimates(model, values))
         diagonal = torch.stack([row[-1] for row in omega])[:, fit]
         if not bool((diagonal > 0).all()):
             return "Omega is not positive definite"
-    return "gradient is not finite" if bool(torch.isfinite(loss[fit])) else "objective is not finite"
+    if not bool(torch.isfinite(loss[fit])):
+        return "objective is not finite"
+    if bool(loss[fit].abs() > limit[fit]):
+        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
+    return "gradient is not finite"

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,18 +71,32 @@ class Part:
     values: Tensor
     carried: dict[str, Tensor]
 
-    @property
-    def finite(self) -> Tensor:
-        """Whether a fit's loss and gradient are, (B,)."""
-        return torch.isfinite(self.loss + self.gradient.sum(0))
+
+_BEYOND = 1e12
+"""Of an observation's share of a loss, in units of 1/2 (y - f)^2/sd^2: on average, observations lie more than
+a million sds from their predictions."""
+
+
+def largest(objective: Objective, population: Population) -> Tensor:
+    """The size of the loss, (B,), that no fit of these data reaches (docs/methods.md, "Training").
+
+    Initial sigmas do not know in which unit observations are, so that of a log likelihood is the larger the
+    larger they are; a loss in a unit of its own is measured by them alone.
+    """
+    description = objective.describe()
+    count = population.observation_count.clamp(min=1)
+    square = population.sum_all(population.dv.square()) / count
+    if description.power:
+        return _BEYOND * torch.where(square > 0, square, 1) ** (description.power / 2)
+    return _BEYOND * (description.scale or 1) * count * square.clamp(min=1)
 
 
 class Evaluation:
     """The loss of a batch of fits, of all subjects or in minibatches, with an epoch's random numbers.
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
-    cut at all. ``own_rows`` and ``moved_rows`` (P,): which of the trained values each subject has for itself,
-    and which the objective moves; ``moves`` whether it moves any.
+    cut at all. ``limit`` (B,): see ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained
+    values each subject has for itself, and which the objective moves; ``moves`` whether it moves any.
     """
 
     def __init__(
@@ -95,6 +111,7 @@ class Evaluation:
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
         self._per_subject, self._moved = state.per_subject, state.moved
+        self.limit = largest(objective, population)
         self.layout = Layout.of(state.trained)
         self.own_rows, self.moved_rows = (self.layout.rows(of) for of in (state.per_subject, state.moved))
         self.moves, self._descends = bool(state.moved), not bool(self.moved_rows.all())
@@ -117,6 +134,25 @@ class Evaluation:
         )
         self.minibatches = [] if self._order is None else self._cut(self._order.draw())
 
+    @property
+    def _sources(self) -> dict[str, Noise]:
+        sources = {"noise": self._noise, "refresh": self._refresh, "minibatch": self._order}
+        return {name: source for name, source in sources.items() if source is not None}
+
+    def position(self) -> dict[str, npt.NDArray[np.uint64]]:
+        """Where the next epoch's random numbers come from."""
+        return {name: source.position() for name, source in self._sources.items()}
+
+    def move_to(self, position: Mapping[str, npt.NDArray[np.uint64]]) -> None:
+        """Go on where ``position`` was taken; what was drawn before stays until the next ``draw``.
+
+        :raises ValueError: it is none of these fits.
+        """
+        if set(position) != set(self._sources):
+            raise ValueError("a position of another evaluation")
+        for name, source in self._sources.items():
+            source.move_to(position[name])
+
     def _cut(self, keys: Tensor) -> list[Minibatch]:
         """Each fit's subjects in the order of random keys (N, B), in parts whose sizes differ by one at
         most."""
@@ -134,6 +170,10 @@ class Evaluation:
             share = torch.where(size > 0, size.to(self._population.dv.dtype) / self._subjects, 1)
             minibatches.append(Minibatch(index, share, size > 0))
         return minibatches
+
+    def sound(self, part: Part) -> Tensor:
+        """Whether a fit's loss and gradient are finite and no larger than a fit's can be, (B,)."""
+        return torch.isfinite(part.loss + part.gradient.sum(0)) & (part.loss.abs() <= self.limit)
 
     def total(self, flat: Tensor, carried: dict[str, Tensor], differentiate: bool) -> Part:
         """The loss of all subjects."""

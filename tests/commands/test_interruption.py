@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet
+import pytest
 
 from tests.commands.program import LIMIT, Quick, linux, statuses, succeeded
 
@@ -109,3 +112,40 @@ def test_interrupted_by_the_keyboard(place: Path, quick: Quick) -> None:
     shown = succeeded(quick(place, "summarize", "outputs/interrupted", "--out", "summary"))
     header = [cell.strip() for cell in shown[2].strip("|").split("|")]
     assert "unfinished" in header
+
+
+def copies(place: Path, quick: Quick, outputs: str, count: int) -> list[list[str]]:
+    """The same command so many times at once, where nothing is there yet: the lines that each wrote."""
+    options = ("objective=fo", "replicate=1,2", "epochs=25", f"outputs={outputs}", "batch.processes=1")
+    started = [quick.start(place, "fit", *options) for _ in range(count)]
+    return [succeeded(quick.finish(running)) for running in started]
+
+
+def same_fits(one: Path, other: Path) -> None:
+    """But for rounding: who starts late finds one of two fits done and trains the other alone."""
+    found = [
+        {path.relative_to(root): status for path, status in statuses(root).items()} for root in (one, other)
+    ]
+    assert found[0] == found[1]
+    assert set(found[0].values()) == {"complete"}
+    for folder in found[0]:
+        for name in ("history", "parameters", "random_effects", "effects"):
+            a, b = (
+                pd.read_parquet(root / folder / f"{name}.parquet", partitioning=None) for root in (one, other)
+            )
+            pd.testing.assert_frame_equal(a, b, rtol=1e-3, atol=1e-5)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("count", "times"), [(4, 1), pytest.param(16, 50, marks=pytest.mark.slow)], ids=["a few", "many"]
+)
+def test_copies_of_one_command_do_not_get_in_each_others_way(
+    place: Path, quick: Quick, count: int, times: int
+) -> None:
+    copies(place, quick, "alone", 1)
+    for number in range(times):
+        copies(place, quick, f"copies{number}", count)
+        same_fits(place / "alone" / "default", place / f"copies{number}" / "default")
+        assert not list((place / f"copies{number}").rglob(".*"))
+        shutil.rmtree(place / f"copies{number}")

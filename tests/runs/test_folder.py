@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ def test_start_removes_what_an_earlier_attempt_left(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     pyarrow.parquet.write_table(a_table(), folder / "history.parquet")
     (folder / "effects.parquet").write_bytes(b"half")
-    (folder / ".partial-17-parameters.parquet").write_bytes(b"half")
-    (folder / ".partial-18-run.json").write_text("{")
+    # No process has so high a number.
+    (folder / ".partial-5000017-parameters.parquet").write_bytes(b"half")
+    (folder / ".partial-5000018-run.json").write_text("{")
     (folder / "run.json").write_text("{")
     runs.start(tmp_path, make_record("running"))
     assert [path.name for path in folder.iterdir()] == ["run.json"]
@@ -259,8 +261,15 @@ def test_what_is_replaced_stays_until_its_successor_is_written(tmp_path: Path) -
     assert runs.read_history(folder).equals(a_table(2))
 
 
-def test_failure_while_a_table_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", ["running", "complete"])
+def test_failure_while_a_table_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Nothing of the new fit is there, and all of what was."""
     folder = ADDRESS.folder(tmp_path)
+    tables = {"history": a_table(3)} if before == "complete" else {}
+    if tables:
+        runs.finish(tmp_path, make_record(), tables)
     runs.start(tmp_path, make_record("running"))
     write = pyarrow.parquet.write_table
 
@@ -275,9 +284,33 @@ def test_failure_while_a_table_is_written(tmp_path: Path, monkeypatch: pytest.Mo
         runs.finish(tmp_path, make_record(), {"history": a_table(), "effects": a_table()})
     record = runs.read_record(folder)
     assert record is not None
-    assert record.status == "running"
-    assert sorted(path.name for path in folder.iterdir()) == ["history.parquet", "run.json"]
-    assert runs.read_history(folder).equals(a_table())
+    assert record.status == before
+    there = [*(f"{name}.parquet" for name in tables), "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == there
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    if tables:
+        assert runs.read_history(folder).equals(a_table(3))
+
+
+def test_a_fit_that_two_processes_train(tmp_path: Path) -> None:
+    """One begins when the other has finished in the meantime, or is about to: neither undoes the other."""
+    folder = ADDRESS.folder(tmp_path)
+    runs.start(tmp_path, make_record("running"))
+    said = (folder / "run.json").stat().st_mtime_ns
+    runs.start(tmp_path, make_record("running"))
+    assert (folder / "run.json").stat().st_mtime_ns == said
+    runs.finish(tmp_path, make_record(), {"history": a_table(3)})
+    runs.start(tmp_path, make_record("running"))
+    assert runs.read_record(folder) == make_record()
+    runs.finish(tmp_path, make_record(), {"history": a_table(3)})
+    assert runs.read_history(folder).equals(a_table(3))
+
+
+def test_what_is_being_written_is_no_fit(tmp_path: Path) -> None:
+    runs.finish(tmp_path, make_record(), {"history": a_table(3)})
+    (folder,) = runs.find(tmp_path)
+    shutil.copytree(folder, folder.with_name(f".partial-00000000-1-{folder.name}"))
+    assert list(runs.find(tmp_path)) == [folder]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1", b"not parquet at all, though long enough"])

@@ -14,6 +14,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
+from medcm_cli.runs.description import Description
 from medcm_cli.training.loop import Course, Trained, checkpoint_labels, train
 from medcm_cli.training.loss import Layout
 from tests.helpers import make_events, make_population
@@ -39,7 +40,34 @@ def test_checkpoints_of_the_protocol() -> None:
     assert labels[1] == 0
     assert labels[25] == 25
     assert labels[2000] == 2000
+    assert list(labels.values()) == list(range(0, 2001, 25))
     assert checkpoint_labels(3, 1) == {1: 0, 2: 2, 3: 3}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [
+        (20, 25, {1: 0, 20: 20}),
+        (30, 25, {1: 0, 25: 25, 30: 30}),
+        (50, 25, {1: 0, 25: 25, 50: 50}),
+        (2, 25, {1: 0, 2: 2}),
+        (1, 25, {1: 0}),
+        (1, 1, {1: 0}),
+    ],
+)
+def test_the_last_epoch_is_a_checkpoint(
+    model: Model, epochs: int, every: int, expected: dict[int, int]
+) -> None:
+    assert checkpoint_labels(epochs, every) == expected
+    population, streams = make_population(5, 1), [Stream(0, 1, 1)]
+    adam = functools.partial(torch.optim.Adam, lr=0.1)
+    arguments = (model, Mse(), population, streams, adam)
+    trained = train(*arguments, Course(epochs, every), torch.float64)
+    assert trained.epochs == tuple(expected.values())
+    # The values after the last step, whatever the checkpoints between.
+    densely = train(*arguments, Course(epochs, 1), torch.float64)
+    assert torch.equal(trained.checkpoints[-1], densely.checkpoints[-1])
+    assert torch.equal(trained.objective[-1], densely.objective[-1])
 
 
 def test_layout_round_trip_and_gradient() -> None:
@@ -115,14 +143,18 @@ def test_training_lowers_every_objective(model: Model) -> None:
 
 @dataclass(frozen=True)
 class Poisoned(Objective):
-    """An objective whose fit ``victim`` becomes NaN once its first trained value has moved ``after``
-    steps."""
+    """An objective whose fit ``victim`` is multiplied by ``poison`` once its first trained value has moved
+    ``after`` steps."""
 
     inner: Objective
     victim: int
     counter: list[int]
     after: int
+    poison: float = float("nan")
     mixed: ClassVar[bool] = True
+
+    def describe(self) -> Description:
+        return self.inner.describe()
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -143,13 +175,19 @@ class Poisoned(Objective):
         if self.counter[0] < self.after:
             return loss
         poison = torch.zeros_like(loss)
-        poison[self.victim] = float("nan")
+        poison[self.victim] = self.poison
         return loss * (1 + poison)
 
     def random_effects(
         self, model: Model, population: Population, state: State
     ) -> tuple[Tensor, Tensor] | None:
         return self.inner.random_effects(model, population, state)
+
+
+class PoisonedTypical(Poisoned):
+    """The same of an objective without random effects."""
+
+    mixed: ClassVar[bool] = False
 
 
 def test_a_failing_fit_is_recorded_and_leaves_the_others_untouched(model: Model) -> None:
@@ -169,6 +207,33 @@ def test_a_failing_fit_is_recorded_and_leaves_the_others_untouched(model: Model)
     frozen = broken.checkpoints[2:, :, 1]
     assert bool((frozen == frozen[0]).all())
     torch.testing.assert_close(broken.checkpoints[1, :, 1], healthy.checkpoints[1, :, 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("poison", [1e22, -1e22, 1e30])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_absurd_objective_is_a_failure(model: Model, name: str, poison: float) -> None:
+    """Finite, so nothing else would stop it, and far beyond what observations can be worth."""
+    population = make_population(10, 2)
+    streams = [Stream(0, 1, 1), Stream(0, 1, 2)]
+    poisoned = Poisoned if OBJECTIVES[name].mixed else PoisonedTypical
+    broken = run(model, poisoned(OBJECTIVES[name], 1, [0], 30, poison), population, streams, epochs=50)
+    assert broken.failures[0] is None
+    failure = broken.failures[1]
+    assert failure is not None
+    assert failure.epoch == 30
+    assert "is beyond that of any fit" in failure.cause
+    assert "e+" in failure.cause
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_data_in_any_unit_are_not_absurd(model: Model, name: str, unit: float) -> None:
+    """Initial values know nothing of the unit, and a fit has to be allowed to begin far away."""
+    population = make_population(10, 2)
+    population = replace(population, dv=population.dv * unit)
+    trained = run(model, OBJECTIVES[name], population, [Stream(0, 1, 1), Stream(0, 1, 2)], epochs=25)
+    assert trained.failures == (None, None)
+    assert trained.redraws.tolist() == [0, 0]
 
 
 def test_all_fits_failing_ends_the_run(model: Model) -> None:
@@ -214,9 +279,10 @@ def test_same_seed_same_result_and_another_seed_another(model: Model) -> None:
 
 @dataclass(frozen=True)
 class Unlucky(Vi):
-    """Replicate 2 begins with a value that is not finite until it has been drawn ``bad`` times again."""
+    """Replicate 2 begins with a bad sigma until it has been drawn ``bad`` times again."""
 
     bad: int = 0
+    value: float = torch.nan
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -224,12 +290,13 @@ class Unlucky(Vi):
         state = super().init(model, population, streams, dtype)
         unlucky = torch.tensor([stream.replicate == 2 and stream.attempt < self.bad for stream in streams])
         return replace(
-            state, trained={**state.trained, "omega": state.trained["omega"].masked_fill(unlucky, torch.nan)}
+            state, trained={**state.trained, "sigma": state.trained["sigma"].masked_fill(unlucky, self.value)}
         )
 
 
+@pytest.mark.parametrize("value", [torch.nan, -60.0], ids=["not finite", "absurd"])
 @pytest.mark.parametrize("batch_subjects", [None, 4])
-def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int | None) -> None:
+def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int | None, value: float) -> None:
     streams = [Stream(0, 1, replicate) for replicate in (1, 2, 3)]
     adam = functools.partial(torch.optim.Adam, lr=0.1)
 
@@ -247,15 +314,15 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
 
     healthy = trained(Vi(), streams)
     assert healthy.redraws.tolist() == [0, 0, 0]
-    drawn = trained(Unlucky(bad=3), streams)
+    drawn = trained(Unlucky(bad=3, value=value), streams)
     assert drawn.redraws.tolist() == [0, 3, 0]
     assert drawn.failures == (None,) * 3
     assert torch.equal(drawn.checkpoints[..., [0, 2]], healthy.checkpoints[..., [0, 2]])
     assert not torch.isclose(drawn.checkpoints[0, :, 1], healthy.checkpoints[0, :, 1]).all()
-    alone = trained(Unlucky(bad=3), streams[1:2])
+    alone = trained(Unlucky(bad=3, value=value), streams[1:2])
     torch.testing.assert_close(alone.checkpoints[..., 0], drawn.checkpoints[..., 1])
     for limit in (0, 2):
-        failed = trained(Unlucky(bad=3), streams, redraws=limit)
+        failed = trained(Unlucky(bad=3, value=value), streams, redraws=limit)
         assert failed.redraws.tolist() == [0, limit, 0]
         assert failed.failures[1] is not None
         assert failed.failures[1].epoch == 1

@@ -4,6 +4,7 @@ stochastic, of a linear-Gaussian model, whose likelihood has a closed form."""
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import cholesky, multiply_lower, total
 from medcm_cli.objectives import Fo, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import Course, Trained, train
 from tests.helpers import F64, LinearGaussian, make_events, make_population
 
@@ -208,6 +210,37 @@ def test_a_refresh_has_random_numbers_of_its_own(model: Model) -> None:
     population = make_population(15, 3)
     with_numbers, without = (run(model, one, population, epochs=10) for one in (Curious(), Vi()))
     assert torch.equal(with_numbers.checkpoints, without.checkpoints)
+
+
+@pytest.mark.parametrize("batch_subjects", [None, 6])
+@pytest.mark.parametrize("sigma_too", [True, False])
+def test_a_batch_that_was_killed_ends_as_if_it_had_not_been(
+    linear: OfEffects,
+    population: Population,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sigma_too: bool,
+    batch_subjects: int | None,
+) -> None:
+    """What the objective moves and carries, and its random numbers, beside what the optimiser moves."""
+    monkeypatch.setattr("medcm_cli.training.kept._FIRST", 0.0)
+    monkeypatch.setattr("medcm_cli.training.kept._SHARE", torch.inf)
+    adam = functools.partial(torch.optim.Adam, lr=0.05)
+    objective = Expectation(stochastic=True, sigma_too=sigma_too)
+    arguments = (linear, objective, population, STREAMS, adam, Course(60, 10, batch_subjects), F64)
+    kept = Kept(tmp_path / "kept.npz", {})
+
+    def killed(epoch: int, _: Tensor) -> None:
+        if epoch == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(*arguments, killed, kept)
+    whole, resumed = train(*arguments), train(*arguments, None, kept)
+    assert torch.equal(whole.checkpoints, resumed.checkpoints)
+    assert torch.equal(whole.objective, resumed.objective)
+    for name, value in whole.state.carried.items():
+        assert torch.equal(value, resumed.state.carried[name])
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

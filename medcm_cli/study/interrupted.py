@@ -1,0 +1,70 @@
+"""Batches that were in training when their process ended: where they are kept, and which there are."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medcm_cli import runs
+from medcm_cli.errors import InputError
+from medcm_cli.files import remove
+from medcm_cli.study.identity import versions
+from medcm_cli.training.kept import Kept, batch_of
+
+_FORM = 1  # of what is kept
+_PREFIX = ".training-"
+
+
+def kept_of(root: Path, records: Sequence[runs.Record]) -> Kept:
+    """Where the batch of ``records`` is kept, beside the folders of its fits."""
+    about = _about(records)
+    name = hashlib.sha256(json.dumps(about["fits"]).encode()).hexdigest()[:16]
+    return Kept(_folder(root, records[0]) / f"{_PREFIX}{name}.npz", about)
+
+
+def _about(records: Sequence[runs.Record]) -> dict[str, Any]:
+    return {"form": _FORM, "versions": dict(versions()), "fits": [_fit(record) for record in records]}
+
+
+def _fit(record: runs.Record) -> list[Any]:
+    return [record.address.where, record.config_hash]
+
+
+def _folder(root: Path, record: runs.Record) -> Path:
+    """That of a method: above fold and replicate."""
+    return record.address.folder(root).parents[len(record.address.where) - 1]
+
+
+def interrupted(
+    root: Path, records: Sequence[runs.Record], most: int | None
+) -> tuple[list[list[runs.Record]], list[runs.Record]]:
+    """Of the fits of a job, ``records``, those that were in training, in the batches that they were in, of at
+    most ``most`` fits; and the rest. Batches that have been finished otherwise are forgotten."""
+    rest = {json.dumps(_fit(record)): record for record in records}
+    found = []
+    for path in sorted(_folder(root, records[0]).glob(f"{_PREFIX}*.npz")):
+        about = batch_of(path)
+        try:
+            fits = [json.dumps(fit) for fit in about["fits"]]
+            known = about == {"form": _FORM, "versions": dict(versions()), "fits": about["fits"]}
+        except (TypeError, KeyError):
+            continue
+        if known and set(fits) <= set(rest) and len(fits) <= (most or len(fits)):
+            found.append([rest.pop(fit) for fit in fits])
+        elif not set(fits) & set(rest) and _finished(path.parent, about["fits"]):
+            remove(path)
+    return found, list(rest.values())
+
+
+def _finished(folder: Path, fits: Sequence[Any]) -> bool:
+    """Whether all of some fits are, by whatever process."""
+    try:
+        for where, digest in fits:
+            parts = [f"{name}={number}" for name, number in where.items()]
+            record = runs.read_record(folder.joinpath(*parts))
+            if record is None or record.status not in runs.FINISHED or record.config_hash != digest:
+                return False
+    except (InputError, TypeError, ValueError, AttributeError):
+        return False
+    return True

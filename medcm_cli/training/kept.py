@@ -1,0 +1,85 @@
+"""A batch in training, kept on disk now and then, so that a process that ends early loses little.
+
+One npz file a batch, which is read without pickle. Its member ``about`` holds JSON: what the batch is, and
+the numbers of its ``Reached``; the others are the arrays.
+"""
+
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medcm_cli.files import remove, replaced
+
+_FIRST = 0.5  # s of training before anything is kept
+_SHARE = 0.02  # of the time, at most, is spent on keeping
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a batch is: ``numbers``, which JSON can hold, and ``arrays``."""
+
+    numbers: Mapping[str, Any]
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+
+class Kept:
+    """The file ``path`` of the batch that ``about`` describes, in values that JSON can hold."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self._path, self._about = path, about
+        self._next = time.perf_counter() + _FIRST
+
+    @property
+    def due(self) -> bool:
+        """Whether it costs little to write again."""
+        return time.perf_counter() >= self._next
+
+    def write(self, reached: Reached) -> None:
+        """Replace what was kept before."""
+        started = time.perf_counter()
+        about = json.dumps({"batch": self._about, "numbers": reached.numbers})
+        with replaced(self._path) as partial, partial.open("wb") as file:
+            arrays = {"about": np.frombuffer(about.encode(), dtype=np.uint8), **reached.arrays}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        now = time.perf_counter()
+        self._next = now + (now - started) / _SHARE
+
+    def read(self) -> Reached | None:
+        """What was kept, None where there is nothing, or it is damaged or of another batch."""
+        try:
+            with self._path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                about = _about(file)
+                if about["batch"] != self._about:
+                    return None
+                return Reached(about["numbers"], {name: file[name] for name in file.files})
+        except _DAMAGED:
+            return None
+
+    def remove(self) -> None:
+        """The batch is complete."""
+        remove(self._path)
+
+
+def _about(file: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    about = json.loads(file["about"].tobytes().decode())
+    if not isinstance(about, dict):
+        raise TypeError("no mapping")
+    return about
+
+
+def batch_of(path: Path) -> Any:
+    """Which batch a file is of (``Kept``), None where it cannot be read."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return _about(file)["batch"]
+    except _DAMAGED:
+        return None

@@ -1,0 +1,72 @@
+"""What moves trained values along a gradient: one optimiser, or several where fits differ in their steps."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medcm_cli.training.loss import Evaluation
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+class Stepper:
+    """An optimiser of the trained values, or of some: in the rows (P,) and fits (B,) that are true."""
+
+    def __init__(
+        self, make_optimizer: MakeOptimizer, flat: Tensor, some: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self._where = None if some is None else (some[0].nonzero(), some[1].nonzero()[:, 0])
+        self._values = flat if self._where is None else flat.detach()[self._where].requires_grad_()
+        self._optimizer = make_optimizer([self._values])
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the optimiser remembers, by name."""
+        return dict(self._optimizer.state.get(self._values, {}))
+
+    def set(self, flat: Tensor, memory: Mapping[str, Any]) -> None:
+        """Go on from the values ``flat`` with what an optimiser remembered there."""
+        if self._where is not None:
+            with torch.no_grad():
+                self._values.copy_(flat[self._where])
+        if memory:
+            self._optimizer.state[self._values] = dict(memory)
+
+    def step(self, flat: Tensor, gradient: Tensor, moving: Tensor) -> None:
+        """One step that leaves the values of fits that are not ``moving`` exactly as they are; none where no
+        fit is."""
+        if self._where is not None:
+            gradient, moving = gradient[self._where], moving[self._where[1]]
+        if not bool(moving.any()):
+            return
+        if bool(moving.all()):
+            self._values.grad = gradient
+            self._optimizer.step()
+        else:
+            before = self._values.detach().clone()
+            # Zero keeps the optimiser's memory of a dead fit finite.
+            self._values.grad = torch.where(moving, gradient, 0)
+            self._optimizer.step()
+            with torch.no_grad():
+                self._values.copy_(torch.where(moving, self._values, before))
+        if self._where is not None:
+            with torch.no_grad():
+                flat[self._where] = self._values
+
+
+def steppers(
+    make_optimizer: MakeOptimizer, flat: Tensor, evaluation: Evaluation
+) -> tuple[list[Stepper], list[Stepper]]:
+    """For what subjects share and for what each has for itself, but for what the objective moves. Optimisers
+    count their steps, so fits with another number of minibatches have an optimiser of their own. Without
+    minibatches one does everything."""
+    own, count, rest = evaluation.own_rows, evaluation.count, ~evaluation.moved_rows
+    if not bool(rest.any()):
+        return [], []
+    if evaluation.whole:
+        return [Stepper(make_optimizer, flat, (rest, count > 0) if evaluation.moves else None)], []
+    shared = [Stepper(make_optimizer, flat, (~own & rest, count == steps)) for steps in count.unique()]
+    own = own & rest
+    return shared, [Stepper(make_optimizer, flat, (own, count > 0))] if bool(own.any()) else []
