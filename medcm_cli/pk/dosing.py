@@ -186,6 +186,6 @@ def _on_top(schedule: Schedule, real: Tensor) -> Tensor:
     start = schedule.start
     segment = torch.zeros_like(start) if resets is None else (resets[:, None] <= start).sum(0)
     steady = real & torch.isfinite(schedule.interval)
-    before = torch.ones(len(start), len(start), dtype=torch.bool).tril(-1).view(len(start), len(start), 1, 1, 1)
-    others = before & real & (segment == segment[:, None]) & (start <= start[:, None])
-    return steady & others.any(1)
+    row = torch.arange(len(start)).view(-1, 1, 1, 1)
+    before = (start < start[:, None]) | ((start == start[:, None]) & (row < row[:, None]))
+    return steady & (before & real & (segment == segment[:, None])).any(1)
