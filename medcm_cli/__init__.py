@@ -5,17 +5,22 @@ For notebooks: ``load_study``, ``predict`` and ``dose`` do what ``medcm predict`
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("medcm")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
 
 _LATER = ("load_study", "predict", "dose")
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name in _LATER:
         return getattr(import_module(f"{__name__}.patients"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # which reads how mail is written
+
+    try:
+        return version("medcm")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

@@ -9,7 +9,6 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
-from medcm_cli import __version__
 from medcm_cli.commands.nearest import suggestion
 from medcm_cli.commands.terminal import OUT, refuse
 from medcm_cli.errors import InputError
@@ -71,6 +70,8 @@ def _top(arguments: list[str]) -> None:
         word = arguments[0]
         rest = suggestion(word, COMMANDS) or "; medcm --help lists them"
         raise InputError(f"{word}: no such command{rest}")
+    from medcm_cli import __version__
+
     lines = (f"  {name:<11}  {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="medcm",

@@ -1,14 +1,21 @@
 """Fixtures that several test files use."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.pk import two_compartment
 from medcm_cli.study.job import Job
 from tests.helpers import COVARIATES, MULTI_BRANCH, SHARED, SMALL, configuration
+
+# One thread for each process that runs tests, and for those that they start: several of each, on as many
+# cores, take twice as long.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

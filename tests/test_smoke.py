@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import ran
 
-pytestmark = [pytest.mark.smoke, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 SHORT = ("epochs=4", "checkpoint_every=2", "dataset.path=data", "fold=1,2")
 

@@ -1,4 +1,4 @@
-"""What is wrong with options that Hydra cannot compose, and what was meant.
+"""What there is to choose, what is wrong with options that Hydra cannot compose, and what was meant.
 
 Read off the configuration files, without composing them: which options there are, and which choices of a
 group have each.
@@ -7,6 +7,7 @@ group have each.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -32,6 +33,17 @@ def check_added(command: str, config_name: str, overrides: Sequence[str]) -> Non
             options = _Options(config_name, [conf_dir()])
             if name not in options.of:
                 raise InputError(options.unknown(command, override))
+
+
+def help_text(config_name: str, config_dir: str | None, configuration: str) -> str:
+    """What ``--help`` says: ``hydra.help.template`` with the choices of each group and the ``configuration``
+    in it."""
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    choices = _Options(config_name, folders).groups
+    main = yaml.load((conf_dir() / f"{config_name}.yaml").read_text(encoding="utf-8"), _LOADER)
+    listed = (f"{group}: {', '.join(sorted(choices[group]))}\n" for group in sorted(choices))
+    template = Template(main["hydra"]["help"]["template"])
+    return template.substitute(APP_CONFIG_GROUPS="".join(listed), CONFIG=configuration)
 
 
 def explained(command: str, config_name: str, arguments: Sequence[str], fault: str) -> str:

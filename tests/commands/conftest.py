@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.program import ENVIRONMENT, PRELOADED, SHORT, SMALL, Quick, medcm, succeeded
+from tests.commands.program import ENVIRONMENT, PRELOADED, SHORT, SMALL, Quick, succeeded
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     """Runs commands one after another in forks of one interpreter."""
     with subprocess.Popen(
@@ -24,13 +24,13 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a small data set and one fit of it."""
     folder = tmp_path_factory.mktemp("cli")
-    assert succeeded(medcm(folder, "simulate", *SMALL, "--out", "data")) == [
+    assert succeeded(quick(folder, "simulate", *SMALL, "--out", "data")) == [
         "30 patients and 3 folds -> data"
     ]
-    (line,) = succeeded(medcm(folder, "fit", "objective=fo", "variant=first", *SHORT))
+    (line,) = succeeded(quick(folder, "fit", "objective=fo", "variant=first", *SHORT))
     assert line.startswith("fo: 1 fit in ")
     assert line.endswith(", 0 failed -> outputs/default")
     return folder

@@ -129,6 +129,7 @@ def test_exact_posterior_gives_the_log_marginal_likelihood(model: Model, family:
 # -- a posterior that is no Gaussian ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_families_on_a_curved_posterior(model: Model) -> None:
     """One observation a subject and a wide Omega: the ELBO grows with the family and stays below the evidence
     (dense grid); a flow's mean is nearer to the posterior's than a Gaussian's."""

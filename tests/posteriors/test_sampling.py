@@ -162,6 +162,7 @@ def standard_error(value: np.ndarray) -> float:
     return float(value.std() / math.sqrt(float(array_stats.ess(value, method="mean"))))
 
 
+@pytest.mark.slow
 def test_draws_agree_with_integration() -> None:
     """Within Monte Carlo error, mean and covariance, of subjects with a censored observation."""
     population = with_censored(make_population(3, 4))
@@ -202,6 +203,7 @@ def test_joint_draws_agree_with_integration() -> None:
     assert abs((deviation**2).mean() - weight @ (log_sigma - mean) ** 2) < 4 * standard_error(deviation**2)
 
 
+@pytest.mark.slow
 def test_a_subject_s_draws_follow_from_the_seed_whoever_else_is_sampled() -> None:
     def drawn(subjects: int, seed: int) -> np.ndarray:
         target = known(make_population(subjects, 2))

@@ -26,7 +26,7 @@ def run(
     objective: Objective,
     population: Population,
     streams: Sequence[Stream],
-    epochs: int = 100,
+    epochs: int = 50,
     lr: float = 0.1,
 ) -> Trained:
     adam = functools.partial(torch.optim.Adam, lr=lr, fused=True)
@@ -155,8 +155,8 @@ class Poisoned(Objective):
 def test_a_failing_fit_is_recorded_and_leaves_the_others_untouched(model: Model) -> None:
     population = make_population(10, 3)
     streams = [Stream(0, 1, replicate) for replicate in (1, 2, 3)]
-    healthy = run(model, Vi(), population, streams)
-    broken = run(model, Poisoned(Vi(), 1, [0], after=40), population, streams)
+    healthy = run(model, Vi(), population, streams, epochs=100)
+    broken = run(model, Poisoned(Vi(), 1, [0], after=40), population, streams, epochs=100)
     assert broken.failures[0] is None
     assert broken.failures[2] is None
     failure = broken.failures[1]
