@@ -23,7 +23,7 @@ from medcm_cli.data.regimen import Records, Regimen, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
-BOLUS_DURATION = 1 / 60  # h
+BOLUS_DURATION = 0.0  # h
 OVER_TIME = ("constant", "record", "mean", "first")
 
 
