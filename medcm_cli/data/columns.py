@@ -122,6 +122,12 @@ def doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, F
     return np.where(is_dose, given, np.nan), np.where(is_dose, length, np.nan)
 
 
+def rated(sheet: Sheet, is_dose: BoolArray) -> BoolArray:
+    """Whether a dose's rate is given, and neither its duration nor that this is the model's."""
+    rate, duration = (sheet.number(sheet.named(role), np.nan) for role in ("rate", "duration"))
+    return is_dose & (rate > 0) & ~(duration > 0)
+
+
 def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, IntArray]:
     """ADDL, II (h) and SS of dose rows, 0 elsewhere."""
     addl, ss = sheet.whole("addl"), sheet.whole("ss", (0, 1, 2))
@@ -200,7 +206,7 @@ def no_predose(
 ) -> None:
     """No subject has an observation before its first dose."""
     first_dose = np.full(subjects, np.inf)
-    np.minimum.at(first_dose, subject[regimen.doses.record], regimen.doses.since)
+    np.minimum.at(first_dose, subject[regimen.doses.record], regimen.doses.clock)
     early = is_observation & (regimen.clock < first_dose[subject])
     if early.any():
         row = int(np.argmax(early))

@@ -17,7 +17,7 @@ def describe(table: EventTable) -> dict[str, Any]:
     """
     n = len(table.ids)
     observation = ~table.is_dose
-    given = table.is_dose & np.isinf(table.interval) & (table.clock >= table.since)
+    given = table.given
     known = np.isfinite(table.duration) & (table.duration > 0)
     first, last = np.full(n, np.inf), np.full(n, -np.inf)
     np.minimum.at(first, table.subject[given], table.time[given])

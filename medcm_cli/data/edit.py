@@ -90,7 +90,7 @@ def moved(events: EventTable, by: FloatArray) -> EventTable:
         regimes = replace(regimes, end=regimes.end + by[regimes.subject])
     return replace(
         events,
-        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock", "since")},
+        **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock")},
         reset_clock=events.reset_clock + by[events.reset_subject],
         regimes=regimes,
     )
@@ -174,7 +174,7 @@ def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
 
     :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
     """
-    clock = np.where(events.is_dose, events.since, events.clock)
+    clock = events.clock
     segments = int(events.segment.max()) + 1
     stretch = events.subject * segments + events.segment
     seen = pd.DataFrame({"stretch": stretch, "clock": clock, "shift": events.clock - events.time})
@@ -211,7 +211,8 @@ def _observed(
         "time": time,
         "clock": clock,
         "dv": np.zeros(len(clock)),
-        "compartment": np.full(len(clock), -1),
+        **dict.fromkeys(("compartment", "regime"), np.full(len(clock), -1)),
+        "rated": np.zeros(len(clock), dtype=np.int64),
         "segment": segment,
         "occasion": np.ones(len(clock), dtype=np.int64),
         **dict.fromkeys(("is_dose", "added", "censored"), none),
@@ -237,6 +238,5 @@ def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _in_order(rows: dict[str, Any]) -> dict[str, Any]:
     """By patient and time; what is given at a time comes before what is seen then."""
-    when = np.where(rows["is_dose"], rows["since"], rows["clock"])
-    order = np.lexsort((~rows["is_dose"], when, rows["subject"]))
+    order = np.lexsort((~rows["is_dose"], rows["clock"], rows["subject"]))
     return {name: values[order] for name, values in rows.items()}

@@ -23,7 +23,7 @@ from medcm_cli.data.regimen import Records, Regimen, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
-BOLUS_DURATION = 1 / 60  # h
+BOLUS_DURATION = 0.0  # h
 OVER_TIME = ("constant", "record", "mean", "first")
 
 
@@ -60,10 +60,11 @@ class Format:
 
 @dataclass(frozen=True)
 class Regimes:
-    """Stretches of time in which covariates that change have one value, in the order of subjects and time.
+    """Runs of records in which covariates that change have one value, in the order of subjects and records.
 
-    ``subject``; ``end`` h on the clock, the last of a subject infinite; ``covariates`` name -> value. As in
-    NONMEM, a record's value holds from the record before it until the record itself.
+    ``subject``; ``end`` h on the clock, of the run's last record, the last of a subject infinite;
+    ``covariates`` name -> value. As in NONMEM, a record's value holds from the record before it until the
+    record itself; a run whose records have the time of the record before it holds at them alone.
     """
 
     subject: IntArray
@@ -77,10 +78,11 @@ class EventTable:
 
     ``subject`` counts from 0 in order of first appearance. ``time`` is the file's, ``clock`` (h) runs on
     through resets (``medcm_cli.data.regimen``). Of doses: ``amount``; ``duration`` h, 0 at once, NaN where a
-    parameter of the model; ``since``, the clock from which it can be seen, and ``added`` as there;
-    ``interval`` h, finite for the endless series of a steady state; NaN at observations. Of observations:
-    ``dv``, NaN at doses, and ``censored``: whether the level is somewhere below ``dv``. Of both:
-    ``compartment`` from 0, -1 for the model's own choice; ``segment`` between resets; ``occasion``.
+    parameter of the model; ``interval`` h, finite for the endless series of a steady state that ends with
+    the dose; NaN at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses,
+    and ``censored``: whether the level is somewhere below ``dv``. Of both: ``compartment`` from 0, -1 for
+    the model's own choice; ``segment`` between resets; ``occasion``; ``regime``, which of the subject's
+    ``regimes`` its record has, from 0, -1 where the time decides.
     ``superposed``: whether a steady state is added to what is there (SS 2). ``covariates`` has one value per
     subject, NaN where missing and optional.
     """
@@ -93,14 +95,15 @@ class EventTable:
     is_dose: BoolArray
     amount: FloatArray
     duration: FloatArray
-    since: FloatArray
     added: BoolArray
+    rated: IntArray
     interval: FloatArray
     dv: FloatArray
     censored: BoolArray
     compartment: IntArray
     segment: IntArray
     occasion: IntArray
+    regime: IntArray
     reset_subject: IntArray
     reset_clock: FloatArray
     covariates: dict[str, FloatArray]
@@ -109,8 +112,8 @@ class EventTable:
 
     @property
     def given(self) -> BoolArray:
-        """Rows of single doses, not of the series before a steady state."""
-        return self.is_dose & ~np.isfinite(self.interval) & (self.clock >= self.since)
+        """Rows of single doses, not of a constant infusion until then."""
+        return self.is_dose & (self.rated < 2)
 
     @property
     def rate(self) -> FloatArray:
@@ -168,7 +171,8 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     occasion = columns.occasions(sheet, subject)
     compartment = sheet.whole("cmt") - 1
     repeats = columns.repeats(sheet, is_dose)
-    records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats)
+    rated = columns.rated(sheet, is_dose)
+    records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
     regimen = write_out(records, to_the_end=how.patients)
     if how.patients:
         columns.no_negative(sheet, dv, is_observation)
@@ -176,7 +180,7 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         columns.coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
         columns.no_predose(sheet, len(ids), subject, time, is_observation, regimen)
-    values, regimes = _covariates(sheet, covariates, how, subject, regimen.clock)
+    values, regimes, regime = _covariates(sheet, covariates, how, subject, regimen.clock)
     doses, seen = regimen.doses, np.flatnonzero(is_observation)
     joined = _in_order(regimen, subject, seen)
     row, clock = joined(doses.record, seen), joined(doses.clock, regimen.clock[seen])
@@ -188,14 +192,16 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         clock=clock,
         is_dose=joined(True, False),
         **{
-            name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "since", "interval")
+            name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "interval")
         },
         added=joined(doses.added, False),
+        rated=joined(doses.rated, 0),
         dv=joined(np.nan, dv[seen]),
         censored=joined(False, censored[seen]),
         compartment=compartment[row],
         segment=regimen.segment[row],
         occasion=occasion[row],
+        regime=joined(np.where(doses.added, -1, regime[doses.record]), regime[seen]),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,
         covariates=values,
@@ -209,8 +215,7 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
     observation, the rows ``seen`` of the file; one value stands for all of them."""
     doses = regimen.doses
     row, added = np.r_[doses.record, seen], np.r_[doses.added, np.zeros(len(seen), dtype=bool)]
-    # Doses are ordered by when they are seen, so that the earlier ones of a steady state follow its segment.
-    order = np.lexsort((added, row, np.r_[doses.since, regimen.clock[seen]]))
+    order = np.lexsort((added, row, np.r_[doses.clock, regimen.clock[seen]]))
     order = order[np.argsort(subject[row[order]], kind="stable")]
 
     def joined(of_doses: Any, of_observations: Any) -> Any:
@@ -222,8 +227,9 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
 
 def _covariates(
     sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
-) -> tuple[dict[str, FloatArray], Regimes | None]:
-    """Values per subject of those that stay, and regimes of those that change."""
+) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
+    """Values per subject of those that stay, regimes of those that change, and which of its subject's regimes
+    each row has, -1 without any."""
     opens = np.unique(subject, return_index=True)[1]
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
@@ -249,8 +255,7 @@ def _covariates(
                 sheet.first(differs, column, "{value} differs from the subject's first value")
             stay[name] = first
     if not change:
-        return stay, None
-    # A regime is a run of records with the same values; of records at one time the first counts.
+        return stay, None, np.full(len(subject), -1)
     new = np.r_[True, np.diff(subject) != 0]
     for values in change.values():
         new |= np.r_[True, values[1:] != values[:-1]]
@@ -258,4 +263,5 @@ def _covariates(
     end = np.where(np.r_[np.diff(subject) != 0, True], np.inf, clock)
     starts = np.flatnonzero(new)
     regimes = Regimes(subject[starts], end[last], {name: values[starts] for name, values in change.items()})
-    return stay, regimes
+    number = np.cumsum(new) - 1
+    return stay, regimes, number - number[opens][subject]

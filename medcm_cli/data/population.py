@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
-from medcm_cli.pk.schedule import Features, Schedule
+from medcm_cli.pk.schedule import CLOCK, Features, Schedule
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Population:
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
         )
-        return whole._each(lambda values: values.to(dtype) if values.is_floating_point() else values)
+        return whole._in(dtype)
 
     def select(self, subjects: Sequence[IntArray]) -> "Population":
         """One fit per entry of ``subjects``, which lists that fit's subjects; self must have B = 1.
@@ -103,6 +103,11 @@ class Population:
         parts["schedule"] = Schedule(**schedule)
         parts["covariates"] = {name: change(values) for name, values in self.covariates.items()}
         return Population(**parts)
+
+    def _in(self, dtype: torch.dtype) -> "Population":
+        """With every number in a type, but for times on the clock."""
+        cast = self._each(lambda values: values.to(dtype) if values.is_floating_point() else values)
+        return replace(cast, schedule=replace(cast.schedule, **{n: getattr(self.schedule, n) for n in CLOCK}))
 
     def _present(self, present: Tensor) -> "Population":
         observed = self.observed * present
@@ -150,11 +155,13 @@ def _schedule(table: EventTable, n: int) -> Schedule:
     duration, amount = doses(table.duration), doses(table.amount)
     compartment, interval = doses(table.compartment, -1), doses(table.interval, np.inf)
     modelled = doses(at_dose & np.isnan(table.duration))
+    rated = doses(table.rated)
     reset = np.ones(len(table.reset_subject), dtype=bool)
     optional = {
         "compartment": compartment.long() if bool((compartment >= 0).any()) else None,
         "interval": interval if bool(torch.isfinite(interval).any()) else None,
         "modelled": modelled if bool(modelled.any()) else None,
+        "rated": rated if bool(rated.any()) else None,
         "visible": _visible(table, doses, observations, time, start, duration),
         "reset": (
             torch.nan_to_num(
@@ -167,7 +174,14 @@ def _schedule(table: EventTable, n: int) -> Schedule:
     if table.regimes is not None:
         rows = np.ones(len(table.regimes.end), dtype=bool)
         ends = _tensor(_pad(table.regimes.end, table.regimes.subject, rows, n))
-        optional["change"] = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
+        change = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
+        optional["change"] = change
+        for name, values, when in (
+            ("of_dose", doses(table.regime, -1), start),
+            ("of_time", _repeat_last(observations(table.regime)), time),
+        ):
+            by_time = (change[:, None] < when).sum(0)
+            optional[name] = torch.where(values < 0, by_time, values.long())
     return Schedule.build(time, start, duration, amount, features=Features(**optional))
 
 
@@ -182,12 +196,15 @@ def _visible(
     """(E, T, 1, N, 1): 1 where a dose can reach an observation; None where the times alone tell."""
     row = np.arange(len(table.subject), dtype=np.float64)
     elapsed = time - start[:, None]
-    after = observations(row) > doses(row)[:, None]
+    # Padding sees what the last observation does, as it has its time: a prediction of 0 is no padding.
+    seen = _repeat_last(observations(row))
+    after = seen > doses(row)[:, None]
     # At the very time of an additional dose the level is that before it, a trough.
     trough = (doses(table.added)[:, None] > 0) & (elapsed == 0)
-    same = observations(table.segment) == doses(table.segment)[:, None]
+    same = _repeat_last(observations(table.segment)) == doses(table.segment)[:, None]
     visible = after & ~trough & same
-    matters = (elapsed > 0) | ((elapsed == 0) & (duration[:, None] == 0))
+    at_once = (duration == 0) | torch.isfinite(doses(table.interval, np.inf))
+    matters = (elapsed > 0) | ((elapsed == 0) & at_once[:, None])
     exists = (doses(table.amount)[:, None] > 0) & ~torch.isnan(observations(row))
     return visible.to(torch.float64) if bool((~visible & matters & exists).any()) else None
 

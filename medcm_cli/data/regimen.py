@@ -2,8 +2,7 @@
 
 A *segment* is what lies between two resets of a subject (EVID 3 or 4, or a dose at steady state, SS 1):
 nothing given in one is seen in another. The clock is the file's time, moved later in the second and further
-segments, so that every dose of a segment, also those given before its first record because it begins in a
-steady state, comes after all of the segment before.
+segments, so that every dose of a segment comes after all of the segment before.
 """
 
 from dataclasses import dataclass, replace
@@ -12,15 +11,16 @@ import numpy as np
 
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
-# h; how long an infusion at steady state has been running (SS 1, AMT 0, RATE > 0, II 0).
-CONSTANT_INFUSION = 1e5
-_GAP = 100.0  # h between segments, more than a lag time moves a dose
+# h; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of doses as long as this.
+_PIECE = 1.0
+_GAP = 100.0  # h between segments
 
 
 @dataclass(frozen=True)
 class Records:
     """Rows of a file in its order, subjects together. ``amount`` in the data's unit, ``duration`` h (NaN
-    where the model has it), ``ii`` h; ``addl``, ``ii`` and ``ss`` are 0 where they say nothing."""
+    where the model has it), ``ii`` h; ``addl``, ``ii`` and ``ss`` are 0 where they say nothing. ``rated``:
+    whether a dose's rate was given, and its duration not."""
 
     subject: IntArray
     time: FloatArray
@@ -31,21 +31,23 @@ class Records:
     addl: IntArray
     ii: FloatArray
     ss: IntArray
+    rated: BoolArray
 
 
 @dataclass(frozen=True)
 class GivenDoses:
-    """One entry per dose given. ``record``: row that orders it; ``clock`` h; ``since`` h, the clock from
-    which on it is seen; ``interval`` h, finite for the endless series of a steady state that ends with this
-    dose; ``added``: whether it is an additional one, given after an observation at its very time."""
+    """One entry per dose given. ``record``: row that orders it; ``clock`` h; ``interval`` h, finite for the
+    endless series of a steady state that ends with this dose; ``added``: whether it is an additional one,
+    given after an observation at its very time; ``rated``: 1 where the rate was given, and 2 for a constant
+    infusion, which has ended at ``clock``, 0 elsewhere."""
 
     record: IntArray
     clock: FloatArray
-    since: FloatArray
     amount: FloatArray
     duration: FloatArray
     interval: FloatArray
     added: BoolArray
+    rated: IntArray
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ def write_out(records: Records, to_the_end: bool = False) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
     Additional doses end with the segment, but in a subject's last one none is left out ``to_the_end``. A dose
-    at steady state stands for itself, for as many before it as can still be running, and for an endless
-    series before those.
+    at steady state stands for itself and for an endless series before it.
     """
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
@@ -77,16 +78,13 @@ def write_out(records: Records, to_the_end: bool = False) -> Regimen:
     doses = _doses(records, part, final)
     shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
-    start = np.minimum.reduceat(records.time, first)  # of each part: its records, then its doses
-    np.minimum.at(start, part[doses.record], doses.clock)
     resets = segment[first] > 0
-    moved = shift[part[doses.record]]
     return Regimen(
         segment=segment,
         clock=records.time + shift[part],
-        doses=replace(doses, clock=doses.clock + moved, since=doses.since + moved),
+        doses=replace(doses, clock=doses.clock + shift[part[doses.record]]),
         reset_subject=records.subject[first][resets],
-        reset_clock=(start + shift)[resets],
+        reset_clock=(records.time[first] + shift)[resets],
     )
 
 
@@ -97,28 +95,23 @@ def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDose
     ii, time, duration = records.ii[row], records.time[row], records.duration[row]
     last = np.where(open_ended, np.inf, -np.inf)
     np.maximum.at(last, part, records.time)
-    steady = records.ss[row] > 0
-    endless = steady & (ii == 0)
-    series = steady & ~endless
+    constant = (records.ss[row] > 0) & (ii == 0)
+    series = records.ss[row] > 0
     spacing = np.where(ii > 0, ii, 1.0)
     left = np.maximum(np.floor((last[part[row]] - time) / spacing), 0)
     after = np.where(ii > 0, np.minimum(records.addl[row], left), 0).astype(np.int64)
-    # Those that may still run when the dose is given, and one more for a lag time.
-    before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0).astype(np.int64)
-    number = 1 + after + before + series
+    number = 1 + after
     owner = np.repeat(np.arange(len(row)), number)
-    # -before - 1 is the series, then the explicit ones before, 0 the dose itself, then the additional ones.
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number + before + series, number)
-    at = time[owner] + place * np.where(place == 0, 0, ii[owner])
-    tail = place < -before[owner]
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)  # 0: the dose itself
+    interval = np.where(series, np.where(constant, _PIECE, ii), np.inf)
     return GivenDoses(
         record=row[owner],
-        clock=np.where(endless[owner], at - CONSTANT_INFUSION, at),
-        since=np.where(place > 0, at, time[owner]),
-        amount=np.where(endless, records.amount[row] * CONSTANT_INFUSION, records.amount[row])[owner],
-        duration=np.where(endless, CONSTANT_INFUSION, duration)[owner],
-        interval=np.where(tail, ii[owner], np.inf),
+        clock=time[owner] + place * np.where(place == 0, 0, ii[owner]),
+        amount=np.where(constant, records.amount[row] * _PIECE, records.amount[row])[owner],
+        duration=np.where(constant, _PIECE, duration)[owner],
+        interval=np.where(place == 0, interval[owner], np.inf),
         added=place > 0,
+        rated=np.where(constant, 2, records.rated[row])[owner],
     )
 
 

@@ -100,9 +100,8 @@ class Study:
 
     def check(self, events: EventTable, what: str) -> None:
         """:raises InputError: doses, of ``what``, that the model cannot take."""
-        changing = events.regimes is not None
         try:
-            check_schedule(self.fits.model.pk, self.population(events).schedule, changing)
+            check_schedule(self.fits.model.pk, self.population(events).schedule)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
 

@@ -54,12 +54,11 @@ def sensitivities(
     return pk.sensitivities(schedule, z, wrt)
 
 
-def check_schedule(pk: PkModel, schedule: Schedule, changing: bool = False) -> None:
+def check_schedule(pk: PkModel, schedule: Schedule) -> None:
     """Whether ``pk`` can take the doses of ``schedule``.
 
-    :param changing: whether any parameter changes in time.
     :raises InputError: a dose into a compartment that takes none (CMT), a duration that is to be a parameter
         of the model but has no name there (RATE -2), a steady state on top of what is there (SS 2) in a
-        model that cannot add it.
+        model that cannot add it, infusions of a steady state too many of which overlap.
     """
-    dosing.check_doses(pk, schedule, stepwise=changing or pk.steps_through_events)
+    dosing.check_doses(pk, schedule, superposed=pk.scales_with_dose)

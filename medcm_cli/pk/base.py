@@ -23,6 +23,7 @@ class PkModel(Protocol):
     lag: Mapping[int, str]
     bioavailability: Mapping[int, str]
     durations: Mapping[int, str]
+    bioavailability_keeps: str = "rate"
 
     @property
     def dosed(self) -> int:
@@ -44,21 +45,10 @@ class PkModel(Protocol):
         return False
 
     @property
-    def steps_through_events(self) -> bool:
-        """Whether amounts are followed from event to event even where no parameter changes in time; a steady
-        state then begins with nothing in the compartments."""
-        return True
-
-    @property
     def needs_double(self) -> bool:
         """Whether predictions have to be computed in double precision, as by a solver that chooses its own
         steps."""
         return True
-
-    @property
-    def doses_to_steady_state(self) -> int | None:
-        """How many doses stand for the endless series of a steady state; None where it is exact."""
-        return None
 
     def half_life(self, z: Values) -> Tensor | None:
         """Terminal half-life, h, None of a model that has none.

@@ -18,6 +18,7 @@ def one_compartment(
     lag: Mapping[int, str] | None = None,
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
+    bioavailability_keeps: str = "rate",
 ) -> LinearModel:
     """Parameters CL (L/h), V1 (L), with absorption KA (1/h): dA/dt = R - (CL/V1) A, level = A / V1 /
     amount_per_level. The other options are described at ``LinearModel``, with the errors raised."""
@@ -31,6 +32,7 @@ def one_compartment(
         lag or {},
         bioavailability or {},
         durations or {},
+        bioavailability_keeps,
     )
 
 
@@ -40,6 +42,7 @@ def two_compartment(
     lag: Mapping[int, str] | None = None,
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
+    bioavailability_keeps: str = "rate",
 ) -> LinearModel:
     """Parameters CL, V1, Q, V2 (docs/methods.md, "Units and symbols"), with absorption KA (1/h). The other
     options are described at ``LinearModel``, with the errors raised.
@@ -58,6 +61,7 @@ def two_compartment(
         lag or {},
         bioavailability or {},
         durations or {},
+        bioavailability_keeps,
     )
 
 
@@ -67,6 +71,7 @@ def three_compartment(
     lag: Mapping[int, str] | None = None,
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
+    bioavailability_keeps: str = "rate",
 ) -> LinearModel:
     """Parameters CL, V1, Q, V2 and, of the second peripheral compartment, Q3, V3, with absorption KA (1/h).
     The other options are described at ``LinearModel``, with the errors raised."""
@@ -80,6 +85,7 @@ def three_compartment(
         lag or {},
         bioavailability or {},
         durations or {},
+        bioavailability_keeps,
     )
 
 

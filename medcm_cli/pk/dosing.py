@@ -7,12 +7,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import one_of
 from medcm_cli.errors import InputError
 from medcm_cli.pk.schedule import Schedule
 
 Values = Mapping[str, Tensor]
 
-_EQUAL = 1e-3  # of an interval between doses: what rounding may move one
+KEEPS = ("rate", "duration")
+"""What bioavailability leaves as it is of an infusion whose rate was given."""
+
+OVERLAPPING = 100
+"""Doses of an endless series that may be under way at one time."""
 
 
 class Dosed(Protocol):
@@ -27,6 +32,8 @@ class Dosed(Protocol):
     @property
     def durations(self) -> Mapping[int, str]: ...
     @property
+    def bioavailability_keeps(self) -> str: ...
+    @property
     def dosed(self) -> int: ...
     @property
     def takes_doses(self) -> int: ...
@@ -35,8 +42,10 @@ class Dosed(Protocol):
 def with_dose_parameters(pk: Dosed) -> tuple[str, ...]:
     """``pk.parameters`` and, after them, those of its doses, each once.
 
-    :raises InputError: a dose parameter of a compartment that takes no doses.
+    :raises InputError: a dose parameter of a compartment that takes no doses, or an unknown rule of
+        bioavailability.
     """
+    one_of("pk.bioavailability_keeps", pk.bioavailability_keeps, KEEPS)
     names = list(pk.parameters)
     for option in ("lag", "bioavailability", "durations"):
         mapping = getattr(pk, option)
@@ -73,12 +82,18 @@ class Doses:
 
 
 def doses(pk: Dosed, schedule: Schedule, z: Values) -> Doses:
-    """Doses as the model takes them. A parameter that changes in time has, for a dose, its value at the start
-    that the table gives."""
+    """Doses as the model takes them. A parameter that changes in time has, for a dose, the value of its
+    record.
+
+    Of a dose whose rate was given, bioavailability changes how long it lasts, as in NONMEM, or, where the
+    model keeps the duration, the rate. A constant infusion until now (``rated`` 2) keeps its rate; it is an
+    endless series of doses as long as their interval, the last of which ends when the table has it, and so
+    begins before.
+    """
     compartment = compartments(pk, schedule)
     amount, duration = schedule.amount, schedule.duration
     names = (*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values())
-    here = in_force(schedule, schedule.start, {name: z[name] for name in names})
+    here = in_force(schedule, schedule.start, {name: z[name] for name in names}, schedule.of_dose)
 
     def of_dose(mapping: Mapping[int, str], otherwise: Tensor) -> Tensor:
         value = otherwise
@@ -86,23 +101,37 @@ def doses(pk: Dosed, schedule: Schedule, z: Values) -> Doses:
             value = torch.where(compartment == number - 1, here[name], value)
         return value
 
-    if pk.bioavailability:
-        amount = amount * of_dose(pk.bioavailability, amount.new_ones(()))
     if schedule.modelled is not None:
         duration = torch.where(schedule.modelled > 0, of_dose(pk.durations, duration), duration)
+    if pk.bioavailability:
+        fraction = of_dose(pk.bioavailability, amount.new_ones(()))
+        if schedule.rated is None or pk.bioavailability_keeps == "duration":
+            amount = amount * fraction
+        else:
+            amount = torch.where(schedule.rated > 1, amount, amount * fraction)
+            duration = torch.where(schedule.rated == 1, duration * fraction, duration)
     lag = of_dose(pk.lag, amount.new_zeros(())) if pk.lag else None
+    if schedule.rated is not None:
+        constant = torch.where(schedule.rated > 1, schedule.duration, 0)
+        lag = -constant if lag is None else lag - constant
     return Doses(compartment, amount, duration, lag)
 
 
-def in_force(schedule: Schedule, when: Tensor, z: Values) -> dict[str, Tensor]:
+def in_force(
+    schedule: Schedule, when: Tensor, z: Values, regime: Tensor | None = None
+) -> dict[str, Tensor]:
     """Parameters at times ``when`` (X, S or 1, N, B): (X, S, N, B), or as they are where they do not
-    change."""
+    change.
+
+    :param regime: (X, 1, N, B) in force where the times do not tell, of what is evaluated at a record.
+    """
     if schedule.change is None:  # then there is one regime at most
         return {name: value[0] if value.ndim > 3 else value for name, value in z.items()}
-    regime = (schedule.change[:, None] < when).sum(0)
+    if regime is None:
+        regime = (schedule.change[:, None] < when).sum(0)
     found = {}
     for name, value in z.items():
-        shape = torch.broadcast_shapes(value.shape[1:], when.shape[1:])
+        shape = torch.broadcast_shapes(value.shape[1:], regime.shape[1:])
         index = regime.expand(len(regime), *shape)
         found[name] = value.expand(-1, *shape).gather(0, index) if value.ndim == 4 else value
     return found
@@ -115,13 +144,12 @@ def compartments(pk: Dosed, schedule: Schedule) -> Tensor:
     return torch.where(schedule.compartment < 0, pk.dosed, schedule.compartment)
 
 
-def check_doses(pk: Dosed, schedule: Schedule, stepwise: bool) -> None:
+def check_doses(pk: Dosed, schedule: Schedule, superposed: bool) -> None:
     """Whether a model can take the doses of a schedule.
 
-    :param stepwise: whether the amounts are followed from event to event, as they are where parameters change
-        in time and in models given as dA/dt; a steady state then has to begin with nothing there.
+    :param superposed: whether amounts add up, so that a steady state can be added to what is there.
     :raises InputError: a dose into a compartment that takes none, a duration that is to be a parameter but
-        has no name, a steady state on top of what is there.
+        has no name, a steady state on top of what is there, one of infusions too many of which overlap.
     """
     real = schedule.amount > 0
     compartment = compartments(pk, schedule)
@@ -138,33 +166,26 @@ def check_doses(pk: Dosed, schedule: Schedule, stepwise: bool) -> None:
                     f"a dose into compartment {number + 1} has a duration that is a parameter (RATE -2); "
                     f"name it, as in +pk.durations={{{number + 1}: D{number + 1}}}"
                 )
-    if stepwise and schedule.interval is not None and bool(_on_top(schedule, real).any()):
+    if schedule.interval is None:
+        return
+    overlap = torch.where(real & torch.isfinite(schedule.interval), schedule.duration / schedule.interval, 0)
+    if bool((overlap > OVERLAPPING).any()):
         raise InputError(
-            "a steady state on top of what is there (SS 2) needs a linear model in closed form and "
-            "parameters that do not change in time; expected SS 1"
+            f"infusions of a steady state last {float(overlap.max()):.6g} times the interval between them (II); "
+            f"expected at most {OVERLAPPING}"
         )
+    if not superposed and bool(_on_top(schedule, real).any()):
+        raise InputError("a steady state on top of what is there (SS 2) needs a linear model; expected SS 1")
 
 
 def _on_top(schedule: Schedule, real: Tensor) -> Tensor:
-    """Per dose (E, 1, N, B): whether it stands for a steady state with something else in its segment before
-    it or between its own doses."""
+    """Per dose (E, 1, N, B): whether it stands for a steady state with something else given in its segment
+    before it."""
     assert schedule.interval is not None
-    found = torch.zeros_like(real)
-
-    def segment(when: Tensor) -> Tensor:
-        resets = schedule.reset
-        return torch.zeros_like(when) if resets is None else (resets[:, None] <= when).sum(0)
-
-    of_doses, of_observations = segment(schedule.start), segment(schedule.time)
+    resets = schedule.reset
+    start = schedule.start
+    segment = torch.zeros_like(start) if resets is None else (resets[:, None] <= start).sum(0)
     steady = real & torch.isfinite(schedule.interval)
-    for number in torch.nonzero(steady.flatten(1).any(1)).flatten().tolist():
-        start, interval = schedule.start[number], schedule.interval[number]
-        own = of_doses[number]
-        explicit = torch.floor(schedule.duration[number] / interval) + 1
-        place = (schedule.start - start) / interval
-        between = (place < explicit + 0.5) & ((place - place.round()).abs() > _EQUAL)
-        other = real & (of_doses == own) & ((place < -_EQUAL) | between)
-        seen = schedule.time < start + (explicit + 1 - _EQUAL) * interval
-        early = seen & (of_observations == own)
-        found[number] = steady[number] & (other.any(0) | early.any(0))
-    return found
+    row = torch.arange(len(start)).view(-1, 1, 1, 1)
+    before = (start < start[:, None]) | ((start == start[:, None]) & (row < row[:, None]))
+    return steady & (before & real & (segment == segment[:, None])).any(1)

@@ -15,6 +15,7 @@ lambda_j), a divided difference.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class LinearModel(PkModel):
 
     ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter
     of doses into it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales
-    the amount and leaves a given duration as it is.
+    the amount; of an infusion whose rate was given ``bioavailability_keeps`` the ``rate``, so that it lasts
+    longer or shorter, or the ``duration``.
 
     :raises InputError: a dose parameter of a compartment that takes no doses.
     """
@@ -63,6 +65,7 @@ class LinearModel(PkModel):
     lag: Mapping[int, str] = field(default_factory=dict)
     bioavailability: Mapping[int, str] = field(default_factory=dict)
     durations: Mapping[int, str] = field(default_factory=dict)
+    bioavailability_keeps: str = "rate"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", with_dose_parameters(self))
@@ -86,11 +89,6 @@ class LinearModel(PkModel):
     def scales_with_dose(self) -> bool:
         """Yes."""
         return True
-
-    @property
-    def steps_through_events(self) -> bool:
-        """No: the contributions of the doses are added up."""
-        return False
 
     @property
     def needs_double(self) -> bool:
@@ -182,21 +180,27 @@ def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     reached = (elapsed > 0) | (schedule.given != 0)
     if doses.lag is not None:
         elapsed = elapsed - doses.lag[:, None]
-        reached = reached & (elapsed >= 0)
     if schedule.visible is not None:
         reached = reached & (schedule.visible > 0)
-    length = doses.duration[:, None]
-    infused = torch.minimum(elapsed.clamp(min=0), length)
-    since = (elapsed - length).clamp(min=0)
-    lasting = length > 0
-    part = torch.where(lasting, infused / torch.where(lasting, length, 1), 1)
-    given = torch.where(reached, doses.amount[:, None] * part, 0)
-    interval = None if schedule.interval is None else schedule.interval[:, None]
-    passed = _Passed(since, infused if bool(lasting.any()) else None, interval)
+    since = _Since(
+        elapsed,
+        doses.duration[:, None],
+        torch.where(reached, doses.amount[:, None], 0),
+        (doses.compartment == pk.central)[:, None],
+    )
+    interval = None
+    if schedule.interval is not None:
+        since, interval = _with_series(since, schedule.interval[:, None])
+    since = since._replace(amount=torch.where(since.elapsed >= 0, since.amount, 0))
+    infused = torch.minimum(since.elapsed.clamp(min=0), since.length)
+    lasting = since.length > 0
+    part = torch.where(lasting, infused / torch.where(lasting, since.length, 1), 1)
+    passed = _Passed(
+        (since.elapsed - since.length).clamp(min=0), infused if bool(lasting.any()) else None, interval
+    )
     response = pk.response(z)
-    into_central = (doses.compartment == pk.central)[:, None]
-    depot = pk.absorption and not bool(into_central.all())
-    direct = bool(into_central.any())
+    depot = pk.absorption and not bool(since.direct.all())
+    direct = bool(since.direct.any())
     share = torch.zeros(())
     for rate, weight in zip(response.rates.unbind(0), response.weights.unbind(0), strict=True):
         if not depot:
@@ -204,9 +208,61 @@ def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
             continue
         absorbed = weight * z["KA"] * passed.difference(rate, z["KA"])
         if direct:
-            absorbed = torch.where(into_central, weight * passed.decay(rate), absorbed)
+            absorbed = torch.where(since.direct, weight * passed.decay(rate), absorbed)
         share = share + absorbed
-    return (share * given).sum(0) / (pk.amount_per_level * z[pk.volume])
+    return (share * (since.amount * part)).sum(0) / (pk.amount_per_level * z[pk.volume])
+
+
+class _Since(NamedTuple):
+    """Doses as an observation sees them, (E, T, S, N, B) or broadcastable: ``elapsed`` h since each began,
+    below 0 before that, ``length`` h, ``amount`` in all, and whether ``direct`` into the central
+    compartment."""
+
+    elapsed: Tensor
+    length: Tensor
+    amount: Tensor
+    direct: Tensor
+
+
+def _with_series(since: _Since, interval: Tensor) -> tuple[_Since, Tensor]:
+    """The same, with each endless series, at ``interval`` (E, 1, 1, N, B) h, as that part of it which is over
+    at the observation and, one by one, its doses that are under way then, where lag times and durations let
+    any be; and ``interval`` of all these."""
+    endless = torch.isfinite(interval)
+    rows = torch.nonzero(endless.flatten(1).any(1)).flatten()
+    every = torch.where(endless, interval, 1)[rows]
+    of = _Since(*(values.expand(len(endless), *values.shape[1:])[rows] for values in since))
+    with torch.no_grad():
+        # Doses that have not begun; the one before those began ``latest`` h ago, others earlier.
+        waiting = torch.ceil(-of.elapsed / every).clamp(min=0)
+    latest = of.elapsed + waiting * every
+    series = torch.where(endless[rows], of.amount, 0)
+    with torch.no_grad():
+        under_way = torch.where(series != 0, torch.ceil((of.length - latest) / every).clamp(min=0), 0)
+        absurd = ~(under_way <= dosing.OVERLAPPING)
+        under_way = torch.where(absurd, 0, under_way)
+        number = torch.arange(int(under_way.max())).view(-1, 1, 1, 1, 1, 1)
+    # No number of doses is right for durations without bound, such as a fit that fails may come to.
+    series = torch.where(absurd & (series != 0), torch.nan, series)
+    over = of._replace(elapsed=latest + under_way * every, amount=series)
+    running = of._replace(
+        elapsed=(latest + number * every).flatten(0, 1),
+        length=of.length.repeat(len(number), *[1] * (of.length.ndim - 1)),
+        amount=torch.where(number < under_way, series, 0).flatten(0, 1),
+        direct=of.direct.repeat(len(number), *[1] * (of.direct.ndim - 1)),
+    )
+    single = since._replace(amount=torch.where(endless, 0, since.amount))
+    parts = [single, over, running] if len(number) else [single, over]
+    joined = _Since(*(_stacked(values) for values in zip(*parts, strict=True)))
+    once = torch.full_like(interval, torch.inf)
+    lone = once[:1].expand(len(joined.elapsed) - len(endless) - len(rows), *once.shape[1:])
+    return joined, torch.cat([once, torch.where(endless, interval, torch.inf)[rows], lone])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """One after another along the first dimension, whatever the others that they broadcast to."""
+    shape = torch.broadcast_shapes(*(values.shape[1:] for values in parts))
+    return torch.cat([values.expand(len(values), *shape) for values in parts])
 
 
 class _Passed:

@@ -1,6 +1,7 @@
 """Compartment models given as dA/dt, integrated by torchdiffeq with every dose and observation as an exact
 breakpoint (``medcm_cli.pk.timeline``)."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.timeline import Series, follow, phases, timeline
+from medcm_cli.pk.steady import Tolerance, settle
+from medcm_cli.pk.timeline import Series, follow, timeline
 
 # torchdiffeq's methods that control their error and can be differentiated. The fixed-step ones would take one
 # step from breakpoint to breakpoint, and scipy's pass no gradient.
@@ -31,8 +33,10 @@ class OdeModel(PkModel):
     The amount in compartment ``observed`` divided by ``volume`` and ``amount_per_level`` is the prediction;
     doses go into ``dose_compartment`` unless they say otherwise; both count from 1. ``lag`` (h),
     ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter of doses into
-    it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales the amount
-    and leaves a given duration as it is. A steady state is what ``steady_state_doses`` doses lead to.
+    it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales the amount; of
+    an infusion whose rate was given ``bioavailability_keeps`` the ``rate``, so that it lasts longer or
+    shorter, or the ``duration``. A steady state is solved for (``medcm_cli.pk.steady``), where that fails
+    again from what ``steady_state_doses`` doses lead to.
 
     ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts. ``adjoint``: gradients by
     the adjoint equations, whose memory does not grow with the steps taken, and not by backpropagation
@@ -52,6 +56,7 @@ class OdeModel(PkModel):
     lag: Mapping[int, str] = field(default_factory=dict)
     bioavailability: Mapping[int, str] = field(default_factory=dict)
     durations: Mapping[int, str] = field(default_factory=dict)
+    bioavailability_keeps: str = "rate"
     steady_state_doses: int = 50
     adjoint: bool = False
     method: str = "dopri5"
@@ -79,11 +84,6 @@ class OdeModel(PkModel):
     def takes_doses(self) -> int:
         """How many compartments, from the first, doses can go to: all."""
         return self.compartments
-
-    @property
-    def doses_to_steady_state(self) -> int:
-        """``steady_state_doses``."""
-        return self.steady_state_doses
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
@@ -125,20 +125,37 @@ def _predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
         here = line.z_of(interval)
         return _integrate(pk, amounts, here, line.left[interval], line.width[interval], line.inflow[interval])
 
-    def steady(series: Series) -> Tensor:
-        stretches, at_once = phases(series, pk.compartments)
-        amounts = torch.zeros_like(line.jump[0])
-        # A rate that depends on t is taken at 0: a steady state needs one that does not.
-        now = torch.zeros_like(stretches[0][0]).expand(shape)
-        amounts = amounts + at_once
-        for _ in range(pk.steady_state_doses - 1):
-            for width, inflow in stretches:
-                amounts = _integrate(pk, amounts, series.z, now, width, inflow)
-            amounts = amounts + at_once
-        return amounts
+    def steady(series: Series) -> tuple[Tensor, Tensor]:
+        return _steady(pk, series, torch.zeros_like(line.jump[0]))
 
     amounts = follow(line, observed, advance, steady)
     return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
+
+
+def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tensor]:
+    """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
+    # A slow elimination multiplies the solver's error by the number of doses that add up.
+    search = Tolerance(pk.rtol / 100, pk.atol / 100, pk.rtol, pk.atol)
+    fine = replace(pk, rtol=search.rtol, atol=search.atol)
+
+    def after(model: OdeModel, here: Series, amounts: Tensor, hours: Tensor) -> Tensor:
+        amounts = amounts + here.at_once(pk.compartments)
+        # A rate that depends on t is taken at 0: a steady state needs one that does not.
+        begin = torch.zeros_like(amounts[0])
+        for width, inflow in here.stretches(pk.compartments, hours.expand_as(begin)):
+            amounts = _integrate(model, amounts, here.z, begin, width, inflow)
+        return amounts
+
+    known, direct = series.detached(), replace(fine, adjoint=False)
+    before, settled = settle(
+        functools.partial(after, fine, series, hours=series.interval),
+        functools.partial(after, direct, known, hours=known.interval),
+        nothing,
+        series.present.expand_as(nothing[0]),
+        search,
+        pk.steady_state_doses,
+    )
+    return after(fine, series, before, series.latest), settled
 
 
 def _integrate(

@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+# What is a time on the clock, and stays in float64 whatever a model computes in: differences of two late ones
+# would lose digits in float32.
+CLOCK = ("time", "start", "reset", "change")
+
 # Walking along 2 E + T events costs about as much as this many pairs of a dose and an observation for each.
 _PAIRS_PER_EVENT = 3
 
@@ -15,18 +19,24 @@ class Features:
 
     ``compartment`` (E, 1, N, B), from 0, -1 for the model's own choice; ``interval`` (E, 1, N, B) h, finite
     where a dose stands for an endless series before it too, that of a steady state; ``modelled`` (E, 1, N,
-    B), 1 where the duration is a parameter of the model and ``duration`` 0; ``visible`` (E, T, 1, N, B), 1
-    where a dose can reach an observation; ``reset`` (R, 1, N, B), when all amounts become 0, infinite for
+    B), 1 where the duration is a parameter of the model and ``duration`` 0; ``rated`` (E, 1, N, B), 1 where
+    a rate was given, 2 for a constant infusion (``medcm_cli.pk.dosing.doses``); ``visible`` (E, T, 1, N, B),
+    1 where a dose can reach an observation; ``reset`` (R, 1, N, B), when all amounts become 0, infinite for
     padding; ``change`` (P, 1, N, B), when each regime of parameters that change ends (it holds until then,
-    that time included), the last infinite.
+    that time included), the last infinite. What is evaluated at a record has the regime of that record, which
+    its time alone does not tell: ``of_dose`` (E, 1, N, B) and ``of_time`` (T, 1, N, B), from 0; None: that
+    of its time.
     """
 
     compartment: Tensor | None = None
     interval: Tensor | None = None
     modelled: Tensor | None = None
+    rated: Tensor | None = None
     visible: Tensor | None = None
     reset: Tensor | None = None
     change: Tensor | None = None
+    of_dose: Tensor | None = None
+    of_time: Tensor | None = None
 
     @property
     def plain(self) -> bool:
@@ -76,7 +86,7 @@ class Schedule(Features):
     ) -> "Schedule":
         """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has."""
         features = features or Features()
-        since_end, infused, given = _passed(time, start, duration, amount, features.visible)
+        since_end, infused, given = _passed(time, start, duration, amount, features)
         width = inflow = seen = None
         doses, observations = len(start), len(time)
         if features.plain and doses * observations > _PAIRS_PER_EVENT * (2 * doses + observations):
@@ -97,7 +107,7 @@ class Schedule(Features):
 
 
 def _passed(
-    time: Tensor, start: Tensor, duration: Tensor, amount: Tensor, visible: Tensor | None
+    time: Tensor, start: Tensor, duration: Tensor, amount: Tensor, features: Features
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``since_end``, ``infused`` and ``given``."""
     elapsed = time - start[:, None]
@@ -108,7 +118,10 @@ def _passed(
     # A dose given at once is there from its very start.
     tiny = torch.finfo(length.dtype).tiny
     part = torch.where(length > 0, infused / length.clamp(min=tiny), (elapsed >= 0).to(length.dtype))
-    given = amount[:, None] * (part if visible is None else part * visible)
+    if features.interval is not None:  # of an endless series something is there from the start
+        endless = torch.isfinite(features.interval)[:, None]
+        part = torch.where(endless, (elapsed >= 0).to(length.dtype), part)
+    given = amount[:, None] * (part if features.visible is None else part * features.visible)
     if bool((given == given[:, :1]).all()) and bool((infused == infused[:, :1]).all()):
         infused, given = infused[:, :1], given[:, :1]
     return since_end, infused, given

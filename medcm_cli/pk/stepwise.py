@@ -1,6 +1,7 @@
 """Linear models whose parameters change in time: exact, by the exponential of the rate matrix over each
 interval between events."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.timeline import Series, follow, phases, timeline
+from medcm_cli.pk.timeline import Series, follow, timeline
 
 
 class Rates(Dosed, Protocol):
@@ -36,19 +37,30 @@ def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     def advance(interval: int, amounts: Tensor) -> Tensor:
         return _times(transition[interval], amounts) + gain[interval]
 
-    def steady(series: Series) -> Tensor:
+    def steady(series: Series) -> tuple[Tensor, Tensor]:
         matrix = pk.rate_matrix(series.z)
-        stretches, at_once = phases(series, states)
-        total, taken_in = torch.eye(states, dtype=matrix.dtype), torch.zeros_like(at_once)
-        for width, inflow in stretches:
-            move, taken = _propagator(matrix, width, inflow)
-            total, taken_in = move @ total, _times(move, taken_in) + taken
-        rest = torch.eye(states, dtype=matrix.dtype) - total
-        solved: Tensor = torch.linalg.solve(rest, (taken_in + at_once).movedim(0, -1))
-        return solved.movedim(-1, 0)
+        at_once = series.at_once(states)
+        move, taken = _moves(matrix, series.stretches(states, series.interval))
+        rest = torch.eye(states, dtype=matrix.dtype) - move
+        # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
+        before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
+        move, taken = _moves(matrix, series.stretches(states, series.latest))
+        amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
+        return amounts, torch.isfinite(amounts).all(0)
 
     amounts = follow(line, pk.central, advance, steady)
     return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
+
+
+def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What becomes of a unit of each compartment over some stretches (..., C, C), and what is left of what
+    runs in meanwhile (C, ...)."""
+    total, left = torch.eye(matrix.shape[-1], dtype=matrix.dtype), torch.zeros(())
+    for width, inflow in stretches:
+        move, taken = _propagator(matrix, width, inflow)
+        left = _times(move, left) + taken if left.ndim else taken
+        total = move @ total
+    return total, left
 
 
 def _propagator(matrix: Tensor, width: Tensor, inflow: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ although they differ between subjects, and loops run over intervals, never over 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,20 +19,51 @@ from medcm_cli.pk.schedule import Schedule
 
 @dataclass(frozen=True)
 class Series:
-    """One endless series of doses, which have been given every ``interval`` h (1, N, B) for ever where
-    ``present`` (S, N, B) and have led to a steady state where the event ``event`` (S, N, B), the end of the
-    last of them, is.
+    """One endless series of doses, given every ``interval`` h (1, N, B) for ever before the event ``event``
+    (S, N, B) where ``present`` (S, N, B); the last of those that had begun by then did so ``latest`` h (S,
+    N, B) before it.
 
-    ``amount``, ``duration`` (S, N, B), ``compartment`` (1, N, B); ``z``: parameters in force then.
+    ``amount``, ``duration`` (S, N, B), ``compartment`` (1, N, B); ``z``: parameters in force then. ``within``
+    (S, N, B): whether few enough doses are under way or waiting to be followed. ``sees`` (T, S, N, B):
+    whether an observation, at the time of the event, sees what they led to.
     """
 
     present: Tensor
     event: Tensor
     interval: Tensor
+    latest: Tensor
     amount: Tensor
     duration: Tensor
     compartment: Tensor
     z: Values
+    within: Tensor
+    sees: Tensor
+
+    def stretches(self, states: int, hours: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What runs in the first ``hours`` (S, N, B), at most an interval, after a dose begins: stretches of
+        (width (S, N, B) h, inflow (C, S, N, B) amount/h), for each of the C compartments.
+
+        Of doses longer than the interval, as many overlap as fit, and one more for what is left over.
+        """
+        whole = torch.floor(self.duration.detach() / self.interval)
+        over = torch.minimum((self.duration - whole * self.interval).clamp(min=0), hours)
+        lasting = self.duration > 0
+        rate = torch.where(lasting, self.amount / torch.where(lasting, self.duration, 1), 0)
+        here = self._into(states)
+        return [(over, here * ((whole + 1) * rate)), (hours - over, here * (whole * rate))]
+
+    def detached(self) -> "Series":
+        """The same, without gradients."""
+        values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        constant = {name: value.detach() for name, value in values.items()}
+        return replace(self, **constant, z={name: value.detach() for name, value in self.z.items()})
+
+    def at_once(self, states: int) -> Tensor:
+        """The amounts (C, S, N, B) that a dose gives at once."""
+        return self._into(states) * torch.where(self.duration > 0, 0, self.amount)
+
+    def _into(self, states: int) -> Tensor:
+        return torch.stack([(self.compartment == c).to(self.amount) for c in range(states)])
 
 
 @dataclass(frozen=True)
@@ -68,44 +99,116 @@ def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Value
     :param z: each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
     """
     doses = dosing.doses(pk, schedule, z)
-    start = schedule.start if doses.lag is None else schedule.start + doses.lag
-    given = _Given(start, start + doses.duration, doses.amount, doses.compartment, states)
-    edges, places = _edges(schedule, given, z)
-    amount = given.amount.expand(-1, *edges.shape[1:])
-    if schedule.interval is not None:
-        amount = torch.where(torch.isfinite(schedule.interval), 0, amount)
-    given = given._replace(amount=amount)
+    endless = None if schedule.interval is None else _endless(schedule, doses)
+    given = _given(schedule, doses, endless)
+    edges, places = _edges(schedule, given, endless, z)
     left, right = edges[:-1], edges[1:]
-    at_once = _at_once(schedule, given)
-    visible = (start[:, None] == schedule.time) & (doses.compartment == observed)[:, None]
+    once = torch.where(_arrives(schedule, given), given.once, 0)
+    visible = (given.start[:, None] == schedule.time) & (given.compartment == observed)[:, None]
     if schedule.visible is not None:
-        visible = visible & (schedule.visible > 0)
+        visible = visible & (schedule.visible > 0)[given.row]
+    dtype = schedule.amount.dtype
     return Timeline(
-        left=left,
-        width=right - left,
-        inflow=_inflow(schedule, given, left, right),
-        jump=_jump(given, at_once, places["start"], len(edges)),
+        left=left.to(dtype),
+        width=(right - left).to(dtype),
+        inflow=_inflow(schedule, given, left, right, states),
+        jump=_jump(given, once, places["start"], len(edges), states),
         reset=_reset(schedule, places, len(edges)),
-        series=_series(schedule, doses, given.end, places["end"], z),
+        series=[] if endless is None else _series(schedule, doses, endless, places["series"], z),
         z=dosing.in_force(schedule, right, z),
         seen=places["time"],
-        extra=torch.where(visible, at_once[:, None], 0).sum(0),
-        z_seen=dosing.in_force(schedule, schedule.time, z),
+        extra=torch.where(visible, once[:, None], 0).sum(0),
+        z_seen=dosing.in_force(schedule, schedule.time, z, schedule.of_time),
     )
 
 
+class _Endless(NamedTuple):
+    """The endless series of a schedule: in which ``rows`` (R,) of its doses; ``present`` (E, 1, N, B),
+    ``interval`` h, 1 elsewhere; and, (E, S, N, B), ``latest`` h as in ``Series`` and ``number`` of doses that
+    begin or still run afterwards, the dose itself among them; ``within``: whether these are few enough to be
+    followed."""
+
+    rows: Tensor
+    present: Tensor
+    interval: Tensor
+    latest: Tensor
+    number: Tensor
+    within: Tensor
+
+
+def _endless(schedule: Schedule, doses: dosing.Doses) -> _Endless:
+    assert schedule.interval is not None
+    present = torch.isfinite(schedule.interval) & (schedule.amount > 0)
+    interval = torch.where(present, schedule.interval, 1)
+    duration = torch.where(present, doses.duration, 0)
+    lag = duration.new_zeros(()) if doses.lag is None else torch.where(present, doses.lag, 0)
+    with torch.no_grad():
+        waiting = (torch.floor(lag / interval) + 1).clamp(min=0)
+    latest = waiting * interval - lag
+    with torch.no_grad():
+        number = waiting + torch.ceil((duration - latest) / interval).clamp(min=0)
+        within = number <= dosing.OVERLAPPING + 1
+        number = torch.where(within & present, number, 0)
+    rows = torch.nonzero(present.flatten(1).any(1)).flatten()
+    return _Endless(rows, present, interval, latest, number, within)
+
+
 class _Given(NamedTuple):
-    """Doses as the model takes them: ``start`` and ``end`` h, ``amount``, (E, S, N, B) or broadcastable, and
-    ``compartment`` (E, 1, N, B), one of ``states``."""
+    """Single doses as the model takes them, (X, S, N, B) or broadcastable: ``start`` and ``end`` h on the
+    clock; ``rate`` amount/h between them and the amount that is given ``once`` at the start; ``compartment``
+    and ``table``, when the table has it begin; ``row`` (X,) of the schedule's doses."""
 
     start: Tensor
     end: Tensor
-    amount: Tensor
+    rate: Tensor
+    once: Tensor
     compartment: Tensor
-    states: int
+    table: Tensor
+    row: Tensor
 
 
-def _edges(schedule: Schedule, given: _Given, z: Values) -> tuple[Tensor, dict[str, Tensor]]:
+def _given(schedule: Schedule, doses: dosing.Doses, endless: _Endless | None) -> _Given:
+    """Doses that are followed one by one; of an endless series those that begin or still run afterwards."""
+    row, number = torch.arange(len(schedule.start)), torch.zeros(len(schedule.start), 1, 1, 1)
+    if endless is not None:
+        each = [torch.arange(max(1, int(most))) for most in endless.number.flatten(1).amax(1)]
+        row = torch.repeat_interleave(row, torch.tensor([len(places) for places in each]))
+        number = torch.cat(each).view(-1, 1, 1, 1)
+    amount, duration, start = (_rows(values, row) for values in (doses.amount, doses.duration, schedule.start))
+    table, begins = start, start
+    if doses.lag is not None:
+        start = start + _rows(doses.lag, row)
+    if endless is not None:
+        start = start - number * _rows(endless.interval, row)
+        present = _rows(endless.present, row)
+        exists = torch.where(present, number < _rows(endless.number, row), number == 0)
+        amount = torch.where(exists, amount, 0)
+        begins = torch.where(present, torch.maximum(start, table), start)
+    else:
+        begins = start
+    end = start + duration
+    # From the times as they are rounded, so that the whole amount of a short infusion arrives.
+    length = (end - start).to(amount.dtype)
+    lasting = length > 0
+    return _Given(
+        start=begins,
+        end=end,
+        rate=torch.where(lasting, amount / torch.where(lasting, length, 1), 0),
+        once=torch.where(lasting, 0, amount),
+        compartment=doses.compartment[row],
+        table=table,
+        row=row,
+    )
+
+
+def _rows(values: Tensor, row: Tensor) -> Tensor:
+    """Those of doses (X,), from values for each dose or one for all."""
+    return values[row] if values.ndim > 3 and len(values) > 1 else values
+
+
+def _edges(
+    schedule: Schedule, given: _Given, endless: _Endless | None, z: Values
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Times at which something happens, in their order, (I + 1, S, N, B); and of each kind of event which of
     them these are."""
     shapes = (value.shape[-3:] for value in z.values())
@@ -115,6 +218,7 @@ def _edges(schedule: Schedule, given: _Given, z: Values) -> tuple[Tensor, dict[s
         "change": schedule.change,
         "end": given.end,
         "time": schedule.time,
+        "series": None if endless is None else schedule.start[endless.rows],
         "start": given.start,
     }
     there = {name: values for name, values in kinds.items() if values is not None}
@@ -126,36 +230,30 @@ def _edges(schedule: Schedule, given: _Given, z: Values) -> tuple[Tensor, dict[s
     return edges, dict(zip(there, places, strict=True))
 
 
-def _inflow(schedule: Schedule, given: _Given, left: Tensor, right: Tensor) -> Tensor:
+def _inflow(schedule: Schedule, given: _Given, left: Tensor, right: Tensor, states: int) -> Tensor:
     """``Timeline.inflow``."""
-    # From the times as they are rounded, so that the whole amount of a short infusion arrives.
-    length = given.end - given.start
-    at_once = length <= 0
-    rate = torch.where(at_once, 0, given.amount / torch.where(at_once, 1, length))
-    segment = _segment(schedule, schedule.start)
+    segment = _segment(schedule, given.table)
     inflow = []
     for begin, middle in zip(left, (left + right) / 2, strict=True):
         running = (given.start <= middle) & (middle < given.end) & (segment == _segment(schedule, begin))
-        flows = torch.where(running, rate, 0)
-        into = [torch.where(given.compartment == c, flows, 0).sum(0) for c in range(given.states)]
+        flows = torch.where(running, given.rate, 0)
+        into = [torch.where(given.compartment == c, flows, 0).sum(0) for c in range(states)]
         inflow.append(torch.stack(into))
     return torch.stack(inflow)
 
 
-def _at_once(schedule: Schedule, given: _Given) -> Tensor:
-    """The amounts that doses give at once, (E, S, N, B)."""
-    last = schedule.time.amax(0)
-    own = _segment(schedule, schedule.start) == _segment(schedule, given.start)
-    here = (given.end - given.start <= 0) & (given.start <= last) & own
-    return torch.where(here, given.amount, 0)
+def _arrives(schedule: Schedule, given: _Given) -> Tensor:
+    """Whether a dose begins in time, (X, S, N, B)."""
+    own = _segment(schedule, given.table) == _segment(schedule, given.start)
+    return (given.start <= schedule.time.amax(0)) & own
 
 
-def _jump(given: _Given, at_once: Tensor, of_start: Tensor, edges: int) -> Tensor:
+def _jump(given: _Given, once: Tensor, of_start: Tensor, edges: int, states: int) -> Tensor:
     """``Timeline.jump``."""
     shape = of_start.shape[1:]
     place = given.compartment * edges + of_start
-    jump = at_once.new_zeros((given.states * edges, *shape)).scatter_add(0, place, at_once.expand(-1, *shape))
-    return jump.view(given.states, edges, *shape).transpose(0, 1)
+    jump = once.new_zeros((states * edges, *shape)).scatter_add(0, place, once.expand(-1, *shape))
+    return jump.view(states, edges, *shape).transpose(0, 1)
 
 
 def _reset(schedule: Schedule, places: dict[str, Tensor], edges: int) -> Tensor | None:
@@ -173,26 +271,32 @@ def _segment(schedule: Schedule, when: Tensor) -> Tensor:
     return (schedule.reset.view(-1, *[1] * (when.ndim - 3), *schedule.reset.shape[1:]) <= when).sum(0)
 
 
-def _series(schedule: Schedule, doses: dosing.Doses, end: Tensor, of_end: Tensor, z: Values) -> list[Series]:
-    if schedule.interval is None:
-        return []
-    present = torch.isfinite(schedule.interval) & (schedule.amount > 0) & (end <= schedule.time.amax(0))
-    z_end = dosing.in_force(schedule, end, z)
-    interval = torch.where(present, schedule.interval, 1)
-    duration = torch.where(present, doses.duration, 0)
-    amount = torch.where(present, doses.amount, 0)
+def _series(
+    schedule: Schedule, doses: dosing.Doses, endless: _Endless, places: Tensor, z: Values
+) -> list[Series]:
+    """``Timeline.series``."""
+    present = endless.present & (schedule.start <= schedule.time.amax(0))
+    z_then = dosing.in_force(schedule, schedule.start, z, schedule.of_dose)
+    here = (schedule.start[:, None] == schedule.time) & present[:, None]
+    sees = here if schedule.visible is None else here & (schedule.visible > 0)
+
+    def of(values: Tensor, dose: int) -> Tensor:
+        return values[dose] if values.ndim > 3 and len(values) > 1 else values.reshape(values.shape[-3:])
+
     return [
         Series(
             present[e],
-            of_end[e],
-            interval[e],
-            amount[e],
-            duration[e],
+            places[place],
+            endless.interval[e],
+            of(endless.latest, e),
+            torch.where(present[e], of(doses.amount, e), 0),
+            torch.where(present[e], of(doses.duration, e), 0),
             doses.compartment[e],
-            {name: value[e] if value.ndim > 3 else value for name, value in z_end.items()},
+            {name: value[e] if value.ndim > 3 else value for name, value in z_then.items()},
+            of(endless.within, e),
+            sees[e],
         )
-        for e in range(len(present))
-        if bool(present[e].any())
+        for place, e in enumerate(endless.rows.tolist())
     ]
 
 
@@ -200,42 +304,30 @@ def follow(
     line: Timeline,
     observed: int,
     advance: Callable[[int, Tensor], Tensor],
-    steady: Callable[[Series], Tensor],
+    steady: Callable[[Series], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Amount in the observed compartment at each observation, (T, S, N, B).
+    """Amount in the observed compartment at each observation, (T, S, N, B); not a number after a steady state
+    that there is not.
 
     :param advance: (interval, amounts (C, S, N, B) at its left end) -> amounts at its right end.
-    :param steady: a series -> amounts just after the last of its doses.
+    :param steady: a series -> amounts (C, S, N, B) that it has led to, and whether (S, N, B) it has.
     """
     state = torch.zeros_like(line.jump[0])
-    states = [(series, steady(series)) for series in line.series]
+    states = [(series, *steady(series)) for series in line.series]
     at_events = []
     for event, jump in enumerate(line.jump):
         if event:
             state = advance(event - 1, state)
         if line.reset is not None:
             state = torch.where(line.reset[event], 0, state)
-        for series, amounts in states:
-            state = torch.where(series.present & (series.event == event), amounts, state)
         at_events.append(state[observed])
         state = state + jump
+        for series, amounts, _ in states:
+            state = state + torch.where(series.present & (series.event == event), amounts, 0)
     seen = line.seen.expand(-1, *at_events[0].shape)
-    return torch.stack(at_events).gather(0, seen) + line.extra
-
-
-def phases(series: Series, states: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """One period of a series, from the end of a dose to the end of the next: stretches of (width (S, N, B) h,
-    inflow (C, S, N, B) amount/h), and the amounts (C, S, N, B) that are given at once at its end.
-
-    Of doses longer than the interval, as many overlap as fit, and one more for what is left over.
-    """
-    whole = torch.floor(series.duration.detach() / series.interval)
-    over = (series.duration - whole * series.interval).clamp(min=0)
-    lasting = series.duration > 0
-    rate = torch.where(lasting, series.amount / torch.where(lasting, series.duration, 1), 0)
-    here = torch.stack([(series.compartment == c).to(rate) for c in range(states)])
-    stretches = [
-        (series.interval - over, here * (whole * rate)),
-        (over, here * ((whole + 1) * rate)),
-    ]
-    return stretches, here * torch.where(lasting, 0, series.amount)
+    found = torch.stack(at_events).gather(0, seen) + line.extra
+    for series, amounts, settled in states:
+        found = found + torch.where(series.sees, amounts[observed], 0)
+        wrong = series.present & ~(settled & series.within)
+        found = torch.where(wrong & (series.sees | (seen > series.event)), torch.nan, found)
+    return found

@@ -145,7 +145,9 @@ def check_predose(events: EventTable, error: ErrorModel) -> None:
     # Of each segment: a reset empties the compartments too.
     part = events.subject * (events.segment.max() + 1) + events.segment
     first_dose = np.full(part.max() + 1, np.inf)
-    np.minimum.at(first_dose, part[events.is_dose], events.clock[events.is_dose])
+    # At a steady state doses have been given before.
+    since = np.where(np.isfinite(events.interval), np.nextafter(events.clock, -np.inf), events.clock)
+    np.minimum.at(first_dose, part[events.is_dose], since[events.is_dose])
     early = ~events.is_dose & (events.clock <= first_dose[part])
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]

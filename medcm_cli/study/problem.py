@@ -57,7 +57,7 @@ class Problem:
         model = model_of(config)
         check_predose(events, model.error)
         everyone = Population.from_events(events, dtype)
-        check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
+        check_schedule(model.pk, everyone.schedule)
         data = {
             "source": str(path),
             "fingerprint": runs.fingerprint([path]),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Format, Population, read_events
 from medcm_cli.pk import Schedule, solve, two_compartment
+from medcm_cli.pk.schedule import CLOCK
 from tests.helpers import table_of
 
 F64 = torch.float64
@@ -41,6 +42,9 @@ def events(subjects: list[int] | None = None) -> EventTable:
 
 def everyone(dtype: torch.dtype = F64) -> Population:
     return Population.from_events(events(), dtype)
+
+
+ON_THE_CLOCK = {f"schedule.{name}" for name in CLOCK}
 
 
 def tensors_of(population: Population) -> dict[str, Tensor]:
@@ -101,7 +105,7 @@ def test_selected_subjects_are_in_their_places(dtype: torch.dtype) -> None:
 def test_every_tensor_is_finite_and_has_the_type_asked_for(dtype: torch.dtype) -> None:
     for population in (everyone(dtype), everyone(dtype).select(FOLDS)):
         for name, values in tensors_of(population).items():
-            assert values.dtype == dtype, name
+            assert values.dtype == (F64 if name in ON_THE_CLOCK else dtype), name
             assert values.isfinite().all(), name
         assert not population.subject.is_floating_point()
 
@@ -212,9 +216,11 @@ def regimen(tmp_path: Path) -> Population:
 
 def test_what_a_regimen_has_beyond_doses_and_levels(regimen: Population) -> None:
     schedule = regimen.schedule
-    assert schedule.amount[:, 0, :, 0].T.tolist() == [[1000, 1000, 500], [800, 800, 800]]
+    assert schedule.amount[:, 0, :, 0].T.tolist() == [[1000, 1000, 500], [800, 0, 0]]
     assert schedule.compartment is not None
     assert schedule.compartment[:, 0, :, 0].T.tolist() == [[0, 0, 1], [-1, -1, -1]]
+    assert schedule.rated is not None
+    assert schedule.rated[:, 0, :, 0].T.tolist() == [[0, 0, 0], [1, 0, 0]]
     assert schedule.interval is not None
     assert schedule.interval[:, 0, :, 0].T.tolist() == [[np.inf] * 3, [24, np.inf, np.inf]]
     assert schedule.modelled is not None
@@ -228,6 +234,10 @@ def test_what_a_regimen_has_beyond_doses_and_levels(regimen: Population) -> None
     assert schedule.change is not None
     assert schedule.change[:, 0, 1, 0].tolist() == [np.inf] * 3
     assert schedule.change[:2, 0, 0, 0].tolist() == [0, 20]  # until a record its own value holds
+    assert schedule.of_dose is not None
+    assert schedule.of_time is not None
+    assert schedule.of_dose[:, 0, 0, 0].tolist() == [0, 1, 2]  # the additional one goes by its time
+    assert schedule.of_time[:, 0, 0, 0].tolist() == [1, 1, 2]
     assert regimen.covariates["vwf"][:, 0, :, 0].T.tolist() == [[100, 120, 90], [150, 150, 150]]
     assert regimen.covariates["weight"].shape == (1, 2, 1)
     assert regimen.censored is not None

@@ -36,8 +36,8 @@ TIMES = (0.0, 0.3, 1.0, 2.0, 4.0, 7.0, 12.0, 13.5, 24.0, 25.0, 30.0, 47.0, 60.0)
 
 @dataclass(frozen=True)
 class Dose:
-    """A dose as a table has it; the compartment from 0, None the model's own choice. ``before``: how many
-    more, ``interval`` apart, are written out before it, and as many again for ever before those."""
+    """A dose as a table has it; the compartment from 0, None the model's own choice. ``interval``: of the same
+    dose for ever before it."""
 
     start: float
     amount: float = 1500.0
@@ -249,20 +249,11 @@ RESETS = Regimen(
 )
 
 
-def steady(
-    start: float, amount: float, duration: float, interval: float, compartment: int | None = None
-) -> list[Dose]:
-    """As the reader writes one: the dose, those that may still run, and one for all before them."""
-    before = math.floor(duration / interval) + 1
-    doses = [Dose(start - k * interval, amount, duration, compartment) for k in range(before + 1)]
-    return [*doses, replace(doses[-1], start=start - (before + 1) * interval, interval=interval)]
-
-
 STEADY = {
-    "bolus": steady(100.0, 800, 0, 8),
-    "infusion": steady(100.0, 800, 2.5, 8),
-    "overlapping": steady(100.0, 800, 19.0, 8),
-    "as long": steady(100.0, 800, 16.0, 8),
+    "bolus": Dose(100.0, 800, interval=8),
+    "infusion": Dose(100.0, 800, 2.5, interval=8),
+    "overlapping": Dose(100.0, 800, 19.0, interval=8),
+    "as long": Dose(100.0, 800, 16.0, interval=8),
 }
 AFTER = (100.0, 100.5, 104.0, 110.0, 130.0)
 
@@ -271,9 +262,12 @@ AFTER = (100.0, 100.5, 104.0, 110.0, 130.0)
 
 
 FULL = Regimen(
-    [Dose(0.0), Dose(4.0, 900, 9.0, 1), Dose(11.0, 700, modelled=True), *steady(60.0, 400, 2.0, 8)],
+    [
+        *(Dose(0.0), Dose(4.0, 900, 9.0, 1), Dose(11.0, 700, modelled=True)),
+        Dose(60.0, 400, 2.0, interval=8),
+    ],
     (1.0, 5.0, 14.0, 61.0, 70.0),
-    resets=(44.0,),
+    resets=(60.0,),
 )
 
 

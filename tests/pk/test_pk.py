@@ -350,6 +350,5 @@ def test_a_compartment_model_is_one_class() -> None:
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
-    assert (own.needs_double, own.steps_through_events, own.scales_with_dose) == (True, True, False)
-    assert (own.half_life(z), own.doses_to_steady_state) == (None, None)
+    assert (own.needs_double, own.scales_with_dose, own.half_life(z)) == (True, False, None)
     assert own.units == {"CL": "L/h", "V1": "L"}

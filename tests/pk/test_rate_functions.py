@@ -102,8 +102,8 @@ def learned(t: float, a: np.ndarray, z: dict[str, float]) -> np.ndarray:
     "regimen",
     [
         replace(RESETS, doses=[*RESETS.doses, Dose(40.0, 700), Dose(41.0, 500, 0.1)]),
-        Regimen(STEADY["bolus"], AFTER, resets=(STEADY["bolus"][-1].start,)),
-        Regimen(STEADY["overlapping"], AFTER, resets=(STEADY["overlapping"][-1].start,)),
+        Regimen([STEADY["bolus"]], AFTER, resets=(100.0,)),
+        Regimen([STEADY["overlapping"]], AFTER, resets=(100.0,)),
     ],
     ids=["reset", "steady", "overlapping"],
 )

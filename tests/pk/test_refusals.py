@@ -29,20 +29,20 @@ def test_doses_that_a_model_cannot_take() -> None:
 
 
 def test_a_steady_state_of_its_own_segment_is_no_superposition() -> None:
-    for kind, doses in STEADY.items():
-        alone = Regimen([Dose(0.0), *doses, Dose(120.0)], (10.0, *AFTER), resets=(doses[-1].start,))
+    for dose in STEADY.values():
+        alone = Regimen([Dose(0.0), dose, Dose(120.0)], (10.0, *AFTER), resets=(dose.start,))
         check_schedule(ORAL, built(alone))
-        first = Regimen([*doses, Dose(120.0)], AFTER)
-        check_schedule(ORAL, built(first))
-        for extra, times in (
-            (Dose(doses[-1].start + 0.1), AFTER),
-            (Dose(1.0), AFTER),
-            (Dose(120.0), (99.0, *AFTER)),
-        ):
-            mixed = Regimen([*doses, extra], times)
+        check_schedule(ORAL, built(Regimen([dose, Dose(120.0)], (99.0, *AFTER))))
+        for extra in ([dose, Dose(dose.start - 0.1)], [dose, Dose(1.0)], [Dose(dose.start), dose]):
             with pytest.raises(InputError, match="SS 2"):
-                check_schedule(ORAL, built(mixed))
-        assert kind
+                check_schedule(ORAL, built(Regimen(extra, AFTER)))
+            check_schedule(two_compartment(), built(Regimen(extra, AFTER)))
+
+
+def test_a_steady_state_of_infusions_without_number_is_refused() -> None:
+    many = Regimen([Dose(0.0, duration=500.0, interval=4.0)], AFTER)
+    with pytest.raises(InputError, match="last 125 times the interval between them .II.; expected at most 100$"):
+        check_schedule(two_compartment(), built(many))
 
 
 @pytest.mark.parametrize(
