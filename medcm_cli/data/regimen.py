@@ -3,7 +3,7 @@
 A *segment* is what lies between two resets of a subject (EVID 3 or 4, or a dose at steady state, SS 1):
 nothing given in one is seen in another. The clock is the file's time, moved later in the second and further
 segments, so that every dose of a segment, also those given before its first record because it begins in a
-steady state, comes after all of the segment before.
+steady state, comes after all of the segment before, and after every time of the file until it begins.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
 # h; how long an infusion at steady state has been running (SS 1, AMT 0, RATE > 0, II 0).
 CONSTANT_INFUSION = 1e5
+MOST = 2000  # doses that a record may stand for; each is a row of every tensor from here on
 _GAP = 100.0  # h between segments, more than a lag time moves a dose
 
 
@@ -50,31 +51,42 @@ class GivenDoses:
 
 @dataclass(frozen=True)
 class Regimen:
-    """``segment`` and ``clock`` of every record, the doses given, and the subject and clock of every
-    reset."""
+    """``segment`` and ``clock`` of every record, the doses given, and of every reset its subject, its clock
+    and the record that it comes with."""
 
     segment: IntArray
     clock: FloatArray
     doses: GivenDoses
     reset_subject: IntArray
     reset_clock: FloatArray
+    reset_record: IntArray
 
 
-def write_out(records: Records, to_the_end: bool = False) -> Regimen:
+class TooManyError(ValueError):
+    """A ``record`` that stands for more doses than ``MOST``."""
+
+    def __init__(self, record: int) -> None:
+        super().__init__(f"record {record}: stands for more than {MOST} doses")
+        self.record = record
+
+
+def write_out(records: Records, until: float = -np.inf) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
-    Additional doses end with the segment, but in a subject's last one none is left out ``to_the_end``. A dose
-    at steady state stands for itself, for as many before it as can still be running, and for an endless
-    series before those.
+    Additional doses end with the segment, in a subject's last one not before ``until``, h in the file's time.
+    A dose at steady state stands for itself, for as many before it as can still be running, and for an
+    endless series before those.
+
+    :raises TooManyError: a record stands for more than ``MOST``.
     """
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
     count = np.cumsum(begins & ~opens)
     segment = count - count[opens][np.cumsum(opens) - 1]
     part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
-    final = np.zeros(int(part[-1]) + 1, dtype=bool)
-    final[part[np.r_[opens[1:], True]]] = to_the_end
-    doses = _doses(records, part, final)
+    least = np.full(int(part[-1]) + 1, -np.inf)
+    least[part[np.r_[opens[1:], True]]] = until
+    doses = _doses(records, part, least)
     shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
     start = np.minimum.reduceat(records.time, first)  # of each part: its records, then its doses
@@ -87,15 +99,16 @@ def write_out(records: Records, to_the_end: bool = False) -> Regimen:
         doses=replace(doses, clock=doses.clock + moved, since=doses.since + moved),
         reset_subject=records.subject[first][resets],
         reset_clock=(start + shift)[resets],
+        reset_record=first[resets],
     )
 
 
-def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDoses:
-    """Doses in the order of their records, still in the file's time; of parts that are ``open_ended`` also
-    those after the last record."""
+def _doses(records: Records, part: IntArray, last: FloatArray) -> GivenDoses:
+    """Doses in the order of their records, still in the file's time, until the end of each part: its last
+    record, or ``last`` of it where that is later."""
     row = np.flatnonzero(records.is_dose)
     ii, time, duration = records.ii[row], records.time[row], records.duration[row]
-    last = np.where(open_ended, np.inf, -np.inf)
+    last = last.copy()
     np.maximum.at(last, part, records.time)
     steady = records.ss[row] > 0
     endless = steady & (ii == 0)
@@ -104,8 +117,11 @@ def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDose
     left = np.maximum(np.floor((last[part[row]] - time) / spacing), 0)
     after = np.where(ii > 0, np.minimum(records.addl[row], left), 0).astype(np.int64)
     # Those that may still run when the dose is given, and one more for a lag time.
-    before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0).astype(np.int64)
+    before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0)
+    before = np.minimum(before, MOST).astype(np.int64)
     number = 1 + after + before + series
+    if number.max(initial=0) > MOST:
+        raise TooManyError(int(row[np.argmax(number)]))
     owner = np.repeat(np.arange(len(row)), number)
     # -before - 1 is the series, then the explicit ones before, 0 the dose itself, then the additional ones.
     place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number + before + series, number)
@@ -130,8 +146,11 @@ def _shifts(records: Records, doses: GivenDoses, part: IntArray) -> FloatArray:
     np.maximum.at(end, part, records.time)
     np.minimum.at(start, part[doses.record], doses.clock)
     np.maximum.at(end, part[doses.record], doses.clock + np.nan_to_num(doses.duration))
-    owner = np.zeros(parts, dtype=np.int64)
-    owner[part] = records.subject
+    # Until a segment begins a time of the file belongs to the one before.
+    first = np.unique(part, return_index=True)[1]
+    owner = records.subject[first]
+    follows = np.diff(owner, append=-1) == 0
+    end[follows] = np.maximum(end[follows], records.time[first[1:]][follows[:-1]])
     opens = np.r_[True, np.diff(owner) != 0]
     # A subject's first part stays where it is; each further one begins a gap after the end of the last.
     width = end - start + _GAP
