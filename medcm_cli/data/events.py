@@ -24,6 +24,7 @@ from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sh
 from medcm_cli.errors import InputError
 
 BOLUS_DURATION = 1 / 60  # h
+MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 OVER_TIME = ("constant", "record", "mean", "first")
 
 
@@ -214,13 +215,13 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
 
 
 def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
+    until, most = (how.until, MOST_PREDICTED) if how.patients else (-np.inf, MOST)
     try:
-        return write_out(records, how.until if how.patients else -np.inf)
+        return write_out(records, until, most)
     except TooManyError as error:
         role = "addl" if records.addl[error.record] else "ii"
-        what = (
-            f"the row stands for more than {MOST} doses until the last time that is asked for; expected fewer"
-        )
+        last = "time that is asked for" if how.patients else "record of the subject"
+        what = f"the row stands for more than {most} doses until the last {last}, the most that there can be"
         raise sheet.refuse(error.record, sheet.named(role), what) from error
 
 

@@ -14,7 +14,7 @@ from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
 # h; how long an infusion at steady state has been running (SS 1, AMT 0, RATE > 0, II 0).
 CONSTANT_INFUSION = 1e5
-MOST = 2000  # doses that a record may stand for; each is a row of every tensor from here on
+MOST = 10_000  # doses that a record may stand for; each is a row of every tensor from here on
 _GAP = 100.0  # h between segments, more than a lag time moves a dose
 
 
@@ -63,21 +63,21 @@ class Regimen:
 
 
 class TooManyError(ValueError):
-    """A ``record`` that stands for more doses than ``MOST``."""
+    """A ``record`` that stands for more doses than there may be."""
 
     def __init__(self, record: int) -> None:
-        super().__init__(f"record {record}: stands for more than {MOST} doses")
+        super().__init__(f"record {record}: stands for too many doses")
         self.record = record
 
 
-def write_out(records: Records, until: float = -np.inf) -> Regimen:
+def write_out(records: Records, until: float = -np.inf, most: int = MOST) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
     Additional doses end with the segment, in a subject's last one not before ``until``, h in the file's time.
     A dose at steady state stands for itself, for as many before it as can still be running, and for an
     endless series before those.
 
-    :raises TooManyError: a record stands for more than ``MOST``.
+    :raises TooManyError: a record stands for more than ``most``.
     """
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
@@ -86,7 +86,7 @@ def write_out(records: Records, until: float = -np.inf) -> Regimen:
     part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
     least = np.full(int(part[-1]) + 1, -np.inf)
     least[part[np.r_[opens[1:], True]]] = until
-    doses = _doses(records, part, least)
+    doses = _doses(records, part, least, most)
     shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
     start = np.minimum.reduceat(records.time, first)  # of each part: its records, then its doses
@@ -103,7 +103,7 @@ def write_out(records: Records, until: float = -np.inf) -> Regimen:
     )
 
 
-def _doses(records: Records, part: IntArray, last: FloatArray) -> GivenDoses:
+def _doses(records: Records, part: IntArray, last: FloatArray, most: int) -> GivenDoses:
     """Doses in the order of their records, still in the file's time, until the end of each part: its last
     record, or ``last`` of it where that is later."""
     row = np.flatnonzero(records.is_dose)
@@ -118,9 +118,9 @@ def _doses(records: Records, part: IntArray, last: FloatArray) -> GivenDoses:
     after = np.where(ii > 0, np.minimum(records.addl[row], left), 0).astype(np.int64)
     # Those that may still run when the dose is given, and one more for a lag time.
     before = np.where(series, np.floor(np.nan_to_num(duration, nan=1.0) / spacing) + 1, 0)
-    before = np.minimum(before, MOST).astype(np.int64)
+    before = np.minimum(before, most).astype(np.int64)
     number = 1 + after + before + series
-    if number.max(initial=0) > MOST:
+    if number.max(initial=0) > most:
         raise TooManyError(int(row[np.argmax(number)]))
     owner = np.repeat(np.arange(len(row)), number)
     # -before - 1 is the series, then the explicit ones before, 0 the dose itself, then the additional ones.
