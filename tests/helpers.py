@@ -83,6 +83,8 @@ def table_of(
         regime=nothing - 1,
         reset_subject=np.zeros(0, dtype=np.int64),
         reset_clock=np.zeros(0),
+        reset_time=np.zeros(0),
+        reset_shift=np.zeros(0),
         covariates=covariates,
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT, shortened
 from medcm_cli.errors import InputError
-from medcm_cli.patients.dosing import dose
+from medcm_cli.patients.dosing import dose, until_of
 from medcm_cli.patients.results import Dosing
 from medcm_cli.patients.study import draws_of, load_study
 from medcm_cli.report.section import Section
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
     study = load_study(options.run, options.objective)
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient)
+    events = study.read(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:
         found = dose(
             study,

@@ -42,14 +42,16 @@ def run(options: argparse.Namespace, show: Show) -> None:
     if options.patient is None:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient)
+    times = None if options.times is None else _hours(options.times)
+    thresholds = _numbers("--threshold", options.threshold)
+    events = study.read(options.patient, np.inf if times is None else float(np.max(times, initial=0.0)))
     with progress(len(events.ids)) as told:
         found = predict(
             study,
             events,
             options.regimen,
-            None if options.times is None else _hours(options.times),
-            _numbers("--threshold", options.threshold),
+            times,
+            thresholds,
             options.method,
             options.draws,
             told,

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.data.events import EventTable, Regimes
+from medcm_cli.data.segments import Segments, last_of, segments_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
-_AFTER = 1e-6  # h; how long after its end all of a dose is seen, one that is given at once too
+_AFTER = 1e-6  # h; how long after its end all of a dose is seen, and before it nothing, one given at once too
 # h after that, and before, to follow levels whatever the times that they are asked for at.
 _FALL = (
     *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16, 20, 24, 36, 48, 72, 96),
@@ -18,9 +19,10 @@ _FALL = (
 )
 _RISE = (2.0, 1.0, 0.5, 0.25)
 LAGGED = _FALL[:12]  # h, after a lag time
-LOOKS = 2 + len(_RISE) + len(_FALL)  # for a dose, at most
+LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
-_ONCE = ("source", "ids", "reset_subject", "reset_clock", "covariates", "regimes", "superposed")
+_RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
+_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "superposed")
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
 
@@ -51,8 +53,8 @@ def part(events: EventTable, numbers: IntArray) -> EventTable:
         events,
         **changed,
         ids=tuple(events.ids[number] for number in numbers),
+        **{name: getattr(events, name)[resets] for name in _RESETS if name != "reset_subject"},
         reset_subject=place[events.reset_subject[resets]],
-        reset_clock=events.reset_clock[resets],
         covariates={name: values[numbers] for name, values in events.covariates.items()},
         regimes=regimes,
     )
@@ -62,11 +64,16 @@ def with_doses(events: EventTable, doses: EventTable, added: bool) -> EventTable
     """The subjects of ``events``, without their observations, with the doses of another table.
 
     :param doses: of the same subjects, a table of doses alone.
-    :param added: to the doses that ``events`` has, and not in their place. Neither table has a reset then.
+    :param added: to the doses that ``events`` has, after its last reset, and not in their place. The other
+        table has no reset then.
     """
     if not added:
         return replace(doses, source=events.source, covariates=latest_covariates(events))
-    both = _joined(_some(events, events.is_dose), _some(doses, doses.is_dose))
+    last, _, shift = last_of(events)
+    new = _some(doses, doses.is_dose)
+    new["segment"] = last[new["subject"]]
+    new |= {name: new[name] + shift[new["subject"]] for name in ("clock", "since")}
+    both = _joined(_some(events, events.is_dose), new)
     return replace(events, **_in_order(both), superposed=events.superposed or doses.superposed)
 
 
@@ -91,9 +98,15 @@ def moved(events: EventTable, by: FloatArray) -> EventTable:
     return replace(
         events,
         **{name: getattr(events, name) + by[events.subject] for name in ("time", "clock")},
-        reset_clock=events.reset_clock + by[events.reset_subject],
+        **{name: getattr(events, name) + by[events.reset_subject] for name in ("reset_clock", "reset_time")},
         regimes=regimes,
     )
+
+
+def on_clock(events: EventTable) -> EventTable:
+    """The table as if its clock were the file's time, which then runs on through resets."""
+    begin = events.reset_time + events.reset_shift
+    return replace(events, time=events.clock, reset_time=begin, reset_shift=np.zeros_like(begin))
 
 
 def copies(events: EventTable, number: int) -> EventTable:
@@ -136,36 +149,60 @@ def dose_corners(events: EventTable) -> FloatArray:
 def observed_at(
     events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
 ) -> tuple[EventTable, IntArray]:
-    """The subjects' doses, with an observation at each of the times and, between the first and the last of
-    them, around each dose: at both its corners, at hours ``after`` the second of them and, of a dose that is
-    not seen at once, ``_RISE`` before it.
+    """The subjects' doses, with an observation at each of the times, just before and at each reset and around
+    each dose: just before it, at both its corners, at hours ``after`` the second of them and, of a dose that
+    is not seen at once, ``_RISE`` before it; all between the first and the last of the times.
 
-    :param times: (T',) h on the clock.
-    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given
-        (``dose_corners``).
+    :param times: (T',) h in the file's time, in order; see ``data.segments`` for where it begins again.
+    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given, h on the
+        clock (``dose_corners``).
     :returns: the table, every subject with as many observations in it, and the place among them of each of
         ``times``, (T', N).
     """
+    n, segments = len(events.ids), segments_of(events)
+    segment, clock = segments.on_clock(times)
+    added, of_added = _around(events, segments, times, corners, after)
+    inside = (added > times[0]) & ((added < times[-1]) | ((added == times[-1]) & (of_added != segment[-1])))
+    keep = inside.any(1)  # those that someone has; for others the last of the times again
+    of_added = np.where(inside, of_added, segment[-1])[keep]
+    added = np.where(inside, added, times[-1])[keep]
+    file = np.concatenate([np.broadcast_to(times[:, None], (len(times), n)), added])
+    segment = np.concatenate([segment, of_added])
+    clock = np.concatenate([clock, added + np.take_along_axis(segments.shift, of_added, axis=0)])
+    order = np.argsort(clock, axis=0, kind="stable")
+    place = np.argsort(order, axis=0, kind="stable")[: len(times)]
+    subject = np.repeat(np.arange(n), len(clock))
+    segment, clock, file = (np.take_along_axis(of, order, axis=0).T.ravel() for of in (segment, clock, file))
+    return _observed(events, subject, segment, clock, file), place
+
+
+def _around(
+    events: EventTable, segments: Segments, times: FloatArray, corners: FloatArray, after: Sequence[float]
+) -> tuple[FloatArray, IntArray]:
+    """Times at which a subject's levels turn, h in the file's time, and their segments, (P, N) each; NaN
+    where a subject has fewer."""
     n = len(events.ids)
     doses = _some(events, events.is_dose)
     counts = np.bincount(doses["subject"], minlength=n)
-    most = int(counts.max(initial=0))
     position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
     start, end = corners
     before = _RISE if (start > doses["clock"]).any() else ()
-    around = np.stack([start, end, *(end - h for h in before), *(end + h for h in after)])
-    padded = np.full((len(around), most, n), times[-1])
-    padded[:, position, doses["subject"]] = around.clip(times[0], times[-1])
-    added = padded.reshape(-1, n)
-    added = added[((added > times[0]) & (added < times[-1])).any(1)]  # those that someone has
-    grid = np.broadcast_to(times[:, None], (len(times), n))
-    every = np.concatenate([grid, added])
-    order = np.argsort(every, axis=0, kind="stable")
-    place = np.argsort(order, axis=0, kind="stable")[: len(times)]
-    clock = np.take_along_axis(every, order, axis=0).T.ravel()
-    subject = np.repeat(np.arange(n), len(every))
-    segment = _segment(events, subject, clock)
-    return _observed(events, subject, segment, clock, clock), place
+    around = np.stack([start - _AFTER, start, end, *(end - h for h in before), *(end + h for h in after)])
+    owner = doses["segment"], doses["subject"]
+    # What lies outside its segment, or the times, is looked at where that begins and ends.
+    first, last = np.maximum(segments.begin, times[0]), np.minimum(segments.end, times[-1])
+    around = (around - segments.shift[owner]).clip(first[owner], last[owner])
+    around = np.where((first < last)[owner], around, np.nan)
+    padded = np.full((len(around), int(counts.max(initial=0)), n), np.nan)
+    padded[:, position, doses["subject"]] = around
+    of_doses = np.zeros(padded.shape, dtype=np.int64)
+    of_doses[:, position, doses["subject"]] = doses["segment"]
+    # Levels jump at a reset: at its very time there is one before it and one after.
+    turns = np.stack([np.where(first < last, of, np.nan) for of in (first, last)])
+    of_turns = np.broadcast_to(np.arange(len(first))[:, None], turns.shape)
+    both = zip((padded, of_doses), (turns, of_turns), strict=True)
+    added, of_added = (np.concatenate([a.reshape(-1, n), b.reshape(-1, n)]) for a, b in both)
+    return added, of_added
 
 
 def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
@@ -218,14 +255,6 @@ def _observed(
         **dict.fromkeys(("is_dose", "added", "censored"), none),
     }
     return replace(events, **_in_order(_joined(_some(events, events.is_dose), seen)))
-
-
-def _segment(events: EventTable, subject: IntArray, clock: FloatArray) -> IntArray:
-    """How many resets a subject has had by a time."""
-    far = 1e9  # h; more than any clock, so that subjects and their times can be searched as one number
-    resets = np.sort(events.reset_subject * far + events.reset_clock)
-    before = np.searchsorted(resets, np.stack([subject * far, subject * far + clock]), side="right")
-    return np.asarray(before[1] - before[0], dtype=np.int64)
 
 
 def _some(events: EventTable, rows: BoolArray) -> dict[str, Any]:

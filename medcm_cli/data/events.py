@@ -19,11 +19,12 @@ import pandas as pd
 from medcm_cli.checks import number, one_of
 from medcm_cli.data import columns
 from medcm_cli.data.columns import ROLES
-from medcm_cli.data.regimen import Records, Regimen, write_out
+from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
 BOLUS_DURATION = 0.0  # h
+MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 OVER_TIME = ("constant", "record", "mean", "first")
 
 
@@ -36,8 +37,9 @@ class Format:
     where the model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate
     that changes means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject,
     ``constant`` (the default) refuses it; ``optional``: covariates that may be missing, NaN then.
-    ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose;
-    additional doses are all written out, also those after the last record; a negative level is refused.
+    ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
+    negative level is refused; and additional doses after a subject's last record are given ``until``, h in
+    the file's time (all of them by default).
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Format:
     over_time: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     patients: bool = False
+    until: float = np.inf
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))
@@ -82,7 +85,10 @@ class EventTable:
     the dose; NaN at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses,
     and ``censored``: whether the level is somewhere below ``dv``. Of both: ``compartment`` from 0, -1 for
     the model's own choice; ``segment`` between resets; ``occasion``; ``regime``, which of the subject's
-    ``regimes`` its record has, from 0, -1 where the time decides.
+    ``regimes`` its record has, from 0, -1 where the time decides. Of resets, in the order of subjects and
+    segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
+    that each comes with, the file's, and ``reset_shift``, h by which the clock is ahead of the file's time
+    from then on.
     ``superposed``: whether a steady state is added to what is there (SS 2). ``covariates`` has one value per
     subject, NaN where missing and optional.
     """
@@ -106,6 +112,8 @@ class EventTable:
     regime: IntArray
     reset_subject: IntArray
     reset_clock: FloatArray
+    reset_time: FloatArray
+    reset_shift: FloatArray
     covariates: dict[str, FloatArray]
     regimes: Regimes | None = None
     superposed: bool = False
@@ -173,7 +181,7 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     repeats = columns.repeats(sheet, is_dose)
     rated = columns.rated(sheet, is_dose)
     records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
-    regimen = write_out(records, to_the_end=how.patients)
+    regimen = _written_out(sheet, records, how)
     if how.patients:
         columns.no_negative(sheet, dv, is_observation)
     else:
@@ -204,10 +212,23 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         regime=joined(np.where(doses.added, -1, regime[doses.record]), regime[seen]),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,
+        reset_time=time[regimen.reset_record],
+        reset_shift=(regimen.clock - time)[regimen.reset_record],
         covariates=values,
         regimes=regimes,
         superposed=bool((records.ss == 2).any()),
     )
+
+
+def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
+    until, most = (how.until, MOST_PREDICTED) if how.patients else (-np.inf, MOST)
+    try:
+        return write_out(records, until, most)
+    except TooManyError as error:
+        role = "addl" if records.addl[error.record] else "ii"
+        last = "time that is asked for" if how.patients else "record of the subject"
+        what = f"the row stands for more than {most} doses until the last {last}, the most that there can be"
+        raise sheet.refuse(error.record, sheet.named(role), what) from error
 
 
 def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[Any, Any], Any]:

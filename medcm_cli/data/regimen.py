@@ -2,7 +2,8 @@
 
 A *segment* is what lies between two resets of a subject (EVID 3 or 4, or a dose at steady state, SS 1):
 nothing given in one is seen in another. The clock is the file's time, moved later in the second and further
-segments, so that every dose of a segment comes after all of the segment before.
+segments, so that every dose of a segment comes after all of the segment before, and after every time of the
+file until it begins.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
 # h; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of doses as long as this.
 _PIECE = 1.0
+MOST = 10_000  # doses that a record may stand for; each is a row of every tensor from here on
 _GAP = 100.0  # h between segments
 
 
@@ -52,30 +54,41 @@ class GivenDoses:
 
 @dataclass(frozen=True)
 class Regimen:
-    """``segment`` and ``clock`` of every record, the doses given, and the subject and clock of every
-    reset."""
+    """``segment`` and ``clock`` of every record, the doses given, and of every reset its subject, its clock
+    and the record that it comes with."""
 
     segment: IntArray
     clock: FloatArray
     doses: GivenDoses
     reset_subject: IntArray
     reset_clock: FloatArray
+    reset_record: IntArray
 
 
-def write_out(records: Records, to_the_end: bool = False) -> Regimen:
+class TooManyError(ValueError):
+    """A ``record`` that stands for more doses than there may be."""
+
+    def __init__(self, record: int) -> None:
+        super().__init__(f"record {record}: stands for too many doses")
+        self.record = record
+
+
+def write_out(records: Records, until: float = -np.inf, most: int = MOST) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
-    Additional doses end with the segment, but in a subject's last one none is left out ``to_the_end``. A dose
-    at steady state stands for itself and for an endless series before it.
+    Additional doses end with the segment, in a subject's last one not before ``until``, h in the file's time.
+    A dose at steady state stands for itself and for an endless series before it.
+
+    :raises TooManyError: a record stands for more than ``most``.
     """
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
     count = np.cumsum(begins & ~opens)
     segment = count - count[opens][np.cumsum(opens) - 1]
     part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
-    final = np.zeros(int(part[-1]) + 1, dtype=bool)
-    final[part[np.r_[opens[1:], True]]] = to_the_end
-    doses = _doses(records, part, final)
+    least = np.full(int(part[-1]) + 1, -np.inf)
+    least[part[np.r_[opens[1:], True]]] = until
+    doses = _doses(records, part, least, most)
     shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
     resets = segment[first] > 0
@@ -85,15 +98,16 @@ def write_out(records: Records, to_the_end: bool = False) -> Regimen:
         doses=replace(doses, clock=doses.clock + shift[part[doses.record]]),
         reset_subject=records.subject[first][resets],
         reset_clock=(records.time[first] + shift)[resets],
+        reset_record=first[resets],
     )
 
 
-def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDoses:
-    """Doses in the order of their records, still in the file's time; of parts that are ``open_ended`` also
-    those after the last record."""
+def _doses(records: Records, part: IntArray, last: FloatArray, most: int) -> GivenDoses:
+    """Doses in the order of their records, still in the file's time, until the end of each part: its last
+    record, or ``last`` of it where that is later."""
     row = np.flatnonzero(records.is_dose)
     ii, time, duration = records.ii[row], records.time[row], records.duration[row]
-    last = np.where(open_ended, np.inf, -np.inf)
+    last = last.copy()
     np.maximum.at(last, part, records.time)
     constant = (records.ss[row] > 0) & (ii == 0)
     series = records.ss[row] > 0
@@ -101,6 +115,8 @@ def _doses(records: Records, part: IntArray, open_ended: BoolArray) -> GivenDose
     left = np.maximum(np.floor((last[part[row]] - time) / spacing), 0)
     after = np.where(ii > 0, np.minimum(records.addl[row], left), 0).astype(np.int64)
     number = 1 + after
+    if number.max(initial=0) > most:
+        raise TooManyError(int(row[np.argmax(number)]))
     owner = np.repeat(np.arange(len(row)), number)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)  # 0: the dose itself
     interval = np.where(series, np.where(constant, _PIECE, ii), np.inf)
@@ -123,8 +139,11 @@ def _shifts(records: Records, doses: GivenDoses, part: IntArray) -> FloatArray:
     np.maximum.at(end, part, records.time)
     np.minimum.at(start, part[doses.record], doses.clock)
     np.maximum.at(end, part[doses.record], doses.clock + np.nan_to_num(doses.duration))
-    owner = np.zeros(parts, dtype=np.int64)
-    owner[part] = records.subject
+    # Until a segment begins a time of the file belongs to the one before.
+    first = np.unique(part, return_index=True)[1]
+    owner = records.subject[first]
+    follows = np.diff(owner, append=-1) == 0
+    end[follows] = np.maximum(end[follows], records.time[first[1:]][follows[:-1]])
     opens = np.r_[True, np.diff(owner) != 0]
     # A subject's first part stays where it is; each further one begins a gap after the end of the last.
     width = end - start + _GAP

@@ -17,6 +17,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+MOST = 1_000_000_000  # of a whole number
 MISSING = ["", "NA", "NaN", "nan", "."]
 
 
@@ -117,7 +118,8 @@ class Sheet:
         column = self.named(role)
         values = np.nan_to_num(self.number(column, 0.0))
         if allowed is None:
-            self.first((values < 0) | (values % 1 != 0), column, "is {value}; expected a whole number from 0")
+            bad = (values < 0) | (values % 1 != 0) | (values > MOST)
+            self.first(bad, column, f"is {{value}}; expected a whole number from 0 to {MOST:,}")
         else:
             words = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
             self.first(~np.isin(values, allowed), column, f"is {{value}}; expected {words}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import observed_at
+from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
 from medcm_cli.patients.parameters import parameter_table, posterior_table
@@ -29,7 +30,7 @@ def tables_of(
 ) -> dict[str, pd.DataFrame]:
     """The tables of some patients: name of the table, as of ``Prediction``, -> its rows.
 
-    :param regimens: name -> the patients with its doses. :param grid: (T',) h.
+    :param regimens: name -> the patients with its doses. :param grid: (T',) h in the file's time.
     :param thresholds: in the reported unit.
     """
     population = study.population(events)
@@ -63,7 +64,7 @@ def _of_regimen(
     """The curve, the hours above thresholds and the probabilities of it, patients innermost."""
     n = len(observed.ids)
     level, typical = study.levels(observed, posterior.draws), study.levels(observed, None)
-    clock = torch.from_numpy(observed.clock[~observed.is_dose].reshape(n, -1).T.copy()).float()  # (T', N)
+    time = torch.from_numpy(observed.time[~observed.is_dose].reshape(n, -1).T.copy())  # (T', N)
     index = torch.from_numpy(place)[:, None, :, None]
 
     def on_grid(values: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def _of_regimen(
     hours, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
-        hours.append(pd.DataFrame(of_patient | _hours_above(level, typical, clock, threshold)))
+        hours.append(pd.DataFrame(of_patient | _hours_above(level, typical, time, threshold)))
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
     return {
@@ -94,12 +95,12 @@ def _of_regimen(
     }
 
 
-def _hours_above(level: Tensor, typical: Tensor, clock: Tensor, threshold: float) -> dict[str, Any]:
+def _hours_above(level: Tensor, typical: Tensor, time: Tensor, threshold: float) -> dict[str, Any]:
     """Columns of ``Prediction.thresholds``, (N,) each."""
-    of_draws = time_above(level, clock, threshold)[None]  # (1, S, N, B)
+    of_draws = time_above(level, time, threshold)[None]  # (1, S, N, B)
     return {
         "threshold": threshold,
-        "typical": middle(time_above(typical, clock, threshold)[0]),
+        "typical": middle(time_above(typical, time, threshold)[0]),
         **quantile_columns(pooled_quantiles(of_draws)),
     }
 
@@ -109,9 +110,10 @@ def _observations(study: Study, events: EventTable) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "patient": np.asarray(events.ids)[events.subject[rows]],
-            "time": events.clock[rows],
+            "time": events.time[rows],
             "level": events.dv[rows] * study.scale,
             "censored": events.censored[rows],
+            "on_curve": in_force(events)[rows],
         }
     )
 
@@ -123,8 +125,9 @@ def dose_table(regimen: str, table: EventTable) -> pd.DataFrame:
         {
             "patient": np.asarray(table.ids)[table.subject[rows]],
             "regimen": regimen,
-            "time": table.clock[rows],
+            "time": table.time[rows],
             "amount": table.amount[rows],
             "duration": table.duration[rows],
+            "on_curve": in_force(table)[rows],
         }
     )

@@ -62,8 +62,14 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
     units = units_of(study.unit, unit_in_file(study.dataset), study.scale)
     targets = tuple(read_target(text, units) for text in ([target] if isinstance(target, str) else target))
     wanted = Search(targets, probability, tuple(sorted(set(every))), vial, most, after, horizon)
-    events = patients if isinstance(patients, EventTable) else study.read(patients)
+    events = patients if isinstance(patients, EventTable) else study.read(patients, until_of(after))
     return _dosing(study, events, wanted, method, draws_of(draws, len(events.ids)), progress)
+
+
+def until_of(after: str) -> float:
+    """Until when, h, the doses of a patient's file matter: to the last of them where the new ones come after
+    those, and else only up to the last level."""
+    return np.inf if after == "given" else -np.inf
 
 
 def _dosing(

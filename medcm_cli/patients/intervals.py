@@ -20,6 +20,7 @@ from medcm_cli.data.edit import (
     dose_corners,
     moved,
     observed_at,
+    on_clock,
     part,
     with_amounts,
 )
@@ -37,8 +38,8 @@ Levels = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Regimen:
     """The same dose again and again at an interval. ``table``: the patients with doses of 1; ``new``: which
-    of its rows they are, of those of the patients' file too; ``start`` of the interval that counts, h on the
-    clock and the same for all; ``every`` h; ``steady``: endlessly, after nothing else."""
+    of its rows they are, of those of the patients' file too; ``start`` of the interval that counts, h in its
+    time and the same for all; ``every`` h; ``steady``: endlessly, after nothing else."""
 
     table: EventTable
     new: BoolArray
@@ -71,8 +72,9 @@ def repeated(study: Study, events: EventTable, after: str, every: float, horizon
         last = np.zeros(len(events.ids))
         np.maximum.at(last, events.subject, events.clock)
         np.maximum.at(last, events.subject[events.is_dose], events.clock[events.is_dose] + every)
+        np.maximum.at(last, events.reset_subject, events.reset_time + events.reset_shift)
         begin, number = float(last.max()), 1 if horizon is None else max(1, int(np.ceil(horizon / every)))
-        events = moved(events, begin - last)
+        events = on_clock(moved(events, begin - last))
     rows = pd.DataFrame({"time": begin + every * np.arange(number), "amt": 1.0})
     table = with_plan(events, Plan("dose", rows, after == "given", study.dataset["bolus_duration"]))
     new = table.is_dose & (table.clock > begin - 1e-6)

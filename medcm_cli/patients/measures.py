@@ -14,7 +14,8 @@ def time_above(level: Tensor, clock: Tensor, threshold: float) -> Tensor:
     """Hours above a threshold between the first and the last time. Between two of them the level is taken as
     linear where it rises, and its logarithm where it falls.
 
-    :param level: (T, S, N, B). :param clock: (T, N), h. :param threshold: in the unit of the level.
+    :param level: (T, S, N, B). :param clock: (T, N), h, in double precision where it is far from 0.
+    :param threshold: in the unit of the level.
     :returns: (S, N, B), h.
     """
     one, other = level[:-1], level[1:]
@@ -25,7 +26,7 @@ def time_above(level: Tensor, clock: Tensor, threshold: float) -> Tensor:
     wanted = torch.where(falls, float(np.log(threshold)), threshold)
     # Where two are equal, the quotient is far below 0 or above 1.
     share = ((high - wanted) / (high - low).clamp(min=tiny)).clamp(0, 1)
-    return (share * torch.diff(clock, dim=0)[:, None, :, None]).sum(0)
+    return (share * torch.diff(clock, dim=0)[:, None, :, None].to(level.dtype)).sum(0)
 
 
 def area(level: Tensor, clock: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def area(level: Tensor, clock: Tensor) -> Tensor:
     # Of a ratio near 1 the logarithmic mean is the arithmetic one, and its formula a difference of equals.
     falls = (ratio > 1e-2) & (other > 0)
     mean = torch.where(falls, (one - other) / torch.where(falls, ratio, 1), mean)
-    return (mean * torch.diff(clock, dim=0)[:, None, :, None]).sum(0)
+    return (mean * torch.diff(clock, dim=0)[:, None, :, None].to(level.dtype)).sum(0)
 
 
 def pooled_quantiles(values: Tensor, keep: Tensor | None = None) -> Tensor:

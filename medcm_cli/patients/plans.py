@@ -1,7 +1,7 @@
 """Regimens to be tried, as people write them: YAML or an event table of doses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from medcm_cli import checks
 from medcm_cli.data import EventTable, Format, read_events
 from medcm_cli.data.edit import with_doses
+from medcm_cli.data.segments import last_of
 from medcm_cli.data.sheet import label, read_sheet
 from medcm_cli.errors import InputError
 
@@ -23,16 +24,19 @@ _STARTS = ("fresh", "continue")
 @dataclass(frozen=True)
 class Plan:
     """A regimen to try. ``doses``: an event table's dose rows, with ``id`` where patients have their own.
-    ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
-    their place to someone who has had none."""
+    ``until``: h, for which additional doses are given. ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
+    their place to someone who has had none. Times are the file's, after a patient's last reset."""
 
     name: str
     doses: pd.DataFrame
     continues: bool = False
     bolus_duration: float = Format.bolus_duration
+    until: float = np.inf
 
 
-def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Mapping[str, Any]) -> Plan:
+def read_plan(
+    given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Mapping[str, Any], until: float = np.inf
+) -> Plan:
     """A plan from a YAML file or its contents, or from an event table of doses.
 
     The YAML has ``doses``, a list of ``time`` (h, 0 if not given), ``amount``, ``rate`` or ``duration``,
@@ -41,19 +45,24 @@ def read_plan(given: Path | str | pd.DataFrame | Mapping[str, Any], dataset: Map
     ``id`` its doses are everyone's.
 
     :param dataset: the study's options, for the names of columns and the duration of a bolus.
+    :param until: see ``Plan``.
     :raises InputError: a file that cannot be read or is neither, with what was expected.
     """
-    bolus = float(dataset["bolus_duration"])
+    plan = _plan(given, dataset["columns"])
+    return replace(plan, bolus_duration=float(dataset["bolus_duration"]), until=until)
+
+
+def _plan(given: Path | str | pd.DataFrame | Mapping[str, Any], columns: Mapping[str, str]) -> Plan:
     if isinstance(given, Mapping):
-        return _from_mapping(given, "regimen", "regimen", bolus)
+        return _from_mapping(given, "regimen", "regimen")
     if isinstance(given, pd.DataFrame):
-        return Plan("regimen", _from_table(given, dataset["columns"]), False, bolus)
+        return Plan("regimen", _from_table(given, columns))
     path = Path(given)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a regimen, as YAML or an event table")
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _from_mapping(_yaml(path), path.stem, str(path), bolus)
-    return Plan(path.stem, _from_table(path, dataset["columns"]), False, bolus)
+        return _from_mapping(_yaml(path), path.stem, str(path))
+    return Plan(path.stem, _from_table(path, columns))
 
 
 def _yaml(path: Path) -> object:
@@ -80,7 +89,7 @@ def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.Da
     return frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore")
 
 
-def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan:
+def _from_mapping(content: object, name: str, source: str) -> Plan:
     if not isinstance(content, Mapping) or set(content) - {"name", "start", "doses"}:
         raise InputError(f"{source}: expected doses, a list, and name and start if wanted")
     doses, start = content.get("doses"), content.get("start", "fresh")
@@ -93,7 +102,7 @@ def _from_mapping(content: object, name: str, source: str, bolus: float) -> Plan
     if "time" not in frame:
         frame["time"] = 0.0
     frame["time"] = frame["time"].fillna(0.0)
-    return Plan(str(content.get("name") or name), frame.sort_values("time"), start == "continue", bolus)
+    return Plan(str(content.get("name") or name), frame.sort_values("time"), start == "continue")
 
 
 def _check_dose(dose: object, where: str) -> None:
@@ -137,11 +146,17 @@ def with_plan(events: EventTable, plan: Plan) -> EventTable:
     rows = rows.sort_values(["place", "time", "evid"], ascending=[True, True, False], kind="stable")
     rows["id"] = np.asarray(ids)[rows["place"]]
     rows["dv"] = np.nan
-    how = Format(bolus_duration=plan.bolus_duration, patients=True)
+    how = Format(bolus_duration=plan.bolus_duration, patients=True, until=plan.until)
     try:
         given = read_events(rows.drop(columns="place"), {}, how)
     except InputError as error:
         raise InputError(f"regimen {plan.name}: {error}") from error
-    if plan.continues and (len(events.reset_subject) or len(given.reset_subject)):
-        raise InputError(f"regimen {plan.name}: start continue is not for patients whose records are reset")
+    if plan.continues:
+        early = given.time < last_of(events)[1][given.subject]
+        if early.any():
+            row = int(np.argmax(early))
+            raise InputError(
+                f"regimen {plan.name}: continues at {given.time[row]:g} h, before the last reset of patient "
+                f"{events.ids[given.subject[row]]!r}; expected doses after it"
+            )
     return with_doses(events, given, plan.continues)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import LOOKS, part
+from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.patients.curves import dose_table, tables_of
@@ -44,7 +45,8 @@ def predict(
     :param study: from ``load_study``, or its folder.
     :param patients: an event table, .csv or .parquet or a frame, with the columns of the study's data.
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
-    :param times: h to predict levels at; by default to a day after the last event, at least three days.
+    :param times: h to predict levels at, in the file's time (see ``data.segments`` for where it begins
+        again); by default to a day after the last event, at least three days.
     :param thresholds: levels in the study's unit. :param method: of ``individual.METHODS``.
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
         than 100 patients, of whom there are fewer default times too.
@@ -52,10 +54,11 @@ def predict(
     :raises InputError: a fault in the file, a regimen or an option.
     """
     study = studied(study)
-    events = patients if isinstance(patients, EventTable) else study.read(patients)
+    until = np.inf if times is None else float(np.max(times, initial=0.0))
+    events = patients if isinstance(patients, EventTable) else study.read(patients, until)
     draws = draws_of(draws, len(events.ids))
     thresholds = list(dict.fromkeys(thresholds))
-    plans = [read_plan(one, study.dataset) for one in _several_regimens(regimen)]
+    plans = [read_plan(one, study.dataset, until) for one in _several_regimens(regimen)]
     _check(plans, thresholds)
     regimens = regimens_of(study, events, plans)
     tried = [table for table in regimens.values() if table is not events]
@@ -99,10 +102,10 @@ def _times(
     times: Sequence[float] | FloatArray | None, study: Study, tables: Sequence[EventTable], points: int
 ) -> FloatArray:
     if times is None:
-        last = max(float(table.clock.max(initial=0.0)) for table in tables)
+        last = max(map(_last, tables))
         even = np.linspace(0.0, 24.0 * max(3.0, np.ceil(last / 24.0 + 1.0)), points)
         # With doses at few times a curve has its peaks and troughs too.
-        some = np.unique(np.concatenate([study.corners(table).ravel() for table in tables]))
+        some = np.unique(np.concatenate([_corner_times(study, table) for table in tables]))
         some = some[(some > even[0]) & (some < even[-1])]
         return np.union1d(even, some) if len(some) <= points else even
     if len(times) > MOST_TIMES:
@@ -111,6 +114,17 @@ def _times(
     if len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
         raise InputError("times: expected two or more times from 0 h")
     return grid
+
+
+def _last(table: EventTable) -> float:
+    """h, in the file's time, of the last event that a curve shows."""
+    return float(table.time[in_force(table)].max(initial=0.0))
+
+
+def _corner_times(study: Study, table: EventTable) -> FloatArray:
+    """The corners of doses, h in the file's time, of those that a curve shows."""
+    shift = (table.clock - table.time)[table.is_dose]
+    return (study.corners(table) - shift)[:, in_force(table)[table.is_dose]].ravel()
 
 
 def _per_patient(rows: npt.NDArray[np.bool_], table: EventTable) -> IntArray:
@@ -162,14 +176,15 @@ def _warnings(
     notes = [odd_parameters(study, events), outside(study.ranges, events, None, 0.0)]
     for name, table in regimens.items():
         # What is shown by default goes a day further than what happened.
-        end = float(table.clock.max(initial=0.0)) if last is None else last
+        end = _last(table) if last is None else last
         notes.append(outside(study.ranges, table, name, end))
     return notes + [_into_the_past(plan, events) for plan in plans]
 
 
 def _into_the_past(plan: Plan, events: EventTable) -> pd.DataFrame:
     """Whether a plan continues with a dose before a level that is in the file and does not know of it."""
-    first, last = float(plan.doses["time"].min()), float(events.clock[~events.is_dose].max(initial=-np.inf))
+    seen = events.time[~events.is_dose & in_force(events)]
+    first, last = float(plan.doses["time"].min()), float(seen.max(initial=-np.inf))
     words = f"{plan.name}: continues with a dose at {first:g} h, before a level measured at {last:g} h"
     rows = [("", "regimen", words)] if plan.continues and first < last else []
     return note_table(rows)

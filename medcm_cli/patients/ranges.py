@@ -62,7 +62,7 @@ def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
         covariates |= {name: spread(values[rows]) for name, values in events.regimes.covariates.items()}
     given = events.given & np.isin(events.subject, subjects)
     seen = ~events.is_dose & np.isin(events.subject, subjects)
-    last = pd.Series(events.clock[seen]).groupby(events.subject[seen]).max()
+    last = pd.Series(events.time[seen]).groupby(events.subject[seen]).max()
     count: FloatArray = np.bincount(events.subject[given], minlength=len(events.ids))[subjects] * 1.0
     amount = spread(events.amount[given]) if given.any() else None
     return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))

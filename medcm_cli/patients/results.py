@@ -25,6 +25,7 @@ class Prediction:
       effective size of the weighted sample as a fraction;
     - ``doses``: patient, regimen and dose; its time, ``amount`` and ``duration`` (h);
     - ``observations``: patient and time of the levels in the file;
+      (both have ``on_curve``, false where the file's time begins again later, over what the curve shows);
     - ``warnings``: patient (empty: all), kind and message.
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds

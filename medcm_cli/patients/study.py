@@ -80,10 +80,15 @@ class Study:
         """Name -> the fits' values (..., B) in single precision, for levels."""
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
-    def read(self, patients: Patients) -> EventTable:
-        """Patients in the format of the study's data. :raises InputError: a fault in the file."""
+    def read(self, patients: Patients, until: float = np.inf) -> EventTable:
+        """Patients in the format of the study's data.
+
+        :param until: h in the file's time, after a patient's last record, that additional doses are given
+            for; all of them by default.
+        :raises InputError: a fault in the file.
+        """
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
-        events, _, _ = read_dataset(path, self.dataset, patients=True)
+        events, _, _ = read_dataset(path, self.dataset, patients=True, until=until)
         check_predose(events, self.fits.model.error)
         self.check(events, events.source)
         return events

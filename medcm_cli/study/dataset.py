@@ -101,11 +101,11 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
 
 
 def read_dataset(
-    path: Path | pd.DataFrame, dataset: Config, patients: bool = False
+    path: Path | pd.DataFrame, dataset: Config, patients: bool = False, until: float = np.inf
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of prepared covariates, what was done.
 
-    :param patients: read for prediction (``Format.patients``).
+    :param patients: read for prediction, ``until`` so many h (``Format.patients``).
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
@@ -116,6 +116,7 @@ def read_dataset(
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],
         patients=patients,
+        until=until,
     )
     if dataset["preparation"] is None:
         events = read_events(path, columns, how)

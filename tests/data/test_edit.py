@@ -50,12 +50,14 @@ def test_times_after_a_reset_belong_to_what_was_given_after_it() -> None:
         }
     )
     events = read_events(frame, {}, Format(patients=True))
-    second = float(events.reset_clock[0])
-    times = np.array([0.0, second - 1, second + 1])
-    found, _ = observed_at(events, times, dose_corners(events))
+    times = np.array([0.0, 29, 30, 31])
+    found, place = observed_at(events, times, dose_corners(events))
     seen = ~found.is_dose
-    assert set(found.segment[seen & (found.clock < second)].tolist()) == {0}
-    assert set(found.segment[seen & (found.clock > second)].tolist()) == {1}
+    np.testing.assert_array_equal(found.time[seen][place[:, 0]], times)
+    assert found.segment[seen][place[:, 0]].tolist() == [0, 0, 1, 1]
+    # At the reset the first segment ends, and the second has begun.
+    assert set(found.segment[seen & (found.time == 30)].tolist()) == {0, 1}
+    assert (np.diff(found.clock[seen]) >= 0).all()
 
 
 def test_some_subjects_are_as_they_were() -> None:

@@ -19,15 +19,15 @@ from medcm_cli import dose, load_study, predict
 from medcm_cli.commands.dose import add_options
 from medcm_cli.commands.doses import run
 from medcm_cli.errors import InputError
-from medcm_cli.model import CovariateNetwork, Model, RandomEffects
 from medcm_cli.patients import dosing, search
 from medcm_cli.patients.measures import area
 from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import read_target, units_of
-from medcm_cli.pk import OdeModel, PkModel, michaelis_menten_rate, one_compartment
+from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
+from tests.patients.known import certain
 
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
@@ -54,18 +54,6 @@ def study(outputs: Path) -> Study:
 def patients(data: Path) -> pd.DataFrame:
     frame = pd.read_parquet(data / "simulation.parquet")[COLUMNS]
     return frame[frame["id"].isin(frame["id"].unique()[:4])].reset_index(drop=True)
-
-
-def certain(study: Study, pk: PkModel, **typical: float) -> Study:
-    """The study with a model whose parameters are known and hardly vary, in place of its own."""
-    names = pk.parameters
-    effects = RandomEffects(names[:1])
-    model = Model(CovariateNetwork.build([], names, {}), pk, effects, study.fits.model.error)
-    raw = {f"global.{name}": value + np.log(-np.expm1(-value)) for name, value in typical.items()}
-    raw |= {"omega": -12.0, "sigma": -3.0}
-    begun = model.init(study.fits.streams, torch.float64)
-    estimates = {name: torch.full_like(value, raw[name]) for name, value in begun.items()}
-    return Study(replace(study.fits, model=model, estimates=estimates))
 
 
 def expm(k: np.ndarray) -> np.ndarray:

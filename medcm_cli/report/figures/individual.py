@@ -36,8 +36,8 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             of_regimen = curve[curve["regimen"] == regimen]
             _curve(axis, of_regimen, floor)
             if regimen == GIVEN and len(seen):
-                _points(axis, seen, floor)
-            doses = prediction.doses.query("patient == @name and regimen == @regimen")["time"]
+                _points(axis, seen[seen["on_curve"]], floor)
+            doses = prediction.doses.query("patient == @name and regimen == @regimen and on_curve")["time"]
             inside = doses[(doses >= prediction.times[0]) & (doses <= prediction.times[-1])]
             axis.plot(inside, np.full(len(inside), floor), "^", color="black", ms=4, clip_on=False, zorder=5)
             _thresholds(axis, thresholds)
