@@ -23,7 +23,7 @@ from medcm_cli.study.problem import Problem
 from medcm_cli.study.restore import restore
 
 # Options of a posterior; the others describe its model and data, as those of a fit do.
-_OWN = ("run", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")
+_OWN = ("run", "trust", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")
 IDENTITY = ("population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "seed", "dtype")
 """Options that are part of a result's identity with the model's and the data's."""
 
@@ -67,7 +67,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     fits = finished([Path(str(own["run"]))])
     if len(fits) > 1:
         raise InputError(f"run={own['run']}: {len(fits)} complete fits here; give the folder of one")
-    (folder, record), (back,) = fits[0], restore(fits)
+    (folder, record), (back,) = fits[0], restore(fits, own["trust"])
     model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
