@@ -1,12 +1,16 @@
-"""Files appear whole or not at all: written under a temporary name beside the target and moved into place."""
+"""Files appear whole or not at all: written under a temporary name beside the target and moved into place.
+And text that somebody else wrote, such as a subject's id, is made one that can stand in them."""
 
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = ".partial-"
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters and surrogates; ends of lines and paragraphs
+_ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the order of others around
 
 
 @contextmanager
@@ -29,6 +33,13 @@ def write_text(target: Path, text: str) -> None:
     """Write a whole text file."""
     with replaced(target) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def one_line(text: str) -> str:
+    """Text with its control characters spelt out, as in \\n and \\x1b: a line stays one, and a terminal shows
+    what it would otherwise obey."""
+    odd = {c for c in text if unicodedata.category(c) in _CONTROL or c in _ORDER}
+    return text.translate({ord(c): repr(c)[1:-1] for c in odd}) if odd else text
 
 
 def remove_partial(folder: Path) -> None:

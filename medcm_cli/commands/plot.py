@@ -36,11 +36,13 @@ def command(arguments: list[str]) -> None:
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
         found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
+        if not found.sweeps:
+            more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
+            raise InputError(f"{found.missing[0]}{more}")
         for folder, drawn in catalogue.write_all(
             found, out, formats, epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
     for line in shortened(found.missing):
         ERR.print(line)
-    if found.sweeps:
-        OUT.print(f"{', '.join(formats)} and numbers -> {out}")
+    OUT.print(f"{', '.join(formats)} and numbers -> {out}")

@@ -79,7 +79,9 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
             "the run of another objective"
         )
     values = {name: back.state.trained[name].double() for name in wanted}
-    root = folder.resolve().parents[len(where.folder(Path()).parts) - 1]
+    above = runs.study_folder(folder, where)
+    if above is None and "outputs" not in given:
+        raise InputError(f"{folder}: is not in the folder of its study; give outputs=...")
     return Source(
         back.problem,
         model,
@@ -87,7 +89,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
         where.fold,
         where.replicate,
         runs.check_name("study", str(own["study"] or where.study)),
-        Path(own["outputs"]) if "outputs" in given else root,
+        Path(own["outputs"]) if above is None or "outputs" in given else above.parent,
         {"config_hash": record.config_hash, "estimates": runs.fingerprint([folder / "parameters.parquet"])},
         "-"
         + "-".join(
