@@ -7,9 +7,14 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TEMPORARY = ".partial-"
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters and surrogates; ends of lines and paragraphs
+_FORMULA = ("=", "+", "-", "@")
 _ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the order of others around
 
 
@@ -33,6 +38,20 @@ def write_text(target: Path, text: str) -> None:
     """Write a whole text file."""
     with replaced(target) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(target: Path, table: "pd.DataFrame") -> None:
+    """Write a whole CSV file. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = {str(name): column.map(_cell) for name, column in table.items() if column.dtype.kind == "O"}
+    with replaced(target) as partial:
+        table.assign(**text).rename(columns=_cell).to_csv(partial, index=False)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(_FORMULA) else line
 
 
 def one_line(text: str) -> str:

@@ -34,13 +34,12 @@ def command(arguments: list[str]) -> None:
     options = parser.read(arguments)
 
     from medcm_cli.analysis.distances import distances
-    from medcm_cli.files import replaced
+    from medcm_cli.files import write_csv
 
     found = distances(options.posterior, options.folders, options.trust)
     show(section(found))
     path = options.out or options.posterior / "distances.csv"
-    with replaced(path) as partial:
-        found.to_csv(partial, index=False)
+    write_csv(path, found)
     if "floor" in found:
         OUT.print(
             f"sliced distance between two sets of NUTS draws, times 1000: {1000 * found['floor'].mean():.3g}"

@@ -149,10 +149,16 @@ def test_no_record(tmp_path: Path) -> None:
 
 
 _NAMES = ("study", "dataset", "objective", "error", "variant")
+_CHANGES: list[dict[str, Any]] = [
+    *({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"}),
+    *({"outer": "1"}, {"inner": 2.5}),
+    *({name: bad} for name in _NAMES for bad in ("../../x", "/etc", "a/../b", "..", "", "a\nb")),
+    *({"learning_rate": bad} for bad in (float("nan"), float("inf"), 0.0)),
+]
 
 
 def _other(**changes: object) -> bytes:
-    content = asdict(make_record()) | changes
+    content: dict[str, Any] = asdict(make_record()) | changes
     return json.dumps({key: value for key, value in content.items() if value != "absent"}).encode()
 
 
@@ -178,15 +184,7 @@ def _other(**changes: object) -> bytes:
         _other(unconverged_modes="none"),
         _other(truth=3),
         *(_other(tables=[bad]) for bad in ("../../history", "/etc/passwd", 3, ["history"])),
-        *(
-            _other(address=asdict(ADDRESS) | change)
-            for change in (
-                *({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"}),
-                *({"outer": "1"}, {"inner": 2.5}),
-                *({name: bad} for name in _NAMES for bad in ("../../x", "/etc", "a/../b", "..", "", "a\nb")),
-                *({"learning_rate": bad} for bad in (float("nan"), float("inf"), 0.0)),
-            )
-        ),
+        *(_other(address={**asdict(ADDRESS), **change}) for change in _CHANGES),
         b"[" * 100_000,
     ],
 )

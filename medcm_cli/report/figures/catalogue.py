@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import write_text
+from medcm_cli.files import one_line, write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
 from medcm_cli.runs.bands import effects as learned_effects
 from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, typical_fit
@@ -134,7 +134,7 @@ def write_all(
             style.write(drawn, folder, formats)
             lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
             yield folder, drawn
-        write_text(folder / "figures.md", "\n".join(lines))
+        write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
 
 
 __all__ = ["collect", "figures", "write_all"]
