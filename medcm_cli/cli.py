@@ -12,6 +12,7 @@ from typing import NoReturn
 from medcm_cli.commands.nearest import suggestion
 from medcm_cli.commands.terminal import OUT, refuse
 from medcm_cli.errors import InputError
+from medcm_cli.files import one_line
 
 # What each command does. Its module is imported when it runs, for together they take seconds.
 COMMANDS = {
@@ -52,7 +53,7 @@ def main() -> NoReturn:
     except Exception as error:
         if os.environ.get("MEDCM_TRACEBACK"):
             raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
         print(f"medcm: internal error, {text}; MEDCM_TRACEBACK=1 shows where", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

@@ -1,4 +1,5 @@
 """Files appear whole or not at all: written under a temporary name beside the target and moved into place.
+And text that somebody else wrote, such as a subject's id, is made one that can stand in them.
 
 Several processes, on several machines, may write the same target: each has a temporary name of its own.
 """
@@ -9,15 +10,23 @@ import platform
 import re
 import shutil
 import time
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TEMPORARY = ".partial-"
 _NAMED = re.compile(rf"{re.escape(_TEMPORARY)}(?:([0-9a-f]{{8}})-)?(\d+)-")  # earlier versions named no place
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _LONG = 24 * 3600  # s; nothing is being written for longer
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters and surrogates; ends of lines and paragraphs
+_FORMULA = ("=", "+", "-", "@")
+_ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the order of others around
 
 
 def _place() -> str:
@@ -79,6 +88,27 @@ def write_text(target: Path, text: str) -> None:
     """Write a whole text file."""
     with replaced(target) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(target: Path, table: "pd.DataFrame") -> None:
+    """Write a whole CSV file. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = {str(name): column.map(_cell) for name, column in table.items() if column.dtype.kind == "O"}
+    with replaced(target) as partial:
+        table.assign(**text).rename(columns=_cell).to_csv(partial, index=False)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def one_line(text: str) -> str:
+    """Text with its control characters spelt out, as in \\n and \\x1b: a line stays one, and a terminal shows
+    what it would otherwise obey."""
+    odd = {c for c in text if unicodedata.category(c) in _CONTROL or c in _ORDER}
+    return text.translate({ord(c): repr(c)[1:-1] for c in odd}) if odd else text
 
 
 def remove_partial(folder: Path) -> None:

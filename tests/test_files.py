@@ -1,14 +1,16 @@
 """Files and folders appear whole or not at all."""
 
+import csv
 import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from medcm_cli.files import remove, remove_partial, replaced, write_text
+from medcm_cli.files import one_line, remove, remove_partial, replaced, write_csv, write_text
 
 
 class Killed(BaseException):
@@ -227,3 +229,33 @@ def test_removing_a_link_to_a_folder_keeps_the_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     remove(tmp_path / "link")
     assert names(tmp_path) == ["folder"]
+
+
+# -- text that others wrote ------------------------------------------------------------------------
+
+
+def test_a_line_stays_one_and_what_is_read_stays_as_it_is() -> None:
+    for text in ("plain", "µ = 3, \u00e4\u4e2d\U0001f600", "a\u200db", "$x$ \\n =1"):
+        assert one_line(text) == text
+    assert one_line("a\nb\r\tc\x1b[0m\x00\x7f\x85\u2028\u202e") == (
+        "a\\nb\\r\\tc\\x1b[0m\\x00\\x7f\\x85\\u2028\\u202e"
+    )
+    assert len(one_line("".join(map(chr, range(0x3000)))).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0"])
+@pytest.mark.parametrize("kind", ["object", "str", "category"])
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, kind: str, text: str) -> None:
+    table = pd.DataFrame({"id": pd.Series([text, "a"], dtype=kind), text: [-1.5, 2.0], "n": [-3, 4]})
+    write_csv(tmp_path / "t.csv", table)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["id", f"'{text}", "n"],
+            [f"'{text}", "-1.5", "-3"],
+            ["a", "2.0", "4"],
+        ]
+
+
+def test_missing_text_stays_missing_in_a_csv(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"id": ["a\nb", None], "x": [None, 1.0]}))
+    assert (tmp_path / "t.csv").read_text() == "id,x\na\\nb,\n,1.0\n"

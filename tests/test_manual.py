@@ -86,6 +86,18 @@ def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
     assert "\n" not in done.stderr.strip()
 
 
+def test_results_of_ones_own_objective_are_read_on_trust(folder: Path) -> None:
+    words, environment = program(0)
+    words = [*words, "study=trusted"]
+    assert ran(words, folder, environment, LIMIT).returncode == 0
+    plot = [sys.executable, "-m", "medcm_cli", "plot", "outputs/trusted", "--format", "svg"]
+    without = ran(plot, folder, environment, LIMIT)
+    assert "objective._target_ is 'penalised.PenalisedFo', which is not medcm's own" in without.stderr
+    trusting = ran([*plot, "--trust"], folder, environment, LIMIT)
+    assert (trusting.returncode, trusting.stderr) == (0, "")
+    assert list((folder / "outputs" / "trusted" / "figures").rglob("goodness_*.svg"))
+
+
 # -- references ------------------------------------------------------------------------------------
 
 

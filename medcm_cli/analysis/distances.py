@@ -19,7 +19,7 @@ from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.restore import Restored, restore
 
 
-def distances(posterior: Path, roots: Sequence[Path]) -> pd.DataFrame:
+def distances(posterior: Path, roots: Sequence[Path], trust: bool = False) -> pd.DataFrame:
     """A row for each fit with random effects below ``roots``, with what identifies it and
 
     ``eta``: squared 2-Wasserstein distance between the Gaussian fitted to NUTS's draws and q, or a mode's
@@ -28,11 +28,12 @@ def distances(posterior: Path, roots: Sequence[Path]) -> pd.DataFrame:
     ``floor`` that of as many draws of NUTS and as many others; ``sigma_additive`` and so on:
     1-Wasserstein distances of q's population parameters, where the fit has a q of them.
 
+    :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no draws, no fit, or fits of other subjects than NUTS's.
     """
     draws = read(posterior)
     rows: list[dict[str, Any]] = []
-    for batch in restore([fit for fit in finished(roots) if _is_mixed(*fit)]):
+    for batch in restore([fit for fit in finished(roots) if _is_mixed(*fit)], trust):
         rows += _of_batch(draws, batch, posterior)
     if not rows:
         raise InputError(f"{', '.join(map(str, roots))}: no complete fit with random effects here")

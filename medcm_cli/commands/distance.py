@@ -4,7 +4,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, add_trust
 from medcm_cli.commands.terminal import OUT, show
 
 if TYPE_CHECKING:
@@ -30,16 +30,16 @@ def command(arguments: list[str]) -> None:
         metavar="CSV",
         help="table to write, with a row for each fit (POSTERIOR/distances.csv if not given)",
     )
+    add_trust(parser)
     options = parser.read(arguments)
 
     from medcm_cli.analysis.distances import distances
-    from medcm_cli.files import replaced
+    from medcm_cli.files import write_csv
 
-    found = distances(options.posterior, options.folders)
+    found = distances(options.posterior, options.folders, options.trust)
     show(section(found))
     path = options.out or options.posterior / "distances.csv"
-    with replaced(path) as partial:
-        found.to_csv(partial, index=False)
+    write_csv(path, found)
     if "floor" in found:
         OUT.print(
             f"sliced distance between two sets of NUTS draws, times 1000: {1000 * found['floor'].mean():.3g}"

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         every = [float(part) for part in options.every.split(",")]
     except ValueError as error:
         raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
-    study = load_study(options.run, options.objective)
+    study = load_study(options.run, options.objective, options.trust)
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:

@@ -60,6 +60,16 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if nothing else super()._get_help_string(action)
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether code runs that recorded configurations name."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run classes and functions that run.json names and that are not medcm's own: only for files "
+        "whose origin is known",
+    )
+
+
 def add_study(parser: argparse.ArgumentParser, kind: str) -> None:
     """The study that patients are predicted from, and how. :param kind: of results, which names their
     folder."""
@@ -78,3 +88,4 @@ def add_study(parser: argparse.ArgumentParser, kind: str) -> None:
         help="draws of each patient's posterior (1000, or 200 for more than 100 patients, if not given)",
     )
     parser.add_argument("--out", type=Path, help=f"folder to write (STUDY/{kind}/NAME if not given)")
+    add_trust(parser)

@@ -23,7 +23,7 @@ from medcm_cli.files import replaced, write_text
 from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
-from medcm_cli.runs import columns, write_table
+from medcm_cli.runs import columns, study_folder, write_table
 
 _WARNINGS = 10  # that are shown
 
@@ -34,8 +34,10 @@ def folder_for(study: Study, out: Path | None, kind: str, name: str) -> Path:
     :param kind: of results, ``predictions`` or ``doses``; ``kind.json`` marks their folders.
     :raises InputError: something else is there.
     """
-    below = len(study.fits.records[0].address.folder(Path()).parts)
-    chosen = out or study.fits.folders[0].resolve().parents[below - 2] / kind / name
+    above = study_folder(study.fits.folders[0], study.fits.records[0].address)
+    if out is None and above is None:
+        raise InputError(f"{study.fits.folders[0]}: is not in the folder of its study; give --out")
+    chosen = out or (above or Path()) / kind / name
     if out is None and chosen.is_relative_to(Path.cwd()):
         chosen = chosen.relative_to(Path.cwd())
     empty = not chosen.exists() or (chosen.is_dir() and not any(chosen.iterdir()))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, add_trust
 from medcm_cli.commands.terminal import ERR, OUT, saying, shortened
 from medcm_cli.errors import InputError
 
@@ -20,6 +20,7 @@ def command(arguments: list[str]) -> None:
         help="show the goodness of fit of this fold (of the fit with the median objective if not given)",
     )
     parser.add_argument("--replicate", type=int, help="show the goodness of fit of this replicate")
+    add_trust(parser)
     options = parser.read(arguments)
     try:
         epochs = [int(epoch) for epoch in options.epochs.split(",") if epoch]
@@ -35,11 +36,13 @@ def command(arguments: list[str]) -> None:
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
         found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
+        if not found.sweeps:
+            more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
+            raise InputError(f"{found.missing[0]}{more}")
         for folder, drawn in catalogue.write_all(
-            found, out, formats, epochs, options.fold, options.replicate
+            found, out, formats, epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
     for line in shortened(found.missing):
         ERR.print(line)
-    if found.sweeps:
-        OUT.print(f"{', '.join(formats)} and numbers -> {out}")
+    OUT.print(f"{', '.join(formats)} and numbers -> {out}")

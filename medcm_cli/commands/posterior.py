@@ -63,7 +63,8 @@ def _check(own: Mapping[str, Any], given: Set[str]) -> None:
     for option, least in (("chains", 1), ("warmup", 1), ("draws", 4), ("seed", 0)):
         whole(option, own[option], least)
     fraction("target_accept", own["target_accept"])
-    flag("overwrite", own["overwrite"])
+    for option in ("overwrite", "trust"):
+        flag(option, own[option])
     foreign = sorted(key for key in given if key.split(".")[0] in _OF_MODEL)
     if own["run"] is not None and foreign:
         raise InputError(f"{foreign[0]} and run=...: the run has its own; leave one of them out")

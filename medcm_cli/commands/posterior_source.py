@@ -23,7 +23,7 @@ from medcm_cli.study.problem import Problem
 from medcm_cli.study.restore import restore
 
 # Options of a posterior; the others describe its model and data, as those of a fit do.
-_OWN = ("run", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")
+_OWN = ("run", "trust", "population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "name")
 IDENTITY = ("population", "lkj", "subjects", "chains", "warmup", "draws", "target_accept", "seed", "dtype")
 """Options that are part of a result's identity with the model's and the data's."""
 
@@ -67,7 +67,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     fits = finished([Path(str(own["run"]))])
     if len(fits) > 1:
         raise InputError(f"run={own['run']}: {len(fits)} complete fits here; give the folder of one")
-    (folder, record), (back,) = fits[0], restore(fits)
+    (folder, record), (back,) = fits[0], restore(fits, own["trust"])
     model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
@@ -79,7 +79,9 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
             "the run of another objective"
         )
     values = {name: back.state.trained[name].double() for name in wanted}
-    root = folder.resolve().parents[len(where.folder(Path()).parts) - 1]
+    above = runs.study_folder(folder, where)
+    if above is None and "outputs" not in given:
+        raise InputError(f"{folder}: is not in the folder of its study; give outputs=...")
     return Source(
         back.problem,
         model,
@@ -87,7 +89,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
         where.fold,
         where.replicate,
         runs.check_name("study", str(own["study"] or where.study)),
-        Path(own["outputs"]) if "outputs" in given else root,
+        Path(own["outputs"]) if above is None or "outputs" in given else above.parent,
         {"config_hash": record.config_hash, "estimates": runs.fingerprint([folder / "parameters.parquet"])},
         "-"
         + "-".join(

@@ -33,7 +33,7 @@ Row = Mapping[Hashable, Any]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
-    study = load_study(options.run, options.objective)
+    study = load_study(options.run, options.objective, options.trust)
     if options.check:
         if options.regimen:
             raise InputError("--regimen is not for --check, which predicts what was given")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, add_trust
 from medcm_cli.commands.terminal import OUT, saying
 
 
@@ -19,11 +19,12 @@ def command(arguments: list[str]) -> None:
     parser.add_argument(
         "--expected", type=Path, metavar="CSV", help="expected values, shown beside those that were found"
     )
+    add_trust(parser)
     options = parser.read(arguments)
 
     from medcm_cli.report import page
 
     out = options.out or options.folders[0] / "report.html"
     with saying("reading fits") as say:
-        fits = page.write(options.folders, out, options.question, options.expected, say)
+        fits = page.write(options.folders, out, options.question, options.expected, say, options.trust)
     OUT.print(f"{fits} {'fit' if fits == 1 else 'fits'}, {out.stat().st_size / 1e6:.1f} MB -> {out}")

@@ -29,11 +29,16 @@ class Report:
 
 
 def report(
-    roots: Sequence[Path], method: str, level: float, progress: Callable[[int], None] | None = None
+    roots: Sequence[Path],
+    method: str,
+    level: float,
+    progress: Callable[[int], None] | None = None,
+    trust: bool = False,
 ) -> Report:
     """Write ``uncertainty.parquet``, with intervals by both methods, into the folder of every complete fit
     below ``roots``, and show medians over the fits of a configuration by one ``method``.
 
+    :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
     one_of("--method", method, METHODS)
@@ -47,7 +52,7 @@ def report(
     done = 0
     for group in grouped(fits):
         try:
-            (restored,) = restore(group)
+            (restored,) = restore(group, trust)
             estimates = estimate(restored)
         except InputError as error:
             result.skipped.extend(f"{folder}: {error}" for folder, _ in group)

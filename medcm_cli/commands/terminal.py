@@ -4,17 +4,32 @@ input."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from medcm_cli.files import one_line
 
 if TYPE_CHECKING:
     from medcm_cli.report.section import Section
 
-# Names may hold brackets, which are not markup.
-OUT = Console(highlight=False, soft_wrap=True, markup=False)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+class _Plain(Console):
+    """Shows text as it is: names may hold brackets, which are not markup, and control characters, which a
+    terminal is not to obey."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every text that is printed goes through here, those of a table's cells too."""
+        return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
+
+
+OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
+ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+_WIDEST = 40  # characters of a table's first column, which is not broken into lines up to here
 
 
 def show(section: "Section") -> None:
@@ -27,12 +42,15 @@ def show(section: "Section") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from medcm_cli.report.section import in_lines
+
+    section = in_lines(section)
     table = Table(
         title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     for header, *column in zip(section.headers, *section.cells, strict=True):
         numbers = any(cell[:1].isdigit() or cell[:1] in ("-", "(") for cell in column if cell)
-        first = header == section.headers[0]
+        first = header == section.headers[0] and max(map(len, column), default=0) <= _WIDEST
         table.add_column(header, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
     for row in section.cells:
         table.add_row(*row)
@@ -42,7 +60,7 @@ def show(section: "Section") -> None:
 def shortened(lines: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
     """The first ``most`` lines, and how many more there are, with what ``rest`` adds about them."""
     more = len(lines) - most
-    return [*lines[:most], *([f"and {more} more{rest}"] if more > 0 else [])]
+    return [*map(one_line, lines[:most]), *([f"and {more} more{rest}"] if more > 0 else [])]
 
 
 def complain(title: str, reasons: Sequence[str]) -> None:
@@ -66,11 +84,11 @@ def saying(what: str) -> Iterator[Callable[[str], None]]:
     """What is being done, in words that change. Silent where stderr is no terminal."""
     with _words("{task.description}") as bar:
         task = bar.add_task(what)
-        yield lambda now: bar.update(task, description=now)
+        yield lambda now: bar.update(task, description=one_line(now))
 
 
 def _words(form: str) -> Progress:
-    return Progress(form, console=ERR, disable=not ERR.is_terminal, transient=True)
+    return Progress(TextColumn(form, markup=False), console=ERR, disable=not ERR.is_terminal, transient=True)
 
 
 def job_bar() -> Progress:
@@ -94,5 +112,5 @@ def refuse(error: Exception) -> NoReturn:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"medcm: {' '.join(text.split())}", file=sys.stderr)
+    print(f"medcm: {one_line(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)

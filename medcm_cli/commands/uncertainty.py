@@ -1,6 +1,6 @@
 """``medcm uncertainty``: standard errors and confidence intervals of what fits estimate."""
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, add_trust
 from medcm_cli.commands.terminal import OUT, complain, counter, show
 from medcm_cli.errors import InputError
 
@@ -17,12 +17,13 @@ def command(arguments: list[str]) -> None:
         "--method", default="hessian", help="hessian or sandwich; both are written, this one is shown"
     )
     parser.add_argument("--level", type=float, default=0.95, help="confidence level of the intervals")
+    add_trust(parser)
     options = parser.read(arguments)
 
     from medcm_cli.commands.standard_errors import report
 
     with counter("fits done") as progress:
-        found = report(options.folders, options.method, options.level, progress)
+        found = report(options.folders, options.method, options.level, progress, options.trust)
     for section in found.sections:
         show(section)
     for note in found.notes:

@@ -31,7 +31,7 @@ def ranges_of(fits: Ensemble) -> Ranges:
     record = fits.records[0]
     source = data_of(fits.folders[0], record)
     if source.is_file() and runs.fingerprint([source]) == record.data["fingerprint"]:
-        (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)))
+        (restored,) = restore(list(zip(fits.folders, fits.records, strict=True)), fits.trust)
         there = restored.population.present > 0
         rows = np.unique(restored.population.subject[there].numpy())
         return _ranges(restored.problem.events, rows)

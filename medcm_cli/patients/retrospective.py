@@ -79,7 +79,7 @@ def check(
 
 def _training_data(study: Study) -> tuple[EventTable, Tensor | None, str]:
     """The study's subjects, which fits count for whom, (N, B), and the words for it."""
-    (restored,) = restore(list(zip(study.fits.folders, study.fits.records, strict=True)))
+    (restored,) = restore(list(zip(study.fits.folders, study.fits.records, strict=True)), study.fits.trust)
     problem, events = restored.problem, restored.problem.events
     seen = np.zeros((len(events.ids), len(restored.records)), dtype=bool)
     for fit, record in enumerate(restored.records):

@@ -161,11 +161,14 @@ class Study:
         return level.float().expand(shape)
 
 
-def load_study(run: Path | str, objective: str | None = None) -> Study:
+def load_study(run: Path | str, objective: str | None = None, trust: bool = False) -> Study:
     """A fitted study: every complete fit below a folder.
 
     :param objective: of the folder's fits, those of this one.
-    :raises InputError: no complete fit, fits of several configurations, or fits without random effects.
+    :param trust: the origin of the fits is known, so that classes and functions may be run which their
+        run.json names and which are not medcm's own.
+    :raises InputError: no complete fit, fits of several configurations, fits without random effects, or,
+        without ``trust``, fits with such classes.
     """
     complete = finished([Path(run)])
     chosen = [fit for fit in complete if objective in (None, fit[1].address.objective)]
@@ -175,7 +178,7 @@ def load_study(run: Path | str, objective: str | None = None) -> Study:
     groups = grouped(chosen)
     if len(groups) > 1:
         raise InputError(f"{run}: {_several([group[0][1].address for group in groups])}")
-    fits = ensemble(groups[0])
+    fits = ensemble(groups[0], trust)
     if not fits.mixed:
         raise InputError(
             f"{run}: fits by {fits.records[0].address.objective} have no random effects and so no "

@@ -66,12 +66,14 @@ def write(
     question: str | None = None,
     expected: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    trust: bool = False,
 ) -> int:
     """Write the page of every run folder below ``roots``, replacing one that is there; returns the number of
     its fits. Folders without any fit give a page that says so.
 
     :param question: what the study asks, in words. :param expected: as ``tables.compare`` has it.
     :param progress: told what is being done.
+    :param trust: as ``study.restore.restore`` has it.
     :raises InputError: a root does not exist, ``expected`` is not as it should be, or ``out`` is a folder.
     """
     if out.is_dir():
@@ -81,7 +83,7 @@ def write(
     read = list(walk(roots, lambda count: progress(f"{count} fits read")))
     found, records = sweeps.gather(read, roots), sweeps.records_of(read)
     held = _summary(read, roots)
-    chapters = list(_chapters(held, found, records, expected, progress))
+    chapters = list(_chapters(held, found, records, expected, progress, trust))
     studies = list(dict.fromkeys(record.address.study for record in records))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -123,6 +125,7 @@ def _chapters(
     records: Sequence[runs.Record],
     expected: Path | None,
     progress: Callable[[str], None],
+    trust: bool,
 ) -> Iterator[Chapter]:
     unread = [] if held is None else held.skipped
     yield Chapter("overview", "Overview", _overview(records, [*unread, *found.missing]))
@@ -132,7 +135,7 @@ def _chapters(
     for place, ((study, dataset), group) in enumerate(groups.items(), 1):
         prefix = f"study-{place}"
         missing: list[str] = []
-        pictures = list(_pictures(drawn.get((study, dataset)), missing, numbers, progress))
+        pictures = list(_pictures(drawn.get((study, dataset)), missing, numbers, progress, trust))
         shown, patients = _tables(held, study, dataset)
         inside = [
             ("results", "Results", _results(shown)),
@@ -154,7 +157,7 @@ def _chapters(
         yield Chapter("expected", "Expected values", [Block("table", compared)])
     if records:
         progress("commands")
-        blocks = [Block(*block) for block in provenance.reproduction(records)]
+        blocks = [Block(*block) for block in provenance.reproduction(records, trust)]
         yield Chapter("reproduction", "Reproduction", blocks)
 
 
@@ -218,22 +221,26 @@ def _figures(pictures: Sequence[Picture], missing: Sequence[str]) -> list[tuple[
 
 
 def _pictures(
-    sweep: Sweep | None, missing: list[str], numbers: Iterator[int], progress: Callable[[str], None]
+    sweep: Sweep | None,
+    missing: list[str],
+    numbers: Iterator[int],
+    progress: Callable[[str], None],
+    trust: bool,
 ) -> Iterator[Picture]:
     if sweep is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        for drawn in _drawn(sweep, missing):
+        for drawn in _drawn(sweep, missing, trust):
             progress(f"{sweep.study}, {sweep.dataset}: {drawn.title}")
             width, height = (round(96 * inches) for inches in drawn.figure.get_size_inches())
             source = _source(drawn, Path(folder))
             yield Picture(next(numbers), drawn.title, drawn.caption, drawn.alt, source, width, height)
 
 
-def _drawn(sweep: Sweep, missing: list[str]) -> Iterator[style.Drawn]:
+def _drawn(sweep: Sweep, missing: list[str], trust: bool) -> Iterator[style.Drawn]:
     """The figures of a sweep, as far as its files can be read."""
     try:
-        yield from catalogue.figures(sweep, missing)
+        yield from catalogue.figures(sweep, missing, trust=trust)
     except InputError as error:
         missing.append(str(error))
 

@@ -217,8 +217,8 @@ def _cause(fit: Record) -> str:
     return str((fit.failure or {}).get("cause", "not recorded"))
 
 
-def reproduction(records: Sequence[Record]) -> Blocks:
-    """The commands, versions and seeds."""
+def reproduction(records: Sequence[Record], trust: bool = False) -> Blocks:
+    """The commands, versions and seeds. :param trust: as ``study.reproduction.commands`` has it."""
     from medcm_cli.study.reproduction import commands  # Hydra and torch take seconds
 
     blocks: Blocks = [
@@ -227,7 +227,7 @@ def reproduction(records: Sequence[Record]) -> Blocks:
             "These commands repeat every fit on this page, from the folder in which they were first run.",
         )
     ]
-    for command in commands(records):
+    for command in commands(records, trust):
         if command.arguments:
             blocks.append(
                 ("command", (f"{command.fits} {'fit' if command.fits == 1 else 'fits'}", command.text))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
+from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
 from medcm_cli.runs.summary import COUNTS, Summary, columns_units, unit_of
@@ -247,8 +247,7 @@ def write(summary: Summary, folder: Path) -> list[Path]:
     ]
     for path, frame in ((paths[0], summary.table), (paths[4], summary.fits)):
         write_table(path, frame, columns_units(summary))
-    with replaced(paths[1]) as partial:
-        summary.table.to_csv(partial, index=False)
+    write_csv(paths[1], summary.table)
     write_text(paths[2], "\n".join(map(markdown, shown)))
     write_text(paths[3], "\n".join(map(latex, shown)))
     return paths

@@ -19,6 +19,7 @@ from medcm_cli.runs.folder import (
     read_record,
     read_table,
     start,
+    study_folder,
     write_preparation,
     write_record,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "read_record",
     "read_table",
     "start",
+    "study_folder",
     "tail_mean",
     "tail_rows",
     "unit_of",

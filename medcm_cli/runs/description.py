@@ -58,8 +58,11 @@ def _asked(text: str) -> Description:
     options.pop("learning_rate", None)
     if home != _HOME:
         return Description()
+    objectives = importlib.import_module(_HOME)
+    if name not in objectives.__all__:
+        return Description()
     try:
-        description = getattr(importlib.import_module(home), name)(**options).describe()
+        description = getattr(objectives, name)(**options).describe()
     except (AttributeError, TypeError, ValueError):
         return Description()
     return description if isinstance(description, Description) else Description()

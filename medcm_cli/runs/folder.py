@@ -28,8 +28,9 @@ from typing import Any, get_args, get_origin
 import pyarrow as pa
 import pyarrow.parquet
 
+from medcm_cli.checks import number
 from medcm_cli.errors import InputError
-from medcm_cli.files import remove_partial, replaced, write_text
+from medcm_cli.files import one_line, remove_partial, replaced, write_text
 from medcm_cli.runs.units import write_table
 
 RECORD = "run.json"
@@ -101,11 +102,19 @@ class Address:
         return root.joinpath(self.study, *(f"{key}={value}" for key, value in parts.items()))
 
 
+def study_folder(folder: Path, address: Address) -> Path | None:
+    """The folder of its study above that of a fit; None where it does not lie as ``Address.folder`` puts it,
+    as one that was copied by itself."""
+    below, here = address.folder(Path()).parts[1:], folder.resolve()
+    return here.parents[len(below) - 1] if here.parts[-len(below) :] == below else None
+
+
 def check_name(option: str, value: str) -> str:
-    """A name that can stand in a path. :raises InputError: otherwise."""
-    if not value or value.startswith(".") or any(c in "/\\\0\n" for c in value):
+    """A name that can stand in a path and in a line of text. :raises InputError: otherwise."""
+    if not value or value.startswith(".") or any(c in "/\\" for c in value) or value != one_line(value):
         raise InputError(
-            f"{option} is {value!r}; expected a name without slashes that does not start with a dot"
+            f"{option} is {value!r}; expected a name without slashes and control characters that does not "
+            "start with a dot"
         )
     if len(value.encode()) > _LONGEST_NAME:
         raise InputError(f"{option} is {value!r}; expected at most {_LONGEST_NAME} bytes")
@@ -159,6 +168,7 @@ def read_record(folder: Path) -> Record | None:
         record = Record(**{**content, "address": Address(**content["address"])})
         for part in (record, record.address):
             _check_types(part)
+        _check_names(record)
         return record
     except FileNotFoundError:
         return None
@@ -175,6 +185,19 @@ def _check_types(part: Record | Address) -> None:
         value = getattr(part, one.name)
         if type(value) not in wanted:
             raise TypeError(f"{one.name} is {value!r}")
+
+
+def _check_names(record: Record) -> None:
+    """:raises InputError: names of a record that lead out of the folders which are theirs."""
+    address = record.address
+    for option in ("study", "dataset", "variant"):
+        check_name(f"address.{option}", getattr(address, option))
+    for option in ("objective", "error"):  # choices may lie in folders inside one another
+        for part in str(getattr(address, option)).split("/"):
+            check_name(f"address.{option}", part)
+    number("address.learning_rate", address.learning_rate, above=0)
+    for name in record.tables:
+        check_name("tables", name if isinstance(name, str) else "")
 
 
 def is_whole(folder: Path, record: Record) -> bool:

@@ -18,6 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import Config, difference, identity
 from medcm_cli.study.options import as_config, complete, conf_dir
+from medcm_cli.study.trust import foreign_part
 
 _GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer")
 # No part of what a result is, but of where it lies and how it is reported.
@@ -36,16 +37,21 @@ class Command:
     @property
     def text(self) -> str:
         """For a shell; the value alone is quoted, as one types it."""
-        parts = (argument.partition("=") for argument in self.arguments)
-        return " ".join(["medcm", *(name + equals + _quoted(value) for name, equals, value in parts)])
+        return " ".join(["medcm", *map(_quoted, self.arguments)])
 
 
-def _quoted(value: str) -> str:
-    return shlex.quote(value) if value else ""
+def _quoted(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if shlex.quote(name.lstrip("+~")) != name.lstrip("+~"):
+        return shlex.quote(argument)  # no option's name: what a file of another's says may be anything
+    return name + equals + (shlex.quote(value) if value else "")
 
 
-def commands(records: Sequence[Record]) -> list[Command]:
-    """As few as name every fit: one for all objectives that have the same options and fits."""
+def commands(records: Sequence[Record], trust: bool = False) -> list[Command]:
+    """As few as name every fit: one for all objectives that have the same options and fits.
+
+    :param trust: without it there is no command that would run what is not medcm's own.
+    """
     held: dict[str, list[Record]] = {}
     for record in records:
         key = [record.address.alike, record.config]
@@ -53,7 +59,7 @@ def commands(records: Sequence[Record]) -> list[Command]:
     merged: dict[tuple[tuple[str, ...], tuple[str, ...], str], tuple[list[str], int]] = {}
     unknown: list[Command] = []
     for group in held.values():
-        options, note = overrides(group[0].config, group[0].address)
+        options, note = overrides(group[0].config, group[0].address, trust)
         if not options and note:
             unknown.append(Command((), len(group), note))
             continue
@@ -98,9 +104,12 @@ def _axis(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def overrides(config: Config, address: Address) -> tuple[list[str], str]:
+def overrides(config: Config, address: Address, trust: bool = False) -> tuple[list[str], str]:
     """The options, relative to the defaults, that give a recorded configuration and a fit's folder; and a
-    note, empty where they give just these."""
+    note, empty where they give just these. :param trust: see ``commands``."""
+    foreign = foreign_part(config)
+    if foreign and not trust:
+        return [], f"cannot be given without trust in who made run.json (--trust): {foreign}"
     try:
         # Of no consequence to a result, and not recorded.
         recorded = _as_given(complete({"batch": _composed(())["batch"], "overwrite": False, **config}))

@@ -19,6 +19,7 @@ from medcm_cli.study.identity import AXES
 from medcm_cli.study.job import objective_of
 from medcm_cli.study.options import complete
 from medcm_cli.study.problem import Problem, model_of
+from medcm_cli.study.trust import check_recorded
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Ensemble:
     config: dict[str, Any]
     records: tuple[runs.Record, ...]
     folders: tuple[Path, ...]
+    trust: bool = False  # see ``ensemble``
 
     @property
     def streams(self) -> list[Stream]:
@@ -75,21 +77,24 @@ def data_of(folder: Path, record: runs.Record) -> Path:
     return next((parent / source for parent in above if (parent / source).exists()), source)
 
 
-def restore(fits: Sequence[tuple[Path, runs.Record]]) -> list[Restored]:
+def restore(fits: Sequence[tuple[Path, runs.Record]], trust: bool = False) -> list[Restored]:
     """Bring fits back, those of one configuration and data set as one batch.
 
-    :raises InputError: their data are gone or are not what they were trained on, or a folder is damaged.
+    :param trust: run what their configurations name beside what is medcm's own (``study.trust``).
+    :raises InputError: their data are gone or are not what they were trained on, a folder is damaged, or,
+        without ``trust``, a configuration names what is not medcm's.
     """
-    return [_restore(group) for group in grouped(fits)]
+    return [_restore(group, trust) for group in grouped(fits)]
 
 
-def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
+def ensemble(fits: Sequence[tuple[Path, runs.Record]], trust: bool = False) -> Ensemble:
     """Fits of one configuration as one batch, without their data.
 
-    :raises InputError: a folder is damaged.
+    :param trust: as in ``restore``.
+    :raises InputError: a folder is damaged, or names what is not medcm's.
     """
     folders, records = zip(*fits, strict=True)
-    config = complete(_config(records))
+    config = complete(_config(records, folders[0], trust))
     model = model_of(config)
     objective = objective_of(config)
     begun = model.init(_streams(records), torch.float64, typical_only=not objective.mixed)
@@ -106,13 +111,13 @@ def ensemble(fits: Sequence[tuple[Path, runs.Record]]) -> Ensemble:
     if absent:
         raise InputError(f"{folders[0]}/parameters.parquet: holds no {absent[0]}")
     kept = {name: estimates[name] for name in begun}
-    return Ensemble(model, kept, objective.mixed, config, tuple(records), tuple(folders))
+    return Ensemble(model, kept, objective.mixed, config, tuple(records), tuple(folders), trust)
 
 
-def _restore(fits: Sequence[tuple[Path, runs.Record]]) -> Restored:
+def _restore(fits: Sequence[tuple[Path, runs.Record]], trust: bool) -> Restored:
     folders, records = zip(*fits, strict=True)
     first = records[0]
-    config, source = _config(records), data_of(folders[0], first)
+    config, source = _config(records, folders[0], trust), data_of(folders[0], first)
     if not source.exists():
         raise InputError(f"{folders[0]}: its data, {source}, are not there any more")
     config = complete({**config, "dataset": {**config["dataset"], "path": str(source)}})
@@ -153,8 +158,12 @@ def _streams(records: Sequence[runs.Record]) -> list[Stream]:
     return [Stream(r.seed, r.address.fold, r.address.replicate) for r in records]
 
 
-def _config(records: Sequence[runs.Record]) -> dict[str, Any]:
-    """The configuration of a batch: what its records share, and the folds and replicates of all."""
+def _config(records: Sequence[runs.Record], folder: Path, trust: bool) -> dict[str, Any]:
+    """The configuration of a batch: what its records share, and the folds and replicates of all.
+
+    :param folder: of the first. :raises InputError: see ``check_recorded``.
+    """
+    check_recorded(records[0].config, folder, trust)
     config = dict(records[0].config)
     axes: dict[str, Any] = dict.fromkeys(AXES)
     nested = records[0].address.outer is not None

@@ -288,10 +288,26 @@ def plot(
 
 def test_a_folder_without_fits(plot: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, out, err = plot(tmp_path)
-    assert (code, out) == (0, "")
-    assert "no run folder below it" in err
+    assert (code, out) == (2, "")
+    assert err.startswith(f"medcm: {tmp_path}: no run folder below it")
     assert list(tmp_path.iterdir()) == []
     assert plot(tmp_path / "nowhere")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "..", "a\nb"])
+@pytest.mark.parametrize("part", ["study", "dataset"])
+def test_names_in_a_record_do_not_lead_out_of_the_folder_of_figures(
+    plot: Callable[..., tuple[int, str, str]], swept: Path, tmp_path: Path, part: str, name: str
+) -> None:
+    root = tmp_path / "outputs"
+    run = next(path.parent for path in swept.rglob("run.json") if "objective=vi" in str(path))
+    shutil.copytree(run, root)
+    address = json.loads((root / "run.json").read_text())["address"]
+    change(root / "run.json", address=address | {part: name}, status="complete")
+    code, out, err = plot(root, "--out", tmp_path / "a" / "b" / "figures")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"medcm: {root / 'run.json'}: is not a run record (address.{part} is ")
+    assert sorted(tmp_path.iterdir()) == [root]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def written(study: Path, drawn: list[style.Drawn], tmp_path_factory: pytest.Temp
     out = study.parent / "page.html"
     out.write_text("an older one")
 
-    def noted(sweep: Sweep, missing: list[str]) -> Iterator[style.Drawn]:
+    def noted(sweep: Sweep, missing: list[str], **_: bool) -> Iterator[style.Drawn]:
         for figure in figures(sweep, missing):
             drawn.append(figure)
             yield figure

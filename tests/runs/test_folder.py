@@ -83,7 +83,26 @@ def test_folder_of_a_fit_in_a_nested_split(tmp_path: Path) -> None:
     assert found.address == address
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "a\0b"])
+def test_the_study_of_a_fit_is_above_it_only_where_fits_put_themselves(tmp_path: Path) -> None:
+    """A study may have been renamed, but a fit that lies elsewhere has none."""
+    folder = replace(ADDRESS, study="renamed").folder(tmp_path)
+    assert runs.study_folder(folder, ADDRESS) == tmp_path.resolve() / "renamed"
+    assert runs.study_folder(tmp_path / "downloads", ADDRESS) is None
+    assert runs.study_folder(Path("/"), ADDRESS) is None
+    assert runs.study_folder(folder, replace(ADDRESS, variant="other")) is None
+
+
+def test_choices_of_folders_inside_one_another_are_names(tmp_path: Path) -> None:
+    address = replace(ADDRESS, objective="mine/vi", error="mine/combined")
+    runs.write_record(tmp_path, make_record(objective="mine/vi", error="mine/combined"))
+    found = runs.read_record(address.folder(tmp_path))
+    assert found is not None
+    assert found.address == address
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "a\u2028b", "a\u202eb"]
+)
 def test_names_that_cannot_stand_in_a_path(name: str) -> None:
     with pytest.raises(InputError, match="study"):
         runs.check_name("study", name)
@@ -130,8 +149,17 @@ def test_no_record(tmp_path: Path) -> None:
     assert runs.read_record(tmp_path / "absent") is None
 
 
+_NAMES = ("study", "dataset", "objective", "error", "variant")
+_CHANGES: list[dict[str, Any]] = [
+    *({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"}),
+    *({"outer": "1"}, {"inner": 2.5}),
+    *({name: bad} for name in _NAMES for bad in ("../../x", "/etc", "a/../b", "..", "", "a\nb")),
+    *({"learning_rate": bad} for bad in (float("nan"), float("inf"), 0.0)),
+]
+
+
 def _other(**changes: object) -> bytes:
-    content = asdict(make_record()) | changes
+    content: dict[str, Any] = asdict(make_record()) | changes
     return json.dumps({key: value for key, value in content.items() if value != "absent"}).encode()
 
 
@@ -156,13 +184,8 @@ def _other(**changes: object) -> bytes:
         _other(seed=True),
         _other(unconverged_modes="none"),
         _other(truth=3),
-        *(
-            _other(address=asdict(ADDRESS) | change)
-            for change in (
-                *({"study": None}, {"fold": "1"}, {"fold": 1.5}, {"learning_rate": "x"}),
-                *({"outer": "1"}, {"inner": 2.5}),
-            )
-        ),
+        *(_other(tables=[bad]) for bad in ("../../history", "/etc/passwd", 3, ["history"])),
+        *(_other(address={**asdict(ADDRESS), **change}) for change in _CHANGES),
         b"[" * 100_000,
     ],
 )

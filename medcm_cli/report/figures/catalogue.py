@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import write_text
+from medcm_cli.files import one_line, write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
 from medcm_cli.runs.bands import effects as learned_effects
 from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, typical_fit
@@ -24,6 +24,7 @@ def figures(
     epochs: Sequence[int] = (),
     fold: int | None = None,
     replicate: int | None = None,
+    trust: bool = False,
 ) -> Iterator[style.Drawn]:
     """The figures of one study and data set, drawn as they are asked for.
 
@@ -31,6 +32,7 @@ def figures(
     :param epochs: at which learned effects are shown too.
     :param fold: which fit stands for its method where one is looked at, ``replicate`` likewise; by default
         the one with the median objective value.
+    :param trust: as ``study.restore.restore`` has it.
     """
     where = f"{sweep.study}, {sweep.dataset}"
     if sweep.unfinished:
@@ -39,7 +41,7 @@ def figures(
         drawn = training.over_epochs(sweep, measure)
         if drawn is not None:
             yield drawn
-    chosen = _restored(sweep, missing, fold, replicate)
+    chosen = _restored(sweep, missing, fold, replicate, trust)
     yield from _effects(sweep, [restored for _, _, restored in chosen], missing, epochs)
     yield from _posteriors(sweep, missing)
     from medcm_cli.analysis.diagnostics import diagnose
@@ -58,7 +60,7 @@ def figures(
 
 
 def _restored(
-    sweep: Sweep, missing: list[str], fold: int | None, replicate: int | None
+    sweep: Sweep, missing: list[str], fold: int | None, replicate: int | None, trust: bool
 ) -> list[tuple[Method, Fit, "Restored"]]:
     """Of each method the fit that stands for it, with its model and data."""
     from medcm_cli.study.restore import restore
@@ -73,7 +75,7 @@ def _restored(
             missing.append(f"{where}: no complete fit{which} ({failed} failed), so no goodness of fit")
             continue
         try:
-            (restored,) = restore([(fit.folder, fit.record)])
+            (restored,) = restore([(fit.folder, fit.record)], trust)
         except InputError as error:
             missing.append(f"{where}: no goodness of fit ({error})")
             continue
@@ -121,17 +123,18 @@ def write_all(
     epochs: Sequence[int] = (),
     fold: int | None = None,
     replicate: int | None = None,
+    trust: bool = False,
 ) -> Iterator[tuple[Path, style.Drawn]]:
     """Write every figure to ``out``/study/dataset/, each with its numbers and, in ``figures.md``, its
     caption; gives each with its folder. What is missing is added to ``found.missing``."""
     for sweep in found.sweeps:
         folder = out / sweep.study / sweep.dataset
         lines = [f"# {sweep.study}, {sweep.dataset}", ""]
-        for drawn in figures(sweep, found.missing, epochs, fold, replicate):
+        for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
             style.write(drawn, folder, formats)
             lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
             yield folder, drawn
-        write_text(folder / "figures.md", "\n".join(lines))
+        write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
 
 
 __all__ = ["collect", "figures", "write_all"]

@@ -202,7 +202,7 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             axis.set_xlabel(f"{style.symbol('eta', name)}, log scale" if row == len(shown) - 1 else "")
             said.append(f"{method.label}, {name}: {percent:.0f} %")
             data.append(part)
-        density = Line2D([], [], color="black", lw=1, label=r"$N(0, \omega^2)$")
+        density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)
         style.legend(figure, [Patch(color="0.5", alpha=0.45, lw=0, label="subjects"), density])
     return style.Drawn(
         "random_effects",

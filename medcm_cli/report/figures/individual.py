@@ -47,11 +47,11 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             axis.set_xlim(prediction.times[0], prediction.times[-1])
             _hours(axis)
             axis.set_xlabel("time, h")
-            axis.set_title("as given" if regimen == GIVEN else regimen)
+            axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
         axes[0].set_ylabel(f"level, {prediction.unit}")
         style.legend(figure, _handles(bool(len(seen))))
         figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
-        figure.suptitle(f"{name}", fontsize=9, x=0.01, ha="left")
+        figure.suptitle(style.named(name, 60), fontsize=9, x=0.01, ha="left")
     words = (
         f"Predicted levels of {name} ({prediction.label}): median, 50 and 90 % bands over the patient's "
         "posterior and the fits (shaded), 90 % band of a measured level (dotted), typical patient of the "

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.report.figures import style
-from medcm_cli.runs import draws
+from medcm_cli.runs import draws, study_folder
 from medcm_cli.runs.sweeps import Method, Sweep
 
 SUBJECTS = 4  # shown, evenly spaced among the training subjects
@@ -24,7 +24,8 @@ Array = npt.NDArray[np.float64]
 def folders(sweep: Sweep) -> list[Path]:
     """Folders of draws that `medcm posterior` wrote for a study."""
     fit = sweep.methods[0].fits[0]
-    return draws.folders(fit.folder.parents[len(fit.record.address.where) + 4])
+    study = study_folder(fit.folder, fit.record.address)
+    return [] if study is None else draws.folders(study)
 
 
 def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:

@@ -1,5 +1,6 @@
 """How figures look: one colour per objective, sizes of a journal's columns, units, files."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from medcm_cli.files import replaced
+from medcm_cli.files import one_line, replaced, write_csv
 
+_LONGEST_SLUG = 120  # bytes; the name of a file, which has more in it, holds 255
 SINGLE, DOUBLE = 3.5, 7.0  # widths of one and of two columns, inches
 FORMATS = ("png", "svg", "pdf")
 # Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Colour and marker are
@@ -48,6 +51,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "medcm",
     "path.simplify": True,
+    "text.parse_math": False,  # what others call their subjects is none; ``_harmless`` finds our own
 }
 
 
@@ -88,14 +92,38 @@ def lines_of(ranks: Sequence[int | None]) -> list[Any]:
 
 
 def slug(text: str) -> str:
-    """What can stand in a file's name."""
-    return re.sub(r"[\W_]+", "_", text.lower()).strip("_")
+    """What can stand in a file's name; of a long one the beginning, and a hash tells the rest."""
+    name = re.sub(r"[\W_]+", "_", text.lower()).strip("_")
+    if len(name.encode()) <= _LONGEST_SLUG:
+        return name
+    start = name.encode()[: _LONGEST_SLUG - 9].decode(errors="ignore")
+    return f"{start}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def named(text: object, most: int = 40) -> str:
+    """A name as a panel has room for it: of a long one both ends."""
+    name = str(text)
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}...{name[-(most // 2 - 2) :]}"
 
 
 def symbol(letter: str, *names: str) -> str:
     r"""omega, CL -> $\omega_{\mathrm{CL}}$."""
     inside = ",".join(re.sub(r"[^A-Za-z0-9]", "", name) for name in names)
     return rf"$\{letter}_{{\mathrm{{{inside}}}}}$"
+
+
+SQUARED_OMEGA = r"$N(0, \omega^2)$"
+_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA))
+
+
+def _harmless(figure: Figure) -> None:
+    """Text in which dollar signs stand around our own symbols alone is read as mathematics; every line stays
+    one."""
+    for text in figure.findobj(Text):
+        words = text.get_text()
+        if words:
+            text.set_text("\n".join(map(one_line, words.split("\n"))))
+            text.set_parse_math("$" in words and "$" not in _SYMBOLS.sub("", words))
 
 
 def spoken(text: str) -> str:
@@ -154,12 +182,12 @@ def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[
     paths = [folder / f"{drawn.stem}.{kind}" for kind in (*formats, "csv")]
     without_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled():
+        _harmless(drawn.figure)
         if drawn.figure.get_layout_engine() is not None:
             drawn.figure.draw_without_rendering()
             drawn.figure.set_layout_engine("none")  # what was laid out once stays, whatever the format
         for path, kind in zip(paths, formats, strict=False):
             with replaced(path) as partial:
                 drawn.figure.savefig(partial, format=kind, metadata=without_date.get(kind))
-    with replaced(paths[-1]) as partial:
-        drawn.data.to_csv(partial, index=False)
+    write_csv(paths[-1], drawn.data)
     return paths

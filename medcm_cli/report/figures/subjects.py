@@ -45,7 +45,7 @@ def subjects(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis", pag
         for axis, subject in zip(axes, shown, strict=False):
             _curves(axis, curves[curves["subject"] == subject], colour)
             _points(axis, seen[seen["subject"] == subject], floor)
-            axis.set_title(str(subject), pad=2, fontsize=7)
+            axis.set_title(style.named(subject, 28), pad=2, fontsize=7)
         _share(axes, len(shown), floor, f"level, {sweep.units.reported}")
         handles = _handles(method.label, colour)
         figure.legend(handles=handles, loc="upper center", ncols=len(handles))
