@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.files import replaced
 from medcm_cli.haemophilia.covariates import draw_covariates
-from medcm_cli.haemophilia.virtual import DOSE_PER_KG, VIAL, Truth, levels, typical_parameters
+from medcm_cli.haemophilia.virtual import DOSE_PER_KG, MINUTE, VIAL, Truth, levels, typical_parameters
 
 SUBJECTS, SEED = 60, 1
 TIME = 24.0, 4.0  # h, mean and sd
@@ -29,10 +28,10 @@ def write(folder: Path) -> None:
     z = {**zeta, "CL": zeta["CL"] * np.exp(eta[0]), "V1": zeta["V1"] * np.exp(eta[1])}
     time = TIME[0] + TIME[1] * generator.standard_normal((1, SUBJECTS))
     dose = np.maximum(np.round(DOSE_PER_KG * covariates.weight / VIAL), 1) * VIAL
-    at_once = np.zeros((1, SUBJECTS)), np.full((1, SUBJECTS), BOLUS_DURATION), dose[None]
+    at_once = np.zeros((1, SUBJECTS)), np.full((1, SUBJECTS), MINUTE), dose[None]
     dv = levels(time, *at_once, z)[0] + TRUTH.sigma * generator.standard_normal(SUBJECTS)
     each = {"id": np.arange(1, SUBJECTS + 1), "wt": covariates.weight, "vwf": covariates.vwf}
-    doses = {"time": 0.0, "mdv": 1, "amt": dose, "rate": dose / BOLUS_DURATION, "duration": BOLUS_DURATION}
+    doses = {"time": 0.0, "mdv": 1, "amt": dose, "rate": dose / MINUTE, "duration": MINUTE}
     samples = {"time": time[0], "mdv": 0, "dv": np.maximum(dv, 0)}
     rows = pd.concat([pd.DataFrame({**each, **doses}), pd.DataFrame({**each, **samples})])
     with replaced(folder) as partial:

@@ -5,7 +5,7 @@ dose) or MDV (0 observation, 1 none); AMT; RATE (amount/h; -2: the infusion's le
 or, where that is empty, a parameter of the model); DURATION (h); ADDL and II (additional doses, h between
 them); SS (1 steady state, 2 steady state on top of what is there); CMT; DV; CENS (1: DV is the limit below
 which the level lies) and LLOQ; OCC; and the covariates. Where a dose row has both a rate and a duration,
-these two win over the amount; an amount alone is a bolus (docs/methods.md, "Units and symbols").
+these two win over the amount; an amount alone is given at once, unless ``Format`` has a duration for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,6 @@ from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_o
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
 
-BOLUS_DURATION = 0.0  # h
 MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 OVER_TIME = ("constant", "record", "mean", "first")
 
@@ -32,8 +31,8 @@ OVER_TIME = ("constant", "record", "mean", "first")
 class Format:
     """How a file is to be read.
 
-    ``columns`` role -> column; ``keep`` column -> values of the rows to keep; ``bolus_duration`` h, 0 for one
-    given at once; ``predose_observations``: ``error`` refuses an observation before the subject's first dose,
+    ``columns`` role -> column; ``keep`` column -> values of the rows to keep; ``bolus_duration`` h, of a dose
+    with an amount alone, 0 (the default) at once; ``predose_observations``: ``error`` refuses an observation before the subject's first dose,
     where the model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate
     that changes means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject,
     ``constant`` (the default) refuses it; ``optional``: covariates that may be missing, NaN then.
@@ -44,7 +43,7 @@ class Format:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     keep: Mapping[str, Sequence[object]] = field(default_factory=dict)
-    bolus_duration: float = BOLUS_DURATION
+    bolus_duration: float = 0.0
     predose_observations: str = "error"
     over_time: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.sheet import BoolArray, FloatArray
 from medcm_cli.haemophilia.covariates import Covariates, truncated_normal
-from medcm_cli.haemophilia.virtual import levels
+from medcm_cli.haemophilia.virtual import MINUTE, levels
 
 VIAL = 250.0  # IU
 
@@ -70,7 +69,7 @@ def prophylaxis(covariates: Covariates, generator: np.random.Generator) -> Regim
     shares = np.array([[share] for _, _, share in PROPHYLAXIS_SAMPLES])
     taken = generator.random(time.shape) < shares
     at_zero = np.zeros((1, n))
-    return Regimen(at_zero, at_zero + BOLUS_DURATION, amount[None], time, taken, np.full_like(time, np.nan))
+    return Regimen(at_zero, at_zero + MINUTE, amount[None], time, taken, np.full_like(time, np.nan))
 
 
 def perioperative(covariates: Covariates, generator: np.random.Generator) -> Regimen:
@@ -109,7 +108,7 @@ def perioperative(covariates: Covariates, generator: np.random.Generator) -> Reg
     measured = taken & np.concatenate([~always, ~np.zeros_like(daily), np.zeros_like(peaks), always])
     rise = 1 + VWF_RISE * (1 - np.exp(-time / VWF_RISE_TIME))
     vwf = covariates.vwf * rise * np.exp(VWF_SD * generator.standard_normal(time.shape))
-    minute = np.full((1, n), BOLUS_DURATION)
+    minute = np.full((1, n), MINUTE)
     return Regimen(
         start=np.concatenate([np.zeros((1, n)), begin, bolus_time]),
         duration=np.concatenate([minute, running, np.broadcast_to(minute, bolus.shape)]),

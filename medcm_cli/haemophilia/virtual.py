@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from medcm_cli.checks import whole
-from medcm_cli.data.events import BOLUS_DURATION
 from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
@@ -26,6 +25,7 @@ from medcm_cli.pk import Schedule, solve, two_compartment
 
 SAMPLE_TIMES = ((4.0, 1.5), (24.0, 4.0), (48.0, 4.0))  # mean, sd, h; truncated above 0
 _TRUE_UNITS = {"weight": "kg", "vwf": "IU/dL"}
+MINUTE = 1 / 60  # h, of a dose
 DOSE_PER_KG, VIAL = 25.0, 250.0  # IU/kg, IU
 CHUNK = 100_000  # patients in memory at a time
 
@@ -213,7 +213,7 @@ def _patients(
     dose = np.maximum(np.round(DOSE_PER_KG * covariates.weight / VIAL), 1) * VIAL
     zeta = typical_parameters(covariates.weight, covariates.vwf, truth)
     individual = {**zeta, "CL": zeta["CL"] * np.exp(eta[0]), "V1": zeta["V1"] * np.exp(eta[1])}
-    at_once = np.zeros((1, n)), np.full((1, n), BOLUS_DURATION), dose[None]
+    at_once = np.zeros((1, n)), np.full((1, n), MINUTE), dose[None]
     pred, ipred = (levels(time, *at_once, z) for z in (zeta, individual))
     dv = np.maximum(ipred + truth.sigma * generator.standard_normal(ipred.shape), 0.0)
     ids = pa.array([f"virtual_{number}" for number in range(start + 1, start + n + 1)])
@@ -256,8 +256,8 @@ def _rows(
         "dv": column(0.0, dv.T, null="dose"),
         "mdv": pa.array(first.ravel().astype(np.int8)),
         "amt": column(dose, 0.0),
-        "rate": column(dose / BOLUS_DURATION, 0.0, null="sample"),
-        "duration": column(BOLUS_DURATION, 0.0, null="sample"),
+        "rate": column(dose / MINUTE, 0.0, null="sample"),
+        "duration": column(MINUTE, 0.0, null="sample"),
         "age": repeated(covariates.age),
         "ht": repeated(covariates.height),
         "wt": repeated(covariates.weight),

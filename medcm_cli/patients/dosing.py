@@ -26,7 +26,7 @@ from medcm_cli.patients.search import ELEMENTS, SHOWN, Search, answers
 from medcm_cli.patients.study import Patients, Study, draws_of, studied
 from medcm_cli.patients.targets import read_target, units_of
 
-_RISING, _UNSETTLED = 0.2, 0.05  # of what nothing eliminated would be; of draws
+_UNSETTLED = 0.05  # of draws
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
 
 
@@ -119,7 +119,6 @@ def _tables(
     rows = max(int(np.bincount(regimen.table.subject).max()) for regimen in regimens)
     chunk = max(1, ELEMENTS // ((POINTS + LOOKS * rows) * each * fits * SHOWN))
     frames: dict[str, list[pd.DataFrame]] = {"doses": [], "candidates": [], "warnings": []}
-    after, before = wanted.after, study.fits.model.pk.doses_to_steady_state
     for first in range(0, len(events.ids), chunk):
         numbers = np.arange(first, min(first + chunk, len(events.ids)))
         some, unit = part(events, numbers), unit_in_file(study.dataset)
@@ -131,8 +130,8 @@ def _tables(
             answer = answers(levels, some.ids, weight, wanted)
             for name, frame in answer.items():
                 frames[name].append(frame)
-            if after == "steady" and before is not None:
-                frames["warnings"].append(_unsettled(levels, answer["doses"], before))
+            if wanted.after == "steady":
+                frames["warnings"].append(_unsettled(levels, answer["doses"]))
         if progress:
             progress(int(numbers[-1]) + 1)
     return frames
@@ -140,9 +139,7 @@ def _tables(
 
 def _words(study: Study, after: str, horizon: float | None) -> str:
     if after == "steady":
-        before = study.fits.model.pk.doses_to_steady_state
-        of = "" if before is None else f", what {before} of them lead to"
-        return f"steady state of the same dose at the interval{of}"
+        return "steady state of the same dose at the interval"
     span = "the first interval counts" if horizon is None else f"repeated for {horizon:g} h, the last counts"
     return f"on top of the doses in the file, an interval after the last (or at the last level): {span}"
 
@@ -157,20 +154,17 @@ def _weights(study: Study, table: EventTable) -> FloatArray | None:
 
 
 @torch.no_grad()
-def _unsettled(job: Interval, doses: pd.DataFrame, doses_before: int) -> pd.DataFrame:
-    """Patients whose levels still rise from the beginning to the end of the interval that stands for a steady
-    state, which a model that is not linear may not have."""
+def _unsettled(job: Interval, doses: pd.DataFrame) -> pd.DataFrame:
+    """Patients without a steady state, which a model that is not linear may not have."""
     amount = doses["dose"].fillna(doses["best_dose"]).to_numpy(dtype=np.float64)
     level = job.individual(torch.tensor(amount, dtype=torch.float32)[None])[:, 0]  # (T, S, N, B)
-    # Of n doses of which nothing is eliminated, the last has 1 / n of the level.
-    rising = level[-1] - level[0] > _RISING / doses_before * level[-1]
-    share = rising.float().mean((0, 2)).numpy()
+    share = level.isnan().any(0).float().mean((0, 2)).numpy()
     rows = [
         (
             doses["patient"].iloc[i],
             "steady",
-            f"every {job.every:g} h: with {amount[i]:g} levels still rise in {100 * share[i]:.0f} % of "
-            "draws, and are not those of a steady state",
+            f"every {job.every:g} h: with {amount[i]:g} no steady state is reached in {100 * share[i]:.0f} % of "
+            "draws, which meet no target",
         )
         for i in np.flatnonzero(share > _UNSETTLED)
     ]
@@ -185,7 +179,7 @@ def _outside(study: Study, events: EventTable, doses: pd.DataFrame, after: str) 
         if group.empty:
             continue
         rows = pd.DataFrame({"id": group["patient"], "time": 0.0, "amt": group["dose"]})
-        table = with_plan(events, Plan("dose", rows))
+        table = with_plan(events, Plan("dose", rows, bolus_duration=study.dataset["bolus_duration"]))
         notes.append(outside(study.ranges, table, f"every {hours:g} h", hours))
     most = study.ranges.doses
     if after == "steady" and most is not None and most[1] < _SETTLED:

@@ -159,7 +159,7 @@ def _blocks(job: Interval, doses: Tensor) -> list[Tensor]:
 def _chance(job: Interval, targets: Sequence[Target], doses: Tensor) -> Tensor:
     """The probability of meeting all targets with doses (C, N), the same shape, float64."""
     level = job.individual(doses)  # (T, C, S, N, B)
-    flat, met = level.flatten(1, 2), torch.ones(())
+    flat, met = level.flatten(1, 2), level.isfinite().all(0).flatten(0, 1)
     for target in targets:
         met = met * target.met(flat, job.clock, job.every)
     return met.reshape(level.shape[1:]).double().mean((1, 3))

@@ -192,12 +192,13 @@ def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     if schedule.interval is not None:
         since, interval = _with_series(since, schedule.interval[:, None])
     since = since._replace(amount=torch.where(since.elapsed >= 0, since.amount, 0))
-    infused = torch.minimum(since.elapsed.clamp(min=0), since.length)
+    # Of all that depends on it at the very end of an infusion, the derivatives of one and the same side.
+    running = since.elapsed < since.length
+    infused = torch.where(running, since.elapsed.clamp(min=0), since.length)
     lasting = since.length > 0
     part = torch.where(lasting, infused / torch.where(lasting, since.length, 1), 1)
-    passed = _Passed(
-        (since.elapsed - since.length).clamp(min=0), infused if bool(lasting.any()) else None, interval
-    )
+    ended = torch.where(running, 0, since.elapsed - since.length)
+    passed = _Passed(ended, infused if bool(lasting.any()) else None, interval)
     response = pk.response(z)
     depot = pk.absorption and not bool(since.direct.all())
     direct = bool(since.direct.any())

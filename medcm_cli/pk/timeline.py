@@ -111,7 +111,7 @@ def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Value
     return Timeline(
         left=left.to(dtype),
         width=(right - left).to(dtype),
-        inflow=_inflow(schedule, given, left, right, states),
+        inflow=_inflow(schedule, given, places, left, states),
         jump=_jump(given, once, places["start"], len(edges), states),
         reset=_reset(schedule, places, len(edges)),
         series=[] if endless is None else _series(schedule, doses, endless, places["series"], z),
@@ -230,12 +230,16 @@ def _edges(
     return edges, dict(zip(there, places, strict=True))
 
 
-def _inflow(schedule: Schedule, given: _Given, left: Tensor, right: Tensor, states: int) -> Tensor:
-    """``Timeline.inflow``."""
+def _inflow(
+    schedule: Schedule, given: _Given, places: dict[str, Tensor], left: Tensor, states: int
+) -> Tensor:
+    """``Timeline.inflow``, by the order of events: where two have one time the interval between them has no
+    width, but its width has a derivative."""
     segment = _segment(schedule, given.table)
     inflow = []
-    for begin, middle in zip(left, (left + right) / 2, strict=True):
-        running = (given.start <= middle) & (middle < given.end) & (segment == _segment(schedule, begin))
+    for interval, begin in enumerate(left):
+        running = (places["start"] <= interval) & (interval < places["end"])
+        running = running & (segment == _segment(schedule, begin))
         flows = torch.where(running, given.rate, 0)
         into = [torch.where(given.compartment == c, flows, 0).sum(0) for c in range(states)]
         inflow.append(torch.stack(into))

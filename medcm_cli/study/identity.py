@@ -32,7 +32,10 @@ LATER_OF: Mapping[str, Config] = {
     },
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
-    "pk": {"lag": {}, "bioavailability": {}, "durations": {}, "adjoint": False, "steady_state_doses": 50},
+    "pk": {
+        **{"lag": {}, "bioavailability": {}, "durations": {}, "bioavailability_keeps": "duration"},
+        **{"adjoint": False, "steady_state_doses": 50},
+    },
 }
 # What a configuration names (``_target_``) has moved since: the name that the first results recorded -> where
 # it is now. Both are read; the first names are what identifies a result, so that the earlier ones stay valid.
@@ -64,6 +67,8 @@ def _filled(config: Config) -> dict[str, Any]:
 
 def _own(config: Config) -> dict[str, Any]:
     own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
+    if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
+        own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
     return own | {"dataset": {k: v for k, v in config.get("dataset", {}).items() if k != "path"}}
 
 

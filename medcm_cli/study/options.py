@@ -86,6 +86,9 @@ def complete_problem(config: Config) -> dict[str, Any]:
     later = {option: value for option, value in LATER.items() if option in PROBLEM}
     config = {**later, **config, "dataset": {**LATER_OF["dataset"], **config["dataset"]}}
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
+    if config["pk"].get("bioavailability"):
+        rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
+        config["pk"] = {**rule, **config["pk"]}
     flag("overwrite", config["overwrite"])
     for option in ("study", "outputs"):
         if config[option] is None or config[option] == "":

@@ -330,12 +330,11 @@ def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, pa
     troughs = []
     for amount in 300.0 * np.arange(1, 5):
         state = 0.0
-        for _ in range(8):
+        for _ in range(60):
             state = step(step(state, amount / INFUSED, INFUSED), 0.0, 12 - INFUSED)
         troughs.append(state / v / 10)
     assert troughs[1] < 5 < troughs[2]
     assert found.doses["dose"].tolist() == [900]
-    assert "lead to" in found.regimen
     np.testing.assert_allclose(found.candidates["trough_typical"], troughs, rtol=2e-3)
 
 
