@@ -3,15 +3,16 @@ completions."""
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
 from medcm_cli.commands.nearest import suggestion
-from medcm_cli.commands.terminal import OUT, refuse
-from medcm_cli.errors import InputError
+from medcm_cli.errors import InputError, JobError
 from medcm_cli.files import one_line
 
 # What each command does. Its module is imported when it runs, for together they take seconds.
@@ -33,30 +34,62 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 done, 1 internal error, 2 bad input or a file that cannot be
-    read or written, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 internal error, 2 bad input or a file that cannot be read or
+    written, 3 jobs that failed, for lack of memory or since a training process was killed, 130 interrupted,
+    143 ended by SIGTERM."""
     arguments = sys.argv[1:]
     try:
+        _heed_signals(_terminated)
         if arguments and arguments[0] in COMMANDS:
             _command(arguments[0])(arguments[1:])
         elif arguments and arguments[0] in ("-sc", "--shell-completion"):
             _complete(arguments)
         else:
             _top(arguments)
-    except KeyboardInterrupt:
-        print("medcm: interrupted; what is finished is kept", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        _heed_signals(signal.SIG_IGN, signal.SIG_IGN)
+        word, code = ("terminated", 143) if isinstance(interrupt, _Terminated) else ("interrupted", 130)
+        print(f"medcm: {word}; what is finished is kept", file=sys.stderr)
+        sys.exit(code)
     except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
+        from medcm_cli.commands.terminal import refuse
+
         refuse(error)
+    except JobError as error:
+        print(f"medcm: {error}", file=sys.stderr)
+        sys.exit(3)
+    except MemoryError:
+        print("medcm: there is not memory enough; batch.fits=N trains fewer fits at once", file=sys.stderr)
+        sys.exit(3)
     except Exception as error:
         if os.environ.get("MEDCM_TRACEBACK"):
             raise
         text = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
         print(f"medcm: internal error, {text}; MEDCM_TRACEBACK=1 shows where", file=sys.stderr)
         sys.exit(1)
+    _heed_signals(signal.SIG_IGN, signal.SIG_IGN)  # all is done, but for tidying up
     sys.exit(0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _heed_signals(terminate: "_Handler", interrupt: "_Handler" = None) -> None:
+    """What SIGTERM does, and Ctrl-C where it is given; only the main thread can say."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+        if interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
+
+
+_Handler = Callable[..., object] | signal.Handlers | None
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -96,11 +129,11 @@ def _complete(arguments: list[str]) -> None:
     if not any(argument.startswith("query") for argument in arguments):
         _command("fit")(arguments)
     elif not typed:
-        OUT.print(" ".join(COMMANDS))
+        print(" ".join(COMMANDS))
     elif command == "help":
         from medcm_cli.commands.help import topics
 
-        OUT.print(" ".join(topics()))
+        print(" ".join(topics()))
     elif command in ("fit", "posterior"):
         os.environ["COMP_LINE"] = f"{program} {options}"
         with suppress(InputError):  # a line that is not finished; nothing to offer, and no place to say so

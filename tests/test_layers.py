@@ -135,7 +135,7 @@ def loaded() -> dict[str, set[str]]:
         name: subprocess.Popen(
             [sys.executable, "-c", program, f"medcm_cli.{name}"], stdout=subprocess.PIPE, text=True
         )
-        for name in ("runs.summary", "report.tables", "report.page", "study.options", "cli")
+        for name in ("runs.summary", "report.tables", "report.page", "study.options", "commands.terminal")
     }
     return {name: set(process.communicate(timeout=120)[0].split()) for name, process in running.items()}
 
@@ -147,7 +147,7 @@ def loaded() -> dict[str, set[str]]:
         ("report.tables", "pandas"),
         ("report.page", "matplotlib"),
         ("study.options", "hydra"),
-        ("cli", "rich"),
+        ("commands.terminal", "rich"),
     ],
 )
 def test_what_only_reads_files_does_not_wait_for_torch(

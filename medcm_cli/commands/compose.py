@@ -5,11 +5,15 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from textwrap import shorten
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -17,7 +21,7 @@ from yaml import YAMLError
 from medcm_cli.commands.mistyped import check_added, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, refuse
-from medcm_cli.errors import InputError
+from medcm_cli.errors import InputError, JobError
 from medcm_cli.study.options import conf_dir
 
 
@@ -26,9 +30,12 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
 
     :param command: the name of the subcommand.
     :raises InputError: a flag, override, group or choice that does not exist.
+    :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
     faults: list[Exception] = []
+    failed: list[str] = []
+    here = os.getpid()
 
     def guarded(config: DictConfig) -> None:
         try:
@@ -39,21 +46,22 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
             refuse(error)
         except Exception as error:
             faults.append(error)
-            raise
+            # A launcher's process cannot add to the list. Hydra's own would print lines before the others.
+            if HydraConfig.get().mode is not RunMode.MULTIRUN or os.getpid() != here:
+                raise
+            name = _swept(HydraConfig.get().overrides.task, arguments)
+            failed.append(name)
+            print(f"medcm: {name}: {_reason(error)}", file=sys.stderr)
 
     composed = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
     try:
         flags = _checked(command, arguments)
         check_added(command, config_name, flags.overrides)
-        if not flags.help:
+        if flags.help:
+            _help(config_name, arguments, flags.config_dir, composed)
+        else:
             sys.argv = ["medcm", *arguments]
             composed()
-            return
-        # Hydra takes a second to list the choices of each group, and does it twice.
-        sys.argv = ["medcm", *(a for a in arguments if a not in ("-h", "--help")), "--cfg", "job"]
-        with redirect_stdout(io.StringIO()) as configuration:
-            composed()
-        OUT.print(help_text(config_name, flags.config_dir, configuration.getvalue()))
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
@@ -61,6 +69,37 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
             raise
         fault = str(error).partition("Config search path")[0]
         raise InputError(explained(command, config_name, arguments, fault)) from error
+    if failed:
+        jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+        raise JobError(f"{jobs} of the multirun failed: {'; '.join(failed)}") from faults[0]
+
+
+def _help(
+    config_name: str, arguments: Sequence[str], config_dir: str | None, composed: Callable[[], None]
+) -> None:
+    """What Hydra prints, but for its two searches for the choices of each group, which take a second."""
+    sys.argv = ["medcm", *(a for a in arguments if a not in ("-h", "--help")), "--cfg", "job"]
+    with redirect_stdout(io.StringIO()) as configuration:
+        composed()
+    OUT.print(help_text(config_name, config_dir, configuration.getvalue()))
+
+
+def _swept(overrides: Sequence[str], arguments: Sequence[str]) -> str:
+    """What tells a job from the others of its multirun."""
+    names = []
+    for argument in arguments:
+        with suppress(HydraException):
+            override = OverridesParser.create().parse_override(argument)
+            if override.is_sweep_override():
+                names.append(override.key_or_group)
+    own = [text for text in overrides if text.partition("=")[0] in names]
+    return shorten(" ".join(own) or "the job", 80)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, JobError):
+        return str(error)
+    return " ".join(f"internal error, {type(error).__name__}: {error}".split())
 
 
 def _checked(command: str, arguments: Sequence[str]) -> Namespace:

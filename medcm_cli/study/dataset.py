@@ -32,9 +32,11 @@ def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration whose dataset is what will be read: without a path, a cohort whose data are not public
     is a synthetic one, by name too, whose truth is known."""
     dataset = config["dataset"]
-    if dataset["cohort"] is None or dataset["path"] is not None:
+    if dataset["cohort"] is None:
         return config
-    truth = truth_of(dataset["cohort"])
+    truth = truth_of(dataset["cohort"])  # says which there are, where this is none
+    if dataset["path"] is not None:
+        return config
     name = f"synthetic_{str(dataset['name']).removeprefix('synthetic_')}"
     return {**config, "dataset": {**dataset, "name": name, "truth": truth}}
 

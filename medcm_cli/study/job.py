@@ -55,7 +55,7 @@ class Job:
         begun = objective.init(problem.model, problem.everyone, [stream], problem.dtype)
         if not begun.trained:
             raise InputError("nothing to train: the network, Omega and sigma are known (network, fixed)")
-        return cls(problem, {**config, **problem.config}, objective, _optimizer(config["optimizer"]))
+        return cls(problem, {**config, **problem.config}, objective, optimizer_of(config["optimizer"]))
 
     def plan(self) -> Plan:
         """Which fits of the job remain. :raises InputError: a folder holds a fit of another configuration."""
@@ -208,7 +208,7 @@ def objective_of(config: Config) -> Objective:
     return objective
 
 
-def _optimizer(config: Config) -> MakeOptimizer:
+def optimizer_of(config: Config) -> MakeOptimizer:
     """:raises InputError: options that the optimiser refuses."""
     make: MakeOptimizer = made(config, "optimizer")
     try:

@@ -9,10 +9,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
+from medcm_cli.study.kinds import check_kinds, check_plain
 
 DTYPES = ("float32", "float64")
 """Names of torch's."""
@@ -68,13 +70,50 @@ def complete(config: Config) -> dict[str, Any]:
     """
     _check_groups(config, _JOB_GROUPS)
     config = {**LATER, **complete_problem(config)}
-    for option, least in (("epochs", 1), ("checkpoint_every", 1), ("redraws", 0)):
-        whole(option, config[option], least)
-    whole("batch.threads", config["batch"]["threads"], 1)
+    for option, (least, most) in _LIMITS.items():
+        group, _, name = option.rpartition(".")
+        options = config[group] if group else config
+        if name in options:
+            whole(option, options[name], least, most)
+    if config["epochs"] // config["checkpoint_every"] > _CHECKPOINTS:
+        raise InputError(
+            f"checkpoint_every is {config['checkpoint_every']}; expected at most {_CHECKPOINTS} checkpoints"
+        )
+    if config["batch"]["processes"] != "auto":
+        whole("batch.processes", config["batch"]["processes"], 1, other="auto")
     _whole_or_null("batch.fits", config["batch"]["fits"], 1)
     _whole_or_null("tail", config["tail"], 0)
     number("learning_rate", config["learning_rate"], above=0)
+    if config["variant"] is not None:
+        _name("variant", config["variant"])
+    for name, value in config["optimizer"].items():
+        if isinstance(value, float):
+            number(f"optimizer.{name}", value)
+    if "lr" in config["optimizer"]:
+        number("optimizer.lr", config["optimizer"]["lr"], above=0)
     return config
+
+
+# What nobody means, and a machine would choke on: whole numbers, from and to.
+_LIMITS: Mapping[str, tuple[int, int]] = {
+    "epochs": (1, 10_000_000),
+    "checkpoint_every": (1, 10_000_000),
+    "redraws": (0, 1000),
+    "batch.threads": (1, 1024),
+    "objective.samples": (1, 10_000),
+    "objective.components": (1, 1000),
+    "objective.mode_iterations": (1, 100_000),
+    "pk.compartments": (1, 100),
+    "split.size": (1, 1_000_000),
+}
+_CHECKPOINTS = 1_000_000
+_MOST_FITS = 1_000_000
+
+
+def _name(option: str, value: object) -> None:
+    """:raises InputError: neither a text nor a number that may stand for one."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        raise InputError(f"{option} is {value!r}; expected a name")
 
 
 def complete_problem(config: Config) -> dict[str, Any]:
@@ -90,9 +129,9 @@ def complete_problem(config: Config) -> dict[str, Any]:
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
         config["pk"] = {**rule, **config["pk"]}
     flag("overwrite", config["overwrite"])
-    for option in ("study", "outputs"):
-        if config[option] is None or config[option] == "":
-            raise InputError(f"{option} is {config[option]!r}; expected a name")
+    _name("study", config["study"])
+    if not isinstance(config["outputs"], str) or not config["outputs"]:
+        raise InputError(f"outputs is {config['outputs']!r}; expected the name of a folder")
     effects = config["random_effects"]
     if not isinstance(effects, list) or not all(isinstance(name, str) for name in effects):
         raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
@@ -143,6 +182,14 @@ _FIXED = "fixed='{omega: [[0.04, 0], [0, 0.02]], sigma: {additive: 0.03}}'"
 
 
 def _check_dataset(dataset: Config) -> None:
+    _name("dataset.name", dataset["name"])
+    for option in ("path", "cohort"):
+        if dataset[option] is not None and (not isinstance(dataset[option], str) or not dataset[option]):
+            raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a name or null")
+    names = dataset["events"] if isinstance(dataset["events"], list) else [dataset["events"]]
+    if not names or not all(isinstance(name, str) and name for name in names if names != [None]):
+        raise InputError(f"dataset.events is {dataset['events']!r}; expected the name of a file, or a list")
+    _text("dataset.level_unit", dataset["level_unit"])
     _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
     number("dataset.level_scale", dataset["level_scale"], above=0)
     for option in ("columns", "keep", "over_time"):
@@ -156,6 +203,12 @@ def _check_dataset(dataset: Config) -> None:
         if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
             raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
         number(f"{where}.reference", entry["reference"])
+        _text(f"{where}.unit", entry["unit"])
+
+
+def _text(option: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{option} is {value!r}; expected a text")
 
 
 def axis(name: str, value: object) -> list[int]:
@@ -167,17 +220,20 @@ def axis(name: str, value: object) -> list[int]:
         try:
             override = OverridesParser.create().parse_override(f"{name}={value}")
             given = override.sweep_iterator() if override.is_sweep_override() else override.value()
-            values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+            several = isinstance(given, Iterable) and not isinstance(given, str)
+            values = list(itertools.islice(given, _MOST_FITS + 1)) if several else [given]
         except HydraException as error:
             raise InputError(f"{name}={value}: {' '.join(str(error).split())}") from error
     try:
         numbers = [int(v) for v in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if not numbers or any(str(n) != str(v) for n, v in zip(numbers, values, strict=True)) or min(numbers) < 1:
         raise InputError(
             f"{name}={value}: expected whole numbers from 1: {name}=3, {name}=[1,2] or {name}='range(1,21)'"
         )
+    if len(numbers) > _MOST_FITS:
+        raise InputError(f"{name}={value}: expected at most {_MOST_FITS} of them")
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{name}={value}: a number stands there twice")
     return numbers
@@ -206,10 +262,13 @@ def folds_of(config: Config) -> dict[int, dict[str, int]]:
 def made(config: Config, where: str, **arguments: Any) -> Any:
     """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not
     fit."""
+    check_plain(where, config)
     try:
-        return instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
-    except InstantiationException as error:
+        result = instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
+    except (InstantiationException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
         reason = error.__cause__ or error
         raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
+    check_kinds(where, config)
+    return result

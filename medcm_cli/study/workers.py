@@ -3,9 +3,13 @@ them."""
 
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.checks import whole
+from medcm_cli.errors import JobError
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
@@ -74,7 +79,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.process.terminate()
+            worker.process.kill()  # they leave nothing half done that the next run does not tidy up
         for worker in self._workers:
             worker.process.join()
         self._workers = []
@@ -82,17 +87,27 @@ class Workers:
     def run(
         self, job: Job, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
     ) -> list[Record]:
-        """Train every batch of ``parts``; returns their finished records. One process means this one."""
+        """Train every batch of ``parts``; returns their finished records. One process means this one.
+
+        :raises JobError: there is not memory enough, or a process was killed.
+        """
+        finished: list[Record] = []
+        fits = sum(map(len, parts))
         if processes == 1:
-            finished: list[Record] = []
             prepare(int(job.config["batch"]["threads"]))
             for number, part in enumerate(parts):
-                finished += job.run(part, _reporter(progress, number, len(part)))
+                try:
+                    finished += job.run(part, _reporter(progress, number, len(part)))
+                except Exception as error:
+                    if not _lacks_memory(error):
+                        raise
+                    raise _failed("there is not memory enough", part, len(finished), fits) from error
             return finished
-        while len(self._workers) < processes:
-            self._workers.append(_start())
         try:
-            return self._share(job.config, list(enumerate(parts)), self._workers[:processes], progress)
+            while len(self._workers) < processes:
+                self._workers.append(_start())
+            waiting = list(enumerate(parts))
+            return self._share(job.config, waiting, self._workers[:processes], progress, fits)
         except BaseException:
             self.__exit__()  # what the others still have to say is not for the next job
             raise
@@ -103,44 +118,97 @@ class Workers:
         waiting: list[tuple[int, Sequence[Record]]],
         workers: list[_Worker],
         progress: Progress,
+        fits: int,
     ) -> list[Record]:
         finished: list[Record] = []
         idle = list(workers)
-        busy: dict[Connection, _Worker] = {}
+        busy: dict[Connection, tuple[_Worker, Sequence[Record]]] = {}
         while waiting or busy:
             while waiting and idle:
-                worker = idle.pop()
-                worker.connection.send((config, *waiting.pop(0)))
-                busy[worker.connection] = worker
+                worker, (number, part) = idle.pop(), waiting.pop(0)
+                busy[worker.connection] = worker, part
+                with _living(worker, part, len(finished), fits):
+                    worker.connection.send((config, number, part))
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
-                try:
+                worker, part = busy[ready]
+                with _living(worker, part, len(finished), fits):
                     kind, content = ready.recv()
-                except EOFError as error:
-                    raise RuntimeError("a training process ended unexpectedly (out of memory?)") from error
                 if kind == "progress":
                     progress(*content)
                     continue
-                idle.append(busy.pop(ready))
+                del busy[ready]
+                idle.append(worker)
+                if kind == "memory":
+                    raise _failed("there is not memory enough", part, len(finished), fits)
                 if kind == "error":
                     raise content
                 finished += content
         return finished
 
 
+@contextmanager
+def _living(worker: _Worker, part: Sequence[Record], finished: int, fits: int) -> Iterator[None]:
+    """A word with a process. :raises JobError: it is no more."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        worker.process.join(1)
+        code = worker.process.exitcode
+        how = "ended" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
+        cause = ", as for lack of memory" if code == -signal.SIGKILL else ""
+        raise _failed(f"a training process {how}{cause}", part, finished, fits) from error
+
+
+def _failed(what: str, part: Sequence[Record], finished: int, fits: int) -> JobError:
+    fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
+    return JobError(
+        f"{what}; {finished} of {fits} fits of this job are finished and kept, the same command goes on with "
+        f"the others{fewer}"
+    )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    )
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait; a process that is started meanwhile never sees them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on every system
+        yield
+        return
+    resource_tracker.ensure_running()  # which would end the blocking where it is started with the process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> _Worker:
+    """:raises JobError: it ended at once."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
+    try:
+        with _signals_blocked():
+            process.start()
+    except BrokenPipeError as error:
+        raise JobError("a training process could not be started") from error
+    finally:
+        theirs.close()
     return _Worker(process, ours)
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C is the parent's business; when the
-    parent is gone, the next message fails and the process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Train what comes through the connection until it closes. Ctrl-C and SIGTERM are the parent's business;
+    without a parent the process ends at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
             config, number, part = connection.recv()
@@ -154,11 +222,27 @@ def _serve(connection: Connection) -> None:
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:
-                connection.send(("error", error))
+                connection.send(("memory", None) if _lacks_memory(error) else ("error", _sendable(error)))
             else:
                 connection.send(("done", finished))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _reporter(progress: Progress, number: int, fits: int) -> Callable[[int, Tensor], None]:

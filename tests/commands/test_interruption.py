@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,11 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from tests.commands.program import LIMIT, Quick, linux, statuses, succeeded
+from tests.commands.program import ENVIRONMENT, LIMIT, Quick, linux, statuses, succeeded
 
 
-def wait_for(ready: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
+def wait_for(ready: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
     while not ready():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -81,6 +83,92 @@ def test_killed_in_the_middle(place: Path, quick: Quick) -> None:
     for folder in found:
         epochs = pyarrow.parquet.ParquetFile(folder / "history.parquet").read()["epoch"].to_numpy()
         np.testing.assert_array_equal(epochs, np.arange(0, 151, 10))
+
+
+ENDLESS = ("epochs=1000000", "checkpoint_every=1000000", "objective=fo", "fold=1,2", "dataset.path=data")
+
+
+@linux
+def test_training_processes_end_with_their_parent(place: Path, quick: Quick) -> None:
+    """At once: none of them would have a word for the parent before the millionth epoch."""
+    study = place / "outputs" / "orphans"
+    running = quick.start(place, "fit", *ENDLESS, "study=orphans", "batch.processes=2")
+    wait_for(lambda: len(statuses(study)) == 2, "training did not begin")
+    os.kill(running.pid, signal.SIGKILL)
+    quick.finish(running)
+    wait_for(lambda: not in_session(running.pid), "a training process outlives its parent", 20)
+
+
+@linux
+def test_a_killed_training_process_costs_its_job_alone(place: Path, quick: Quick) -> None:
+    study = place / "outputs" / "culled"
+    options = ("epochs=1000000,4", "checkpoint_every=2", "objective=fo", "fold=1,2", "replicate=1,2")
+    running = quick.start(
+        place, "fit", "-m", *options, "study=culled", "dataset.path=data", "batch.processes=2"
+    )
+    wait_for(lambda: len(statuses(study)) == 4, "training did not begin")
+    children = [pid for pid in in_session(running.pid) if b"spawn_main" in command_of(pid)]
+    assert len(children) == 2
+    os.kill(children[0], signal.SIGKILL)
+    result = quick.finish(running)
+    assert result.returncode == 3
+    first, last = result.stderr.splitlines()
+    assert "epochs=1000000: a training process was killed by SIGKILL" in first
+    assert "0 of 4 fits of this job are finished and kept" in first
+    assert "batch.fits=1 " in first
+    assert last == "medcm: 1 job of the multirun failed: epochs=1000000"
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("fo: 4 fits in ")
+    assert sorted(statuses(study).values()) == ["complete"] * 4 + ["running"] * 4
+
+
+def command_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+@linux
+@pytest.mark.parametrize("to_all", [False, True], ids=["the parent", "the group"])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_fit_in_one_line(
+    place: Path, quick: Quick, number: int, code: int, word: str, to_all: bool
+) -> None:
+    name = f"signal{number}{to_all}"
+    running = quick.start(place, "fit", *ENDLESS, f"study={name}", "batch.processes=2")
+    wait_for(lambda: len(statuses(place / "outputs" / name)) == 2, "training did not begin")
+    (os.killpg if to_all else os.kill)(running.pid, number)
+    result = quick.finish(running)
+    assert result.returncode == code
+    assert result.stderr == f"medcm: {word}; what is finished is kept\n"
+    wait_for(lambda: not in_session(running.pid), "a process stays behind", 20)
+
+
+@linux
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0])
+def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path, pause: float) -> None:
+    """Wherever it comes once medcm's own code has begun, processes that train among it."""
+    program = "import sys, medcm_cli.cli; print('begun', flush=True); medcm_cli.cli.main()"
+    options = ("fit", *ENDLESS, f"study=starting{pause}", "batch.processes=2")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *options],
+        cwd=place,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=LIMIT)
+    assert said == "medcm: interrupted; what is finished is kept\n"
+    assert process.returncode == 130
 
 
 @linux

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from medcm_cli import runs
-from medcm_cli.errors import InputError
+from medcm_cli.errors import InputError, JobError
+from medcm_cli.study.interrupted import interrupted, kept_of
 from medcm_cli.study.job import Job
 from medcm_cli.study.workers import Workers, batches, process_count
 from tests.helpers import configuration
@@ -157,18 +158,123 @@ def test_a_job_after_one_that_failed_gets_its_own_results(
     assert {record.address for record in finished} == {record.address for record in records}
 
 
+def endless(data: Path, folder: Path, *options: str) -> tuple[Job, list[runs.Record]]:
+    """A job that does not end, and its fits."""
+    given = ("objective=mse", "fold=[1,2]", "epochs=100000", "checkpoint_every=10", *options)
+    job = Job.build(configuration(data, folder, *given))
+    return job, list(job.plan().records.values())
+
+
+def kill(*_: object) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: Path) -> None:
-    options = ("objective=mse", "fold=[1,2]", "epochs=100000", "checkpoint_every=10")
-    job = Job.build(configuration(data, tmp_path, *options))
-    records = list(job.plan().records.values())
-
-    def kill(*_: object) -> None:
-        for child in multiprocessing.active_children():
-            child.kill()
-
-    with workers, pytest.raises(RuntimeError, match="ended unexpectedly"):  # leaving it forgets the dead
+    job, records = endless(data, tmp_path, "replicate=[1,2]")
+    with workers, pytest.raises(JobError) as caught:  # leaving it forgets the dead
         workers.run(job, batches(records, None, 2), 2, kill)
+    for part in ("killed by SIGKILL", "lack of memory", "0 of 4 fits", "batch.fits=1 "):
+        assert part in str(caught.value)
     assert not multiprocessing.active_children()
     for record in records:
         found = runs.read_record(record.address.folder(tmp_path))
         assert found is None or found.status == "running"
+
+
+def test_a_process_that_dies_between_jobs_is_noticed(data: Path, tmp_path: Path) -> None:
+    job = Job.build(configuration(data, tmp_path, *OPTIONS))
+    records = list(job.plan().records.values())
+    with Workers() as workers:
+        workers.run(job, batches(records, None, 2), 2, lambda *_: None)
+        kill()
+        for child in multiprocessing.active_children():
+            child.join()
+        with pytest.raises(JobError, match="killed by SIGKILL"):
+            workers.run(job, batches(records, None, 2), 2, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+    ],
+)
+def test_lack_of_memory_in_this_process_is_told_in_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def lacking(*_: object) -> None:
+        raise error
+
+    job, records = endless(data, tmp_path, "replicate=[1,2,3]")
+    monkeypatch.setattr(Job, "train", lacking)
+    with Workers() as workers, pytest.raises(JobError) as caught:
+        workers.run(job, [records[:5], records[5:]], 1, lambda *_: None)
+    for part in ("not memory enough", "0 of 6 fits", "batch.fits=3 "):
+        assert part in str(caught.value)
+
+
+def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path) -> None:
+    """However the fits that remain would be divided now; of what is finished nothing stays behind."""
+    options = ("objective=fo", "fold=[1,2]", "replicate=[1,2]", "epochs=60", "checkpoint_every=10")
+    whole, cut = (Job.build(configuration(data, tmp_path / name, *options)) for name in ("whole", "cut"))
+    order = (2, 0, 3)
+    parts = {}
+    for job in (whole, cut):
+        records = list(job.plan().records.values())
+        parts[job] = [[records[i] for i in order], [records[1]]]
+        job.run(parts[job][1])
+    whole.run(parts[whole][0])
+
+    def stop(epoch: int, _: torch.Tensor) -> None:
+        if epoch == 30:
+            raise KeyboardInterrupt
+
+    root = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medcm_cli.training.kept._FIRST", 0.0)
+        patch.setattr("medcm_cli.training.kept._SHARE", torch.inf)
+        with pytest.raises(KeyboardInterrupt):
+            cut.run(parts[cut][0], stop)
+    plan = cut.plan()
+    remaining = [plan.records[fit] for fit in plan.todo]
+    assert len(remaining) == 3
+    assert interrupted(root, remaining, 2) == ([], remaining)  # to save memory
+    (part,), rest = interrupted(root, remaining, None)
+    assert rest == []
+    assert [record.address for record in part] == [record.address for record in parts[cut][0]]
+    seen: list[int] = []
+    cut.run(part, lambda epoch, _: seen.append(epoch))
+    assert seen == [30, 40, 50, 60]
+    assert not list(root.rglob(".training-*"))
+    for record in plan.records.values():
+        for name in ("history", "parameters", "random_effects", "effects"):
+            one, other = (
+                pd.read_parquet(record.address.folder(folder) / f"{name}.parquet", partitioning=None)
+                for folder in (tmp_path / "whole", root)
+            )
+            pd.testing.assert_frame_equal(one, other, rtol=0, atol=0, check_exact=True)
+
+
+@pytest.mark.parametrize("option", ["learning_rate=0.2", "seed=1"])
+def test_a_batch_of_another_configuration_is_not_gone_on_with(
+    data: Path, tmp_path: Path, option: str
+) -> None:
+    job, records = endless(data, tmp_path)
+
+    def stop(epoch: int, _: torch.Tensor) -> None:
+        if epoch == 20:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medcm_cli.training.kept._FIRST", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(records, stop)
+    assert list(tmp_path.rglob(".training-*"))
+    _, others = endless(data, tmp_path, option)
+    assert interrupted(tmp_path, others, None) == ([], others)
+    assert kept_of(tmp_path, others).read() is None
+    assert kept_of(tmp_path, records).read() is not None
