@@ -21,7 +21,10 @@ _ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
     """A temporary path for a file or folder that becomes ``target``, replacing it, once the block ends
-    without error."""
+    without error.
+
+    :raises OSError: it cannot be written, as on a full disk: with the name of ``target``, whoever raised it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
     remove(partial)
@@ -30,6 +33,12 @@ def replaced(target: Path) -> Iterator[Path]:
         if target.is_dir() and partial.exists():
             remove(target)
         partial.replace(target)
+    except OSError as error:
+        unnamed = error.filename is None or Path(error.filename).is_relative_to(partial)
+        if not unnamed or error.filename == str(target):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)  # in the same words from everybody
+        raise OSError(error.errno or 0, reason, str(target)) from error
     finally:
         remove(partial)
 
