@@ -48,6 +48,7 @@ def replaced(target: Path, keep: bool = False) -> Iterator[Path]:
 
     :param keep: a folder with something in it that lies there by then stays, and the new one is dropped: of
         several processes that make the same, the first one's is used.
+    :raises OSError: it cannot be written, as on a full disk: with the name of ``target``, whoever raised it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_TEMPORARY}{_PLACE}-{os.getpid()}-{target.name}")
@@ -60,6 +61,12 @@ def replaced(target: Path, keep: bool = False) -> Iterator[Path]:
             if target.is_dir() and partial.exists():
                 remove(target)
             partial.replace(target)
+    except OSError as error:
+        unnamed = error.filename is None or Path(error.filename).is_relative_to(partial)
+        if not unnamed or error.filename == str(target):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)  # in the same words from everybody
+        raise OSError(error.errno or 0, reason, str(target)) from error
     finally:
         remove(partial)
 

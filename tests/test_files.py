@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from medcm_cli.files import one_line, remove, remove_partial, replaced, write_csv, write_text
+from tests.helpers import ROOT, ran
 
 
 class Killed(BaseException):
@@ -229,6 +230,54 @@ def test_removing_a_link_to_a_folder_keeps_the_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     remove(tmp_path / "link")
     assert names(tmp_path) == ["folder"]
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+WRITERS = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np, pandas as pd, pyarrow as pa
+from matplotlib.figure import Figure
+from medcm_cli import files, runs
+from medcm_cli.report.figures import style
+from medcm_cli.runs import draws
+
+target, kind = Path(sys.argv[1]), sys.argv[2]
+table = pd.DataFrame({"x": np.random.default_rng(0).standard_normal(100_000)})
+noise = np.random.default_rng(0).uniform(size=(500, 500))
+figure = Figure()
+figure.subplots().imshow(noise)
+drawn = style.Drawn(target.stem, "", figure, "", "", table)
+units = runs.Units("IU/dL", 100.0)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a file that grows longer cannot be written
+{
+    "text": lambda: files.write_text(target, "x" * 100_000),
+    "csv": lambda: files.write_csv(target, table),
+    "parquet": lambda: runs.write_table(target, table),
+    "figure": lambda: style.write(drawn, target.parent, ["png"]),
+    "folder": lambda: draws.write(target, {"draws": pa.Table.from_pandas(table)}, {}, units),
+}[kind]()
+"""
+
+
+@pytest.mark.parametrize("kind", ["text", "csv", "parquet", "figure", "folder"])
+def test_what_cannot_be_written_is_named_and_nothing_of_it_stays(tmp_path: Path, kind: str) -> None:
+    """Whichever package writes; here with a limit on the length of files in place of a full disk."""
+    target = tmp_path / "results" / "table.png"
+    program = WRITERS + "\n"
+    words = [sys.executable, "-c", program, str(target), kind]
+    done = ran(words, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)}, 120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"OSError: [Errno 27] File too large: '{target}'"
+    assert names(target.parent) == []
+
+
+def test_the_name_in_an_error_of_something_else_stays(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replaced(tmp_path / "target"):
+        (tmp_path / "absent").read_text()
+    assert caught.value.filename == str(tmp_path / "absent")
 
 
 # -- text that others wrote ------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     found = objective.random_effects(model, batch.population, state)
     assert found is not None
     at_estimates = _to_each(*found, mean, cov)
-    at_last = torch.stack([_last(folder, mean, cov) for folder in batch.folders], -1)
+    at_last = torch.stack(
+        [_last(*one, mean, cov) for one in zip(batch.folders, batch.records, strict=True)], -1
+    )
     columns = {"eta": at_estimates.mean(0), "eta_last": at_last.mean(0)}
     count = min(_DRAWS, len(draws.eta) // 2)
     of_q = objective.draw(state, batch.streams, count)
@@ -96,9 +98,9 @@ def _to_each(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -
     return squared_wasserstein(*own, other_mean[:, None], other_cov[:, None])
 
 
-def _last(folder: Path, mean: Tensor, cov: Tensor) -> Tensor:
+def _last(folder: Path, record: runs.Record, mean: Tensor, cov: Tensor) -> Tensor:
     """Squared distances (N,) of what a fit's folder holds of its last epoch."""
-    table = pd.read_parquet(folder / "random_effects.parquet")
+    table = runs.read_table(folder, record, "random_effects").to_pandas()
     k = mean.shape[-1]
     names = [f"cov_{max(i, j) + 1}{min(i, j) + 1}" for i in range(k) for j in range(k)]
     own_mean = torch.tensor(table[[f"eta_{i + 1}" for i in range(k)]].to_numpy(np.float64))

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from medcm_cli.commands.compose import run
-from medcm_cli.commands.terminal import OUT, job_bar, shortened
+from medcm_cli.commands.terminal import OUT, complain, job_bar, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
 from medcm_cli.study.options import as_config, axis, complete
@@ -119,6 +119,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
             "overwrite=true repeats them"
         )
         return
+    complain("damaged, and done again:", plan.damaged)
     records = [plan.records[fit] for fit in plan.todo]
     finished, seconds = _train(job, records, label, workers())
     failed = [record for record in finished if record.status == "failed"]

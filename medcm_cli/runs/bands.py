@@ -44,7 +44,7 @@ def effects(method: Method, epochs: Sequence[int] = ()) -> pd.DataFrame:
     """
     parts = []
     for fit in method.complete:
-        table = read_table(fit.folder, "effects", [*_CURVE, "epoch", "relative"])
+        table = read_table(fit.folder, fit.record, "effects", [*_CURVE, "epoch", "relative"])
         if "relative" not in table.column_names:
             continue  # no covariate enters the model
         epoch, relative = np.asarray(table["epoch"]), np.asarray(table["relative"])

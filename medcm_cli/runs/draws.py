@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
+from medcm_cli.runs.folder import check_name, hashes_of, read_parquet
 from medcm_cli.runs.units import Units, columns, write_table
 
 RECORD = "posterior.json"
@@ -51,9 +51,12 @@ def read(folder: Path) -> Draws:
     """What `medcm posterior` wrote. :raises InputError: not a folder of draws, or a damaged one."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        table = pd.read_parquet(folder / "draws.parquet")
+        hashes = dict(record.get("hashes", {}))
+        table = read_parquet(folder / "draws.parquet", hashes.get("draws")).to_pandas()
         joint = folder / "population.parquet"
-        population = pd.read_parquet(joint) if joint.is_file() else pd.DataFrame()
+        population = pd.DataFrame()
+        if joint.is_file():
+            population = read_parquet(joint, hashes.get("population")).to_pandas()
         fingerprint = str(record["data"]["fingerprint"])
         place = ["chain", "draw"]
         size = len(table) // len(table[place].drop_duplicates())
@@ -61,7 +64,7 @@ def read(folder: Path) -> Draws:
         names = sorted((n for n in map(str, table) if n.startswith("eta_")), key=lambda n: int(n[4:]))
         eta = ordered[names].to_numpy(np.float64).reshape(-1, size, len(names))
         subjects = ordered["subject"].to_numpy()[:size]
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (OSError, AttributeError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}: holds no draws of `medcm posterior` ({reason})") from error
     kept = [name for name in map(str, population) if name.startswith(_POPULATION)]
@@ -74,7 +77,8 @@ def write(folder: Path, tables: Mapping[str, pa.Table], record: Mapping[str, Any
         partial.mkdir()
         for name, table in tables.items():
             write_table(partial / f"{name}.parquet", table, columns(name, *units.names))
-        write_text(partial / RECORD, json.dumps({**record, "tables": list(tables)}, indent=1) + "\n")
+        about = {"tables": list(tables), "hashes": hashes_of(partial, tables)}
+        write_text(partial / RECORD, json.dumps({**record, **about}, indent=1) + "\n")
 
 
 def is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
@@ -87,10 +91,10 @@ def is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
         held = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         same, config = held["config_hash"] == digest, dict(held["config"])
         for name in held["tables"]:
-            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
+            read_parquet(folder / f"{check_name('tables', name)}.parquet", held.get("hashes", {}).get(name))
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError, pa.ArrowException, OSError):
+    except (AttributeError, ValueError, KeyError, TypeError, OSError):
         return False  # damaged: sample it again
     if not same:
         differ = [key for key in described if config.get(key) != described[key]]

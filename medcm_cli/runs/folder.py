@@ -19,8 +19,8 @@ nor failed is unfinished, whatever else lies in it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -39,6 +39,13 @@ SWEEP = ("study", "dataset")
 METHOD = ("objective", "error", "learning_rate", "variant")
 ALIKE = (*SWEEP, *METHOD)
 """The fields of an address that fits share which differ in their data rows and random numbers only."""
+# What a table must have to be the one that its file's name says; others follow from the model.
+_COLUMNS = {
+    "history": ("epoch", "objective_value", "rmse"),
+    "parameters": ("epoch", "name", "index", "value"),
+    "random_effects": ("subject", "eta_1", "cov_11"),
+    "effects": ("epoch",),
+}
 _LONGEST_NAME = 200  # bytes; a folder's name, variant=NAME, holds 255
 
 
@@ -134,6 +141,7 @@ class Record:
     seed: int
     versions: dict[str, str]
     tables: list[str] = field(default_factory=list)  # names of the fit's Parquet files, once it has finished
+    hashes: dict[str, str] = field(default_factory=dict)  # of these, name -> ``fingerprint``; none of before
     failure: dict[str, Any] | None = None  # epoch and cause
     batch: dict[str, Any] = field(default_factory=dict)  # fits trained together and their training seconds
     redraws: int = 0  # initialisations given up because their first gradient was not finite
@@ -200,14 +208,15 @@ def _check_names(record: Record) -> None:
         check_name("tables", name if isinstance(name, str) else "")
 
 
-def is_whole(folder: Path, record: Record) -> bool:
-    """Whether every table of a finished fit is there and has its end, where Parquet keeps what it holds."""
+def damage_of(folder: Path, record: Record) -> str:
+    """Which table of a finished fit is not what the fit wrote or, where its record does not say what that is,
+    cannot be read, and why; empty where all are whole."""
     try:
         for name in record.tables:
-            pyarrow.parquet.read_metadata(folder / f"{name}.parquet")
-    except (pa.ArrowException, OSError):
-        return False
-    return True
+            read_table(folder, record, name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def write_record(root: Path, record: Record) -> None:
@@ -246,13 +255,21 @@ def _write(folder: Path, record: Record) -> None:
     write_text(folder / RECORD, json.dumps(asdict(record), indent=1) + "\n")
 
 
-def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> None:
-    """A fit's folder with its tables and its record, which appears whole."""
+def finish(root: Path, record: Record, tables: Mapping[str, pa.Table]) -> Record:
+    """A fit's folder with its tables and its record, which appears whole; returns the record, with the hashes
+    of the tables."""
     with replaced(record.address.folder(root)) as partial:
         partial.mkdir()
         for name, table in tables.items():
             write_table(partial / f"{name}.parquet", table)
-        _write(partial, record)
+        written = replace(record, hashes=hashes_of(partial, tables))
+        _write(partial, written)
+    return written
+
+
+def hashes_of(folder: Path, tables: Iterable[str]) -> dict[str, str]:
+    """Name -> hash of the tables in a folder, as a record has them."""
+    return {name: fingerprint([folder / f"{name}.parquet"]) for name in tables}
 
 
 def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
@@ -271,18 +288,30 @@ def find(root: Path) -> Iterator[Path]:
             subfolders.clear()
 
 
-def read_table(folder: Path, name: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(folder: Path, record: Record, name: str, columns: list[str] | None = None) -> pa.Table:
     """One of a fit's tables, as its file has it, or some of its ``columns``.
 
-    :raises InputError: absent or damaged, or without such a column.
+    :raises InputError: absent or damaged, or another table in its place.
     """
     path = folder / f"{name}.parquet"
+    table = read_parquet(path, record.hashes.get(name), columns)
+    absent = [column for column in _COLUMNS.get(name, ()) if column not in table.column_names]
+    if absent and columns is None:
+        raise InputError(f"{path}: is no table of {name.replace('_', ' ')}: has no column {absent[0]!r}")
+    return table
+
+
+def read_parquet(path: Path, digest: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its ``columns``. Page checksums, which files of older versions have not, are
+    verified; they leave out a file's end, where the names of columns are, so that a hash is better.
+
+    :param digest: the hash that it was recorded with (``fingerprint``).
+    :raises InputError: absent or damaged.
+    """
     try:
-        return pyarrow.parquet.ParquetFile(path).read(columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        if digest is not None and fingerprint([path]) != digest:
+            raise InputError(f"{path}: cannot be read (it has changed since it was written: another SHA-256)")
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        return file.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-
-
-def read_history(folder: Path) -> pa.Table:
-    """A fit's history. :raises InputError: absent or damaged."""
-    return read_table(folder, "history")

@@ -137,4 +137,6 @@ def write_table(path: Path, table: pa.Table | pd.DataFrame, units: Mapping[str, 
     if isinstance(table, pd.DataFrame):
         table = pa.Table.from_pandas(table, preserve_index=False)
     with replaced(path) as partial:
-        pyarrow.parquet.write_table(with_units(table, units or {}), partial, compression="zstd")
+        pyarrow.parquet.write_table(
+            with_units(table, units or {}), partial, compression="zstd", write_page_checksum=True
+        )

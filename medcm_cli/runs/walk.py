@@ -12,7 +12,7 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean, tail_rows
-from medcm_cli.runs.folder import Record, find, read_history, read_record
+from medcm_cli.runs.folder import Record, find, read_record, read_table
 from medcm_cli.runs.units import Units, unit_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class Fit:
     @cached_property
     def _columns(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
         """The history's columns as the file has them, and what turns some into the reported unit."""
-        table, units = read_history(self.folder), self.units
+        table, units = read_table(self.folder, self.record, "history"), self.units
         before = all(unit_of(field) is None for field in table.schema)
         factors = {
             field.name: units.scale

@@ -24,12 +24,14 @@ from medcm_cli.training.steppers import MakeOptimizer
 
 @dataclass(frozen=True)
 class Plan:
-    """A job's fits: ``done`` were finished before, ``todo`` remain."""
+    """A job's fits: ``done`` were finished before, ``todo`` remain; ``damaged``: what is wrong with files of
+    those that had been finished and are done again."""
 
     records: dict[Fit, runs.Record]
     done: tuple[Fit, ...]
     todo: tuple[Fit, ...]
     previously_failed: int
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Job:
         records: dict[Fit, runs.Record] = {}
         done: dict[Fit, None] = {}
         failed = 0
+        damaged: list[str] = []
         for fold, name in folds_of(self.config).items():
             of_fold = self.problem.folds[fold]
             subjects = {"train": of_fold.train.tolist(), "test": of_fold.test.tolist()}
@@ -75,12 +78,14 @@ class Job:
                 folder = record.address.folder(root)
                 try:
                     found = runs.read_record(folder)
-                except InputError:
-                    found = None  # damaged: train it again
+                except InputError as error:
+                    found = None  # train it again
+                    damaged.append(str(error))
                 if found is None or found.status not in runs.FINISHED or self.config["overwrite"]:
                     continue
-                if found.config_hash == digest and not runs.is_whole(folder, found):
-                    continue  # a file was damaged or lost: train it again
+                if found.config_hash == digest and (fault := runs.damage_of(folder, found)):
+                    damaged.append(fault)
+                    continue
                 if found.config_hash != digest:
                     what = difference(found.config, self.config) or "its data or folds differ"
                     raise InputError(
@@ -90,7 +95,7 @@ class Job:
                 done[fold, replicate] = None
                 failed += found.status == "failed"
         todo = tuple(fit for fit in records if fit not in done)
-        return Plan(records, tuple(done), todo, failed)
+        return Plan(records, tuple(done), todo, failed, tuple(damaged))
 
     def _record(self, fit: dict[str, int], digest: str) -> runs.Record:
         config = self.config
@@ -158,8 +163,7 @@ class Job:
         trained = self.train(fits, progress, kept)
         finished = []
         for fit, (record, tables) in enumerate(zip(records, self._tables(fits, trained), strict=True)):
-            finished.append(_finished(record, trained, fit, list(tables)))
-            runs.finish(root, finished[-1], tables)
+            finished.append(runs.finish(root, _finished(record, trained, fit, list(tables)), tables))
         kept.remove()
         return finished
 

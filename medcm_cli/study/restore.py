@@ -183,7 +183,7 @@ def _config(records: Sequence[runs.Record], folder: Path, trust: bool) -> dict[s
 
 def _estimate(folder: Path, record: runs.Record) -> dict[str, Tensor]:
     """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
-    table = runs.read_table(folder, "parameters")
+    table = runs.read_table(folder, record, "parameters")
     rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail"))
     # Every checkpoint holds the same values in the same order.
     mean = runs.tail_mean(table["value"].to_numpy(), rows)

@@ -46,7 +46,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pyarrow.parquet.read_table(one.parent / "history.parquet")
     kept = table.filter(pyarrow.compute.less(table["epoch"], FAILED_AT))
     pyarrow.parquet.write_table(kept, one.parent / "history.parquet")
-    change(one, status="failed", failure={"epoch": FAILED_AT, "cause": "objective is not finite"})
+    failure = {"epoch": FAILED_AT, "cause": "objective is not finite"}
+    change(one, status="failed", failure=failure, hashes={})
     change(next(path for path in fits if "objective=vi" in str(path)), status="running")
     return root / "outputs"
 
@@ -354,7 +355,7 @@ def test_when_every_fit_failed(
     root = tmp_path / "outputs"
     shutil.copytree(swept, root)
     for path in root.rglob("run.json"):
-        change(path, status="failed", failure={"epoch": 1, "cause": "objective is not finite"})
+        change(path, status="failed", failure={"epoch": 1, "cause": "objective is not finite"}, hashes={})
         table = pyarrow.parquet.read_table(path.parent / "history.parquet")
         pyarrow.parquet.write_table(table.slice(0, 0), path.parent / "history.parquet")
     code, _, err = plot(root, "--out", tmp_path / "figures", "--format", "png")

@@ -42,7 +42,17 @@ def make_record(status: str = "complete", **address: Any) -> runs.Record:
 
 
 def a_table(rows: int = 3) -> pa.Table:
-    return pa.table({"epoch": np.arange(rows), "value": np.linspace(0, 1, rows)})
+    columns = {name: np.linspace(0, 1, rows) for name in ("objective_value", "rmse")}
+    return pa.table({"epoch": np.arange(rows), **columns})
+
+
+def history(folder: Path) -> pa.Table:
+    return runs.read_table(folder, runs.read_record(folder) or make_record(), "history")
+
+
+def written(record: runs.Record, folder: Path) -> runs.Record:
+    """A record as it is once its tables are there."""
+    return replace(record, hashes=runs.hashes_of(folder, sorted(p.stem for p in folder.glob("*.parquet"))))
 
 
 # -- addresses -------------------------------------------------------------------------------------
@@ -262,9 +272,9 @@ def test_finish_writes_tables_and_then_the_record(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pyarrow.parquet, "write_table", watched)
     runs.finish(tmp_path, make_record(), {"history": a_table(3), "effects": a_table(5)})
     assert seen == ["running", "running"]
-    assert runs.read_record(folder) == make_record()
+    assert runs.read_record(folder) == written(make_record(), folder)
     assert pyarrow.parquet.ParquetFile(folder / "effects.parquet").read().equals(a_table(5))
-    assert runs.read_history(folder).equals(a_table(3))
+    assert history(folder).equals(a_table(3))
     assert sorted(path.name for path in folder.iterdir()) == [
         "effects.parquet",
         "history.parquet",
@@ -276,12 +286,12 @@ def test_what_is_replaced_stays_until_its_successor_is_written(tmp_path: Path) -
     folder = ADDRESS.folder(tmp_path)
     runs.finish(tmp_path, make_record(), {"history": a_table(3), "effects": a_table(5)})
     runs.start(tmp_path, make_record("running"))
-    assert runs.read_record(folder) == make_record()
-    assert runs.read_history(folder).equals(a_table(3))
+    assert runs.read_record(folder) == written(make_record(), folder)
+    assert history(folder).equals(a_table(3))
     runs.finish(tmp_path, make_record("failed"), {"history": a_table(2)})
-    assert runs.read_record(folder) == make_record("failed")
+    assert runs.read_record(folder) == written(make_record("failed"), folder)
     assert sorted(path.name for path in folder.iterdir()) == ["history.parquet", "run.json"]
-    assert runs.read_history(folder).equals(a_table(2))
+    assert history(folder).equals(a_table(2))
 
 
 @pytest.mark.parametrize("before", ["running", "complete"])
@@ -312,7 +322,7 @@ def test_failure_while_a_table_is_written(
     assert sorted(path.name for path in folder.iterdir()) == there
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     if tables:
-        assert runs.read_history(folder).equals(a_table(3))
+        assert history(folder).equals(a_table(3))
 
 
 def test_a_fit_that_two_processes_train(tmp_path: Path) -> None:
@@ -324,9 +334,9 @@ def test_a_fit_that_two_processes_train(tmp_path: Path) -> None:
     assert (folder / "run.json").stat().st_mtime_ns == said
     runs.finish(tmp_path, make_record(), {"history": a_table(3)})
     runs.start(tmp_path, make_record("running"))
-    assert runs.read_record(folder) == make_record()
+    assert runs.read_record(folder) == written(make_record(), folder)
     runs.finish(tmp_path, make_record(), {"history": a_table(3)})
-    assert runs.read_history(folder).equals(a_table(3))
+    assert history(folder).equals(a_table(3))
 
 
 def test_what_is_being_written_is_no_fit(tmp_path: Path) -> None:
@@ -341,7 +351,7 @@ def test_history_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> N
     if content is not None:
         (tmp_path / "history.parquet").write_bytes(content)
     with pytest.raises(InputError) as caught:
-        runs.read_history(tmp_path)
+        history(tmp_path)
     assert str(tmp_path / "history.parquet") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -401,3 +411,59 @@ def test_folders_read_as_one_hive_partitioned_table(tmp_path: Path, model: Model
     keys = [read[key].to_pylist() for key in ("objective", "fold", "replicate", "variant")]
     found = list(zip(*keys, strict=True))
     assert {key: found.count(key) for key in set(found)} == rows
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_no_bit_of_a_table_can_change_unnoticed(tmp_path: Path) -> None:
+    """Its end too, where the names of columns are."""
+    folder = ADDRESS.folder(tmp_path)
+    record = runs.finish(tmp_path, make_record(), {"history": a_table(3)})
+    path = folder / "history.parquet"
+    content = path.read_bytes()
+    assert runs.damage_of(folder, replace(record, tables=["history"])) == ""
+    for bit in range(0, 8 * len(content), 7):
+        path.write_bytes(flipped(content, bit))
+        assert runs.damage_of(folder, replace(record, tables=["history"])).startswith(
+            f"{path}: cannot be read"
+        )
+        with pytest.raises(InputError, match="has changed since it was written"):
+            history(folder)
+
+
+def test_no_bit_of_a_page_can_change_unnoticed_in_a_table_of_no_record(tmp_path: Path) -> None:
+    """Such as that of standard errors: a checksum of each page is in the file itself."""
+    path = tmp_path / "uncertainty.parquet"
+    table = pa.table({"value": np.random.default_rng(0).standard_normal(64)})
+    runs.write_table(path, table)
+    content = path.read_bytes()
+    column = pyarrow.parquet.read_metadata(path).row_group(0).column(0)
+    page = content.index(b"\x28\xb5\x2f\xfd")  # a frame of zstd begins so
+    assert page < column.dictionary_page_offset + column.total_compressed_size
+    for bit in range(8 * page, 8 * (page + 200), 3):
+        path.write_bytes(flipped(content, bit))
+        with pytest.raises(InputError, match=str(path)):
+            runs.read_parquet(path)
+    path.write_bytes(content)
+    assert runs.read_parquet(path).column("value").equals(table.column("value"))
+
+
+def test_a_table_of_before_has_neither_and_is_read(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(a_table(), tmp_path / "history.parquet")
+    assert history(tmp_path).equals(a_table())
+
+
+@pytest.mark.parametrize("name", ["history", "parameters", "random_effects", "effects"])
+def test_another_table_in_its_place_is_named(tmp_path: Path, name: str) -> None:
+    pyarrow.parquet.write_table(pa.table({"x": [1.0]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        InputError, match=f"{name}.parquet: is no table of {name.replace('_', ' ')}: has no column"
+    ):
+        runs.read_table(tmp_path, make_record(), name)

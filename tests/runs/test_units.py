@@ -83,7 +83,7 @@ def test_old_and_new_histories_are_read_alike(study: Path, tmp_path: Path) -> No
     bare = pa.table({name: bare[name] for name in bare.column_names})
     pyarrow.parquet.write_table(bare, path)
     assert set(units_in(path).values()) == {None}
-    old = Fit(tmp_path / "old", new.record)
+    old = Fit(tmp_path / "old", replace(new.record, hashes={}))
     assert old.history.equals(new.history)
     assert old.estimates() == new.estimates()
     np.testing.assert_array_equal(new.history["rmse"], np.asarray(bare["rmse"], dtype=np.float64))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
@@ -45,6 +46,10 @@ def outputs(trained_once: Path, tmp_path: Path) -> Path:
 def folder_of(outputs: Path, fold: int, replicate: int) -> Path:
     (found,) = outputs.glob(f"**/fold={fold:02d}/replicate={replicate}")
     return found
+
+
+def history(folder: Path) -> pa.Table:
+    return pyarrow.parquet.ParquetFile(folder / "history.parquet").read()
 
 
 def test_what_is_done_is_not_done_again(data: Path, outputs: Path) -> None:
@@ -141,14 +146,22 @@ def test_options_with_a_folder_of_their_own(data: Path, outputs: Path, change: s
 
 
 @pytest.mark.parametrize("name", ["history", "parameters", "random_effects", "effects"])
-@pytest.mark.parametrize("lost", [True, False], ids=["lost", "cut off"])
-def test_a_fit_without_all_its_files_is_done_again(data: Path, outputs: Path, name: str, lost: bool) -> None:
+@pytest.mark.parametrize("how", ["lost", "cut off", "a bit", "swapped"])
+def test_a_fit_without_all_its_files_is_named_and_done_again(
+    data: Path, outputs: Path, name: str, how: str
+) -> None:
     path = folder_of(outputs, 1, 2) / f"{name}.parquet"
-    content = path.read_bytes()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
     path.unlink()
-    if not lost:
-        path.write_bytes(content[:-100])
-    assert Job.build(configuration(data, outputs, *FOUR)).plan().todo == ((1, 2),)
+    if how == "swapped":
+        path.write_bytes((folder_of(outputs, 1, 1) / f"{name}.parquet").read_bytes())
+    elif how != "lost":
+        path.write_bytes(content[:-100] if how == "cut off" else content)
+    plan = Job.build(configuration(data, outputs, *FOUR)).plan()
+    assert plan.todo == ((1, 2),)
+    (line,) = plan.damaged
+    assert line.startswith(f"{path}: cannot be read (")
 
 
 def test_changed_data_are_refused(data: Path, outputs: Path, tmp_path: Path) -> None:
@@ -330,11 +343,11 @@ def test_record_of_a_finished_fit(data: Path, outputs: Path) -> None:
 def test_replicates_and_folds_differ_and_a_seed_repeats(data: Path, outputs: Path, tmp_path: Path) -> None:
     again = Job.build(configuration(data, tmp_path / "again", *FOUR))
     again.run([again.plan().records[fit] for fit in ((2, 1), (1, 2))])
-    read = {fit: runs.read_history(folder_of(outputs, *fit)) for fit in ((1, 1), (1, 2), (2, 1))}
+    read = {fit: history(folder_of(outputs, *fit)) for fit in ((1, 1), (1, 2), (2, 1))}
     first = [table["objective_value"][0].as_py() for table in read.values()]
     assert len(set(first)) == 3
     for fit in ((2, 1), (1, 2)):
-        repeated = runs.read_history(folder_of(tmp_path / "again", *fit)).to_pandas()
+        repeated = history(folder_of(tmp_path / "again", *fit)).to_pandas()
         pd.testing.assert_frame_equal(repeated, read[fit].to_pandas(), rtol=1e-4)
 
 
@@ -364,7 +377,7 @@ def test_kl_compares_the_same_random_effects(data: Path, tmp_path: Path, names: 
         job.run(list(job.plan().records.values()))
     finished = [folder for folder in runs.find(tmp_path) if (folder / "history.parquet").exists()]
     for folder in finished:
-        last = runs.read_history(folder).to_pandas().iloc[-1]
+        last = history(folder).to_pandas().iloc[-1]
         if "kl" in last:
             assert names == ["V1", "CL"]
             sd, rho = last[["omega_2", "omega_1"]].to_numpy(), last["rho_21"]

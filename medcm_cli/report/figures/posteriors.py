@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.report.figures import style
-from medcm_cli.runs import draws, study_folder
+from medcm_cli.runs import draws, read_table, study_folder
 from medcm_cli.runs.sweeps import Method, Sweep
 
 SUBJECTS = 4  # shown, evenly spaced among the training subjects
@@ -70,9 +70,9 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
 def _fits(method: Method, nuts: draws.Draws) -> Iterator[pd.DataFrame]:
     """random_effects of the method's complete fits of the very subjects, in the order of the draws."""
     for fit in method.complete:
-        path = fit.folder / "random_effects.parquet"
-        if fit.record.data.get("fingerprint") == nuts.fingerprint and path.is_file():
-            table = pd.read_parquet(path)
+        there = (fit.folder / "random_effects.parquet").is_file()
+        if fit.record.data.get("fingerprint") == nuts.fingerprint and there:
+            table = read_table(fit.folder, fit.record, "random_effects").to_pandas()
             if np.array_equal(table["subject"].to_numpy(), nuts.subjects):
                 yield table
 
