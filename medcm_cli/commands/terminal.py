@@ -4,6 +4,7 @@ input."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 # Names may hold brackets, which are not markup.
 OUT = Console(highlight=False, soft_wrap=True, markup=False)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+@cache
+def said(line: str) -> None:
+    """A line on stderr, once: jobs of a sweep read the same file."""
+    ERR.print(line)
 
 
 def show(section: "Section") -> None:

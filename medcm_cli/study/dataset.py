@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.data import EventTable, Format, describe, read_events
+from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
 from medcm_cli.haemophilia.preparation import (
@@ -23,7 +24,8 @@ from medcm_cli.haemophilia.preparation import (
 )
 from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.model import ErrorModel
+from medcm_cli.model import Model
+from medcm_cli.pk import PkModel
 from medcm_cli.study.identity import Config
 
 
@@ -136,15 +138,44 @@ def read_dataset(
     return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
 
 
-def check_predose(events: EventTable, error: ErrorModel) -> None:
-    """:raises InputError: an observation where the prediction is zero and with it the sd of the error."""
-    if error.allows_zero:
+def check_observations(events: EventTable, model: Model, dataset: Config) -> None:
+    """:raises InputError: an observation of another compartment than the model's, or where the prediction is
+    zero and with it the sd of the error."""
+    _check_compartments(events, model.pk, dataset)
+    if not model.error.allows_zero:
+        _check_predose(events, model.pk)
+
+
+def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> None:
+    """Several are refused; another one than the model's is where ``dataset.keep`` has not chosen it."""
+    seen = np.unique(events.compartment[~events.is_dose & (events.compartment >= 0)])
+    others = seen[seen != pk.observes]
+    name = folded(dataset["columns"].get("cmt") or "cmt")
+    chosen = len(seen) == 1 and any(folded(column) == name for column in dataset["keep"])
+    if pk.observes is None or not len(others) or chosen:
         return
+    row = int(np.argmax(~events.is_dose & (events.compartment == others[0])))
+    raise InputError(
+        f"{events.source}: subject {events.ids[events.subject[row]]!r} has an observation of compartment "
+        f"{others[0] + 1} (CMT) at {events.time[row]:g} h, and the model's is {pk.observes + 1}; leave out such "
+        "rows (dataset.keep), or say dataset.columns={cmt: null} where CMT says nothing"
+    )
+
+
+def _check_predose(events: EventTable, pk: PkModel) -> None:
     # Of each segment: a reset empties the compartments too.
     part = events.subject * (events.segment.max() + 1) + events.segment
     first_dose = np.full(part.max() + 1, np.inf)
     np.minimum.at(first_dose, part[events.is_dose], events.clock[events.is_dose])
-    early = ~events.is_dose & (events.clock <= first_dose[part])
+    at_first = events.clock == first_dose[part]
+    # A dose that is there at once, where it is observed, is seen by what comes after it at its very time.
+    into = np.where(events.compartment < 0, pk.dosed, events.compartment)
+    at_once = events.is_dose & at_first & (events.duration == 0) & (into == pk.observes)
+    at_once &= ~np.isin(into + 1, list(pk.lag))
+    row, begins = np.arange(len(part)), np.full(part.max() + 1, len(part))
+    np.minimum.at(begins, part[at_once], row[at_once])
+    early = (events.clock < first_dose[part]) | (at_first & (row < begins[part]))
+    early &= ~events.is_dose
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(

@@ -13,7 +13,13 @@ from medcm_cli.data import EventTable, Fold, Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, RandomEffects
 from medcm_cli.pk import check_schedule
-from medcm_cli.study.dataset import check_predose, dataset_path, read_dataset, true_values_of, with_stand_in
+from medcm_cli.study.dataset import (
+    check_observations,
+    dataset_path,
+    read_dataset,
+    true_values_of,
+    with_stand_in,
+)
 from medcm_cli.study.identity import Config
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made
 
@@ -55,7 +61,7 @@ class Problem:
         events, characteristics, preparation = read_dataset(path, dataset)
         folds = _folds(config, len(events.ids), path.parent)
         model = model_of(config)
-        check_predose(events, model.error)
+        check_observations(events, model, dataset)
         everyone = Population.from_events(events, dtype)
         check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
         data = {
