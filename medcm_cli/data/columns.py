@@ -164,7 +164,7 @@ def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, B
     return limit, censored
 
 
-def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str]) -> None:
+def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | None]) -> None:
     """All observations are of one kind, where a column tells kinds apart (DVID) that is not ``chosen``."""
     for name in sheet.frame:
         if name in chosen or not says_kind(name):

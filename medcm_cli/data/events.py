@@ -37,7 +37,8 @@ class Format:
     observation before the subject's first dose, where the model predicts exactly zero, ``keep`` allows it;
     ``over_time`` covariate -> what a covariate that changes means: ``record`` the value in force at each
     record, ``mean`` or ``first`` of the subject, ``constant`` (the default) refuses it; ``optional``:
-    covariates that may be missing, NaN then.
+    covariates that may be missing, NaN then; ``spare``: covariates that nothing depends on, read where that
+    can be done; ``limits``: covariate -> its least and greatest value.
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, h in
     the file's time (all of them by default).
@@ -49,6 +50,8 @@ class Format:
     predose_observations: str = "error"
     over_time: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    spare: frozenset[str] = frozenset()
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     patients: bool = False
     until: float = np.inf
 
@@ -94,7 +97,7 @@ class EventTable:
     emptied; ``reset_time`` of the record that each comes with, the file's, and ``reset_shift``, h by which
     the clock is ahead of the file's time from then on.
     ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to be said of
-    the file. ``covariates`` has one value per
+    the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value per
     subject, NaN where missing and optional.
     """
 
@@ -122,6 +125,7 @@ class EventTable:
     regimes: Regimes | None = None
     superposed: bool = False
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def given(self) -> BoolArray:
@@ -178,11 +182,15 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
 
 
 def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
-    named = [*covariates.values(), *how.keep]
-    used = {sheet.named(role) for role in ROLES} | {sheet.find(name) or name for name in named}
+    covariates, how = _to_read(sheet, covariates, how)
+    used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
+    used |= set(covariates.values())
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     evid, is_observation = columns.kinds(sheet)
+    empty = np.bincount(subject[is_observation], minlength=len(ids)) == 0
+    if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
+        return _left_out(ids, empty, _table(sheet.rows(~empty[subject]), covariates, how))
     columns.one_kind(sheet, is_observation, used)
     time = columns.time(sheet, subject, evid)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
@@ -230,6 +238,14 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     )
 
 
+def _left_out(ids: tuple[str, ...], empty: BoolArray, others: EventTable) -> EventTable:
+    """The table of other subjects, which says who is ``empty`` (N,)."""
+    left_out = tuple(ids[number] for number in np.flatnonzero(empty))
+    beside = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    line = f"{others.source}: without an observation, and left out: subject {left_out[0]!r}{beside}"
+    return replace(others, left_out=left_out, notes=(line, *others.notes))
+
+
 def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
     until, most = (how.until, MOST_PREDICTED) if how.patients else (-np.inf, MOST)
     try:
@@ -257,6 +273,22 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
     return joined
 
 
+def _to_read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> tuple[dict[str, str], Format]:
+    """The columns of covariates as the file calls them, without spare ones that are not there or hold no
+    numbers; no value of a spare one is a fault."""
+    found = {name: sheet.find(column) or column for name, column in covariates.items()}
+    spare = {name for name in how.spare & found.keys() if how.over_time.get(name) is None}
+    for name in how.spare & found.keys():
+        if found[name] not in sheet.frame or sheet.frame[found[name]].dtype.kind not in "iufb":
+            del found[name]
+    return found, replace(
+        how,
+        over_time={**how.over_time, **dict.fromkeys(spare, "first")},
+        optional=how.optional | how.spare,
+        limits={name: of for name, of in how.limits.items() if name not in how.spare},
+    )
+
+
 def _covariates(
     sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
 ) -> tuple[dict[str, FloatArray], Regimes | None]:
@@ -265,10 +297,12 @@ def _covariates(
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
     for name, column in covariates.items():
-        column = sheet.find(column) or column
         values: FloatArray = sheet.number(column, flags=True)
         rule = how.over_time.get(name, "constant")
         optional = name in how.optional
+        low, high = how.limits.get(name, (-np.inf, np.inf))
+        absurd = (values < low) | (values > high)
+        sheet.first(absurd, column, f"is {{value}}; expected {low:g} to {high:g} (dataset.covariates)")
         if not optional and rule == "constant":
             sheet.first(np.isnan(values), column, "is missing; every row needs this covariate")
         # A record without a value has that of the record before it, or else of the first that has one.

@@ -49,13 +49,13 @@ def says_kind(name: object) -> bool:
     return _plain(name) in _KINDS
 
 
-def unused(sheet: Sheet, used: Collection[str]) -> tuple[str, ...]:
+def unused(sheet: Sheet, used: Collection[str | None]) -> tuple[str, ...]:
     """A line for each column that looks like one that is used, or like a role that another has.
 
     :param used: columns that are.
     :raises InputError: a column looks like a role that the file has no column for, and is not used.
     """
-    lines = []
+    lines, known = [], (*ROLES, *sorted(filter(None, used)))
     for name in sheet.frame:
         if name in used:
             continue
@@ -67,7 +67,7 @@ def unused(sheet: Sheet, used: Collection[str]) -> tuple[str, ...]:
                 f"{sheet.source}: column {name!r} is not used, and looks like {role!r}; rename it, or say "
                 f"dataset.columns={{{role}: {name}}}, or {{{role}: null}} to do without it"
             )
-        near = role or next((of for of in (*ROLES, *sorted(used)) if _near(_plain(name), _plain(of))), None)
+        near = role or next((of for of in known if _near(_plain(name), _plain(of))), None)
         if near is not None:
             lines.append(f"{sheet.source}: column {str(name)!r} is not used; it looks like {near!r}")
     return tuple(lines)

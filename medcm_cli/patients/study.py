@@ -88,7 +88,8 @@ class Study:
         :raises InputError: a fault in the file.
         """
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
-        events, _, _ = read_dataset(path, self.dataset, patients=True, until=until)
+        needed = self.fits.model.network.inputs
+        events, _, _ = read_dataset(path, self.dataset, needed, patients=True, until=until)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
         return events

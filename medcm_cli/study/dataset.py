@@ -1,7 +1,7 @@
 """The data of a study: which file they are in, the stand-in for those that are not public, what is known of
 their truth, and reading and preparing them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,15 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
 
 
 def read_dataset(
-    path: Path | pd.DataFrame, dataset: Config, patients: bool = False, until: float = np.inf
+    path: Path | pd.DataFrame,
+    dataset: Config,
+    needed: Collection[str],
+    patients: bool = False,
+    until: float = np.inf,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of prepared covariates, what was done.
 
+    :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so many h (``Format.patients``).
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
@@ -114,6 +119,8 @@ def read_dataset(
         bolus_duration=dataset["bolus_duration"],
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],
+        spare=frozenset(columns) - set(needed),
+        limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
         until=until,
     )
@@ -123,19 +130,30 @@ def read_dataset(
     steps = Preparation.build(dataset["preparation"])
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
-    raw = read_events(path, {**others, **given}, replace(how, optional=frozenset(given)))
+    spare = {column for name, column in columns.items() if name in how.spare and column in others}
+    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={})
+    raw = read_events(path, {**others, **given}, as_read)
     if raw.regimes is not None:
         name = min(raw.regimes.covariates)
         raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
     prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
-    wanted = [column for column in columns.values() if column not in others]
+    wanted = [column for name, column in columns.items() if column not in others and name in needed]
     found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
     dv, baseline = raw.dv, None
     if steps.baseline:
         baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
         dv = subtract_baseline(dv, raw.subject, baseline)
-    events = replace(raw, dv=dv, covariates={name: found[column] for name, column in columns.items()})
+    events = replace(
+        raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
+    )
     return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
+
+
+def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the greatest value that a covariate's description lets it have: one that is measured
+    relative to a reference above 0 is not negative, and none is a million times its scale."""
+    highest = 1e6 * float(covariate["scale"])
+    return 0.0 if covariate["reference"] > 0 else -highest, highest
 
 
 def check_observations(events: EventTable, model: Model, dataset: Config) -> None:
@@ -155,10 +173,11 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
     if pk.observes is None or not len(others) or chosen:
         return
     row = int(np.argmax(~events.is_dose & (events.compartment == others[0])))
+    who, number = events.ids[events.subject[row]], others[0] + 1
     raise InputError(
-        f"{events.source}: subject {events.ids[events.subject[row]]!r} has an observation of compartment "
-        f"{others[0] + 1} (CMT) at {events.time[row]:g} h, and the model's is {pk.observes + 1}; leave out such "
-        "rows (dataset.keep), or say dataset.columns={cmt: null} where CMT says nothing"
+        f"{events.source}: subject {who!r} has an observation of compartment {number} (CMT) at "
+        f"{events.time[row]:g} h, and the model's is {pk.observes + 1}; leave such rows out (dataset.keep), "
+        "or say dataset.columns={cmt: null} where CMT says nothing"
     )
 
 

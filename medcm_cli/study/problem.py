@@ -58,9 +58,9 @@ class Problem:
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
         truth = true_values_of(dataset, tuple(config["random_effects"]))
         path = dataset_path(config)
-        events, characteristics, preparation = read_dataset(path, dataset)
-        folds = _folds(config, len(events.ids), path.parent)
         model = model_of(config)
+        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
+        folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         everyone = Population.from_events(events, dtype)
         check_schedule(model.pk, everyone.schedule, changing=events.regimes is not None)
@@ -79,10 +79,16 @@ class Problem:
         return self.everyone.select(train_rows), self.everyone.select(test_rows)
 
 
-def _folds(config: Config, subjects: int, folder: Path) -> dict[int, Fold]:
-    """:raises InputError: a fold that does not exist, or that leaves no subject to test."""
+def _folds(config: Config, events: EventTable, folder: Path) -> dict[int, Fold]:
+    """:raises InputError: a fold that does not exist, or that leaves no subject to test, or whose file counts
+    subjects that are left out."""
+    if events.left_out and "train" in config["split"]:
+        raise InputError(
+            f"{events.source}: subject {events.left_out[0]!r} has no observation, and split=files counts the "
+            "file's subjects; expected an observation of each, or another split"
+        )
     folds: dict[int, Fold] = {
-        number: made(config["split"], "split", **name, n_subjects=subjects, folder=folder)
+        number: made(config["split"], "split", **name, n_subjects=len(events.ids), folder=folder)
         for number, name in folds_of(config).items()
     }
     for number, fold in folds.items():
