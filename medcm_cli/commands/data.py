@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from medcm_cli.commands.parser import Parser
-from medcm_cli.commands.terminal import OUT, show
+from medcm_cli.commands.terminal import ERR, OUT, show
 from medcm_cli.errors import InputError
 
 _REPEATED: dict[str, Any] = {"action": "append", "default": []}
@@ -13,7 +13,8 @@ _REPEATED: dict[str, Any] = {"action": "append", "default": []}
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or a file that do not fit."""
     options = _parser().read(arguments)
-    columns = dict(_pair("--column", text) for text in options.column)
+    pairs = dict(_pair("--column", text) for text in options.column)
+    columns = {role: None if name == "null" else name for role, name in pairs.items()}
     keep = {name: values.split(",") for name, values in (_pair("--keep", text) for text in options.keep)}
 
     from medcm_cli.data import Format, describe, plain_covariates, read_events
@@ -21,8 +22,11 @@ def command(arguments: list[str]) -> None:
 
     form = Format(columns, keep, predose_observations="keep" if options.predose else "error")
     covariates, form = plain_covariates(options.file, form, options.covariate)
-    described = describe(read_events(options.file, covariates, form))
+    table = read_events(options.file, covariates, form)
+    described = describe(table)
     show(characteristics(str(options.file), described, options.amount_unit, options.level_unit))
+    for line in table.notes:
+        ERR.print(line)
     OUT.print(f"{options.file}: no fault found")
 
 
@@ -33,7 +37,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--column",
         metavar="ROLE=NAME",
-        help="the name of a column, where it is not that of its role; may be given several times. Roles: id, "
+        help="the name of a column, where it is not that of its role, or null of a role that no column is to "
+        "have; may be given several times. Roles: id, "
         "time, amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq",
         **_REPEATED,
     )

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     write(folder, _KIND, study, tables, about)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     _show(found, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
-    warn(found.warnings, options.patient, study)
+    warn(found.warnings, options.patient, study, events.notes)
     OUT.print(f"Parquet -> {folder}")
 
 

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from medcm_cli.commands.compose import run
-from medcm_cli.commands.terminal import OUT, complain, job_bar, shortened
+from medcm_cli.commands.terminal import OUT, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
 from medcm_cli.study.options import as_config, axis, complete
@@ -109,6 +109,8 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
     variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     job = Job.build(config)
+    for line in job.problem.events.notes:
+        said(line)
     plan = job.plan()
     label = str(choices["objective"])
     study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study

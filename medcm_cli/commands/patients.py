@@ -2,7 +2,7 @@
 the folder of tables that they leave, all of which name their study and what they are for."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +15,8 @@ import pyarrow as pa
 from medcm_cli import __version__
 from medcm_cli.commands.terminal import ERR, job_bar, shortened
 from medcm_cli.data import EventTable
-from medcm_cli.data.columns import ROLES
 from medcm_cli.data.edit import latest_covariates
+from medcm_cli.data.names import ROLES
 from medcm_cli.data.sheet import read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.files import replaced, write_text
@@ -126,17 +126,17 @@ def lean(section: Section) -> Section:
     return Section(": ".join(filter(None, (", ".join(shared), section.title))), headers, cells)
 
 
-def warn(warnings: pd.DataFrame, path: Path, study: Study) -> None:
-    """Say what a person has to know, on stderr: the first warnings, and the file's columns that say nothing
-    to the study, whose names may be misspelt."""
-    for line in _lines(warnings):
+def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str]) -> None:
+    """Say what a person has to know, on stderr: the first warnings, what is to be said of the file, and its
+    columns that say nothing to the study, whose names may be misspelt."""
+    for line in (*_lines(warnings), *notes):
         ERR.print(line)
     sheet = read_sheet(path, study.dataset["columns"], {})
-    used = {sheet.named(role) for role in ROLES} | set(study.dataset["keep"])
-    used |= {str(entry["column"]) for entry in study.dataset["covariates"].values()}
+    names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]
     steps = study.dataset["preparation"]
     if steps is not None:
-        used |= set(steps["columns"].values()) | {steps["baseline"]}
+        names += [*steps["columns"].values(), steps["baseline"]]
+    used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in names if name}
     unused = [str(name) for name in sheet.frame if name not in used]
     if unused:
         ERR.print(f"columns that were not used: {', '.join(unused)}")

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
         show(lean(section))
-    warn(found.warnings, options.patient, study)
+    warn(found.warnings, options.patient, study, events.notes)
     OUT.print(f"Parquet{' and figures' if drawn else ''} -> {folder}")
 
 

@@ -4,6 +4,7 @@ input."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -30,6 +31,12 @@ ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 _WIDEST = 40  # characters of a table's first column, which is not broken into lines up to here
+
+
+@cache
+def said(line: str) -> None:
+    """A line on stderr, once: jobs of a sweep read the same file."""
+    ERR.print(line)
 
 
 def show(section: "Section") -> None:

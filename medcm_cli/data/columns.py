@@ -6,18 +6,17 @@ All are told of the R rows of a sheet and return arrays (R,); times are in h, am
 :raises InputError: each names the first cell that is at fault, by file, line and column.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
+from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
 from medcm_cli.errors import InputError
 
-# What a column can be, as NONMEM names them.
-ROLES = (
-    *("id", "time", "amt", "rate", "duration", "dv", "evid", "mdv"),
-    *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq"),
-)
+_ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
 
 def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
@@ -27,8 +26,9 @@ def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
         raise sheet.absent(column)
     raw = sheet.frame[column]
     sheet.first(raw.isna().to_numpy(), column, "is missing")
-    codes, labels = pd.factorize(raw, sort=False)
-    subject = codes.astype(np.int64)
+    codes, cells = pd.factorize(raw, sort=False)
+    of_cell, labels = pd.factorize(np.array(list(map(label, cells)), dtype=object), sort=False)
+    subject = of_cell[codes].astype(np.int64)
     starts = np.r_[True, np.diff(subject) != 0]
     seen_before = starts.copy()
     seen_before[np.unique(subject, return_index=True)[1]] = False
@@ -37,7 +37,7 @@ def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
         column,
         "{value!r} appears in more than one block of rows; keep a subject's rows together",
     )
-    return subject, tuple(map(label, labels))
+    return subject, tuple(labels)
 
 
 def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
@@ -136,6 +136,11 @@ def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, Int
     for role, values in (("addl", addl), ("ss", ss), ("ii", ii)):
         sheet.first(~is_dose & (values != 0), sheet.named(role), "is {value} on a row that is not a dose")
     column = sheet.named("ii")
+    said = [sheet.number(sheet.named(role), np.nan) for role in ("addl", "ss")]
+    lonely = is_dose & (ii > 0) & (addl == 0) & (ss == 0) & np.isnan(said).all(0)
+    sheet.first(
+        lonely, column, "is {value} on a dose row that has neither ADDL nor SS; 0 in ADDL says: one dose"
+    )
     sheet.first((addl > 0) & (ii == 0), column, "is missing or zero on a dose row with additional doses")
     no_amount = ~(np.nan_to_num(sheet.number(sheet.named("amt"), 0.0)) > 0)
     sheet.first(
@@ -163,6 +168,30 @@ def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, B
     )
     sheet.first(missing, column, "is missing on an observation row")
     return limit, censored
+
+
+def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | None]) -> None:
+    """All observations are of one kind, where a column tells kinds apart (DVID) that is not ``chosen``."""
+    for name in sheet.frame:
+        if name in chosen or not says_kind(name):
+            continue
+        kinds = sheet.frame[name].where(is_observation)
+        first = kinds.dropna().iloc[:1].tolist()
+        other = (kinds.notna() & ~kinds.isin(first)).to_numpy()
+        what = "is {value}, of another kind than an observation before; "
+        sheet.first(other, name, what + f"dataset.keep={{{{{name}: {first}}}}} chooses")
+
+
+def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:
+    """A line where AMT is not RATE times DURATION, which count then."""
+    amount, rate, duration = (sheet.number(sheet.named(role), np.nan) for role in ("amt", "rate", "duration"))
+    all_three = is_dose & (amount > 0) & (rate > 0) & (duration > 0)
+    differ = all_three & (np.abs(amount - rate * duration) > _ROUNDED * amount)
+    if not differ.any():
+        return ()
+    row, name = int(np.argmax(differ)), sheet.named("amt")
+    what = f"is {amount[row]:g}, but rate times duration is {rate[row] * duration[row]:g}, which counts"
+    return (f"{sheet.source}, {sheet.row_name(row)}, column {name!r}: {what} ({int(differ.sum())} rows)",)
 
 
 def occasions(sheet: Sheet, subject: IntArray) -> IntArray:

@@ -22,7 +22,7 @@ LAGGED = _FALL[:12]  # h, after a lag time
 LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
-_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "superposed")
+_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "superposed", "notes", "left_out")
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
 

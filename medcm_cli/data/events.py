@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.checks import number, one_of
-from medcm_cli.data import columns
-from medcm_cli.data.columns import ROLES
+from medcm_cli.data import columns, names
+from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
@@ -31,22 +31,27 @@ OVER_TIME = ("constant", "record", "mean", "first")
 class Format:
     """How a file is to be read.
 
-    ``columns`` role -> column; ``keep`` column -> values of the rows to keep; ``bolus_duration`` h, of a dose
-    with an amount alone, 0 (the default) at once; ``predose_observations``: ``error`` refuses an observation before the subject's first dose,
-    where the model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate
-    that changes means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject,
-    ``constant`` (the default) refuses it; ``optional``: covariates that may be missing, NaN then.
+    ``columns`` role -> column, None of a role that no column has; ``keep`` column -> values of the rows to
+    keep; ``bolus_duration`` h, of a dose with an amount alone, 0 (the default) at once;
+    ``predose_observations``: ``error`` refuses an observation before the subject's first dose, where the
+    model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate that changes
+    means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject, ``constant``
+    (the default) refuses it; ``optional``: covariates that may be missing, NaN then; ``spare``: covariates
+    that nothing depends on, read where that can be done; ``limits``: covariate -> its least and greatest
+    value.
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, h in
     the file's time (all of them by default).
     """
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     keep: Mapping[str, Sequence[object]] = field(default_factory=dict)
     bolus_duration: float = 0.0
     predose_observations: str = "error"
     over_time: Mapping[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    spare: frozenset[str] = frozenset()
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     patients: bool = False
     until: float = np.inf
 
@@ -54,6 +59,11 @@ class Format:
         unknown = sorted(set(self.columns) - set(ROLES))
         if unknown:
             raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
+        for role, name in self.columns.items():
+            if name is not None and not isinstance(name, str):
+                raise InputError(
+                    f"dataset.columns.{role} is {name!r}; expected the name of a column, or null"
+                )
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
         number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h")
         for name, rule in self.over_time.items():
@@ -88,7 +98,8 @@ class EventTable:
     segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
     that each comes with, the file's, and ``reset_shift``, h by which the clock is ahead of the file's time
     from then on.
-    ``superposed``: whether a steady state is added to what is there (SS 2). ``covariates`` has one value per
+    ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to be said of
+    the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value per
     subject, NaN where missing and optional.
     """
 
@@ -116,6 +127,8 @@ class EventTable:
     covariates: dict[str, FloatArray]
     regimes: Regimes | None = None
     superposed: bool = False
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def given(self) -> BoolArray:
@@ -153,24 +166,35 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
     :raises InputError: the file cannot be read, or a wanted column is absent or holds no numbers.
     """
     sheet = read_sheet(path, how.columns, how.keep)
-    taken = {sheet.named(role) for role in ROLES} | set(how.keep)
+    taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
+    wanted = [sheet.find(name) or name for name in wanted]
     for name in wanted:
-        sheet.number(name)
+        sheet.number(name, flags=True)
     numeric = [name for name in sheet.frame if sheet.frame[name].dtype.kind in "iufb"]
-    names = wanted or [str(name) for name in numeric if name not in taken]
+    others = [str(name) for name in numeric if name not in taken]
+    described = wanted or [name for name in others if names.meaning(name) is None]
     by_subject = sheet.frame.groupby(sheet.frame[sheet.named("id")]) if sheet.has("id") else None
     changing = [
         name
-        for name in names
+        for name in described
         if by_subject is not None and (by_subject[name].max() > by_subject[name].min()).any()
     ]
     over_time = {**dict.fromkeys(changing, "record"), **how.over_time}
-    return {name: name for name in names}, replace(how, over_time=over_time, optional=frozenset(names))
+    optional = frozenset(described)
+    return {name: name for name in described}, replace(how, over_time=over_time, optional=optional)
 
 
 def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
+    covariates, how = _to_read(sheet, covariates, how)
+    used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
+    used |= set(covariates.values())
+    notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     evid, is_observation = columns.kinds(sheet)
+    empty = np.bincount(subject[is_observation], minlength=len(ids)) == 0
+    if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
+        return _left_out(ids, empty, _table(sheet.rows(~empty[subject]), covariates, how))
+    columns.one_kind(sheet, is_observation, used)
     time = columns.time(sheet, subject, evid)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
@@ -198,9 +222,7 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         time=clock - (regimen.clock - time)[row],
         clock=clock,
         is_dose=joined(True, False),
-        **{
-            name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "interval")
-        },
+        **{name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "interval")},
         added=joined(doses.added, False),
         rated=joined(doses.rated, 0),
         dv=joined(np.nan, dv[seen]),
@@ -216,7 +238,16 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
         covariates=values,
         regimes=regimes,
         superposed=bool((records.ss == 2).any()),
+        notes=notes + columns.amounts_agree(sheet, is_dose),
     )
+
+
+def _left_out(ids: tuple[str, ...], empty: BoolArray, others: EventTable) -> EventTable:
+    """The table of other subjects, which says who is ``empty`` (N,)."""
+    left_out = tuple(ids[number] for number in np.flatnonzero(empty))
+    beside = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    line = f"{others.source}: without an observation, and left out: subject {left_out[0]!r}{beside}"
+    return replace(others, left_out=left_out, notes=(line, *others.notes))
 
 
 def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
@@ -245,6 +276,22 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
     return joined
 
 
+def _to_read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> tuple[dict[str, str], Format]:
+    """The columns of covariates as the file calls them, without spare ones that are not there or hold no
+    numbers; no value of a spare one is a fault."""
+    found = {name: sheet.find(column) or column for name, column in covariates.items()}
+    spare = {name for name in how.spare & found.keys() if how.over_time.get(name) is None}
+    for name in how.spare & found.keys():
+        if found[name] not in sheet.frame or sheet.frame[found[name]].dtype.kind not in "iufb":
+            del found[name]
+    return found, replace(
+        how,
+        over_time={**how.over_time, **dict.fromkeys(spare, "first")},
+        optional=how.optional | how.spare,
+        limits={name: of for name, of in how.limits.items() if name not in how.spare},
+    )
+
+
 def _covariates(
     sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
 ) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
@@ -254,9 +301,12 @@ def _covariates(
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
     for name, column in covariates.items():
-        values: FloatArray = sheet.number(column)
+        values: FloatArray = sheet.number(column, flags=True)
         rule = how.over_time.get(name, "constant")
         optional = name in how.optional
+        low, high = how.limits.get(name, (-np.inf, np.inf))
+        absurd = (values < low) | (values > high)
+        sheet.first(absurd, column, f"is {{value}}; expected {low:g} to {high:g} (dataset.covariates)")
         if not optional and rule == "constant":
             sheet.first(np.isnan(values), column, "is missing; every row needs this covariate")
         # A record without a value has that of the record before it, or else of the first that has one.

@@ -1,5 +1,6 @@
 """A table as its file has it, with the words to point at a cell of it."""
 
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,24 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 MOST = 1_000_000_000  # of a whole number
+_NOTHING = ""  # the name of a column that no file has
+_OTHERS = {
+    b"\xff\xfe": "is text in UTF-16",
+    b"\xfe\xff": "is text in UTF-16",
+    b"\x1f\x8b": "is compressed (gzip)",
+    b"PK\x03\x04": "is a spreadsheet or an archive (zip)",
+}
 MISSING = ["", "NA", "NaN", "nan", "."]
 
 
 def read_sheet(
-    path: Path | pd.DataFrame, columns: Mapping[str, str], keep: Mapping[str, Sequence[object]]
+    path: Path | pd.DataFrame, columns: Mapping[str, str | None], keep: Mapping[str, Sequence[object]]
 ) -> "Sheet":
-    """Read a CSV or Parquet file, or take a frame as it is.
+    """Read a CSV or Parquet file, or take a frame as it is. Names are found without regard to case and to
+    blanks around them.
 
-    :param columns: role -> column of the file, where it is not the role's own name in small or capital
-        letters.
+    :param columns: role -> column of the file, where it is not the role's own name; None of a role that is
+        to have none.
     :param keep: column -> values; other rows are left out.
     :raises InputError: the file cannot be read, or has not these columns.
     """
@@ -40,9 +49,12 @@ def read_sheet(
         source = str(path)
         frame, row_name = _load(path, columns.get("id"))
     sheet = Sheet(source, frame, row_name, columns)
-    for column, values in keep.items():
+    for wanted_name, values in keep.items():
+        column = sheet.find(wanted_name) or wanted_name
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"dataset.keep.{column} is {values!r}; expected a list of the values to keep")
+            raise InputError(
+                f"dataset.keep.{wanted_name} is {values!r}; expected a list of the values to keep"
+            )
         if column not in frame:
             raise sheet.absent(column)
         cells, wanted = frame[column], list(values)
@@ -61,22 +73,31 @@ class Sheet:
     source: str
     frame: pd.DataFrame
     row_name: Callable[[int], str]
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
 
     def rows(self, keep: BoolArray) -> "Sheet":
         """Some of the rows, which keep their names."""
         place = np.flatnonzero(keep)
         return Sheet(self.source, self.frame[keep], lambda row: self.row_name(int(place[row])), self.columns)
 
+    def find(self, name: str) -> str | None:
+        """The file's column of that name, None where it has none.
+
+        :raises InputError: it has two.
+        """
+        found = [column for column in self.frame if folded(column) == folded(name)]
+        if len(found) > 1:
+            raise InputError(f"{self.source}: columns {found[0]!r} and {found[1]!r} are both {name!r}")
+        return found[0] if found else None
+
     def named(self, role: str) -> str:
-        """The file's column for a role; the role itself where the file has none."""
-        if role in self.columns:
-            return self.columns[role]
-        return next((name for name in (role, role.upper()) if name in self.frame), role)
+        """The file's column for a role; the role itself, or what it was to be, where the file has none."""
+        name = self.columns.get(role, role)
+        return _NOTHING if name is None else self.find(name) or name
 
     def has(self, role: str) -> bool:
-        """Whether the file has a column for a role."""
-        return self.named(role) in self.frame or role in self.columns
+        """Whether the file has a column for a role, or ought to have."""
+        return self.named(role) in self.frame or self.columns.get(role) is not None
 
     def absent(self, column: str) -> InputError:
         """The error for a column that is not there."""
@@ -98,8 +119,12 @@ class Sheet:
                 value = "empty"
             raise self.refuse(row, column, what.format(value=value))
 
-    def number(self, column: str, default: float | None = None) -> FloatArray:
-        """A column as float64, missing cells NaN; an absent column is filled with ``default`` or refused."""
+    def number(self, column: str, default: float | None = None, flags: bool = False) -> FloatArray:
+        """A column as float64, missing cells NaN; an absent column is filled with ``default`` or refused.
+
+        :param flags: take true for 1 and false for 0.
+        """
+        column = self.find(column) or column
         if column not in self.frame:
             if default is None or column in self.columns.values():
                 raise self.absent(column)
@@ -107,9 +132,15 @@ class Sheet:
         raw = self.frame[column]
         if raw.dtype.kind in "mM":  # a date or a clock time is not a number of hours
             raw = raw.astype(str)
+        if not flags:
+            is_flag = (
+                raw.map(lambda cell: isinstance(cell, bool | np.bool_)) if raw.dtype.kind in "bO" else None
+            )
+            if is_flag is not None:
+                self.first(is_flag.to_numpy(dtype=bool), column, "{value!r} is not a number")
         values = pd.to_numeric(raw, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         text = np.isnan(values) & raw.notna().to_numpy()
-        self.first(text, column, "{value!r} is not a number")
+        self.first(text, column, "{value!r} is not a number (with a point, as in 0.3)")
         self.first(np.isinf(values), column, "{value} is not finite")
         return values
 
@@ -126,9 +157,14 @@ class Sheet:
         return values.astype(np.int64)
 
 
+def folded(name: object) -> str:
+    """A column's name without regard to case and to blanks around it."""
+    return str(name).strip().lower()
+
+
 def label(value: object) -> str:
     """A subject's name, of a cell: that of a number that is whole has no decimal point."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[int], str]]:
@@ -137,6 +173,7 @@ def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[in
         raise InputError(f"{path}: {what}; expected an event table (.csv or .parquet)")
     is_text = path.suffix.lower() == ".csv"
     try:
+        _check_content(path)
         if is_text:
             table = _read_csv(path, id_column)
         elif path.suffix.lower() == ".parquet":
@@ -144,7 +181,7 @@ def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[in
         else:
             raise InputError(f"{path}: expected a .csv or .parquet file")
         names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as an event table: {error}") from error
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
@@ -171,7 +208,7 @@ def _row(row: int) -> str:
 
 
 def _read_csv(path: Path, id_column: str | None) -> pa.Table:
-    names = ["id", "ID"] if id_column is None else [id_column]
+    names = [name for name in _header(path) if folded(name) == folded(id_column or "id")]
     table = pyarrow.csv.read_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(use_threads=False),  # only so do errors tell the line
@@ -185,3 +222,24 @@ def _read_csv(path: Path, id_column: str | None) -> pa.Table:
     if table.column_names == [""]:
         raise InputError(f"{path}: the file is empty or begins with a blank line")
     return table
+
+
+def _check_content(path: Path) -> None:
+    """:raises InputError: the file is of a kind that is read by another program."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    for mark, what in _OTHERS.items():
+        if begin.startswith(mark):
+            raise InputError(f"{path}: {what}; expected an event table as text in UTF-8 or as Parquet")
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a CSV file's columns. :raises InputError: they are not separated by commas."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    for mark, what in (";", "semicolons"), ("\t", "tabs"), ("|", "bars"):
+        if len(names) == 1 and mark in names[0]:
+            raise InputError(
+                f"{path}: columns are separated by {what}; expected commas, and points in numbers"
+            )
+    return names

@@ -10,8 +10,9 @@ import pandas as pd
 import yaml
 
 from medcm_cli import checks
-from medcm_cli.data import EventTable, Format, read_events
+from medcm_cli.data import EventTable, Format, names, read_events
 from medcm_cli.data.edit import with_doses
+from medcm_cli.data.names import ROLES
 from medcm_cli.data.segments import last_of
 from medcm_cli.data.sheet import label, read_sheet
 from medcm_cli.errors import InputError
@@ -24,7 +25,7 @@ _STARTS = ("fresh", "continue")
 @dataclass(frozen=True)
 class Plan:
     """A regimen to try. ``doses``: an event table's dose rows, with ``id`` where patients have their own.
-    ``until``: h, for which additional doses are given. ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
+    ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
     their place to someone who has had none. Times are the file's, after a patient's last reset."""
 
     name: str
@@ -75,6 +76,7 @@ def _yaml(path: Path) -> object:
 def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """The doses of an event table."""
     sheet = read_sheet(given, columns, {})
+    names.unused(sheet, {sheet.named(role) for role in ROLES})
     frame = pd.DataFrame({"time": sheet.number(sheet.named("time"))})
     for role in ("amt", "rate", "duration", "addl", "ii", "ss", "cmt", "evid", "mdv"):
         if sheet.has(role):

@@ -22,7 +22,7 @@ from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE
 from medcm_cli.runs.sweeps import finished, grouped
-from medcm_cli.study.dataset import check_predose, read_dataset
+from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 
 Patients = Path | str | pd.DataFrame
@@ -88,8 +88,9 @@ class Study:
         :raises InputError: a fault in the file.
         """
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
-        events, _, _ = read_dataset(path, self.dataset, patients=True, until=until)
-        check_predose(events, self.fits.model.error)
+        needed = self.fits.model.network.inputs
+        events, _, _ = read_dataset(path, self.dataset, needed, patients=True, until=until)
+        check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
         return events
 

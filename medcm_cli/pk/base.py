@@ -33,6 +33,11 @@ class PkModel(Protocol):
     def takes_doses(self) -> int:
         """How many compartments, from the first, doses can go to."""
 
+    @property
+    def observes(self) -> int | None:
+        """The compartment, from 0, that is observed; None where CMT of an observation says nothing."""
+        return None
+
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
 

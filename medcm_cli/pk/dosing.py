@@ -117,9 +117,7 @@ def doses(pk: Dosed, schedule: Schedule, z: Values) -> Doses:
     return Doses(compartment, amount, duration, lag)
 
 
-def in_force(
-    schedule: Schedule, when: Tensor, z: Values, regime: Tensor | None = None
-) -> dict[str, Tensor]:
+def in_force(schedule: Schedule, when: Tensor, z: Values, regime: Tensor | None = None) -> dict[str, Tensor]:
     """Parameters at times ``when`` (X, S or 1, N, B): (X, S, N, B), or as they are where they do not
     change.
 

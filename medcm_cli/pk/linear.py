@@ -76,6 +76,11 @@ class LinearModel(PkModel):
         return int(self.absorption)
 
     @property
+    def observes(self) -> int:
+        """``central``."""
+        return self.central
+
+    @property
     def dosed(self) -> int:
         """The compartment, from 0, of a dose that names none: the first."""
         return 0

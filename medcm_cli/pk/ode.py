@@ -76,6 +76,11 @@ class OdeModel(PkModel):
         one_of("pk.volume", self.volume, self.parameters)
 
     @property
+    def observes(self) -> int:
+        """``observed``, from 0."""
+        return self.observed - 1
+
+    @property
     def dosed(self) -> int:
         """The compartment, from 0, of a dose that names none."""
         return self.dose_compartment - 1

@@ -1,7 +1,7 @@
 """The data of a study: which file they are in, the stand-in for those that are not public, what is known of
 their truth, and reading and preparing them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.data import EventTable, Format, describe, read_events
+from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
 from medcm_cli.files import remove_partial, replaced
 from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
@@ -24,7 +25,8 @@ from medcm_cli.haemophilia.preparation import (
 )
 from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.model import ErrorModel
+from medcm_cli.model import Model
+from medcm_cli.pk import PkModel
 from medcm_cli.study.identity import Config
 
 
@@ -103,10 +105,15 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
 
 
 def read_dataset(
-    path: Path | pd.DataFrame, dataset: Config, patients: bool = False, until: float = np.inf
+    path: Path | pd.DataFrame,
+    dataset: Config,
+    needed: Collection[str],
+    patients: bool = False,
+    until: float = np.inf,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of prepared covariates, what was done.
 
+    :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so many h (``Format.patients``).
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
@@ -117,6 +124,8 @@ def read_dataset(
         bolus_duration=dataset["bolus_duration"],
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],
+        spare=frozenset(columns) - set(needed),
+        limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
         until=until,
     )
@@ -126,32 +135,73 @@ def read_dataset(
     steps = Preparation.build(dataset["preparation"])
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
-    raw = read_events(path, {**others, **given}, replace(how, optional=frozenset(given)))
+    spare = {column for name, column in columns.items() if name in how.spare and column in others}
+    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={})
+    raw = read_events(path, {**others, **given}, as_read)
     if raw.regimes is not None:
         name = min(raw.regimes.covariates)
         raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
     prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
-    wanted = [column for column in columns.values() if column not in others]
+    wanted = [column for name, column in columns.items() if column not in others and name in needed]
     found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
     dv, baseline = raw.dv, None
     if steps.baseline:
         baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
         dv = subtract_baseline(dv, raw.subject, baseline)
-    events = replace(raw, dv=dv, covariates={name: found[column] for name, column in columns.items()})
+    events = replace(
+        raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
+    )
     return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
 
 
-def check_predose(events: EventTable, error: ErrorModel) -> None:
-    """:raises InputError: an observation where the prediction is zero and with it the sd of the error."""
-    if error.allows_zero:
+def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the greatest value that a covariate's description lets it have: one that is measured
+    relative to a reference above 0 is not negative, and none is a million times its scale."""
+    highest = 1e6 * float(covariate["scale"])
+    return 0.0 if covariate["reference"] > 0 else -highest, highest
+
+
+def check_observations(events: EventTable, model: Model, dataset: Config) -> None:
+    """:raises InputError: an observation of another compartment than the model's, or where the prediction is
+    zero and with it the sd of the error."""
+    _check_compartments(events, model.pk, dataset)
+    if not model.error.allows_zero:
+        _check_predose(events, model.pk)
+
+
+def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> None:
+    """Several are refused; another one than the model's is where ``dataset.keep`` has not chosen it."""
+    seen = np.unique(events.compartment[~events.is_dose & (events.compartment >= 0)])
+    others = seen[seen != pk.observes]
+    name = folded(dataset["columns"].get("cmt") or "cmt")
+    chosen = len(seen) == 1 and any(folded(column) == name for column in dataset["keep"])
+    if pk.observes is None or not len(others) or chosen:
         return
+    row = int(np.argmax(~events.is_dose & (events.compartment == others[0])))
+    who, number = events.ids[events.subject[row]], others[0] + 1
+    raise InputError(
+        f"{events.source}: subject {who!r} has an observation of compartment {number} (CMT) at "
+        f"{events.time[row]:g} h, and the model's is {pk.observes + 1}; leave such rows out (dataset.keep), "
+        "or say dataset.columns={cmt: null} where CMT says nothing"
+    )
+
+
+def _check_predose(events: EventTable, pk: PkModel) -> None:
     # Of each segment: a reset empties the compartments too.
     part = events.subject * (events.segment.max() + 1) + events.segment
     first_dose = np.full(part.max() + 1, np.inf)
     # At a steady state doses have been given before.
     since = np.where(np.isfinite(events.interval), np.nextafter(events.clock, -np.inf), events.clock)
     np.minimum.at(first_dose, part[events.is_dose], since[events.is_dose])
-    early = ~events.is_dose & (events.clock <= first_dose[part])
+    at_first = events.clock == first_dose[part]
+    # A dose that is there at once, where it is observed, is seen by what comes after it at its very time.
+    into = np.where(events.compartment < 0, pk.dosed, events.compartment)
+    at_once = events.is_dose & at_first & (events.duration == 0) & (into == pk.observes)
+    at_once &= ~np.isin(into + 1, list(pk.lag))
+    row, begins = np.arange(len(part)), np.full(part.max() + 1, len(part))
+    np.minimum.at(begins, part[at_once], row[at_once])
+    early = (events.clock < first_dose[part]) | (at_first & (row < begins[part]))
+    early &= ~events.is_dose
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(

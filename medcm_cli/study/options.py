@@ -123,7 +123,10 @@ def complete_problem(config: Config) -> dict[str, Any]:
     """
     _check_groups(config, _PROBLEM_GROUPS)
     later = {option: value for option, value in LATER.items() if option in PROBLEM}
-    config = {**later, **config, "dataset": {**LATER_OF["dataset"], **config["dataset"]}}
+    absent = sorted({"name", "path", "events"} - set(config["dataset"]))
+    if absent:
+        raise InputError(f"dataset.{absent[0]}: is missing; `--help` lists the options")
+    config = {**later, **config, "dataset": {**_DATASET, **LATER_OF["dataset"], **config["dataset"]}}
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
     if config["pk"].get("bioavailability"):
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
@@ -140,6 +143,16 @@ def complete_problem(config: Config) -> dict[str, Any]:
     number("pk.amount_per_level", config["pk"].get("amount_per_level", 1), above=0)
     _check_dataset(config["dataset"])
     return config
+
+
+# Of a data set that says nothing of it.
+_DATASET: Config = {
+    "covariates": {},
+    "truth": None,
+    "predose_observations": "error",
+    "level_unit": "IU/dL",
+    "level_scale": 100,
+}
 
 
 def _check_groups(config: Config, groups: Iterable[str]) -> None:
@@ -203,6 +216,7 @@ def _check_dataset(dataset: Config) -> None:
         if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
             raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
         number(f"{where}.reference", entry["reference"])
+        number(f"{where}.scale", entry["scale"], above=0)
         _text(f"{where}.unit", entry["unit"])
 
 

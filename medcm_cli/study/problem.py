@@ -13,7 +13,13 @@ from medcm_cli.data import EventTable, Fold, Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, RandomEffects
 from medcm_cli.pk import check_schedule
-from medcm_cli.study.dataset import check_predose, dataset_path, read_dataset, true_values_of, with_stand_in
+from medcm_cli.study.dataset import (
+    check_observations,
+    dataset_path,
+    read_dataset,
+    true_values_of,
+    with_stand_in,
+)
 from medcm_cli.study.identity import Config
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made
 
@@ -52,10 +58,10 @@ class Problem:
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
         truth = true_values_of(dataset, tuple(config["random_effects"]))
         path = dataset_path(config)
-        events, characteristics, preparation = read_dataset(path, dataset)
-        folds = _folds(config, len(events.ids), path.parent)
         model = model_of(config)
-        check_predose(events, model.error)
+        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
+        folds = _folds(config, events, path.parent)
+        check_observations(events, model, dataset)
         everyone = Population.from_events(events, dtype)
         check_schedule(model.pk, everyone.schedule)
         data = {
@@ -73,10 +79,16 @@ class Problem:
         return self.everyone.select(train_rows), self.everyone.select(test_rows)
 
 
-def _folds(config: Config, subjects: int, folder: Path) -> dict[int, Fold]:
-    """:raises InputError: a fold that does not exist, or that leaves no subject to test."""
+def _folds(config: Config, events: EventTable, folder: Path) -> dict[int, Fold]:
+    """:raises InputError: a fold that does not exist, or that leaves no subject to test, or whose file counts
+    subjects that are left out."""
+    if events.left_out and "train" in config["split"]:
+        raise InputError(
+            f"{events.source}: subject {events.left_out[0]!r} has no observation, and split=files counts the "
+            "file's subjects; expected an observation of each, or another split"
+        )
     folds: dict[int, Fold] = {
-        number: made(config["split"], "split", **name, n_subjects=subjects, folder=folder)
+        number: made(config["split"], "split", **name, n_subjects=len(events.ids), folder=folder)
         for number, name in folds_of(config).items()
     }
     for number, fold in folds.items():

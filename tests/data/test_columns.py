@@ -34,7 +34,6 @@ BAD_CELLS: dict[str, tuple[dict[int, str | None], int, str, str]] = {
     ),
     "rows of a subject in two places": ({6: "a,30,,,,0.4,0,70"}, 6, "id", "'a' appears in more than one"),
     "id missing": ({4: ",24,,,,0.2,0,70"}, 4, "id", "missing"),
-    "subject without observation": ({6: None}, 5, "dv", "subject 'b' has no observation"),
     "subject without dose": ({2: None}, 2, "amt", "subject 'a' has no dose"),
     "evid is no event": ({4: "a,24,,,,0.2,5,70"}, 4, "evid", "is 5; expected 0, 1, 2, 3 or 4"),
     "evid is a fraction": ({4: "a,24,,,,0.2,0.5,70"}, 4, "evid", "expected 0, 1, 2, 3 or 4"),

@@ -393,8 +393,10 @@ def of_record(wt: float) -> dict[str, float]:
     observation."""
     return {
         **of_weight(wt),
-        **{"V1": TRUE["V1"] * wt / 70, "F": TRUE["F"] * (wt / 70) ** 0.5},
-        **{"LAG": FAR["LAG"] * wt / 70, "D": FAR["D"] * 70 / wt},
+        "V1": TRUE["V1"] * wt / 70,
+        "F": TRUE["F"] * (wt / 70) ** 0.5,
+        "LAG": FAR["LAG"] * wt / 70,
+        "D": FAR["D"] * 70 / wt,
     }
 
 

@@ -1,5 +1,6 @@
 """Files that are no event tables: each is refused in one line that names the file and the place in it."""
 
+import gzip
 import io
 from pathlib import Path
 
@@ -81,7 +82,17 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "empty csv": ("events.csv", b"", "empty"),
     "only line ends": ("events.csv", b"\n\n", "empty"),
     "header only": ("events.csv", (LINES[0] + "\n").encode(), "no rows"),
-    "other separator": ("events.csv", edited({}).replace(",", ";").encode(), "column 'id' is missing"),
+    "semicolons": (
+        "events.csv",
+        edited({}).replace(",", ";").encode(),
+        "columns are separated by semicolons",
+    ),
+    "tabs": ("events.csv", edited({}).replace(",", "\t").encode(), "columns are separated by tabs"),
+    "utf-16": ("events.csv", edited({}).encode("utf-16"), "is text in utf-16"),
+    "gzip": ("events.csv", gzip.compress(edited({}).encode()), "is compressed (gzip)"),
+    "gzip by name": ("events.csv.gz", gzip.compress(edited({}).encode()), "is compressed (gzip)"),
+    "spreadsheet": ("events.csv", b"PK\x03\x04....", "is a spreadsheet or an archive"),
+    "nothing but NUL": ("events.csv", bytes(100), ""),
     "column twice": ("events.csv", edited({1: LINES[0].replace("rate", "amt")}).encode(), "column 'amt'"),
     "not utf-8": ("events.csv", edited({}).replace("a,", "\xe4,").encode("latin-1"), ""),
     "another kind of file": ("events.xlsx", b"PK", ".csv or .parquet"),

@@ -69,7 +69,9 @@ def test_derivatives_where_most_doses_are_still_to_come(way: object) -> None:
 @pytest.mark.parametrize("clearance", [2.0, 0.0266, 0.00266], ids=["fast", "520 h", "5200 h"])
 def test_an_integrated_model_reaches_its_steady_state_whatever_its_half_life(clearance: float) -> None:
     z = values(CL=clearance, **SLOW)
-    schedule = built(Regimen([Dose(0.0, 100.0, interval=12.0), Dose(12.0, 100.0)], (0.0, 1.0, 6.0, 12.0, 20.0)))
+    schedule = built(
+        Regimen([Dose(0.0, 100.0, interval=12.0), Dose(12.0, 100.0)], (0.0, 1.0, 6.0, 12.0, 20.0))
+    )
     close(solve(TWO, schedule, z), solve(two_compartment(), schedule, z).numpy(), 1e-5)
 
 
@@ -118,7 +120,12 @@ NO_CHANGE = {"change": torch.full((1, 1, 1, 1), torch.inf, dtype=F64)}
 
 def test_amounts_that_grow_without_bound_are_no_steady_state() -> None:
     """100 every 12 h, of which 60 can be eliminated, and 240."""
-    alone(OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1), SERIES, {"VM": [5.0, 20.0]}, {"KM": 2, "V1": 10})
+    alone(
+        OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1),
+        SERIES,
+        {"VM": [5.0, 20.0]},
+        {"KM": 2, "V1": 10},
+    )
 
 
 def test_a_duration_or_a_lag_beyond_any_number_of_doses_fails_alone() -> None:

@@ -202,3 +202,91 @@ def test_a_covariate_that_is_not_prepared_comes_from_the_file(tmp_path: Path) ->
     choices = ("dataset=prophylaxis", "network=real_data", "split=all", "dataset.covariates.vwf.column=dim")
     problem = Problem.build(configuration(path, tmp_path, *choices))
     assert problem.events.covariates["vwf"].tolist() == [7, 5, 5, 5]
+
+
+def table_of_two(path: Path, **columns: object) -> Path:
+    """Subjects a and b with a dose and two levels each; what is given replaces columns or comes beside."""
+    rows = {"id": ["a"] * 3 + ["b"] * 3, "time": [0.0, 4, 24] * 2, "evid": [1, 0, 0] * 2}
+    rows |= {"amt": [1000.0, 0, 0] * 2, "dv": [np.nan, 0.5, 0.2] * 2, "wt": 70.0, "vwf": 100.0}
+    frame = pd.DataFrame(rows | columns)
+    frame.to_csv(path, index=False)
+    return path
+
+
+def built(path: Path, *choices: str) -> Problem:
+    return Problem.build(configuration(path, path.parent, "dataset=table", "split=all", *choices))
+
+
+def test_a_subject_without_an_observation_is_left_out_and_told(tmp_path: Path) -> None:
+    """As NONMEM does; but not where subjects are known by their number in the file."""
+    path = table_of_two(tmp_path / "events.csv", evid=[1, 2, 2, 1, 0, 0])
+    problem = built(path)
+    assert problem.events.ids == ("b",)
+    assert problem.events.notes == (f"{path}: without an observation, and left out: subject 'a'",)
+    assert problem.everyone.time.flatten().tolist() == [4, 24]
+    with pytest.raises(InputError, match="'a' has no observation, and split=files counts the file's"):
+        Problem.build(configuration(path, tmp_path, "dataset=table", "split=files"))
+    with pytest.raises(InputError, match="subject 'a' has no observation"):
+        built(table_of_two(tmp_path / "none.csv", evid=[1, 2, 2, 1, 2, 2]))
+
+
+def test_covariates_that_no_network_reads_need_not_be_there(tmp_path: Path) -> None:
+    """Absent, missing, changing or no numbers; one that is read still has to be there."""
+    whole = built(table_of_two(tmp_path / "whole.csv"), "network=none")
+    assert set(whole.events.covariates) == {"weight", "vwf"}
+    cases: tuple[dict[str, object], ...] = (
+        {"wt": np.nan, "vwf": [90.0, 100, 110] * 2},
+        {"wt": "heavy", "vwf": -5.0},
+    )
+    for number, columns in enumerate(cases):
+        problem = built(table_of_two(tmp_path / f"{number}.csv", **columns), "network=none")
+        np.testing.assert_array_equal(problem.events.dv, whole.events.dv)
+    path = tmp_path / "without.csv"
+    pd.read_csv(tmp_path / "whole.csv").drop(columns=["wt", "vwf"]).to_csv(path, index=False)
+    assert built(path, "network=none").events.covariates == {}
+    with pytest.raises(InputError, match="column 'wt' is missing"):
+        built(path)
+
+
+def test_a_data_set_can_have_no_covariates_at_all(tmp_path: Path) -> None:
+    """`~dataset.covariates` takes the option away; what a data set cannot be without is named."""
+    path = table_of_two(tmp_path / "events.csv")
+    for option in ("covariates", "truth", "level_unit"):
+        config = configuration(path, tmp_path, "dataset=table", "split=all", "network=none")
+        del config["dataset"][option]
+        assert Problem.build(config).events.covariates.keys() <= {"weight", "vwf"}
+    del config["dataset"]["name"]
+    with pytest.raises(InputError, match=r"dataset\.name: is missing"):
+        Problem.build(config)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"wt": -70.0}, "line 2, column 'wt': is -70; expected 0 to 1.5e\\+08"),
+        ({"wt": 1e30}, "line 2, column 'wt': is .*; expected 0 to"),
+        ({"wt": "inf"}, "column 'wt': .* is not finite"),
+        ({"dv": [np.nan, "true", 0.2] * 2}, "line 3, column 'dv': 'true' is not a number"),
+        ({"dv": "true"}, "line 2, column 'dv': .* is not a number"),
+    ],
+)
+def test_values_that_nothing_can_have_are_refused(
+    columns: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        built(table_of_two(tmp_path / "events.csv", **columns))
+
+
+def test_a_covariate_relative_to_zero_can_be_negative(tmp_path: Path) -> None:
+    path = table_of_two(tmp_path / "events.csv", wt=-1.5)
+    assert (
+        built(path, "dataset.covariates.weight.reference=0").events.covariates["weight"].tolist()
+        == [-1.5] * 2
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("reference", "nan"), ("scale", "-1"), ("scale", "inf")])
+def test_the_description_of_a_covariate_is_checked(option: str, value: str, tmp_path: Path) -> None:
+    path = table_of_two(tmp_path / "events.csv")
+    with pytest.raises(InputError, match=f"dataset.covariates.weight.{option} is {value}"):
+        built(path, f"dataset.covariates.weight.{option}={value}")
