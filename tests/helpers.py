@@ -219,7 +219,7 @@ SHIFT = np.array([0.3, -0.4])
 
 
 def write_draws(folder: Path, outputs: Path, count: int = 400) -> dict[str, np.ndarray]:
-    """Draws with the very mean and covariance of replicate 1 of VI at its last epoch, but for ``SHIFT``."""
+    """Draws with the very mean and covariance of replicate 1 of VI at its estimates, but for ``SHIFT``."""
     (run,) = outputs.glob("default/*/objective=vi/*/*/*/fold=01/replicate=1")
     q = pd.read_parquet(run / "random_effects.parquet")
     generator = np.random.default_rng(0)

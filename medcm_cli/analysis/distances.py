@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
+from medcm_cli.runs.checkpoints import is_averaged
 from medcm_cli.runs.draws import Draws, read
 from medcm_cli.runs.sweeps import finished
-from medcm_cli.study.restore import Restored, restore
+from medcm_cli.study.restore import Restored, at_last_checkpoint, restore
 
 
 def distances(posterior: Path, roots: Sequence[Path], trust: bool = False) -> pd.DataFrame:
@@ -63,9 +65,7 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     found = objective.random_effects(model, batch.population, state)
     assert found is not None
     at_estimates = _to_each(*found, mean, cov)
-    at_last = torch.stack(
-        [_last(*one, mean, cov) for one in zip(batch.folders, batch.records, strict=True)], -1
-    )
+    at_last = _at_last(batch, mean, cov)
     columns = {"eta": at_estimates.mean(0), "eta_last": at_last.mean(0)}
     count = min(_DRAWS, len(draws.eta) // 2)
     of_q = objective.draw(state, batch.streams, count)
@@ -98,13 +98,29 @@ def _to_each(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -
     return squared_wasserstein(*own, other_mean[:, None], other_cov[:, None])
 
 
-def _last(folder: Path, record: runs.Record, mean: Tensor, cov: Tensor) -> Tensor:
-    """Squared distances (N,) of what a fit's folder holds of its last epoch."""
-    table = runs.read_table(folder, record, "random_effects").to_pandas()
-    k = mean.shape[-1]
+def _at_last(batch: Restored, mean: Tensor, cov: Tensor) -> Tensor:
+    """Squared distances (N, B) at the last epoch: of tables of before, which are of it, from the table; of
+    others at the last checkpoint, as the posterior then was."""
+    state = at_last_checkpoint(batch)
+    found = batch.objective.random_effects(batch.problem.model, batch.population, state)
+    assert found is not None
+    computed = _to_each(*found, mean, cov)
+    of_tables = [
+        _of_table(runs.read_table(folder, record, "random_effects"), mean, cov)
+        for folder, record in zip(batch.folders, batch.records, strict=True)
+    ]
+    fits = [computed[:, fit] if of is None else of for fit, of in enumerate(of_tables)]
+    return torch.stack(fits, -1)
+
+
+def _of_table(table: pa.Table, mean: Tensor, cov: Tensor) -> Tensor | None:
+    """Squared distances (N,) of a table that is of the last epoch; None of one that is of the estimates."""
+    if is_averaged(table):
+        return None
+    k, held = mean.shape[-1], table.to_pandas()
     names = [f"cov_{max(i, j) + 1}{min(i, j) + 1}" for i in range(k) for j in range(k)]
-    own_mean = torch.tensor(table[[f"eta_{i + 1}" for i in range(k)]].to_numpy(np.float64))
-    own_cov = torch.tensor(table[names].to_numpy(np.float64)).reshape(-1, k, k)
+    own_mean = torch.tensor(held[[f"eta_{i + 1}" for i in range(k)]].to_numpy(np.float64))
+    own_cov = torch.tensor(held[names].to_numpy(np.float64)).reshape(-1, k, k)
     return squared_wasserstein(own_mean, own_cov, mean, cov)
 
 

@@ -4,13 +4,37 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+AVERAGED = {b"epochs": b"tail"}
+"""What the schema of a table of random effects says which are those at a fit's estimates. One of before says
+nothing: its are those of the fit's last step."""
 
 
-def tail_start(last: float, tail: int | None) -> float:
+def is_averaged(table: pa.Table) -> bool:
+    """Whether a table of random effects is of a fit's estimates; else of its last step."""
+    return AVERAGED.items() <= (table.schema.metadata or {}).items()
+
+
+def tail_start(last: npt.ArrayLike, tail: int | None) -> npt.NDArray[np.float64]:
     """The epoch from which checkpoints count for a fit's estimates, given its ``last`` one: that of the last
     ``tail`` epochs, by default the last quarter, at most 500 (docs/methods.md, "Protocol of the simulation
-    study")."""
-    return last - (min(500, last / 4) if tail is None else tail)
+    study"). Likewise of several fits."""
+    end = np.asarray(last, dtype=np.float64)
+    return end - (np.minimum(500, end / 4) if tail is None else tail)
+
+
+def tail_weights(
+    epoch: npt.NDArray[Any], kept: npt.NDArray[Any], tail: int | None
+) -> npt.NDArray[np.float64]:
+    """The weight of each of C checkpoints in the estimates of B fits, (C, B).
+
+    :param epoch: (C,). :param kept: (B,), how many checkpoints a fit has; one without any has the first.
+    """
+    count = np.maximum(kept, 1)
+    there = np.arange(len(epoch))[:, None] < count
+    weights = (there & (epoch[:, None] >= tail_start(epoch[count - 1], tail))).astype(np.float64)
+    return np.asarray(weights / weights.sum(0), dtype=np.float64)
 
 
 def tail_rows(epoch: npt.NDArray[Any], tail: int | None) -> npt.NDArray[np.int64]:

@@ -178,7 +178,7 @@ def read_record(folder: Path) -> Record | None:
             _check_types(part)
         _check_names(record)
         return record
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"{path}: is not a run record ({' '.join(str(error).split())})") from error

@@ -184,7 +184,7 @@ class Job:
             trained,
             covariates,
             torch.tensor(known, dtype=self.problem.dtype) if known else None,
-            runs.Units.of(dataset),
+            results.Reported(runs.Units.of(dataset), self.config["tail"]),
         )
 
 

@@ -87,6 +87,20 @@ def restore(fits: Sequence[tuple[Path, runs.Record]], trust: bool = False) -> li
     return [_restore(group, trust) for group in grouped(fits)]
 
 
+def at_last_checkpoint(batch: Restored) -> State:
+    """The state of fits at their last checkpoint, in place of their estimates."""
+    found = [_estimate(*one, tail=0) for one in zip(batch.folders, batch.records, strict=True)]
+    return _with(batch.state, found, batch.folders)
+
+
+def _with(begun: State, estimates: Sequence[Mapping[str, Tensor]], folders: Sequence[Path]) -> State:
+    """A state with the values of each fit."""
+    shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
+    stacked = _stacked(estimates, folders, shapes, begun.per_subject)
+    trained = {name: value.to(begun.trained[name].dtype) for name, value in stacked.items()}
+    return replace(begun, trained=trained)
+
+
 def ensemble(fits: Sequence[tuple[Path, runs.Record]], trust: bool = False) -> Ensemble:
     """Fits of one configuration as one batch, without their data.
 
@@ -127,11 +141,7 @@ def _restore(fits: Sequence[tuple[Path, runs.Record]], trust: bool) -> Restored:
     numbers = [(record.address.fold, record.address.replicate) for record in records]
     population, _ = problem.populations(numbers)
     begun = objective.init(problem.model, population, _streams(records), problem.dtype)
-    shapes = {name: value.shape[:-1] for name, value in begun.trained.items()}
-    found = list(map(_estimate, folders, records))
-    estimates = _stacked(found, folders, shapes, begun.per_subject)
-    trained = {name: value.to(problem.dtype) for name, value in estimates.items()}
-    state = replace(begun, trained=trained)
+    state = _with(begun, list(map(_estimate, folders, records)), folders)
     return Restored(problem, objective, tuple(records), tuple(folders), population, state)
 
 
@@ -181,10 +191,11 @@ def _config(records: Sequence[runs.Record], folder: Path, trust: bool) -> dict[s
     return {**config, **axes, "batch": batch, "overwrite": False, "pk": pk}
 
 
-def _estimate(folder: Path, record: runs.Record) -> dict[str, Tensor]:
-    """name -> the mean of each of a fit's trained values over its tail, in the order of their index."""
+def _estimate(folder: Path, record: runs.Record, tail: int | None = None) -> dict[str, Tensor]:
+    """name -> the mean of each of a fit's trained values over its last ``tail`` epochs, by default as many as
+    it was configured with, in the order of their index."""
     table = runs.read_table(folder, record, "parameters")
-    rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail"))
+    rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail") if tail is None else tail)
     # Every checkpoint holds the same values in the same order.
     mean = runs.tail_mean(table["value"].to_numpy(), rows)
     names = table["name"].combine_chunks().dictionary_decode().take(rows[0]).to_numpy(zero_copy_only=False)

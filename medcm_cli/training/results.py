@@ -1,7 +1,8 @@
 """From a trained batch to the tables of its run folders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
-from medcm_cli.objectives.base import Objective
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.runs import Units, by_row, columns, with_units
+from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -28,6 +30,14 @@ class Covariate:
     unit: str
 
 
+class Reported(NamedTuple):
+    """How results are given: concentrations in ``units``, RMSE in the reported one and sigma_additive in the
+    model's; random effects at the estimates, which are means over the last ``tail`` epochs."""
+
+    units: Units
+    tail: int | None = None
+
+
 @torch.no_grad()
 def tables(
     model: Model,
@@ -37,23 +47,22 @@ def tables(
     trained: Trained,
     covariates: Mapping[str, Covariate],
     omega_true: Tensor | None,
-    units: Units,
+    reported: Reported,
 ) -> list[dict[str, pa.Table]]:
     """The tables of each fit of the batch, by name: history, parameters, effects and, with random effects,
     random_effects. Their columns name their units.
 
     A failed fit has the checkpoints before its failure. :param omega_true: (K, K) or None, for KL.
-    :param units: of concentrations; RMSE is given in the reported one, sigma_additive in the model's.
     """
     if not trained.epochs:  # all failed at once: what the tables look like is still to be seen
         flat = trained.layout.pack(trained.state.trained)
         trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
     rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
-    history = _history(model, objective, test, trained, omega_true, units.scale)
+    history = _history(model, objective, test, trained, omega_true, reported.units.scale)
     effects = _effects(model, trained, covariates)
-    posterior = objective.random_effects(model, train, trained.state)
+    posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     known = {
-        "objective": objective.describe().unit_in(units.model),
+        "objective": objective.describe().unit_in(reported.units.model),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
     result = []
@@ -67,9 +76,13 @@ def tables(
             "effects": _effects_table(effects, covariates, fit, epochs),
         }
         if posterior is not None:
-            of_fit["random_effects"] = _random_effects(train, *posterior, fit)
+            own = _random_effects(train, *posterior, fit)
+            of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
-            {name: with_units(table, columns(name, *units.names, **known)) for name, table in of_fit.items()}
+            {
+                name: with_units(table, columns(name, *reported.units.names, **known))
+                for name, table in of_fit.items()
+            }
         )
     return result
 
@@ -78,6 +91,19 @@ def _rows(trained: Trained, fit: int) -> int:
     """How many checkpoints of a fit are valid."""
     failure = trained.failures[fit]
     return sum(1 for epoch in trained.epochs if failure is None or max(epoch, 1) < failure.epoch)
+
+
+def _at_estimates(trained: Trained, rows: Sequence[int], tail: int | None) -> State:
+    """The state of fits with their estimates, as ``study.restore`` has them.
+
+    :param rows: how many checkpoints of each are valid.
+    """
+    epochs = np.asarray(trained.epochs or (0,))
+    weight = torch.from_numpy(tail_weights(epochs, np.asarray(rows), tail))[:, None]  # (C, 1, B)
+    # Of a fit that has failed, what comes later may be no number.
+    values = torch.where(weight > 0, trained.checkpoints[: len(epochs)].double(), 0.0)
+    mean = (values * weight).sum(0).to(trained.checkpoints.dtype)
+    return replace(trained.state, trained=trained.layout.unpack(mean))
 
 
 def _array(values: Tensor) -> pa.Array:

@@ -1,9 +1,12 @@
 """Distances of fits from draws of NUTS, with draws made so that the distances are known."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
@@ -22,11 +25,49 @@ def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: P
     write_draws(tmp_path / "draws", mixed_fits)
     found = distances(tmp_path / "draws", [mixed_fits]).set_index(["objective", "replicate"])
     assert sorted(found.index) == [("foce", 1), ("foce", 2), ("vi", 1), ("vi", 2)]  # mse has no eta
-    assert found.loc[("vi", 1), "eta_last"] == pytest.approx((SHIFT**2).sum(), rel=1e-4)
-    assert found.loc[("vi", 2), "eta_last"] != pytest.approx((SHIFT**2).sum(), rel=1e-4)
+    assert found.loc[("vi", 1), "eta"] == pytest.approx((SHIFT**2).sum(), rel=1e-4)
+    assert found.loc[("vi", 2), "eta"] != pytest.approx((SHIFT**2).sum(), rel=1e-4)
     assert found["eta_sliced"].isna().tolist() == [name != "vi" for name, _ in found.index]
     table = section(found.reset_index())
     assert [row[:1] for row in table.cells] == [["foce"], ["vi"]]
+
+
+def of_last_checkpoint(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of a table of random effects by VI, from what the fit trained, as versions before wrote
+    it."""
+    values = pd.read_parquet(folder / "parameters.parquet")
+    values = values[values["epoch"] == values["epoch"].max()].set_index("name")["value"]
+    mean = values["q.mean"].to_numpy(np.float64).reshape(2, -1)
+    sd = np.log1p(np.exp(values["q.sd"].to_numpy(np.float64))).reshape(2, -1)
+    cov = np.tanh(values["q.correlation"].to_numpy(np.float64)) * sd[0] * sd[1]
+    return {"eta_1": mean[0], "eta_2": mean[1], "cov_11": sd[0] ** 2, "cov_21": cov, "cov_22": sd[1] ** 2}
+
+
+def test_the_last_epoch_is_that_of_tables_of_before_and_else_the_last_checkpoint(
+    mixed_fits: Path, tmp_path: Path
+) -> None:
+    """Both are the same number where the last epoch has a checkpoint; what an old table holds counts."""
+    write_draws(tmp_path / "draws", mixed_fits)
+    vi = [fit for fit in finished([mixed_fits]) if fit[1].address.objective == "vi"]
+    ((run, record),) = (fit for fit in vi if fit[1].address.replicate == 2)
+    old, same = (record.address.folder(tmp_path / name) for name in ("old", "same"))
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["tail"] = 4  # all of its checkpoints
+    for folder, left_out in ((old, "hashes"), (same, "")):
+        shutil.copytree(run, folder)
+        kept = {key: value for key, value in content.items() if key != left_out}
+        (folder / "run.json").write_text(json.dumps(kept))
+    new = distances(tmp_path / "draws", [same]).iloc[0]
+    subject = pd.read_parquet(old / "random_effects.parquet")["subject"]
+    columns = of_last_checkpoint(run)
+    pd.DataFrame({"subject": subject, **columns}).to_parquet(old / "random_effects.parquet")
+    before = distances(tmp_path / "draws", [old]).iloc[0]
+    assert before["eta_last"] == pytest.approx(new["eta_last"], rel=1e-4)
+    assert before["eta"] == pytest.approx(new["eta"], rel=1e-6)
+    assert new["eta_last"] != pytest.approx(new["eta"], rel=1e-4)
+    columns["eta_1"] = columns["eta_1"] + 1.0
+    pd.DataFrame({"subject": subject, **columns}).to_parquet(old / "random_effects.parquet")
+    assert distances(tmp_path / "draws", [old]).iloc[0]["eta_last"] > new["eta_last"] + 0.1
 
 
 def test_population_parameters_by_draws_of_q(mixed_fits: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.objectives import Vi, families
 from medcm_cli.runs import Units
 from medcm_cli.training.loop import Course, train
-from medcm_cli.training.results import tables
+from medcm_cli.training.results import Reported, tables
 from tests.helpers import STREAMS, make_population
 from tests.objectives.posteriors import F64, INITIAL, OMEGA, known, moved, normal
 from tests.objectives.test_vi import moments_of
@@ -149,7 +149,9 @@ def test_reports_are_medians_under_q(model: Model) -> None:
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     model = known(model, None, None)
     trained = train(model, objective, population, STREAMS, adam, Course(20, 10), F64)
-    written = tables(model, objective, population, population, trained, {}, None, Units("IU/dL", 100.0))
+    written = tables(
+        model, objective, population, population, trained, {}, None, Reported(Units("IU/dL", 100.0))
+    )
     history = written[1]["history"].to_pandas()
     at = trained.layout.unpack(trained.checkpoints[-1])["population.mean"][:, 1].numpy()
     last = history.iloc[-1]

@@ -20,7 +20,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Mse
 from medcm_cli.training.loop import Course, train
-from medcm_cli.training.results import Covariate, tables
+from medcm_cli.training.results import Covariate, Reported, tables
 from tests.helpers import make_population
 
 ADDRESS = runs.Address("mine", "simulated", "vi", "additive", 0.1, "default", 1, 1)
@@ -397,7 +397,14 @@ def test_folders_read_as_one_hive_partitioned_table(tmp_path: Path, model: Model
         streams = [Stream(0, *fit) for fit in fits]
         trained = train(model, objective, population, streams, adam, Course(2, 1), torch.float64)
         made = tables(
-            model, objective, population, population, trained, covariates, None, runs.Units("IU/dL", 100.0)
+            model,
+            objective,
+            population,
+            population,
+            trained,
+            covariates,
+            None,
+            Reported(runs.Units("IU/dL", 100.0)),
         )
         for (fold, replicate), of_fit in zip(fits, made, strict=True):
             variant = "epochs-2+objective.samples-1"

@@ -8,7 +8,7 @@ import pytest
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
-from medcm_cli.runs.checkpoints import tail_mean, tail_rows
+from medcm_cli.runs.checkpoints import tail_mean, tail_rows, tail_weights
 from medcm_cli.runs.walk import Fault, Fit, walk
 from tests.runs.test_folder import make_record
 
@@ -47,6 +47,17 @@ def test_alike_is_all_but_the_place() -> None:
     assert tuple(getattr(address, name) for name in runs.ALIKE) == address.alike
     assert set(runs.ALIKE) | {"fold", "replicate", "outer", "inner"} == set(vars(address))
     assert address.place == "fold 2, replicate 3"
+
+
+def test_weights_are_those_of_the_mean_over_the_tail() -> None:
+    """Of each fit's own checkpoints: the second failed after three, the third before any."""
+    epoch, kept = np.array([0, 100, 200, 300, 400]), np.array([5, 3, 0])
+    values = np.random.default_rng(0).standard_normal((5, 3))
+    for tail in (None, 0, 150, 1000):
+        found = (tail_weights(epoch, kept, tail) * values).sum(0)
+        for fit, count in enumerate((5, 3, 1)):
+            rows = tail_rows(epoch[:count], tail)
+            assert found[fit] == pytest.approx(float(tail_mean(values[:count, fit], rows).mean()))
 
 
 def test_rows_of_the_last_checkpoints_in_any_order() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -38,6 +39,21 @@ def test_estimates_are_the_means_over_the_tail(fitted: Path) -> None:
                 np.testing.assert_allclose(
                     values[..., fit].flatten().numpy(), mean[name].to_numpy(), rtol=1e-5, err_msg=name
                 )
+
+
+def test_random_effects_are_those_at_the_estimates(fitted: Path) -> None:
+    """Of the means over the tail, with the Omega of the same means: q's own, or the modes there."""
+    for batch in restore(finished([fitted])):
+        found = batch.objective.random_effects(batch.problem.model, batch.population, batch.state)
+        assert found is not None
+        mean, cov = (part.double().numpy() for part in found)
+        for fit, folder in enumerate(batch.folders):
+            table = pyarrow.parquet.ParquetFile(folder / "random_effects.parquet").read()
+            assert table.schema.metadata[b"epochs"] == b"tail"
+            held = table.to_pandas()
+            for k in (0, 1):
+                np.testing.assert_allclose(held[f"eta_{k + 1}"], mean[k, :, fit], atol=1e-4)
+                np.testing.assert_allclose(held[f"cov_{k + 1}1"], cov[k, 0, :, fit], rtol=1e-3, atol=1e-6)
 
 
 def test_objective_at_the_last_checkpoint_is_the_recorded_one(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
 from medcm_cli.runs import Units
 from medcm_cli.training.loop import Course, Trained, train
-from medcm_cli.training.results import Covariate, tables
+from medcm_cli.training.results import Covariate, Reported, tables
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
 
 EVENTS = make_events(12, seed=4, ragged=True)
@@ -51,7 +51,7 @@ def make_tables(
         model, objective, population, streams, optimizer, Course(epochs, 2), torch.float64
     )
     omega = torch.from_numpy(OMEGA) if truth else None
-    return tables(model, objective, population, test, trained, GRID, omega, UNITS)
+    return tables(model, objective, population, test, trained, GRID, omega, Reported(UNITS))
 
 
 def values_at(table: pa.Table, epoch: int) -> dict[str, np.ndarray]:
@@ -145,7 +145,7 @@ def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
     everyone = Population.from_events(events, torch.float64)
     population, test = everyone.select([TRAIN[0]]), everyone.select([TEST[0]])
     trained = train(model, Vi(), population, [Stream(0, 1, 1)], optimizer, Course(2, 2), torch.float64)
-    (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, UNITS)
+    (of_fit,) = tables(model, Vi(), population, test, trained, GRID, None, Reported(UNITS))
     left = ~below | EVENTS.is_dose
     known = replace(
         EVENTS, **{name: getattr(EVENTS, name)[left] for name in ("subject", "time", "is_dose", "dv")}
@@ -241,7 +241,7 @@ def test_random_effects_have_a_row_per_training_subject(model: Model, name: str)
         assert (determinant > 0).all()
 
 
-def test_random_effects_of_vi_are_q_at_the_end(of_vi: Tables) -> None:
+def test_random_effects_of_vi_are_q_at_the_estimates(of_vi: Tables) -> None:
     values = values_at(of_vi[1]["parameters"], 4)  # the widest fit of its batch: nothing padded
     frame = of_vi[1]["random_effects"].to_pandas()
     mean, sd = values["q.mean"].reshape(2, 7), softplus(values["q.sd"].reshape(2, 7))

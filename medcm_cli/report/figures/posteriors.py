@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from medcm_cli.report.figures import style
 from medcm_cli.runs import draws, read_table, study_folder
+from medcm_cli.runs.checkpoints import is_averaged
 from medcm_cli.runs.sweeps import Method, Sweep
 
 SUBJECTS = 4  # shown, evenly spaced among the training subjects
@@ -37,7 +39,7 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
     nuts = draws.read(folder)
     if nuts.eta.shape[-1] < 2:
         return None
-    of_methods = [(m, found) for m in sweep.methods if (found := list(_fits(m, nuts)))]
+    of_methods, when = _of_methods(sweep, nuts)
     if not of_methods:
         return None
     shown = np.unique(np.linspace(0, len(nuts.subjects) - 1, SUBJECTS).round().astype(int))
@@ -59,20 +61,29 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
         figure,
         f"Posteriors of random effects ({sweep.study}, {sweep.dataset}): draws of NUTS (points, "
         f"{folder.name}), the 95 % ellipse of the Gaussian with their mean and covariance (dashed black), "
-        "and that of each fit of a method (a row) at its last epoch (coloured). Subjects evenly spaced among "
-        f"those trained on. {replicates}.",
+        f"and that of each fit of a method (a row) {when} (coloured). Subjects evenly spaced among those "
+        f"trained on. {replicates}.",
         f"Scatter plots of two random effects for {len(shown)} subjects, with ellipses of fits. "
         + _said(data, [method for method, _ in of_methods]),
         data,
     )
 
 
-def _fits(method: Method, nuts: draws.Draws) -> Iterator[pd.DataFrame]:
+def _of_methods(sweep: Sweep, nuts: draws.Draws) -> tuple[list[tuple[Method, list[pd.DataFrame]]], str]:
+    """The methods that have such fits, with their random effects; and what these are of, in words."""
+    tables = {method.label: list(_fits(method, nuts)) for method in sweep.methods}
+    averaged = {is_averaged(table) for held in tables.values() for table in held}
+    words = {True: "at its estimates", False: "at its last epoch"}
+    frames = [(m, [table.to_pandas() for table in tables[m.label]]) for m in sweep.methods if tables[m.label]]
+    return frames, " or ".join(words[one] for one in sorted(averaged, reverse=True))
+
+
+def _fits(method: Method, nuts: draws.Draws) -> Iterator[pa.Table]:
     """random_effects of the method's complete fits of the very subjects, in the order of the draws."""
     for fit in method.complete:
         there = (fit.folder / "random_effects.parquet").is_file()
         if fit.record.data.get("fingerprint") == nuts.fingerprint and there:
-            table = read_table(fit.folder, fit.record, "random_effects").to_pandas()
+            table = read_table(fit.folder, fit.record, "random_effects")
             if np.array_equal(table["subject"].to_numpy(), nuts.subjects):
                 yield table
 
