@@ -281,7 +281,7 @@ def constants(pk: LinearModel) -> dict[str, Tensor]:
     return {name: torch.tensor([TRUE[name]], dtype=F64) for name in pk.parameters}
 
 
-def changing(z: dict[str, Tensor], population: Population) -> dict[str, Tensor]:
+def changing_values(z: dict[str, Tensor], population: Population) -> dict[str, Tensor]:
     """The same value in every regime, so that the model is advanced step by step."""
     assert population.schedule.change is not None
     shape = (len(population.schedule.change), 1, 1, 1)
@@ -456,6 +456,40 @@ def test_of_two_forms_at_one_time_each_has_its_own_bioavailability(tmp_path: Pat
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
+# -- the rate of an infusion -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keeps", "hours"), [("rate", 6.0), ("duration", 10.0)])
+def test_bioavailability_stretches_an_infusion_or_scales_its_rate(
+    tmp_path: Path, keeps: str, hours: float
+) -> None:
+    """F = 0.6 of 1000 at 100 IU/h; a duration that was given stays whatever the rule."""
+    rows = [dose(0, rate=100), *seen(3, 5.9, 9, 12, 30)], [dose(0, rate=-2, duration=10), *seen(3, 30)]
+    population = Population.from_events(table_of(tmp_path, list(rows)), F64)
+    pk = one_compartment(bioavailability={1: "F"}, bioavailability_keeps=keeps)
+    k = TRUE["CL"] / TRUE["V1"]
+
+    def wanted(times: tuple[float, ...], length: float) -> np.ndarray:
+        t, rate = np.array(times), 600 / length
+        end = np.minimum(t, length)
+        amount = rate / k * (np.exp(-k * (t - end)) - np.exp(-k * t))
+        return amount / TRUE["V1"] / 1000
+
+    for got in levels(pk, population, TRUE):
+        np.testing.assert_allclose(got[:, 0, 0, 0], wanted((3, 5.9, 9, 12, 30), hours), rtol=1e-9)
+        np.testing.assert_allclose(got[:2, 0, 1, 0], wanted((3, 30), 10.0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("keeps", ["rate", "duration"])
+def test_a_constant_infusion_keeps_its_rate(tmp_path: Path, keeps: str) -> None:
+    population = Population.from_events(table_of(tmp_path, [REGIMENS["constant infusion until now"]]), F64)
+    pk = one_compartment(bioavailability={1: "F"}, bioavailability_keeps=keeps)
+    scale = {"rate": 1.0, "duration": TRUE["F"]}[keeps]
+    decay = np.exp(-TRUE["CL"] / TRUE["V1"] * np.array([0, 2, 20]))
+    for got in levels(pk, population, TRUE):
+        np.testing.assert_allclose(got.flatten(), scale * 0.06 / TRUE["CL"] * decay, rtol=1e-9)
+
+
 # -- where formulas are delicate -------------------------------------------------------------------
 
 
@@ -466,7 +500,7 @@ def levels(pk: LinearModel, population: Population, z: dict[str, float]) -> tupl
     stepwise = replace(population, schedule=replace(population.schedule, change=end))
     return (
         solve(pk, population.schedule, values),
-        solve(pk, stepwise.schedule, changing(values, stepwise)),
+        solve(pk, stepwise.schedule, changing_values(values, stepwise)),
     )
 
 
@@ -518,3 +552,21 @@ def test_float32_keeps_its_digits(tmp_path: Path) -> None:
             everyone = Population.from_events(table, F64)
             error = largest(everyone, rounded - exact) / largest(everyone, exact)
             assert error < 2e-5, (absorption, compartments)
+
+
+@pytest.mark.parametrize("changing", [False, True], ids=["constant", "by record"])
+def test_float32_keeps_its_digits_late_on_the_clock(tmp_path: Path, changing: bool) -> None:
+    """The same regimens after 57 years: float32 itself knows those hours to 0.03."""
+    pk = two_compartment(absorption=True, lag={1: "LAG"})
+    late = [[{**row, "time": row["time"] + 5e5} for row in rows] for rows in REGIMENS.values()]
+    found = []
+    for rows, dtype in ((list(REGIMENS.values()), F64), (late, torch.float32)):
+        population = Population.from_events(table_of(tmp_path, rows), dtype)
+        z = {name: value.to(dtype) for name, value in constants(pk).items()}
+        if changing:
+            end = torch.full_like(population.schedule.time[:1], torch.inf)
+            population = replace(population, schedule=replace(population.schedule, change=end))
+            z = changing_values(z, population)
+        found.append(solve(pk, population.schedule, z) * population.observed)
+        assert found[-1].dtype == dtype
+    assert float((found[1] - found[0]).abs().max()) < 2e-5 * float(found[0].abs().max())
