@@ -11,7 +11,6 @@ from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.timeline import Series, follow, timeline
 
-
 _DIGITS = 1e-4  # of the amounts of a steady state, that rounding may have grown to
 
 

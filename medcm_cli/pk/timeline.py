@@ -174,7 +174,9 @@ def _given(schedule: Schedule, doses: dosing.Doses, endless: _Endless | None) ->
         each = [torch.arange(max(1, int(most))) for most in endless.number.flatten(1).amax(1)]
         row = torch.repeat_interleave(row, torch.tensor([len(places) for places in each]))
         number = torch.cat(each).view(-1, 1, 1, 1)
-    amount, duration, start = (_rows(values, row) for values in (doses.amount, doses.duration, schedule.start))
+    amount, duration, start = (
+        _rows(values, row) for values in (doses.amount, doses.duration, schedule.start)
+    )
     table, begins = start, start
     if doses.lag is not None:
         start = start + _rows(doses.lag, row)

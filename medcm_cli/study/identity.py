@@ -33,8 +33,12 @@ LATER_OF: Mapping[str, Config] = {
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
     "pk": {
-        **{"lag": {}, "bioavailability": {}, "durations": {}, "bioavailability_keeps": "duration"},
-        **{"adjoint": False, "steady_state_doses": 50},
+        "lag": {},
+        "bioavailability": {},
+        "durations": {},
+        "bioavailability_keeps": "duration",
+        "adjoint": False,
+        "steady_state_doses": 50,
     },
 }
 # What a configuration names (``_target_``) has moved since: the name that the first results recorded -> where

@@ -125,7 +125,8 @@ class Course:
         self.pending.append(Given(at + lag, into, amount, length, additional))
 
     def give_all(self, record: Row, z: dict[str, float], later: list[tuple[float, dict[str, float]]]) -> None:
-        """A dose and its additional ones, each of which has the parameters that are in force at its time, from
+        """A dose and its additional ones, each of which has the parameters that are in force at its time.
+
         ``later``: records' times and what they have."""
         self.give(record["time"], record, z)
         for number in range(1, int(record["addl"]) + 1):
@@ -157,8 +158,8 @@ class Course:
 def integrate(
     reference: Reference, records: list[Row], z_of: Callable[[float], dict[str, float]]
 ) -> list[float]:
-    """Level at each observation of one subject, in order: ``z_of`` gives the parameters from the covariate of a
-    record, in force since the one before."""
+    """Level at each observation of one subject, in order: ``z_of`` gives the parameters from the covariate of
+    a record, in force since the one before."""
     course, seen = Course(reference), []
     for number, record in enumerate(records):
         z = z_of(record["wt"])
@@ -393,8 +394,10 @@ def of_record(wt: float) -> dict[str, float]:
     observation."""
     return {
         **of_weight(wt),
-        **{"V1": TRUE["V1"] * wt / 70, "F": TRUE["F"] * (wt / 70) ** 0.5},
-        **{"LAG": FAR["LAG"] * wt / 70, "D": FAR["D"] * 70 / wt},
+        "V1": TRUE["V1"] * wt / 70,
+        "F": TRUE["F"] * (wt / 70) ** 0.5,
+        "LAG": FAR["LAG"] * wt / 70,
+        "D": FAR["D"] * 70 / wt,
     }
 
 
@@ -473,7 +476,7 @@ def test_bioavailability_stretches_an_infusion_or_scales_its_rate(
         t, rate = np.array(times), 600 / length
         end = np.minimum(t, length)
         amount = rate / k * (np.exp(-k * (t - end)) - np.exp(-k * t))
-        return amount / TRUE["V1"] / 1000
+        return np.asarray(amount / TRUE["V1"] / 1000)
 
     for got in levels(pk, population, TRUE):
         np.testing.assert_allclose(got[:, 0, 0, 0], wanted((3, 5.9, 9, 12, 30), hours), rtol=1e-9)

@@ -1,5 +1,6 @@
 """Steady states whatever values parameters take: against doses written out, and the closed form."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from medcm_cli.pk import (
 from tests.pk.regimens import Dose, Regimen, built, close
 
 F64 = torch.float64
+Way = Callable[..., Tensor]
 TIMES = (0.5, 1.0, 2.0, 3.0, 5.0, 5.9, 14.0, 21.0, 33.0, 50.0)
 LAGGED = one_compartment(1, absorption=True, lag={1: "LAG"}, durations={1: "D"})
 SLOW = {"V1": 15.0, "Q": 0.5, "V2": 5.0}
@@ -37,7 +39,7 @@ def values(**named: float | list[float]) -> dict[str, Tensor]:
     ("lag", "duration"), [(20.0, 0.0), (18.0, 0.0), (0.0, 30.0), (20.0, 31.0), (3.0, 2.0), (400.0, 0.0)]
 )
 def test_lags_and_durations_longer_than_the_interval_are_200_doses(
-    way: object, lag: float, duration: float
+    way: Way, lag: float, duration: float
 ) -> None:
     """CL 2, V1 20, KA 1, 100 every 6 h: 8.33 on average as long as they arrive."""
     z = values(CL=2.0, V1=20.0, KA=1.0, LAG=lag, D=duration)
@@ -52,7 +54,7 @@ def test_lags_and_durations_longer_than_the_interval_are_200_doses(
 
 
 @pytest.mark.parametrize("way", [solve, stepwise.predict], ids=["closed", "stepwise"])
-def test_derivatives_where_most_doses_are_still_to_come(way: object) -> None:
+def test_derivatives_where_most_doses_are_still_to_come(way: Way) -> None:
     """Also where doses begin and end at the very time of an observation."""
     z = values(CL=2.0, V1=20.0, KA=1.0, LAG=20.0, D=31.0)
     series = built(Regimen([Dose(0.0, 100.0, interval=6.0, modelled=True)], TIMES))
@@ -69,7 +71,9 @@ def test_derivatives_where_most_doses_are_still_to_come(way: object) -> None:
 @pytest.mark.parametrize("clearance", [2.0, 0.0266, 0.00266], ids=["fast", "520 h", "5200 h"])
 def test_an_integrated_model_reaches_its_steady_state_whatever_its_half_life(clearance: float) -> None:
     z = values(CL=clearance, **SLOW)
-    schedule = built(Regimen([Dose(0.0, 100.0, interval=12.0), Dose(12.0, 100.0)], (0.0, 1.0, 6.0, 12.0, 20.0)))
+    schedule = built(
+        Regimen([Dose(0.0, 100.0, interval=12.0), Dose(12.0, 100.0)], (0.0, 1.0, 6.0, 12.0, 20.0))
+    )
     close(solve(TWO, schedule, z), solve(two_compartment(), schedule, z).numpy(), 1e-5)
 
 
@@ -118,7 +122,12 @@ NO_CHANGE = {"change": torch.full((1, 1, 1, 1), torch.inf, dtype=F64)}
 
 def test_amounts_that_grow_without_bound_are_no_steady_state() -> None:
     """100 every 12 h, of which 60 can be eliminated, and 240."""
-    alone(OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1), SERIES, {"VM": [5.0, 20.0]}, {"KM": 2, "V1": 10})
+    alone(
+        OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1),
+        SERIES,
+        {"VM": [5.0, 20.0]},
+        {"KM": 2, "V1": 10},
+    )
 
 
 def test_a_duration_or_a_lag_beyond_any_number_of_doses_fails_alone() -> None:
