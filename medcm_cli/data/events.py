@@ -32,9 +32,10 @@ class Format:
 
     ``columns`` role -> column; ``keep`` column -> values of the rows to keep; ``bolus_duration`` h, of a dose
     with an amount alone, 0 (the default) at once; ``predose_observations``: ``error`` refuses an observation
-    before the subject's first dose, where the model predicts exactly zero, ``keep`` allows it;
-    ``over_time`` covariate -> what a covariate that changes means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject,
-    ``constant`` (the default) refuses it; ``optional``: covariates that may be missing, NaN then.
+    before the subject's first dose, where the model predicts exactly zero, ``keep`` allows it; ``over_time``
+    covariate -> what a covariate that changes means: ``record`` the value in force at each record, ``mean``
+    or ``first`` of the subject, ``constant`` (the default) refuses it; ``optional``: covariates that may be
+    missing, NaN then.
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose;
     additional doses are all written out, also those after the last record; a negative level is refused.
     """

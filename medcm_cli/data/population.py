@@ -217,7 +217,7 @@ def _visible(
     trough = (doses(table.added)[:, None] > 0) & (elapsed == 0)
     same = _repeat_last(observations(table.segment)) == doses(table.segment)[:, None]
     visible = after & ~trough & same
-    at_once = (duration == 0) | torch.isfinite(doses(table.interval, np.inf))
+    at_once = (duration == 0) | (doses(np.isfinite(table.interval)) > 0)
     matters = (elapsed > 0) | ((elapsed == 0) & at_once[:, None])
     exists = (doses(table.amount)[:, None] > 0) & ~torch.isnan(observations(row))
     return visible.to(torch.float64) if bool((~visible & matters & exists).any()) else None
