@@ -1,5 +1,5 @@
 """Every regimen again, with lag times and durations beyond two intervals, parameters that follow each
-record, and the rate of an infusion: in closed form, stepwise and integrated, against ``tests.data.test_regimens``."""
+record, and the rate of an infusion: closed form, stepwise and integrated, against an independent course."""
 
 from collections.abc import Mapping
 from pathlib import Path
