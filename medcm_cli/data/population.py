@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli.data.events import EventTable
+from medcm_cli.data.events import EventTable, Regimes
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.pk.schedule import CLOCK, Features, Schedule
 
@@ -171,18 +171,32 @@ def _schedule(table: EventTable, n: int) -> Schedule:
             else None
         ),
     }
+    features = Features(**optional)
     if table.regimes is not None:
-        rows = np.ones(len(table.regimes.end), dtype=bool)
-        ends = _tensor(_pad(table.regimes.end, table.regimes.subject, rows, n))
-        change = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
-        optional["change"] = change
-        for name, values, when in (
-            ("of_dose", doses(table.regime, -1), start),
-            ("of_time", _repeat_last(observations(table.regime)), time),
-        ):
-            by_time = (change[:, None] < when).sum(0)
-            optional[name] = torch.where(values < 0, by_time, values.long())
-    return Schedule.build(time, start, duration, amount, features=Features(**optional))
+        own = doses(table.regime, -1), _repeat_last(observations(table.regime))
+        features = _with_regimes(features, table.regimes, n, (start, time), own)
+    return Schedule.build(time, start, duration, amount, features=features)
+
+
+def _with_regimes(
+    features: Features,
+    regimes: Regimes,
+    n: int,
+    times: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+) -> Features:
+    """With those of N subjects.
+
+    :param times: of doses (E, 1, N, 1) and observations (T, 1, N, 1), h on the clock.
+    :param own: which regime each of them has, below 0 where its time decides.
+    """
+    ends = _tensor(_pad(regimes.end, regimes.subject, np.ones(len(regimes.end), dtype=bool), n))
+    change = torch.nan_to_num(ends, nan=np.inf, posinf=np.inf)
+    of_dose, of_time = (
+        torch.where(regime < 0, (change[:, None] < when).sum(0), regime.to(torch.long))
+        for when, regime in zip(times, own, strict=True)
+    )
+    return replace(features, change=change, of_dose=of_dose, of_time=of_time)
 
 
 def _visible(
@@ -203,7 +217,7 @@ def _visible(
     trough = (doses(table.added)[:, None] > 0) & (elapsed == 0)
     same = _repeat_last(observations(table.segment)) == doses(table.segment)[:, None]
     visible = after & ~trough & same
-    at_once = (duration == 0) | torch.isfinite(doses(table.interval, np.inf))
+    at_once = (duration == 0) | (doses(np.isfinite(table.interval)) > 0)
     matters = (elapsed > 0) | ((elapsed == 0) & at_once[:, None])
     exists = (doses(table.amount)[:, None] > 0) & ~torch.isnan(observations(row))
     return visible.to(torch.float64) if bool((~visible & matters & exists).any()) else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
-# h; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of doses as long as this.
+# h; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of such doses.
 _PIECE = 1.0
 MOST = 10_000  # doses that a record may stand for; each is a row of every tensor from here on
 _GAP = 100.0  # h between segments

@@ -97,7 +97,7 @@ def _dosing(
         dose_unit=study.dose_unit,
         targets=wanted.targets,
         probability=wanted.probability,
-        regimen=_words(study, wanted.after, wanted.horizon),
+        regimen=_words(wanted.after, wanted.horizon),
         doses=doses,
         candidates=candidates,
         warnings=joined([*frames["warnings"], study.notes, *_outside(study, events, doses, wanted.after)]),
@@ -137,7 +137,7 @@ def _tables(
     return frames
 
 
-def _words(study: Study, after: str, horizon: float | None) -> str:
+def _words(after: str, horizon: float | None) -> str:
     if after == "steady":
         return "steady state of the same dose at the interval"
     span = "the first interval counts" if horizon is None else f"repeated for {horizon:g} h, the last counts"
@@ -163,8 +163,8 @@ def _unsettled(job: Interval, doses: pd.DataFrame) -> pd.DataFrame:
         (
             doses["patient"].iloc[i],
             "steady",
-            f"every {job.every:g} h: with {amount[i]:g} no steady state is reached in {100 * share[i]:.0f} % of "
-            "draws, which meet no target",
+            f"every {job.every:g} h: with {amount[i]:g} no steady state is reached in "
+            f"{100 * share[i]:.0f} % of draws, which meet no target",
         )
         for i in np.flatnonzero(share > _UNSETTLED)
     ]

@@ -169,8 +169,8 @@ def check_doses(pk: Dosed, schedule: Schedule, superposed: bool) -> None:
     overlap = torch.where(real & torch.isfinite(schedule.interval), schedule.duration / schedule.interval, 0)
     if bool((overlap > OVERLAPPING).any()):
         raise InputError(
-            f"infusions of a steady state last {float(overlap.max()):.6g} times the interval between them (II); "
-            f"expected at most {OVERLAPPING}"
+            f"infusions of a steady state last {float(overlap.max()):.6g} times the interval between them "
+            f"(II); expected at most {OVERLAPPING}"
         )
     if not superposed and bool(_on_top(schedule, real).any()):
         raise InputError("a steady state on top of what is there (SS 2) needs a linear model; expected SS 1")

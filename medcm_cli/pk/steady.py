@@ -39,12 +39,12 @@ def settle(
     """
     with torch.no_grad():
         begin = constant(nothing)
-        x, inverse, settled = _newton(constant, begin, wanted, search)
-        missing = wanted & ~settled
+        x, inverse, settled, lost = _newton(constant, begin, wanted, search)
+        missing = wanted & ~settled & ~lost
         if bool(missing.any()):
             for _ in range(doses - 1):
                 begin = constant(begin)
-            other, other_inverse, found = _newton(constant, begin, missing, search)
+            other, other_inverse, found, _ = _newton(constant, begin, missing, search)
             x = torch.where(found, other, x)
             inverse = torch.where(found[..., None, None], other_inverse, inverse)
             settled = settled | found
@@ -56,10 +56,11 @@ def settle(
 
 def _newton(
     period: Period, begin: Tensor, wanted: Tensor, search: Tolerance
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Amounts, (1 - dP/dx)^-1 (S, N, B, C, C) there, and whether these are a solution. Where there is none the
-    amounts are those of the beginning, so that no other's period is harder to integrate."""
-    x, active, settled = begin, wanted, torch.zeros_like(wanted)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Amounts, (1 - dP/dx)^-1 (S, N, B, C, C) there, whether these are a solution, and whether amounts grow
+    without bound. Where there is no solution they are those of the beginning, so that no other's period is
+    harder to integrate."""
+    x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
     most = _WITHOUT_BOUND * begin.abs().amax(0)
     unit = torch.eye(len(begin), dtype=begin.dtype)
     inverse = unit.expand(*wanted.shape, *unit.shape)
@@ -76,11 +77,12 @@ def _newton(
         done = active & (step.abs().amax(0) <= search.relative * size + search.absolute + 4 * doubt)
         lost = active & ~(size < most)
         settled = settled | (done & ~lost & (growth * search.rtol < _DIGITS))
+        boundless = boundless | lost
         x = torch.where(lost, begin, torch.where(active, there, x))
         active = active & ~done & ~lost
         if not bool(active.any()):
             break
-    return torch.where(active, begin, x), inverse, settled
+    return torch.where(active, begin, x), inverse, settled, boundless
 
 
 def _with_slope(period: Period, x: Tensor) -> tuple[Tensor, Tensor]:

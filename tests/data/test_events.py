@@ -56,8 +56,8 @@ def test_every_way_to_write_a_dose(tmp_path: Path, suffix: str, kind: str) -> No
         "time": [0, 1, 5, 9, 0, 6, 6, 24, 24.5, 30],
         "is_dose": [True, False, False, False, True, False, True, True, True, False],
         # bolus; then rate and duration although the amount disagrees; amount over duration; amount and rate
-        "rate": [60_000, nan, nan, nan, 120_000, nan, 300, 250, 100, nan],
-        "duration": [MINUTE, nan, nan, nan, 0.25, nan, 2, 2, 0.5, nan],
+        "rate": [np.inf, nan, nan, nan, 120_000, nan, 300, 250, 100, nan],
+        "duration": [0, nan, nan, nan, 0.25, nan, 2, 2, 0.5, nan],
         "dv": [nan, 0.9, 0.5, 0.3, nan, 0.4, nan, nan, nan, 0.2],
     }
     for name, values in columns_of(table).items():
@@ -70,7 +70,7 @@ def test_evid_alone_tells_doses_from_observations(tmp_path: Path, suffix: str) -
     assert table.is_dose.tolist() == [True, False, False, True, False]
     assert table.subject.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_array_equal(table.dv, [np.nan, 0.5, 0.2, np.nan, 0.4])
-    np.testing.assert_allclose((table.rate * table.duration)[table.is_dose], [1000, 2000], rtol=1e-15)
+    assert table.amount[table.is_dose].tolist() == [1000, 2000]
 
 
 @pytest.mark.parametrize("missing", ["", "NA", "NaN", "nan", "."])
@@ -113,8 +113,8 @@ def test_dose_columns_that_are_not_needed_may_be_absent(tmp_path: Path, column: 
     path = tmp_path / "events.csv"
     pd.read_csv(io.StringIO(edited({}))).drop(columns=column).to_csv(path, index=False)
     table = read_events(path, WEIGHT)
-    np.testing.assert_allclose(table.duration[table.is_dose], MINUTE, rtol=1e-15)
-    np.testing.assert_allclose(table.rate[table.is_dose], [60_000, 120_000], rtol=1e-15)
+    np.testing.assert_allclose(table.duration[table.is_dose], 0)
+    assert table.amount[table.is_dose].tolist() == [1000, 2000]
 
 
 def test_covariates_are_only_those_asked_for(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def dose_rows(table: EventTable) -> list[tuple[float, ...]]:
 def test_additional_doses_and_steady_states_are_written_out(tmp_path: Path) -> None:
     table = read_events(write(tmp_path, edited({}, FULL)), {"weight": "WT"})
     inf = np.inf
-    expected = [(0, time, 1000, MINUTE, inf) for time in (0, 12, 24)]
+    expected = [(0, time, 1000, 0, inf) for time in (0, 12, 24)]
     expected += [(1, 0, 2000, 4, 24)]  # with an endless series before it
     np.testing.assert_allclose(dose_rows(table), expected)
     assert table.ids == ("a", "b")
@@ -196,7 +196,7 @@ def test_additional_doses_end_with_what_is_observed_or_reset(tmp_path: Path) -> 
     assert table.time[own].tolist() == [0, 4, 0, 8]
     clock = table.clock[own]
     assert (np.diff(clock) > 0).all()
-    assert clock[2] > 4 + MINUTE
+    assert clock[2] > 4
     assert table.reset_clock.tolist() == [clock[2]]
 
 
@@ -246,9 +246,11 @@ def test_columns_of_other_names_and_rows_that_are_not_wanted(tmp_path: Path) -> 
     assert "line 4, column 'level': 'high' is not a number" in message
 
 
-def test_a_dose_given_at_once(tmp_path: Path) -> None:
-    table = read_events(write(tmp_path, edited({})), WEIGHT, Format(bolus_duration=0))
+def test_a_dose_with_an_amount_alone_is_given_at_once_or_as_the_data_set_says(tmp_path: Path) -> None:
+    table = read_events(write(tmp_path, edited({})), WEIGHT)
     assert table.duration[table.is_dose].tolist() == [0, 0]
+    longer = read_events(write(tmp_path, edited({})), WEIGHT, Format(bolus_duration=MINUTE))
+    assert longer.duration[longer.is_dose].tolist() == [MINUTE, MINUTE]
     assert table.amount[table.is_dose].tolist() == [1000, 2000]
 
 

@@ -268,5 +268,29 @@ def test_times_far_apart_keep_their_digits_in_float32(tmp_path: Path) -> None:
     """A dose of a minute after a year: hours since its end are exact although the clock's float32 are not."""
     path = tmp_path / "events.csv"
     path.write_text("id,time,evid,amt,dv\na,0,1,1000,\na,8760,1,1000,\na,8760.25,0,,0.5\n")
-    single = Population.from_events(read_events(path, {}), torch.float32)
+    single = Population.from_events(read_events(path, {}, Format(bolus_duration=1 / 60)), torch.float32)
     assert float(single.schedule.since_end[1, 0, 0, 0, 0]) == pytest.approx(0.25 - 1 / 60, rel=1e-6)
+
+
+Z = {"CL": 0.23, "V1": 2.7, "Q": 0.14, "V2": 0.7}
+RAGGED = {
+    "reset": "1,0,100,,1,0,0\n1,1,,1.5,0,0,0\n1,24,100,,1,1,12\n1,25,,1.6,0,0,0\n",
+    "trough": "1,0,100,,1,0,0\n1,12,,0.4,0,0,0\n1,12,100,,1,0,0\n",
+    "additional": "1,0,100,,1,2,12\n1,12,,0.4,0,0,0\n",
+}
+
+
+@pytest.mark.parametrize("case", RAGGED)
+def test_padding_is_predicted_as_the_last_observation_is(tmp_path: Path, case: str) -> None:
+    """Not as 0, where a proportional error has no sd and a masked NaN is NaN still."""
+    rows = RAGGED[case] + "2,0,100,,1,0,0\n" + "".join(f"2,{t},,1,0,0,0\n" for t in (1, 2, 3, 4, 5))
+    (tmp_path / "events.csv").write_text("id,time,amt,dv,evid,ss,ii\n" + rows)
+    if case == "additional":
+        (tmp_path / "events.csv").write_text("id,time,amt,dv,evid,addl,ii\n" + rows)
+    population = Population.from_events(read_events(tmp_path / "events.csv", {}), F64)
+    z = {name: torch.tensor([value], dtype=F64) for name, value in Z.items()}
+    level = solve(two_compartment(), population.schedule, z)[:, 0, 0, 0]
+    seen = int(population.observed[:, 0, 0, 0].sum())
+    assert seen < len(level)
+    assert (level > 0).all()
+    assert level[seen:].tolist() == [level[seen - 1].item()] * (len(level) - seen)

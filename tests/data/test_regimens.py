@@ -2,7 +2,7 @@
 dose by dose with scipy's matrix exponential, which shares no code and no idea with the closed forms."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from torch import Tensor
 from medcm_cli.data import EventTable, Format, Population, read_events
 from medcm_cli.pk import (
     LinearModel,
-    OdeModel,
     check_schedule,
     one_compartment,
     solve,
@@ -125,7 +124,8 @@ class Course:
         self.pending.append(Given(at + lag, into, amount, length, additional))
 
     def give_all(self, record: Row, z: dict[str, float], later: list[tuple[float, dict[str, float]]]) -> None:
-        """A dose and its additional ones, each of which has the parameters that are in force at its time, from
+        """A dose and its additional ones, each of which has the parameters that are in force at its time.
+
         ``later``: records' times and what they have."""
         self.give(record["time"], record, z)
         for number in range(1, int(record["addl"]) + 1):
@@ -157,8 +157,8 @@ class Course:
 def integrate(
     reference: Reference, records: list[Row], z_of: Callable[[float], dict[str, float]]
 ) -> list[float]:
-    """Level at each observation of one subject, in order: ``z_of`` gives the parameters from the covariate of a
-    record, in force since the one before."""
+    """Level at each observation of one subject, in order: ``z_of`` gives the parameters from the covariate of
+    a record, in force since the one before."""
     course, seen = Course(reference), []
     for number, record in enumerate(records):
         z = z_of(record["wt"])
@@ -281,7 +281,7 @@ def constants(pk: LinearModel) -> dict[str, Tensor]:
     return {name: torch.tensor([TRUE[name]], dtype=F64) for name in pk.parameters}
 
 
-def changing(z: dict[str, Tensor], population: Population) -> dict[str, Tensor]:
+def changing_values(z: dict[str, Tensor], population: Population) -> dict[str, Tensor]:
     """The same value in every regime, so that the model is advanced step by step."""
     assert population.schedule.change is not None
     shape = (len(population.schedule.change), 1, 1, 1)
@@ -340,124 +340,6 @@ def test_covariates_that_change_equal_scipy(tmp_path: Path, compartments: int, a
     compare(solve(pk, population.schedule, z), wanted, list(regimens))
 
 
-# -- lag times, durations and parameters of any size, record by record ------------------------------
-
-DOSED: dict[str, Any] = {"lag": {1: "LAG"}, "bioavailability": {1: "F"}, "durations": {1: "D"}}
-# Further than two intervals of any series: most of what a steady state has under way is still to come.
-FAR = {"LAG": 27.37, "D": 31.3}
-MODELLED: dict[str, list[Row]] = {
-    "modelled duration": [dose(0, rate=-2), *seen(1, 28, 35.5, 46.3, 70)],
-    "modelled duration, repeated": [dose(0, rate=-2, addl=2, ii=12), *seen(1, 33, 46, 70)],
-    "modelled duration at steady state": [dose(0, rate=-2, ss=1, ii=12), *seen(0, 1, 7, 26, 30, 80)],
-    "modelled durations, reset": [*(dose(0, rate=-2), *seen(40), *seen(45, evid=3)), dose(46), *seen(80)],
-    "steady state after another": [
-        *(dose(0, rate=-2, ss=1, ii=12), *seen(3, 30)),
-        *(dose(31, 300, ss=1, ii=9), *seen(31, 40, 70)),
-    ],
-    "two records of one time": [*(dose(0), *seen(40), dose(40, 700), dose(40, 300, rate=50)), *seen(40, 71)],
-}
-# And samples after all has come.
-ALL = {
-    name: [*rows, *seen(rows[-1]["time"] + 29.1, rows[-1]["time"] + 61.3)]
-    for name, rows in (REGIMENS | ORAL | MODELLED).items()
-}
-
-
-def ode(compartments: int) -> OdeModel:
-    """The same equations, integrated."""
-    linear = MAKE[compartments](absorption=True, **DOSED)
-
-    def rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
-        del t
-        return (linear.rate_matrix(z) @ amounts.movedim(0, -1)[..., None])[..., 0].movedim(-1, 0)
-
-    names = tuple(name for name in linear.parameters if name not in ("LAG", "F", "D"))
-    own: dict[str, Any] = {"method": "dopri8", "rtol": 1e-8, "atol": 1e-5}
-    return OdeModel(rate, names, compartments + 1, observed=2, **DOSED, **own)
-
-
-@pytest.mark.parametrize("compartments", [1, 2, 3])
-def test_lags_and_durations_beyond_two_intervals(tmp_path: Path, compartments: int) -> None:
-    reference = linear_reference(compartments, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    true = TRUE | FAR
-    wanted = expected(reference, list(ALL.values()), lambda _: true)
-    pk = MAKE[compartments](absorption=True, **DOSED)
-    population = Population.from_events(table_of(tmp_path, list(ALL.values())), F64)
-    check_schedule(pk, population.schedule)
-    for found in levels(pk, population, true):
-        compare(found, wanted, list(ALL))
-
-
-def of_record(wt: float) -> dict[str, float]:
-    """Everything follows a covariate: bioavailability, lag and duration of a dose, the volume of an
-    observation."""
-    return {
-        **of_weight(wt),
-        "V1": TRUE["V1"] * wt / 70,
-        "F": TRUE["F"] * (wt / 70) ** 0.5,
-        "LAG": FAR["LAG"] * wt / 70,
-        "D": FAR["D"] * 70 / wt,
-    }
-
-
-def varied(regimens: dict[str, list[Row]]) -> list[list[Row]]:
-    """Another weight in every record."""
-    return [
-        [{**row, "wt": 60.0 + 7 * ((2 * number) % 5)} for number, row in enumerate(rows)]
-        for rows in regimens.values()
-    ]
-
-
-@pytest.mark.parametrize("compartments", [1, 2, 3])
-def test_every_parameter_follows_the_record(tmp_path: Path, compartments: int) -> None:
-    reference = linear_reference(compartments, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    pk, rows = MAKE[compartments](absorption=True, **DOSED), varied(ALL)
-    population = Population.from_events(table_of(tmp_path, rows, "record"), F64)
-    check_schedule(pk, population.schedule)
-    found = solve(pk, population.schedule, by_record(pk.parameters, population))
-    compare(found, expected(reference, rows, of_record), list(ALL))
-
-
-def by_record(names: tuple[str, ...], population: Population) -> dict[str, Tensor]:
-    weight = population.covariates["wt"]
-    one = of_record(70)
-    z = {name: torch.tensor([one[name]], dtype=F64).expand(weight.shape) for name in names}
-    z |= {"CL": z["CL"] * (weight / 70) ** 2, "KA": z["KA"] * weight / 70, "V1": z["V1"] * weight / 70}
-    z |= {"F": z["F"] * (weight / 70) ** 0.5, "LAG": z["LAG"] * weight / 70, "D": z["D"] * 70 / weight}
-    return z
-
-
-@pytest.mark.parametrize("changing", [False, True], ids=["constant", "by record"])
-def test_integrated_models_have_every_regimen_too(tmp_path: Path, changing: bool) -> None:
-    some = {name: rows for name, rows in ALL.items() if name != ON_TOP}
-    rows = varied(some) if changing else list(some.values())
-    reference = linear_reference(1, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    pk = ode(1)
-    population = Population.from_events(table_of(tmp_path, rows, "record"), F64)
-    check_schedule(pk, population.schedule)
-    true = TRUE | FAR
-    wanted = expected(reference, rows, of_record if changing else lambda _: true)
-    constant = {name: torch.tensor([true[name]], dtype=F64) for name in pk.parameters}
-    z = by_record(pk.parameters, population) if changing else constant
-    compare(solve(pk, population.schedule, z), wanted, list(some), within=1e-5)
-
-
-def test_of_two_forms_at_one_time_each_has_its_own_bioavailability(tmp_path: Path) -> None:
-    """100 mg of the second form at 0 h and of the first at 24 h, where a sample of the second was taken."""
-    (tmp_path / "events.csv").write_text(
-        "id,time,evid,amt,dv,form\n1,0,1,100,.,2\n1,24,0,.,1,2\n1,24,1,100,.,1\n1,30,0,.,1,1\n"
-    )
-    how = Format(over_time={"form": "record"})
-    table = read_events(tmp_path / "events.csv", {"form": "form"}, how)
-    population = Population.from_events(table, F64)
-    pk = one_compartment(amount_per_level=1, bioavailability={1: "F"})
-    z = {"CL": torch.tensor([2.0], dtype=F64), "V1": torch.tensor([20.0], dtype=F64)}
-    z["F"] = torch.where(population.covariates["form"] == 1, 1.0, 0.5).to(F64)
-    got = solve(pk, population.schedule, z).flatten()
-    wanted = [2.5 * np.exp(-2.4), 2.5 * np.exp(-3.0) + 5 * np.exp(-0.6)]
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-
-
 # -- where formulas are delicate -------------------------------------------------------------------
 
 
@@ -468,7 +350,7 @@ def levels(pk: LinearModel, population: Population, z: dict[str, float]) -> tupl
     stepwise = replace(population, schedule=replace(population.schedule, change=end))
     return (
         solve(pk, population.schedule, values),
-        solve(pk, stepwise.schedule, changing(values, stepwise)),
+        solve(pk, stepwise.schedule, changing_values(values, stepwise)),
     )
 
 
@@ -520,3 +402,21 @@ def test_float32_keeps_its_digits(tmp_path: Path) -> None:
             everyone = Population.from_events(table, F64)
             error = largest(everyone, rounded - exact) / largest(everyone, exact)
             assert error < 2e-5, (absorption, compartments)
+
+
+@pytest.mark.parametrize("changing", [False, True], ids=["constant", "by record"])
+def test_float32_keeps_its_digits_late_on_the_clock(tmp_path: Path, changing: bool) -> None:
+    """The same regimens after 57 years: float32 itself knows those hours to 0.03."""
+    pk = two_compartment(absorption=True, lag={1: "LAG"})
+    late = [[{**row, "time": row["time"] + 5e5} for row in rows] for rows in REGIMENS.values()]
+    found = []
+    for rows, dtype in ((list(REGIMENS.values()), F64), (late, torch.float32)):
+        population = Population.from_events(table_of(tmp_path, rows), dtype)
+        z = {name: value.to(dtype) for name, value in constants(pk).items()}
+        if changing:
+            end = torch.full_like(population.schedule.time[:1], torch.inf)
+            population = replace(population, schedule=replace(population.schedule, change=end))
+            z = changing_values(z, population)
+        found.append(solve(pk, population.schedule, z) * population.observed)
+        assert found[-1].dtype == dtype
+    assert float((found[1] - found[0]).abs().max()) < 2e-5 * float(found[0].abs().max())

@@ -36,8 +36,8 @@ TIMES = (0.0, 0.3, 1.0, 2.0, 4.0, 7.0, 12.0, 13.5, 24.0, 25.0, 30.0, 47.0, 60.0)
 
 @dataclass(frozen=True)
 class Dose:
-    """A dose as a table has it; the compartment from 0, None the model's own choice. ``interval``: of the same
-    dose for ever before it."""
+    """A dose as a table has it; the compartment from 0, None the model's own choice. ``interval``: of the
+    same dose for ever before it."""
 
     start: float
     amount: float = 1500.0

@@ -42,7 +42,7 @@ def test_a_steady_state_of_its_own_segment_is_no_superposition() -> None:
 def test_a_steady_state_of_infusions_without_number_is_refused() -> None:
     many = Regimen([Dose(0.0, duration=500.0, interval=4.0)], AFTER)
     with pytest.raises(
-        InputError, match="last 125 times the interval between them .II.; expected at most 100$"
+        InputError, match=r"last 125 times the interval between them \(II\); expected at most 100$"
     ):
         check_schedule(two_compartment(), built(many))
 

@@ -203,7 +203,8 @@ def test_results_of_before_there_were_these_options_stay_valid(data: Path, outpu
     for option in LATER:
         del config[option]
     config["dataset"] = {k: v for k, v in config["dataset"].items() if k not in LATER_OF_DATASET}
-    for group, later in (("network", {"initial"}), ("pk", {"lag", "bioavailability", "durations"})):
+    of_doses = {"lag", "bioavailability", "durations", "bioavailability_keeps"}
+    for group, later in (("network", {"initial"}), ("pk", of_doses)):
         assert later <= set(config[group])
         config[group] = {k: v for k, v in config[group].items() if k not in later}
     config["network"]["_target_"] = "medcm_cli.networks.CovariateNetwork.build"  # as it was named then

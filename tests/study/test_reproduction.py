@@ -144,3 +144,12 @@ def test_a_record_that_says_too_little_is_no_error(config: dict[str, Any]) -> No
     (command,) = commands([record(1, 1, config)])
     assert command.arguments == ()
     assert "cannot be derived" in command.note
+
+
+def test_what_bioavailability_keeps_identifies_a_result_only_where_there_is_any() -> None:
+    before: dict[str, Any] = {"bioavailability": {}}
+    for keeps in ("rate", "duration"):
+        assert identity({"pk": {**before, "bioavailability_keeps": keeps}}) == identity({"pk": before})
+    before["bioavailability"] = {1: "F"}
+    assert identity({"pk": {**before, "bioavailability_keeps": "duration"}}) == identity({"pk": before})
+    assert identity({"pk": {**before, "bioavailability_keeps": "rate"}}) != identity({"pk": before})
