@@ -234,8 +234,10 @@ def axis(name: str, value: object) -> list[int]:
         try:
             override = OverridesParser.create().parse_override(f"{name}={value}")
             given = override.sweep_iterator() if override.is_sweep_override() else override.value()
-            several = isinstance(given, Iterable) and not isinstance(given, str)
-            values = list(itertools.islice(given, _MOST_FITS + 1)) if several else [given]
+            if isinstance(given, Iterable) and not isinstance(given, str):
+                values = list(itertools.islice(given, _MOST_FITS + 1))
+            else:
+                values = [given]
         except HydraException as error:
             raise InputError(f"{name}={value}: {' '.join(str(error).split())}") from error
     try:

@@ -209,7 +209,10 @@ def copies(place: Path, quick: Quick, outputs: str, count: int) -> list[list[str
     return [succeeded(quick.finish(running)) for running in started]
 
 
-def same_fits(one: Path, other: Path) -> None:
+ROUNDING = {"rtol": 1e-3, "atol": 1e-5}
+
+
+def same_fits(one: Path, other: Path, exactly: bool = False) -> None:
     """But for rounding: who starts late finds one of two fits done and trains the other alone."""
     found = [
         {path.relative_to(root): status for path, status in statuses(root).items()} for root in (one, other)
@@ -221,7 +224,7 @@ def same_fits(one: Path, other: Path) -> None:
             a, b = (
                 pd.read_parquet(root / folder / f"{name}.parquet", partitioning=None) for root in (one, other)
             )
-            pd.testing.assert_frame_equal(a, b, rtol=1e-3, atol=1e-5)
+            pd.testing.assert_frame_equal(a, b, check_exact=exactly, **({} if exactly else ROUNDING))
 
 
 @linux
@@ -237,3 +240,37 @@ def test_copies_of_one_command_do_not_get_in_each_others_way(
         same_fits(place / "alone" / "default", place / f"copies{number}" / "default")
         assert not list((place / f"copies{number}").rglob(".*"))
         shutil.rmtree(place / f"copies{number}")
+
+
+@linux
+@pytest.mark.parametrize("points", [3, pytest.param(60, marks=pytest.mark.slow)], ids=["a few", "many"])
+def test_a_sweep_that_is_killed_anywhere_ends_as_if_it_had_not_been(
+    place: Path, quick: Quick, points: int
+) -> None:
+    """Each attempt goes on inside the batches of the one before, which was killed at a random point."""
+    command = (
+        *("fit", "-m", "objective=fo,vi", "fold=1,2", "replicate=1,2", "epochs=600", "dataset.path=data"),
+        *("batch.processes=1", "checkpoint_every=50"),
+    )
+    started = time.monotonic()
+    succeeded(quick(place, *command, "outputs=uncut"))
+    long = time.monotonic() - started
+    generator = np.random.default_rng(points)
+    kills, resumed = 0, 0
+    for sweep in range(points):
+        outputs = place / f"cut{sweep}"
+        while kills < points:
+            running = quick.start(place, *command, f"outputs={outputs.name}")
+            time.sleep(long * generator.uniform(0.1, 0.9))
+            os.kill(running.pid, signal.SIGKILL)
+            kills += 1
+            if quick.finish(running).returncode == 0:
+                break  # the sweep was done before
+            resumed += len(list(outputs.rglob(".training-*.npz")))
+        succeeded(quick(place, *command, f"outputs={outputs.name}"))
+        same_fits(place / "uncut" / "default", outputs / "default", exactly=True)
+        assert not list(outputs.rglob(".training-*"))
+        shutil.rmtree(outputs)
+        if kills >= points:
+            break
+    assert resumed

@@ -222,12 +222,11 @@ def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path)
     options = ("objective=fo", "fold=[1,2]", "replicate=[1,2]", "epochs=60", "checkpoint_every=10")
     whole, cut = (Job.build(configuration(data, tmp_path / name, *options)) for name in ("whole", "cut"))
     order = (2, 0, 3)
-    parts = {}
+    records = list(whole.plan().records.values())
+    batch, other = [records[i] for i in order], [records[1]]
     for job in (whole, cut):
-        records = list(job.plan().records.values())
-        parts[job] = [[records[i] for i in order], [records[1]]]
-        job.run(parts[job][1])
-    whole.run(parts[whole][0])
+        job.run(other)
+    whole.run(batch)
 
     def stop(epoch: int, _: torch.Tensor) -> None:
         if epoch == 30:
@@ -238,14 +237,14 @@ def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path)
         patch.setattr("medcm_cli.training.kept._FIRST", 0.0)
         patch.setattr("medcm_cli.training.kept._SHARE", torch.inf)
         with pytest.raises(KeyboardInterrupt):
-            cut.run(parts[cut][0], stop)
+            cut.run(batch, stop)
     plan = cut.plan()
     remaining = [plan.records[fit] for fit in plan.todo]
     assert len(remaining) == 3
     assert interrupted(root, remaining, 2) == ([], remaining)  # to save memory
     (part,), rest = interrupted(root, remaining, None)
     assert rest == []
-    assert [record.address for record in part] == [record.address for record in parts[cut][0]]
+    assert [record.address for record in part] == [record.address for record in batch]
     seen: list[int] = []
     cut.run(part, lambda epoch, _: seen.append(epoch))
     assert seen == [30, 40, 50, 60]

@@ -19,6 +19,7 @@ from medcm_cli.objectives import Fo, Foce, Mse, Objective, Vi
 from medcm_cli.training import kept as kept_module
 from medcm_cli.training.kept import Kept, Reached, batch_of
 from medcm_cli.training.loop import Course, Failure, Trained, train
+from medcm_cli.training.steppers import MakeOptimizer
 from tests.helpers import make_events, make_population
 from tests.training.test_loop import Poisoned
 
@@ -86,7 +87,7 @@ def test_a_batch_that_was_killed_ends_as_if_it_had_not_been(
     same(run(None, Kept(path, ABOUT)), whole)  # and once more, from the last epoch
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
     "rmsprop": functools.partial(torch.optim.RMSprop, lr=0.01, centered=True, momentum=0.1),
     "nadam": functools.partial(torch.optim.NAdam, lr=0.01),
