@@ -8,16 +8,23 @@ from medcm_cli.errors import InputError
 
 
 def number(
-    option: str, value: object, above: float = -math.inf, least: float = -math.inf, unit: str = ""
+    option: str,
+    value: object,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    unit: str = "",
+    most: float = math.inf,
 ) -> float:
-    """A finite number, greater than ``above``, and not less than ``least``; ``unit``: to be named.
+    """A finite number, greater than ``above``, and not less than ``least`` nor greater than ``most``;
+    ``unit``: to be named.
 
     :raises InputError: anything else, true and false among it.
     """
     plain = not isinstance(value, bool)
-    if plain and isinstance(value, int | float) and above < value < math.inf and value >= least:
+    if plain and isinstance(value, int | float) and above < value < math.inf and least <= value <= most:
         return value
     bound = f" above {above:g}" if above > -math.inf else f" from {least:g}" if least > -math.inf else ""
+    bound += f" to {most:g}" if most < math.inf else ""
     raise _unexpected(option, value, f"a number{bound}{f', in {unit}' if unit else ''}")
 
 

@@ -41,6 +41,7 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
     :param show: prints a table.
     :raises InputError: a flag, override, group or choice that does not exist.
     """
+    arguments = [_as_one_value(argument) for argument in arguments]
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
 
     def job(composed: DictConfig) -> None:
@@ -54,6 +55,15 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
         posterior_job.run(composed, own, given, show)
 
     run("posterior", "posterior", arguments, job)
+
+
+def _as_one_value(argument: str) -> str:
+    """``run=FOLDER`` with the quotes that Hydra needs: a run folder's name holds ``=``."""
+    name, _, value = argument.partition("=")
+    if name != "run" or "=" not in value or value[0] in "'\"":
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"run='{escaped}'"
 
 
 def _check(own: Mapping[str, Any], given: Set[str]) -> None:

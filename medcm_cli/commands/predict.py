@@ -35,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the last event if not given)",
     )
     parser.add_argument(
-        "--threshold", default="1,5,50", help="concentrations to stay above, in the unit that is shown"
+        "--threshold",
+        help="concentrations to stay above, in the unit that is shown (1,5,50 if not given)",
     )
     parser.add_argument(
         "--check",
@@ -44,5 +45,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the study's own data",
     )
     parser.add_argument(
-        "--uses", default="0,1,2,3", help="with --check: how many first observations are used"
+        "--uses", help="with --check: how many first observations are used (0,1,2,3 if not given)"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import whole
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
@@ -26,6 +27,7 @@ _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
+_THRESHOLDS = "1,5,50"
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
 Row = Mapping[Hashable, Any]
@@ -33,17 +35,21 @@ Row = Mapping[Hashable, Any]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
+    for flag in ("regimen", "times", "threshold") if options.check else ("uses",):
+        if getattr(options, flag):
+            which = "not for --check, which predicts the levels that were measured"
+            raise InputError(f"--{flag} is {which if options.check else 'for --check alone'}")
+    uses = _uses(options.uses)
+    times = None if options.times is None else _hours(options.times)
+    thresholds = _numbers("--threshold", options.threshold or _THRESHOLDS)
+    draws_of(options.draws, 1)
+    if options.patient is None and not options.check:
+        raise InputError("--patient is missing; expected an event table of patients, or --check")
     study = load_study(options.run, options.objective, options.trust)
     if options.check:
-        if options.regimen:
-            raise InputError("--regimen is not for --check, which predicts what was given")
-        _check(study, options, show)
+        _check(study, options, uses, show)
         return
-    if options.patient is None:
-        raise InputError("--patient is missing; expected an event table of patients, or --check")
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    times = None if options.times is None else _hours(options.times)
-    thresholds = _numbers("--threshold", options.threshold)
     events = study.read(options.patient, np.inf if times is None else float(np.max(times, initial=0.0)))
     with progress(len(events.ids)) as told:
         found = predict(
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "method": options.method,
         "draws": draws_of(options.draws, len(events.ids)),
         "regimens": list(map(str, options.regimen)),
-        "thresholds": options.threshold,
+        "thresholds": options.threshold or _THRESHOLDS,
         "times": found.times.tolist(),
     }
     drawn = len(events.ids) <= _FIGURES
@@ -190,11 +196,17 @@ def _chosen(times: FloatArray) -> FloatArray:
 # -- retrospective check ---------------------------------------------------------------------------
 
 
-def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
+def _uses(text: str | None) -> list[int]:
     try:
-        uses = [int(part) for part in options.uses.split(",")]
+        uses = [int(part) for part in ("0,1,2,3" if text is None else text).split(",")]
     except ValueError as error:
-        raise InputError(f"--uses {options.uses}: expected whole numbers, as in 0,1,2") from error
+        raise InputError(f"--uses {text}: expected whole numbers, as in 0,1,2") from error
+    for use in uses:
+        whole("--uses", use, 0)
+    return uses
+
+
+def _check(study: Study, options: argparse.Namespace, uses: Sequence[int], show: Show) -> None:
     name = "check" if options.patient is None else f"check_{options.patient.stem}"
     folder = folder_for(study, options.out, _KIND, name)
     draws = {} if options.draws is None else {"draws": options.draws}

@@ -13,7 +13,7 @@ def command(arguments: list[str]) -> None:
     parser = Parser("simulate", "Write virtual haemophilia A patients: events, truth and training folds.")
     parser.add_argument("--n", type=int, help="patients (500, or the size of the cohort, if not given)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    parser.add_argument("--folds", type=int, help="training sets to draw (20 if not given)")
+    parser.add_argument("--folds", type=int, help="training sets to draw, 0 for none (20 if not given)")
     parser.add_argument(
         "--fold-size", type=int, help="subjects in each set, drawn with replacement (60 if not given)"
     )
@@ -36,6 +36,11 @@ def command(arguments: list[str]) -> None:
     )
     options = parser.read(arguments)
     if options.cohort is not None:
+        for flag in ("folds", "fold_size"):
+            if getattr(options, flag) is not None:
+                raise InputError(
+                    f"--{flag.replace('_', '-')} is not for a cohort, which has no training sets"
+                )
         _cohort(options)
     elif options.complete or options.censor:
         raise InputError("--complete and --censor belong to a cohort; give --cohort KIND")

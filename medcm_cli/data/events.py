@@ -190,11 +190,18 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     used |= set(covariates.values())
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
-    evid, is_observation = columns.kinds(sheet)
+    _, is_observation = columns.kinds(sheet)
     empty = np.bincount(subject[is_observation], minlength=len(ids)) == 0
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
         return _left_out(ids, empty, _table(sheet.rows(~empty[subject]), covariates, how))
     columns.one_kind(sheet, is_observation, used)
+    return _checked(sheet, covariates, how, notes)
+
+
+def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tuple[str, ...]) -> EventTable:
+    """The table of a sheet whose columns and subjects are those to be used."""
+    subject, ids = columns.subjects(sheet)
+    evid, is_observation = columns.kinds(sheet)
     time = columns.time(sheet, subject, evid)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)

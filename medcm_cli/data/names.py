@@ -60,7 +60,7 @@ def unused(sheet: Sheet, used: Collection[str | None]) -> tuple[str, ...]:
         if name in used:
             continue
         role = meaning(name)
-        if role in sheet.columns and sheet.columns[role] is None:
+        if role is not None and role in sheet.columns and sheet.columns[role] is None:
             continue
         if role is not None and not sheet.has(role) and role not in _HARMLESS:
             raise InputError(

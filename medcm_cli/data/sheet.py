@@ -85,7 +85,7 @@ class Sheet:
 
         :raises InputError: it has two.
         """
-        found = [column for column in self.frame if folded(column) == folded(name)]
+        found = [str(column) for column in self.frame if folded(column) == folded(name)]
         if len(found) > 1:
             raise InputError(f"{self.source}: columns {found[0]!r} and {found[1]!r} are both {name!r}")
         return found[0] if found else None

@@ -111,6 +111,9 @@ def truth_of(kind: str) -> dict[str, Any]:
     }
 
 
+_MOST = 10_000_000  # subjects
+
+
 def cohort_folder(outputs: str | Path, kind: str) -> Path:
     """Where the synthetic cohort of a kind lies. :raises InputError: an unknown kind."""
     _truth(kind)
@@ -153,8 +156,8 @@ def write_cohort(
     """
     truth = _truth(kind)
     n = truth.subjects if n is None else n
-    for name, value, low in (("n", n, 1), ("seed", seed, 0)):
-        whole(f"synthetic cohort: {name}", value, low)
+    for name, value, low, most in (("n", n, 1, _MOST), ("seed", seed, 0, None)):
+        whole(f"synthetic cohort: {name}", value, low, most)
     settings = {"kind": kind, "seed": seed, "n": n, "complete": complete, "censor": censor}
     events, individual = _drawn(kind, seed, n, complete, censor)
     population = {

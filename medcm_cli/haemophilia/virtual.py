@@ -27,6 +27,7 @@ SAMPLE_TIMES = ((4.0, 1.5), (24.0, 4.0), (48.0, 4.0))  # mean, sd, h; truncated 
 _TRUE_UNITS = {"weight": "kg", "vwf": "IU/dL"}
 MINUTE = 1 / 60  # h, of a dose
 DOSE_PER_KG, VIAL = 25.0, 250.0  # IU/kg, IU
+MOST = 10_000_000  # patients, or training sets
 CHUNK = 100_000  # patients in memory at a time
 
 
@@ -51,8 +52,13 @@ class Settings:
     fold_size: int = 60
 
     def __post_init__(self) -> None:
-        for name, low in (("n", 1), ("seed", 0), ("folds", 0), ("fold_size", 1)):
-            whole(f"simulate: {name}", getattr(self, name), low)
+        for name, low, most in (
+            ("n", 1, MOST),
+            ("seed", 0, None),
+            ("folds", 0, MOST),
+            ("fold_size", 1, MOST),
+        ):
+            whole(f"simulate: {name}", getattr(self, name), low, most)
 
 
 def typical_parameters(weight: FloatArray, vwf: FloatArray, truth: Truth) -> dict[str, FloatArray]:

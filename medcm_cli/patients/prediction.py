@@ -25,6 +25,7 @@ from medcm_cli.posteriors.individual import proposals
 
 POINTS = 97, 25  # default times of a few patients, and of a file of more
 MOST_TIMES = 10_000
+MOST_LEVEL = 1e9  # of a threshold, in any unit
 _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
@@ -82,8 +83,8 @@ def _check(plans: Sequence[Plan], thresholds: Sequence[float]) -> None:
         if names.count(name) > 1:
             raise InputError(f"regimen {name}: there are two of this name; give each its own")
     for threshold in thresholds:
-        if not 0 < threshold < np.inf:
-            raise InputError(f"threshold is {threshold:g}: expected levels above 0")
+        if not 0 < threshold <= MOST_LEVEL:
+            raise InputError(f"threshold is {threshold:g}: expected levels above 0, to {MOST_LEVEL:g}")
 
 
 def regimens_of(study: Study, events: EventTable, plans: Sequence[Plan]) -> dict[str, EventTable]:

@@ -13,7 +13,7 @@ from medcm_cli.data.edit import part
 from medcm_cli.errors import InputError
 from medcm_cli.patients.measures import BOUNDS, pooled_quantiles
 from medcm_cli.patients.results import DISCLAIMER
-from medcm_cli.patients.study import Patients, Study
+from medcm_cli.patients.study import Patients, Study, draws_of
 from medcm_cli.posteriors.individual import posterior, residual_noise
 from medcm_cli.study.restore import restore
 
@@ -55,6 +55,7 @@ def check(
     """
     if not uses or min(uses) < 0:
         raise InputError("uses: expected numbers of levels, from 0")
+    draws = draws_of(draws, 1)
     if patients is None:
         events, keep, note = _training_data(study)
     else:

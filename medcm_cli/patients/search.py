@@ -21,6 +21,7 @@ AFTER = ("steady", "given")
 WEEK = 168.0  # h
 SHOWN = 5  # candidates around the answer
 ELEMENTS = 4_000_000  # levels in memory at once
+_LARGEST = 1e9  # amount in a vial, in any unit
 _BOUNDS = {"lower_90": 0, "median": 2, "upper_90": 4}  # of measures.PROBABILITIES
 
 
@@ -45,7 +46,7 @@ class Search:
         fraction("probability", self.probability)
         if not self.every or not all(1 <= hours <= 10_000 for hours in self.every):
             raise InputError("every: expected hours between doses, from 1, as in 24,48")
-        number("vial", self.vial, above=0)
+        number("vial", self.vial, above=0, most=_LARGEST)
         whole("most", self.most, 1, 10_000, limit="vials")
         one_of("after", self.after, AFTER)
         if self.horizon is not None and self.after == "steady":

@@ -1,5 +1,6 @@
 """A fitted study, loaded to be used on patients that it has not seen."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import whole
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
@@ -20,13 +22,15 @@ from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
-from medcm_cli.runs import ALIKE
+from medcm_cli.runs import ALIKE, Record
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 
 Patients = Path | str | pd.DataFrame
+_CHOICES = 4  # that advice names
 FEW = 100  # patients; a file of more has fewer draws of each
+MOST_DRAWS = 100_000
 DRAWS = 1000, 200  # of a patient of few, and of more
 
 
@@ -178,7 +182,7 @@ def load_study(run: Path | str, objective: str | None = None, trust: bool = Fals
         raise InputError(f"{run}: no fit by {objective}; there are fits by {', '.join(names)}")
     groups = grouped(chosen)
     if len(groups) > 1:
-        raise InputError(f"{run}: {_several([group[0][1].address for group in groups])}")
+        raise InputError(f"{run}: {_several(groups, objective)}")
     fits = ensemble(groups[0], trust)
     if not fits.mixed:
         raise InputError(
@@ -193,22 +197,36 @@ def studied(study: Study | Path | str) -> Study:
     return study if isinstance(study, Study) else load_study(study)
 
 
-def _several(addresses: Sequence[Any]) -> str:
-    """In which of their names configurations differ."""
+def _several(groups: Sequence[Sequence[tuple[Path, Record]]], objective: str | None) -> str:
+    """In which of their names configurations differ, and what chooses one of them: an objective, where none
+    is chosen and each has its own, or else a folder.
+
+    :param groups: of each configuration, the folder and record of its fits.
+    """
+    addresses = [group[0][1].address for group in groups]
     differ = [name for name in ALIKE if len({getattr(a, name) for a in addresses}) > 1]
     kinds = ["/".join(str(getattr(a, name)) for name in differ) for a in addresses]
     shown = ", ".join(kinds[:6]) + (" ..." if len(kinds) > 6 else "")
     what = f"that differ in {' and '.join(differ).replace('_', ' ')}: {shown}" if differ else "that differ"
-    return (
-        f"holds fits of {len(addresses)} configurations {what}; choose one by a deeper folder, or --objective"
-    )
+    objectives = sorted({a.objective for a in addresses})
+    if objective is None and len(objectives) == len(groups):
+        choices = [f"--objective {name}" for name in objectives]
+    else:
+        choices = [f"--run {_shared(group)}" for group in groups]
+    advice = f"{' or '.join(choices[:_CHOICES])}{' ...' if len(choices) > _CHOICES else ''}"
+    return f"holds fits of {len(addresses)} configurations {what}; choose one by {advice}"
+
+
+def _shared(group: Sequence[tuple[Path, Record]]) -> Path:
+    """The deepest folder that all fits of a configuration are in."""
+    return Path(os.path.commonpath([folder for folder, _ in group]))
 
 
 def draws_of(draws: int | None, patients: int) -> int:
     """How many draws of a posterior, by default as many as the number of patients lets.
 
-    :raises InputError: too few.
+    :raises InputError: too few, or more than memory holds.
     """
-    if draws is not None and draws < 20:
-        raise InputError(f"draws is {draws}: expected at least 20")
+    if draws is not None:
+        whole("draws", draws, 20, MOST_DRAWS)
     return DRAWS[patients > FEW] if draws is None else draws

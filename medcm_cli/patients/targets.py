@@ -17,6 +17,7 @@ _NUMBER, _UNIT = r"([0-9.]+(?:e[-+]?\d+)?)", r"([a-zA-Z%µ]+(?:/[a-zA-Z]+)?)"
 _LEVEL = re.compile(rf"(trough|peak)(>=|<=){_NUMBER}{_UNIT}", re.IGNORECASE)
 _AUC = re.compile(rf"(auc)(>=|<=){_NUMBER}{_UNIT}\*h", re.IGNORECASE)
 _ABOVE = re.compile(rf"(time_above)\({_NUMBER}{_UNIT}\)(>=|<=){_NUMBER}(h|%)", re.IGNORECASE)
+_LARGEST = 1e9  # of a number in a target, in any unit
 _SLACK = 1e-5  # of a limit; what single precision may round
 _PER_LEVEL = {"IU/mL": 0.01, "IU/dL": 1.0}
 
@@ -101,8 +102,8 @@ def _number(text: str, number: str) -> float:
         value = float(number)
     except ValueError as error:
         raise InputError(f"target {text!r}: {number} is no number; expected one such as {FORMS}") from error
-    if not 0 < value < float("inf"):
-        raise InputError(f"target {text!r}: expected numbers above 0")
+    if not 0 < value <= _LARGEST:
+        raise InputError(f"target {text!r}: expected numbers above 0, to {_LARGEST:g}")
     return value
 
 

@@ -104,6 +104,23 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
+def _format(
+    columns: Mapping[str, str], dataset: Config, needed: Collection[str], patients: bool, until: float
+) -> Format:
+    """How the file is to be read. :param columns: covariate -> its column."""
+    return Format(
+        columns=dataset["columns"],
+        keep=dataset["keep"],
+        bolus_duration=dataset["bolus_duration"],
+        predose_observations=dataset["predose_observations"],
+        over_time=dataset["over_time"],
+        spare=frozenset(columns) - set(needed),
+        limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
+        patients=patients,
+        until=until,
+    )
+
+
 def read_dataset(
     path: Path | pd.DataFrame,
     dataset: Config,
@@ -118,17 +135,7 @@ def read_dataset(
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how = Format(
-        columns=dataset["columns"],
-        keep=dataset["keep"],
-        bolus_duration=dataset["bolus_duration"],
-        predose_observations=dataset["predose_observations"],
-        over_time=dataset["over_time"],
-        spare=frozenset(columns) - set(needed),
-        limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
-        patients=patients,
-        until=until,
-    )
+    how = _format(columns, dataset, needed, patients, until)
     if dataset["preparation"] is None:
         events = read_events(path, columns, how)
         return events, describe(events), None

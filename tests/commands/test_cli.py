@@ -173,6 +173,12 @@ def test_help(place: Path, quick: Quick, arguments: list[str], words: list[str])
     assert not (place / "outputs" / "data").exists()
 
 
+def test_a_cohort_has_as_many_patients_as_are_asked_for(place: Path, quick: Quick) -> None:
+    """Also as many as the simulation study has by default."""
+    succeeded(quick(place, "simulate", "--cohort", "prophylaxis", "--n", "500", "--out", "many"))
+    assert pd.read_csv(place / "many" / "events.csv")["id"].nunique() == 500
+
+
 def test_a_synthetic_cohort_is_written_and_nothing_else_replaced(place: Path, quick: Quick) -> None:
     arguments = ("simulate", "--cohort", "prophylaxis", "--n", "40", "--out", "cohort")
     assert "synthetic prophylaxis" in succeeded(quick(place, *arguments))[-1]

@@ -320,7 +320,9 @@ def test_what_does_not_fit_is_said_with_the_patients_name(study: Study, patients
         ({"times": [5.0]}, "two or more times"),
         ({"times": [-1.0, 5.0]}, "from 0 h"),
         ({"thresholds": [0.0]}, "expected levels above 0"),
-        ({"draws": 3}, "at least 20"),
+        ({"draws": 3}, "draws is 3; expected a whole number from 20 to 100000"),
+        ({"draws": 10**9}, "draws is 1000000000; expected a whole number from 20"),
+        ({"thresholds": [1e308]}, "threshold is 1e\\+308: expected levels above 0"),
         ({"method": "nuts"}, "expected one of importance"),
         ({"regimen": [{"name": "given", "doses": [{"amount": 1}]}]}, "two of this name"),
     ],
@@ -333,12 +335,33 @@ def test_options_are_checked(
 
 
 def test_which_fits_are_meant_has_to_be_clear(outputs: Path) -> None:
-    with pytest.raises(InputError, match=r"differ in objective.*by a deeper folder, or --objective"):
+    with pytest.raises(InputError, match=r"differ in objective.*by --objective fo or --objective mse"):
         load_study(outputs)
     with pytest.raises(InputError, match="no fit by vi; there are fits by fo, mse"):
         load_study(outputs, "vi")
     with pytest.raises(InputError, match="have no random effects"):
         load_study(outputs, "mse")
+
+
+def test_advice_leads_to_one_configuration(outputs: Path, data: Path, tmp_path: Path) -> None:
+    """Where an objective does not tell them apart, a folder does, as it is printed."""
+    for rate in ("0.1", "0.2"):
+        config = configuration(
+            data, tmp_path, "objective=fo", "network=truth", f"learning_rate={rate}", "epochs=2"
+        )
+        job = Job.build(config)
+        job.run(list(job.plan().records.values()))
+    for objective in (None, "fo"):
+        with pytest.raises(InputError, match=r"differ in learning rate: .*choose one by --run ") as caught:
+            load_study(tmp_path, objective)
+        advised = str(caught.value).split("choose one by ")[1].split(" or ")
+        assert len(advised) == 2
+        rates = {load_study(way.removeprefix("--run ")).fits.config["learning_rate"] for way in advised}
+        assert rates == {0.1, 0.2}
+    with pytest.raises(InputError) as caught:
+        load_study(outputs)
+    (way, _) = str(caught.value).split("choose one by ")[1].split(" or ")
+    assert load_study(outputs, way.removeprefix("--objective ")).fits.records[0].address.objective == "fo"
 
 
 def test_ranges_without_the_training_data(outputs: Path, data: Path, study: Study) -> None:
@@ -424,6 +447,11 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
         (("--patient", "x.csv", "--times", "9:3:1"), "no such file|expected 0 <= FROM < TO"),
         (("--patient", "x.csv"), "no such file"),
         (("--check", "--uses", "one"), "expected whole numbers"),
+        (("--check", "--uses", "-1"), "--uses is -1; expected a whole number from 0"),
+        (("--check", "--times", "1,2"), "--times is not for --check"),
+        (("--check", "--threshold", "1"), "--threshold is not for --check"),
+        (("--patient", "x.csv", "--uses", "abc"), "--uses is for --check alone"),
+        (("--patient", "x.csv", "--draws", "1000000000"), "draws is 1000000000; expected a whole number"),
     ],
 )
 def test_the_command_says_what_it_needs(outputs: Path, arguments: tuple[str, ...], words: str) -> None:

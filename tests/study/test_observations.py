@@ -17,7 +17,12 @@ MG = "pk.amount_per_level=1"
 
 def table(path: Path, **columns: Any) -> Path:
     """One dose at time 0 and two levels; what is given replaces columns or comes beside them."""
-    frame = {"id": "a", "time": [0.0, 5.0, 40.0], "evid": [1, 0, 0], "amt": [1000.0, np.nan, np.nan]}
+    frame: dict[str, Any] = {
+        "id": "a",
+        "time": [0.0, 5.0, 40.0],
+        "evid": [1, 0, 0],
+        "amt": [1000.0, np.nan, np.nan],
+    }
     frame |= {"dv": [np.nan, 0.3, 0.2], "wt": 70.0, "vwf": 100.0}
     pd.DataFrame(frame | columns).to_csv(path, index=False)
     return path
