@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from textwrap import shorten
 
 import hydra
@@ -57,11 +58,8 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
     try:
         flags = _checked(command, arguments)
         check_added(command, config_name, flags.overrides)
-        if flags.help:
-            _help(config_name, arguments, flags.config_dir, composed)
-        else:
-            sys.argv = ["medcm", *arguments]
-            composed()
+        sys.argv = ["medcm", *arguments]
+        (partial(_help, config_name, flags.config_dir, composed) if flags.help else composed)()
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
@@ -70,15 +68,17 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
         fault = str(error).partition("Config search path")[0]
         raise InputError(explained(command, config_name, arguments, fault)) from error
     if failed:
-        jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
-        raise JobError(f"{jobs} of the multirun failed: {'; '.join(failed)}") from faults[0]
+        raise _listed(failed) from faults[0]
 
 
-def _help(
-    config_name: str, arguments: Sequence[str], config_dir: str | None, composed: Callable[[], None]
-) -> None:
+def _listed(failed: Sequence[str]) -> JobError:
+    jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+    return JobError(f"{jobs} of the multirun failed: {'; '.join(failed)}")
+
+
+def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]) -> None:
     """What Hydra prints, but for its two searches for the choices of each group, which take a second."""
-    sys.argv = ["medcm", *(a for a in arguments if a not in ("-h", "--help")), "--cfg", "job"]
+    sys.argv = [*(word for word in sys.argv if word not in ("-h", "--help")), "--cfg", "job"]
     with redirect_stdout(io.StringIO()) as configuration:
         composed()
     OUT.print(help_text(config_name, config_dir, configuration.getvalue()))

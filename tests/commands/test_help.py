@@ -9,7 +9,7 @@ from rich.console import Console
 from medcm_cli.analysis.uncertainty import METHODS as OF_UNCERTAINTY
 from medcm_cli.commands import data, dose, plot, predict, simulate, uncertainty
 from medcm_cli.commands import help as manual
-from medcm_cli.data.columns import ROLES
+from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.cohorts import cohort_folder
 from medcm_cli.haemophilia.virtual import Settings

@@ -209,9 +209,6 @@ def copies(place: Path, quick: Quick, outputs: str, count: int) -> list[list[str
     return [succeeded(quick.finish(running)) for running in started]
 
 
-ROUNDING = {"rtol": 1e-3, "atol": 1e-5}
-
-
 def same_fits(one: Path, other: Path, exactly: bool = False) -> None:
     """But for rounding: who starts late finds one of two fits done and trains the other alone."""
     found = [
@@ -224,7 +221,8 @@ def same_fits(one: Path, other: Path, exactly: bool = False) -> None:
             a, b = (
                 pd.read_parquet(root / folder / f"{name}.parquet", partitioning=None) for root in (one, other)
             )
-            pd.testing.assert_frame_equal(a, b, check_exact=exactly, **({} if exactly else ROUNDING))
+            rtol, atol = (0, 0) if exactly else (1e-3, 1e-5)
+            pd.testing.assert_frame_equal(a, b, check_exact=exactly, rtol=rtol, atol=atol)
 
 
 @linux

@@ -251,11 +251,11 @@ def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path)
     assert not list(root.rglob(".training-*"))
     for record in plan.records.values():
         for name in ("history", "parameters", "random_effects", "effects"):
-            one, other = (
+            before, after = (
                 pd.read_parquet(record.address.folder(folder) / f"{name}.parquet", partitioning=None)
                 for folder in (tmp_path / "whole", root)
             )
-            pd.testing.assert_frame_equal(one, other, rtol=0, atol=0, check_exact=True)
+            pd.testing.assert_frame_equal(before, after, rtol=0, atol=0, check_exact=True)
 
 
 @pytest.mark.parametrize("option", ["learning_rate=0.2", "seed=1"])
