@@ -72,7 +72,7 @@ def with_doses(events: EventTable, doses: EventTable, added: bool) -> EventTable
     last, _, shift = last_of(events)
     new = _some(doses, doses.is_dose)
     new["segment"] = last[new["subject"]]
-    new |= {name: new[name] + shift[new["subject"]] for name in ("clock", "since")}
+    new["clock"] = new["clock"] + shift[new["subject"]]
     both = _joined(_some(events, events.is_dose), new)
     return replace(events, **_in_order(both), superposed=events.superposed or doses.superposed)
 

@@ -262,10 +262,9 @@ def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
     try:
         return write_out(records, until, most)
     except TooManyError as error:
-        role = "addl" if records.addl[error.record] else "ii"
         last = "time that is asked for" if how.patients else "record of the subject"
         what = f"the row stands for more than {most} doses until the last {last}, the most that there can be"
-        raise sheet.refuse(error.record, sheet.named(role), what) from error
+        raise sheet.refuse(error.record, sheet.named("addl"), what) from error
 
 
 def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[Any, Any], Any]:
