@@ -86,6 +86,7 @@ def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
     assert "\n" not in done.stderr.strip()
 
 
+@pytest.mark.slow
 def test_results_of_ones_own_objective_are_read_on_trust(folder: Path) -> None:
     words, environment = program(0)
     words = [*words, "study=trusted"]

@@ -79,9 +79,10 @@ def complete(config: Config) -> dict[str, Any]:
         raise InputError(
             f"checkpoint_every is {config['checkpoint_every']}; expected at most {_CHECKPOINTS} checkpoints"
         )
-    if config["batch"]["processes"] != "auto":
-        whole("batch.processes", config["batch"]["processes"], 1, other="auto")
-    _whole_or_null("batch.fits", config["batch"]["fits"], 1)
+    batch = {"processes": "auto", "fits": None, **config["batch"]}  # a restored fit needs none of them
+    if batch["processes"] != "auto":
+        whole("batch.processes", batch["processes"], 1, other="auto")
+    _whole_or_null("batch.fits", batch["fits"], 1)
     _whole_or_null("tail", config["tail"], 0)
     number("learning_rate", config["learning_rate"], above=0)
     if config["variant"] is not None:

@@ -226,6 +226,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     table = pd.read_parquet(path)
     table.loc[table["name"] == "omega", "value"] = -30.0
     table.to_parquet(path)
+    runs.write_record(outputs, replace(of_other, hashes=runs.hashes_of(other, of_other.hashes)))
     found = report([outputs], "hessian", 0.95)
     assert not found.sections
     assert found.skipped == [f"{one}: is no complete fit", f"{other}: Omega is on its boundary"]

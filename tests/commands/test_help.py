@@ -133,7 +133,7 @@ def test_formats_of_figures(capsys: Said) -> None:
 def test_what_is_simulated(capsys: Said) -> None:
     text, default = said(simulate.command, capsys), Settings()
     assert f"patients ({default.n}, or" in text
-    assert f"to draw ({default.folds} if not given)" in text
+    assert f"training sets to draw, 0 for none ({default.folds} if not given)" in text
     assert f"with replacement ({default.fold_size} if not given)" in text
     assert f"(default: {default.seed})" in text
     cohort = str(cohort_folder("outputs", "prophylaxis")).replace("prophylaxis", "KIND")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,14 @@ def command_of(process: int) -> bytes:
 
 
 @linux
-@pytest.mark.parametrize("to_all", [False, True], ids=["the parent", "the group"])
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word", "to_all"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", False, marks=pytest.mark.slow),
+        (signal.SIGINT, 130, "interrupted", True),
+        (signal.SIGTERM, 143, "terminated", False),
+        pytest.param(signal.SIGTERM, 143, "terminated", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_fit_in_one_line(
     place: Path, quick: Quick, number: int, code: int, word: str, to_all: bool
@@ -148,7 +154,9 @@ def test_a_signal_ends_a_fit_in_one_line(
 
 
 @linux
-@pytest.mark.parametrize("pause", [0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize(
+    "pause", [0.2, 4.0, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.0, 0.05, 0.5, 1.0, 2.0))]
+)
 def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path, pause: float) -> None:
     """Wherever it comes once medcm's own code has begun, processes that train among it."""
     program = "import sys, medcm_cli.cli; print('begun', flush=True); medcm_cli.cli.main()"
@@ -166,7 +174,11 @@ def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path,
         assert process.stdout.readline() == "begun\n"
         time.sleep(pause)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=LIMIT)
+        try:
+            _, said = process.communicate(timeout=LIMIT)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert said == "medcm: interrupted; what is finished is kept\n"
     assert process.returncode == 130
 
@@ -241,7 +253,8 @@ def test_copies_of_one_command_do_not_get_in_each_others_way(
 
 
 @linux
-@pytest.mark.parametrize("points", [3, pytest.param(60, marks=pytest.mark.slow)], ids=["a few", "many"])
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [3, 60], ids=["a few", "many"])
 def test_a_sweep_that_is_killed_anywhere_ends_as_if_it_had_not_been(
     place: Path, quick: Quick, points: int
 ) -> None:

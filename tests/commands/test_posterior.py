@@ -114,6 +114,7 @@ def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[S
     )
 
 
+@pytest.mark.slow
 def test_a_posterior_of_a_fit(
     fitted: Path, command: Callable[..., tuple[Path, list[Section]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
