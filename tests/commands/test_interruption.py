@@ -89,6 +89,7 @@ def test_killed_in_the_middle(place: Path, quick: Quick) -> None:
 ENDLESS = ("epochs=1000000", "checkpoint_every=1000000", "objective=fo", "fold=1,2", "dataset.path=data")
 
 
+@pytest.mark.slow
 @linux
 def test_training_processes_end_with_their_parent(place: Path, quick: Quick) -> None:
     """At once: none of them would have a word for the parent before the millionth epoch."""
@@ -100,6 +101,7 @@ def test_training_processes_end_with_their_parent(place: Path, quick: Quick) -> 
     wait_for(lambda: not in_session(running.pid), "a training process outlives its parent", 20)
 
 
+@pytest.mark.slow
 @linux
 def test_a_killed_training_process_costs_its_job_alone(place: Path, quick: Quick) -> None:
     study = place / "outputs" / "culled"

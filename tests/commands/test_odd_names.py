@@ -44,6 +44,7 @@ def written(folder: Path) -> None:
             assert not cell.startswith(("=", "@", "+")), cell
 
 
+@pytest.mark.slow
 def test_figures(odd: Path, quick: Quick) -> None:
     said = quick(odd, "plot", "outputs/odd", "--format", "svg", "--out", "figures")
     assert (said.returncode, said.stderr) == (0, "")
@@ -51,6 +52,7 @@ def test_figures(odd: Path, quick: Quick) -> None:
     written(odd / "figures")
 
 
+@pytest.mark.slow
 def test_a_page(odd: Path, quick: Quick) -> None:
     said = quick(odd, "report", "outputs/odd", "--out", "page.html")
     assert (said.returncode, said.stderr) == (0, "")

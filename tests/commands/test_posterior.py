@@ -45,6 +45,7 @@ def command(
     return run
 
 
+@pytest.mark.slow
 def test_a_posterior_with_the_population_known(
     command: Callable[..., tuple[Path, list[Section]]],
     data: Path,

@@ -205,6 +205,7 @@ def test_what_cannot_be_met_says_so(
     assert not found["least_weekly"].any()
 
 
+@pytest.mark.slow
 def test_accumulation_is_no_steady_state(study: Study) -> None:
     """Elimination of at most 20 IU/h leaves 40 of 1000 IU behind every 48 h, and not of 500."""
     pk = OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1, steady_state_doses=8)

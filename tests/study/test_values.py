@@ -124,7 +124,17 @@ OF_A_COVARIATE = {"scale": "1e9", "reference": "-1 0 1e9", "unit": "'' abc"}
 WHEN_READ = ("bolus_duration", "predose_observations", "preparation", "column")
 
 
-@pytest.mark.parametrize("choice", ["", *CHOICES])
+# These take seconds each; the others of their groups have the same options.
+LONG = (
+    *("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode"),
+    *("dataset=perioperative", "dataset=prophylaxis"),
+)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["", *(pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in CHOICES)],
+)
 def test_values_that_make_no_sense_are_refused(choice: str) -> None:
     """No training, no data: what the checking step says of each option with each of ``VALUES``."""
     for option in walked(choice):

@@ -143,6 +143,7 @@ def test_bad_input_in_a_process_comes_home(workers: Workers, data: Path, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_job_after_one_that_failed_gets_its_own_results(
     workers: Workers, data: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: 
         assert found is None or found.status == "running"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_between_jobs_is_noticed(data: Path, tmp_path: Path) -> None:
     job = Job.build(configuration(data, tmp_path, *OPTIONS))
     records = list(job.plan().records.values())
