@@ -204,6 +204,7 @@ def write_again_and_again(target: Path, times: int) -> None:
         remove_partial(target.parent)
 
 
+@pytest.mark.slow
 def test_a_folder_that_several_processes_write_is_always_one_of_theirs(tmp_path: Path) -> None:
     target = tmp_path / "run"
     context = multiprocessing.get_context("spawn")

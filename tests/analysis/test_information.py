@@ -140,6 +140,7 @@ def test_a_fit_alone_has_what_it_has_in_a_batch(
 # -- the compartment model -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formulation", ["joint", "linearised"])
 def test_foce_information_is_that_of_its_profile(formulation: str) -> None:
     """By second differences of the loss itself, with modes found anew at every point."""

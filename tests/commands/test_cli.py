@@ -211,6 +211,7 @@ def test_a_table_is_checked_without_fitting_it(place: Path, quick: Quick) -> Non
     assert sorted(place.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_benchmark_measures_each_objective(place: Path, quick: Quick) -> None:
     before = sorted(place.iterdir())
     result = quick(place, "benchmark", "--epochs", "2", "--repeats", "1")

@@ -59,6 +59,7 @@ def test_a_page(odd: Path, quick: Quick) -> None:
     assert "not drawn" not in (odd / "page.html").read_text(encoding="utf-8").lower()
 
 
+@pytest.mark.slow
 def test_predictions(odd: Path, quick: Quick) -> None:
     words = ("--run", "outputs/odd", "--patient", "odd.csv", "--draws", "50", "--out", "predicted")
     said = quick(odd, "predict", *words)

@@ -114,6 +114,7 @@ def test_sliced_wasserstein_of_a_moved_sample_is_the_square_of_the_way() -> None
         torch.testing.assert_close(got, way.square().sum().expand(4), rtol=tolerance, atol=0)
 
 
+@pytest.mark.slow
 def test_sliced_wasserstein_of_gaussians() -> None:
     """Along a direction u the projections are N(0, u'Au): the mean of (sd_A - sd_B)^2 over the circle."""
     a, b = random_covariances(2, 2)

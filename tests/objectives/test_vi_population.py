@@ -129,6 +129,7 @@ def test_what_is_fixed_has_no_q(model: Model, structure: str, sigma: float | Non
     assert bool(objective.loss(model, population, state, noise).isfinite().all())
 
 
+@pytest.mark.slow
 def test_three_random_effects_and_censored_observations(model: Model) -> None:
     population = make_population(4, 2)
     population = replace(population, censored=(population.dv < 0.1).to(F64))

@@ -312,6 +312,7 @@ def test_doses_after_those_given_are_predicted_levels(study: Study, patients: pd
                 assert rows[f"trough_{bound}"].iloc[0] == pytest.approx(last[bound], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, patients: pd.DataFrame) -> None:
     """Not linear: a candidate is solved for itself."""
     vm, km, v = 300.0, 500.0, 3.0

@@ -489,6 +489,7 @@ def test_a_notebook_shows_what_there_is(study: Study, patients: pd.DataFrame) ->
     assert f".curve: {len(found.curve)} rows" in repr(found)
 
 
+@pytest.mark.slow
 def test_the_interface_waits_for_torch_until_it_is_used() -> None:
     program = (
         "import sys, medcm_cli; assert 'torch' not in sys.modules; "

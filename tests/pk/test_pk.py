@@ -188,6 +188,7 @@ def test_a_value_per_fit_is_that_of_every_subject(pk: PkModel, width: int) -> No
         torch.testing.assert_close(list(slopes), list(wanted_slopes), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sensitivities_of_torchdiffeq_path_equal_closed_form() -> None:
     z, (time, *doses) = random_case(2, subjects=2)
     geometry = schedule(time[1:4:2], *(values[:2] for values in doses))

@@ -44,6 +44,7 @@ def planned(arguments: Sequence[str]) -> list[Record]:
     return records
 
 
+@pytest.mark.slow
 def test_the_commands_give_the_same_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same hash, of configuration, data and folds, and same folder."""
     monkeypatch.chdir(tmp_path)

@@ -171,6 +171,7 @@ def kill(*_: object) -> None:
         child.kill()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: Path) -> None:
     job, records = endless(data, tmp_path, "replicate=[1,2]")
     with workers, pytest.raises(JobError) as caught:  # leaving it forgets the dead
