@@ -158,11 +158,15 @@ def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 def fingerprint(paths: list[Path]) -> str:
     """A short hash of the contents of files."""
-    digest = hashlib.sha256()
+    digests = []
     for path in paths:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return _joint(digests)
+
+
+def _joint(digests: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
 def read_record(folder: Path) -> Record | None:
@@ -309,9 +313,10 @@ def read_parquet(path: Path, digest: str | None = None, columns: list[str] | Non
     :raises InputError: absent or damaged.
     """
     try:
-        if digest is not None and fingerprint([path]) != digest:
+        content = path.read_bytes()
+        if digest is not None and _joint([hashlib.sha256(content).digest()]) != digest:
             raise InputError(f"{path}: cannot be read (it has changed since it was written: another SHA-256)")
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        file = pyarrow.parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         return file.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
