@@ -58,7 +58,10 @@ def test_the_page_shows_a_file_for_each_that_it_lists() -> None:
         assert any(example in command for command in COMMANDS)
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=COMMANDS)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, id=line, marks=[pytest.mark.slow] if n else []) for n, line in enumerate(COMMANDS)],
+)
 def test_the_command_does_what_it_says(folder: Path, number: int) -> None:
     words, environment = program(number)
     done = ran(words, folder, environment, LIMIT)
@@ -78,6 +81,7 @@ def test_the_command_does_what_it_says(folder: Path, number: int) -> None:
             assert record.config[group]["_target_"] == target[1]
 
 
+@pytest.mark.slow
 def test_options_that_make_no_sense_end_in_one_line(folder: Path) -> None:
     words, environment = program(0)
     done = ran([*words, "objective.penalty=-1"], folder, environment, LIMIT)

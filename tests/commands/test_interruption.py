@@ -141,7 +141,7 @@ def command_of(process: int) -> bytes:
     [
         pytest.param(signal.SIGINT, 130, "interrupted", False, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, "interrupted", True, marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, "terminated", False),
+        pytest.param(signal.SIGTERM, 143, "terminated", False, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, "terminated", True, marks=pytest.mark.slow),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_signal_ends_a_fit_in_one_line(
 
 @linux
 @pytest.mark.parametrize(
-    "pause", [0.2, 4.0, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.0, 0.05, 0.5, 1.0, 2.0))]
+    "pause", [0.2, *(pytest.param(p, marks=pytest.mark.slow) for p in (0.0, 0.05, 0.5, 1.0, 2.0, 4.0))]
 )
 def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path, pause: float) -> None:
     """Wherever it comes once medcm's own code has begun, processes that train among it."""
@@ -188,6 +188,7 @@ def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path,
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 @linux
 def test_interrupted_by_the_keyboard(place: Path, quick: Quick) -> None:
     """Ctrl-C reaches every process of the terminal's group."""

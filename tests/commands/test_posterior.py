@@ -96,6 +96,7 @@ def test_a_posterior_with_the_population_known(
     assert "sampled again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[Section]]]) -> None:
     folder, (table,) = command("network=truth", "population=joint", "lkj=2", "study=other", "name=mine")
     folder = folder.parents[1] / "other" / "posterior" / "mine"

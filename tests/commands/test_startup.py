@@ -88,6 +88,7 @@ def test_so_is_one_of_a_posterior(tmp_path: Path, fault: str) -> None:
     assert not imported & {"torch", "jax"}
 
 
+@pytest.mark.slow
 def test_a_fit_imports_torch(tmp_path: Path) -> None:
     """A test of the tests above: what is imported is seen."""
     code, said, imported = run(tmp_path, "fit dataset.path=absent")

@@ -26,6 +26,11 @@ ONE = {
     "dose": ("dose", "--patient", "patient.csv", "--target", "trough>=1 IU/dL", "--draws", "50", "--run"),
     "posterior": ("posterior", "warmup=5", "draws=4", "chains=1"),
 }
+def drawing(command: str) -> Any:
+    """Slow where it draws a whole report."""
+    return pytest.param(command, marks=pytest.mark.slow) if command == "report" else command
+
+
 PATIENT = "id,time,evid,amt,duration,dv,wt,vwf\nA,0,1,2000,0.1,.,70,100\nA,6,0,.,.,0.4,70,100\n"
 
 
@@ -57,7 +62,7 @@ def _copy(good: Path, root: Path, variant: str, record: Mapping[str, Any]) -> No
     (root.joinpath(*parts) / "run.json").write_text(json.dumps({**record, "address": address}))
 
 
-@pytest.mark.parametrize("command", MANY)
+@pytest.mark.parametrize("command", [drawing(name) for name in MANY])
 def test_a_command_on_many_fits_runs_none_of_their_code(
     fitted: Path, place: Path, quick: Quick, command: str
 ) -> None:
@@ -102,7 +107,7 @@ def test_a_command_on_one_fit_runs_none_of_its_code(
         assert not (place / "executed").exists()
 
 
-@pytest.mark.parametrize("command", [name for name in {**MANY, **ONE} if name != "summarize"])
+@pytest.mark.parametrize("command", [drawing(name) for name in {**MANY, **ONE} if name != "summarize"])
 def test_with_trust_the_code_is_run(fitted: Path, place: Path, quick: Quick, command: str) -> None:
     """A class of somebody's own, such as an objective: here one that leaves a trace."""
     record = json.loads((fitted / "run.json").read_text())

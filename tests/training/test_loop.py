@@ -93,7 +93,7 @@ def test_a_fit_does_not_depend_on_its_batch(model: Model, name: str) -> None:
     lr = 0.01 if name == "foce" else 0.1
     together = run(model, OBJECTIVES[name], everyone.select(folds), streams, lr=lr)
     assert together.failures == (None,) * 4
-    for b in range(4):
+    for b in (1, 2):  # the longest and the shortest
         alone = run(model, OBJECTIVES[name], everyone.select([folds[b]]), [streams[b]], lr=lr)
         torch.testing.assert_close(alone.objective[:, 0], together.objective[:, b], rtol=1e-6, atol=1e-9)
         for here, there in zip(alone.checkpoints, together.checkpoints, strict=True):
@@ -105,7 +105,7 @@ def test_a_fit_does_not_depend_on_its_batch(model: Model, name: str) -> None:
                 torch.testing.assert_close(value[..., 0], padded, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["mse", "fo", "vi", pytest.param("foce", marks=pytest.mark.slow)])
 def test_alone_and_among_a_hundred_in_float32(model: Model, name: str) -> None:
     everyone = Population.from_events(make_events(30), torch.float32)
     rows = np.arange(30)
@@ -225,7 +225,7 @@ def test_an_absurd_objective_is_a_failure(model: Model, name: str, poison: float
     assert "e+" in failure.cause
 
 
-@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_data_in_any_unit_are_not_absurd(model: Model, name: str, unit: float) -> None:
     """Initial values know nothing of the unit, and a fit has to be allowed to begin far away."""
@@ -321,7 +321,7 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
     assert not torch.isclose(drawn.checkpoints[0, :, 1], healthy.checkpoints[0, :, 1]).all()
     alone = trained(Unlucky(bad=3, value=value), streams[1:2])
     torch.testing.assert_close(alone.checkpoints[..., 0], drawn.checkpoints[..., 1])
-    for limit in (0, 2):
+    for limit in (2,) if batch_subjects else (0, 2):
         failed = trained(Unlucky(bad=3, value=value), streams, redraws=limit)
         assert failed.redraws.tolist() == [0, limit, 0]
         assert failed.failures[1] is not None

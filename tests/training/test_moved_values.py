@@ -197,6 +197,7 @@ def test_expectation_maximisation_ends_at_the_optimum(
         assert bool((torch.diff(trained.objective, dim=0) < 1e-9).all())
 
 
+@pytest.mark.slow
 def test_a_stochastic_step_ends_near_the_optimum(linear: OfEffects, population: Population) -> None:
     least, _ = optimum(linear, population)
     trained, again = (run(linear, Expectation(stochastic=True), population) for _ in range(2))
@@ -226,12 +227,12 @@ def test_a_batch_that_was_killed_ends_as_if_it_had_not_been(
     monkeypatch.setattr("medcm_cli.training.kept._FIRST", 0.0)
     monkeypatch.setattr("medcm_cli.training.kept._SHARE", torch.inf)
     adam = functools.partial(torch.optim.Adam, lr=0.05)
-    objective = Expectation(stochastic=True, sigma_too=sigma_too)
-    arguments = (linear, objective, population, STREAMS, adam, Course(60, 10, batch_subjects), F64)
+    objective = Expectation(stochastic=True, sigma_too=sigma_too, burn=5)
+    arguments = (linear, objective, population, STREAMS, adam, Course(24, 6, batch_subjects), F64)
     kept = Kept(tmp_path / "kept.npz", {})
 
     def killed(epoch: int, _: Tensor) -> None:
-        if epoch == 40:
+        if epoch == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -248,9 +249,9 @@ def test_a_fit_does_not_depend_on_its_batch(linear: OfEffects, stochastic: bool)
     everyone = Population.from_events(make_events(20, ragged=True), F64)
     folds = [np.arange(12), np.arange(4, 11), np.arange(16)]
     objective = Expectation(stochastic=stochastic)
-    together = run(linear, objective, everyone.select(folds), epochs=60)
+    together = run(linear, objective, everyone.select(folds), epochs=30)
     for fit, stream in enumerate(STREAMS):
-        alone = run(linear, objective, everyone.select([folds[fit]]), [stream], epochs=60)
+        alone = run(linear, objective, everyone.select([folds[fit]]), [stream], epochs=30)
         torch.testing.assert_close(alone.checkpoints[..., 0], together.checkpoints[..., fit])
 
 
