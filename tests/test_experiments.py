@@ -53,9 +53,7 @@ def test_a_sweep_names_objectives_that_exist(sweep: Path) -> None:
     config = composed(sweep)
     assert config.objective.learning_rate > 0
     for name in objectives_of(config):
-        assert any(
-            (folder / "objective" / f"{name}.yaml").exists() for folder in (conf_dir(), sweep.parent)
-        )
+        assert any((folder / "objective" / f"{name}.yaml").exists() for folder in (conf_dir(), sweep.parent))
 
 
 @pytest.mark.parametrize(

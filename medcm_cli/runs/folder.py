@@ -212,15 +212,26 @@ def _check_names(record: Record) -> None:
         check_name("tables", name if isinstance(name, str) else "")
 
 
-def damage_of(folder: Path, record: Record) -> str:
-    """Which table of a finished fit is not what the fit wrote or, where its record does not say what that is,
-    cannot be read, and why; empty where all are whole."""
-    try:
-        for name in record.tables:
-            read_table(folder, record, name)
-    except InputError as error:
-        return str(error)
-    return ""
+def read_finished(folder: Path, digest: str) -> Record | None:
+    """The record of a finished fit, None where there is none; one of the configuration ``digest`` is whole:
+    every table is what the fit wrote or, where its record does not say what that is, can be read.
+
+    Another process may replace the fit by the same one between the reading of its record and of its tables,
+    which is then read again.
+
+    :raises InputError: a file is damaged.
+    """
+    while True:
+        record = read_record(folder)
+        if record is None or record.status not in FINISHED:
+            return None
+        try:
+            for name in record.tables if record.config_hash == digest else ():
+                read_table(folder, record, name)
+            return record
+        except InputError:
+            if read_record(folder) == record:
+                raise
 
 
 def write_record(root: Path, record: Record) -> None:

@@ -76,15 +76,14 @@ class Job:
                 record = self._record({"fold": fold, **name, "replicate": replicate}, digest)
                 records[fold, replicate] = record
                 folder = record.address.folder(root)
+                if self.config["overwrite"]:
+                    continue
                 try:
-                    found = runs.read_record(folder)
+                    found = runs.read_finished(folder, digest)
                 except InputError as error:
                     found = None  # train it again
                     damaged.append(str(error))
-                if found is None or found.status not in runs.FINISHED or self.config["overwrite"]:
-                    continue
-                if found.config_hash == digest and (fault := runs.damage_of(folder, found)):
-                    damaged.append(fault)
+                if found is None:
                     continue
                 if found.config_hash != digest:
                     what = difference(found.config, self.config) or "its data or folds differ"

@@ -115,7 +115,7 @@ class Quick:
 def succeeded(result: subprocess.CompletedProcess[str]) -> list[str]:
     """Lines of stdout of a command that worked, and was quiet on stderr."""
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == "", result.stderr
     assert "\x1b" not in result.stdout
     return result.stdout.splitlines()
 

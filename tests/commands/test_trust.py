@@ -26,6 +26,8 @@ ONE = {
     "dose": ("dose", "--patient", "patient.csv", "--target", "trough>=1 IU/dL", "--draws", "50", "--run"),
     "posterior": ("posterior", "warmup=5", "draws=4", "chains=1"),
 }
+
+
 def drawing(command: str) -> Any:
     """Slow where it draws a whole report."""
     return pytest.param(command, marks=pytest.mark.slow) if command == "report" else command

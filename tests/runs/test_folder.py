@@ -432,17 +432,35 @@ def flipped(content: bytes, bit: int) -> bytes:
 def test_no_bit_of_a_table_can_change_unnoticed(tmp_path: Path) -> None:
     """Its end too, where the names of columns are."""
     folder = ADDRESS.folder(tmp_path)
-    record = runs.finish(tmp_path, make_record(), {"history": a_table(3)})
+    record = runs.finish(tmp_path, replace(make_record(), tables=["history"]), {"history": a_table(3)})
     path = folder / "history.parquet"
     content = path.read_bytes()
-    assert runs.damage_of(folder, replace(record, tables=["history"])) == ""
+    assert runs.read_finished(folder, record.config_hash) == record
     for bit in range(0, 8 * len(content), 7):
         path.write_bytes(flipped(content, bit))
-        assert runs.damage_of(folder, replace(record, tables=["history"])).startswith(
-            f"{path}: cannot be read"
-        )
+        with pytest.raises(InputError, match=f"{path}: cannot be read"):
+            runs.read_finished(folder, record.config_hash)
+        assert runs.read_finished(folder, "another configuration") == record
         with pytest.raises(InputError, match="has changed since it was written"):
             history(folder)
+
+
+def test_a_fit_that_another_process_replaces_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same one, between the reading of its record and of its table, as copies of one command do."""
+    folder, later = ADDRESS.folder(tmp_path), replace(make_record(), tables=["history"], seconds=2.0)
+    first = runs.finish(tmp_path, replace(later, seconds=1.0), {"history": a_table(3)})
+    read_table, written = runs.read_table, []
+
+    def replacing(folder: Path, record: runs.Record, name: str) -> pa.Table:
+        if record == first:
+            written.append(runs.finish(tmp_path, later, {"history": a_table(4)}))
+        return read_table(folder, record, name)
+
+    monkeypatch.setattr("medcm_cli.runs.folder.read_table", replacing)
+    assert [runs.read_finished(folder, later.config_hash)] == written
+    assert written[0].hashes != first.hashes
 
 
 def test_no_bit_of_a_page_can_change_unnoticed_in_a_table_of_no_record(tmp_path: Path) -> None:
