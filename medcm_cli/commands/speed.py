@@ -24,6 +24,7 @@ from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.workers import prepare
+from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import Course, train
 
 FITS = 100
@@ -47,6 +48,9 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
                 f"{name}, {FITS} fits": functools.partial(_train, job, FITS, epochs)
                 for name, job in jobs.items()
             },
+            f"vi, {FITS} fits, kept on disk": lambda: _train(
+                jobs["vi"], FITS, epochs, Kept(Path(folder, "kept.npz"), {})
+            ),
             "closed form": lambda: _predict(jobs["vi"], closed=True),
             "torchdiffeq": lambda: _predict(jobs["vi"], closed=False),
         }
@@ -64,6 +68,7 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
         f"fo, {FITS} fits": (hundred, 2.0),
         f"foce, {FITS} fits": (hundred, 4.0),
         f"mse, {FITS} fits": (hundred, 1.0),
+        f"vi, {FITS} fits, kept on disk": (hundred, 1.02),
         "torchdiffeq": ("closed form", None),
     }
     cells = []
@@ -85,9 +90,12 @@ def _job(objective: str, epochs: int, folder: str) -> Job:
     return Job.build(as_config(composed))
 
 
-def _train(job: Job, fits: int, epochs: int) -> float:
+def _train(job: Job, fits: int, epochs: int, kept: Kept | None = None) -> float:
     """Seconds per epoch of the training loop."""
-    return job.train([(1, replicate) for replicate in range(1, fits + 1)]).seconds / epochs
+    trained = job.train([(1, replicate) for replicate in range(1, fits + 1)], kept=kept)
+    if kept is not None:
+        kept.remove()
+    return trained.seconds / epochs
 
 
 def _predict(job: Job, closed: bool) -> float:
