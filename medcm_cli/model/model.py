@@ -70,14 +70,15 @@ class Model:
     def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
         """Level (IU/mL) at each observation, (T, S, N, B); typical where ``eta`` is None."""
         z = zeta if eta is None else self.individual(zeta, eta)
-        return solve(self.pk, population.schedule, z)
+        return population.padded(solve(self.pk, population.schedule, z))
 
     def linearise(
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
         z = zeta if eta is None else self.individual(zeta, eta)
-        return sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+        prediction, columns = sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+        return population.padded(prediction), columns
 
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]
