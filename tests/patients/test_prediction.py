@@ -19,7 +19,7 @@ from medcm_cli import load_study, predict
 from medcm_cli.commands.predict import add_options
 from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
-from medcm_cli.patients.measures import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
+from medcm_cli.patients.measures import BOUNDS
 from medcm_cli.patients.study import Study
 from medcm_cli.pk import solve
 from medcm_cli.posteriors.individual import METHODS
@@ -55,37 +55,6 @@ def patients(data: Path) -> pd.DataFrame:
     shown = (frame["id"] != frame["id"].iloc[0]) | (frame["mdv"] == 1)
     chosen: pd.DataFrame = frame.loc[shown].reset_index(drop=True)
     return chosen
-
-
-def test_quantiles_pool_draws_and_fits() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(3, 7, 4, 5))  # T, S, N, B
-    found = pooled_quantiles(torch.from_numpy(values)).numpy()
-    pooled = np.moveaxis(values, 1, 2).reshape(3, 4, -1)
-    expected = np.quantile(pooled, PROBABILITIES, axis=-1, method="hazen")
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    keep = np.array([[1, 1, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [1, 0, 1, 0, 1]], dtype=bool)
-    found = pooled_quantiles(torch.from_numpy(values), torch.from_numpy(keep)).numpy()
-    for patient in range(4):
-        kept = values[:, :, patient, keep[patient]].reshape(3, -1)
-        expected = np.quantile(kept, PROBABILITIES, axis=-1, method="hazen")
-        np.testing.assert_allclose(found[:, :, patient], expected, atol=1e-12)
-
-
-def test_time_above_is_that_of_a_fine_grid() -> None:
-    generator = np.random.default_rng(1)
-    clock = np.cumsum(generator.exponential(1.0, 12))
-    level = generator.uniform(0, 2, 12)
-    level[5] = level[4]  # a flat stretch
-    fine = np.linspace(clock[0], clock[-1], 2_000_001)
-    straight, bent = np.interp(fine, clock, level), np.exp(np.interp(fine, clock, np.log(level)))
-    falls = np.r_[np.diff(level), 0.0][np.searchsorted(clock, fine, side="right") - 1] < 0
-    curve = np.where(falls, bent, straight)
-    shape = torch.from_numpy(level)[:, None, None, None]
-    for threshold in (0.3, 1.0, 1.7, 3.0):
-        expected = (curve > threshold).mean() * (clock[-1] - clock[0])
-        found = time_above(shape, torch.from_numpy(clock)[:, None], threshold)
-        assert float(found) == pytest.approx(expected, abs=1e-4)
 
 
 def test_half_life_is_that_of_the_rate_matrix(study: Study) -> None:
