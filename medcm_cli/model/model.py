@@ -15,7 +15,7 @@ from medcm_cli.model.residual_error import ErrorModel
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower
-from medcm_cli.pk import PkModel, sensitivities, solve
+from medcm_cli.pk import PkModel, sensitivities, solve, spans
 
 Values = Mapping[str, Tensor]
 """Unconstrained values of a batch of fits by name, fit dimension last."""
@@ -71,6 +71,13 @@ class Model:
         """Level (IU/mL) at each observation, (T, S, N, B); typical where ``eta`` is None."""
         z = zeta if eta is None else self.individual(zeta, eta)
         return population.padded(solve(self.pk, population.schedule, z))
+
+    def spans(self, values: Values, population: Population) -> Tensor | None:
+        """When doses begin to arrive and have arrived at typical parameters, h on the clock: (2, E, N, B) or
+        broadcastable; None where these are the times of the table."""
+        if not (self.pk.lag or self.pk.bioavailability or self.pk.durations):
+            return None
+        return spans(self.pk, population.schedule, self.typical(values, population))[:, :, 0]
 
     def linearise(
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None

@@ -21,11 +21,12 @@ from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
 from medcm_cli.patients.measures import BOUNDS
 from medcm_cli.patients.study import Study
-from medcm_cli.pk import solve
+from medcm_cli.pk import one_compartment, solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
+from tests.patients.known import certain
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 
@@ -66,6 +67,25 @@ def test_half_life_is_that_of_the_rate_matrix(study: Study) -> None:
     )
     assert found is not None
     assert float(found) == pytest.approx(-np.log(2) / slowest, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "keeps", "hours"), [(1.5, "rate", 15), (0.6, "rate", 6), (0.6, "duration", 10)]
+)
+def test_a_curve_has_the_end_of_an_infusion_that_f_stretches(
+    study: Study, fraction: float, keeps: str, hours: float
+) -> None:
+    """1000 IU at 100 IU/h after a lag of 2.137 h, where the curve is highest."""
+    pk = one_compartment(lag={1: "LAG"}, bioavailability={1: "F"}, bioavailability_keeps=keeps)
+    known = certain(study, pk, CL=0.2, V1=3.0, LAG=2.137, F=fraction)
+    rows = {"id": ["a", "a"], "time": [0.0, 70.0], "evid": [1, 0], "amt": [1000.0, 0], "rate": [100.0, 0]}
+    frame = pd.DataFrame({**rows, "dv": [np.nan, 0.1], "wt": 70.0, "vwf": 100.0})
+    curve = predict(known, frame, draws=20).curve
+    highest = curve.loc[curve["typical"].idxmax()]
+    assert highest["time"] == pytest.approx(2.137 + hours, abs=1e-5)
+    k = 0.2 / 3
+    peak = 1000 * fraction / 3 / 10 * -np.expm1(-k * hours) / (k * hours)
+    assert highest["typical"] == pytest.approx(peak, rel=1e-5)
 
 
 def test_estimates_of_an_ensemble_are_those_of_the_fits(study: Study) -> None:
