@@ -346,7 +346,7 @@ def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> 
         before = 0.0 if begin < 20 else float(curve.loc[[10]].iloc[0]) * np.exp(-0.2 / 3 * 16)
         k, hours = 0.2 / 3, end - begin
         mean = -np.expm1(-k * hours) / (k * hours) if hours else 1.0
-        assert {begin - 1e-3, begin, end} <= set(curve.index.round(9))
+        assert {begin - 1e-3, begin, end} <= set(np.round(curve.index.to_numpy(), 9))
         top = curve.iloc[np.abs(curve.index - end).argmin()]
         assert top == pytest.approx(before + peak / 3 / 1000 * mean, rel=1e-9)
         assert top >= curve[(curve.index >= begin) & (curve.index < end + 10)].max()

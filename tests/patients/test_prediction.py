@@ -81,7 +81,7 @@ def test_a_curve_has_the_end_of_an_infusion_that_f_stretches(
     rows = {"id": ["a", "a"], "time": [0.0, 70.0], "evid": [1, 0], "amt": [1000.0, 0], "rate": [100.0, 0]}
     frame = pd.DataFrame({**rows, "dv": [np.nan, 0.1], "wt": 70.0, "vwf": 100.0})
     curve = predict(known, frame, draws=20).curve
-    highest = curve.loc[curve["typical"].idxmax()]
+    highest = curve.iloc[int(curve["typical"].argmax())]
     assert highest["time"] == pytest.approx(2.137 + hours, abs=1e-5)
     k = 0.2 / 3
     peak = 1000 * fraction / 3 / 10 * -np.expm1(-k * hours) / (k * hours)
