@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.data.edit import dose_spans, on_grid
+from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
@@ -256,8 +256,10 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
     begin and end."""
     problem, values = restored.problem, restored.estimates
     spans = problem.model.spans(values, problem.everyone)
-    modelled = None if spans is None else spans[..., 0].expand(-1, -1, len(problem.events.ids)).numpy()
-    table, grid = on_grid(problem.events, CURVE_POINTS, dose_spans(problem.events, modelled))
+    turns = None
+    if spans is not None:
+        turns = dose_corners(problem.events, spans[..., 0].expand(-1, -1, len(problem.events.ids)).numpy())
+    table, grid = on_grid(problem.events, CURVE_POINTS, turns)
     population = Population.from_events(table, problem.dtype).select([subjects])
     zeta = problem.model.typical(values, population)
     columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}

@@ -139,23 +139,25 @@ def copies(events: EventTable, number: int) -> EventTable:
     )
 
 
-def dose_spans(events: EventTable, modelled: FloatArray | None = None) -> FloatArray:
-    """When each dose begins to arrive and when all of it has, h on the clock: (2, doses).
+def dose_corners(events: EventTable, modelled: FloatArray | None = None) -> FloatArray:
+    """When each dose begins to arrive and when all of it is sure to be seen, h on the clock: (2, doses).
 
-    :param modelled: the same of a model that has lag times, bioavailability or durations, (2, E, N); by
-        default the table's times, a duration that is a parameter taken as 0.
+    :param modelled: when each begins and ends by a model with lag times, bioavailability or durations, (2,
+        E, N); by default as the table has it.
     """
-    if modelled is not None:
+    if modelled is None:
+        spans = _spans(events)
+    else:
         owner = events.subject[events.is_dose]
-        return np.asarray(modelled[:, _positions(owner, len(events.ids)), owner])
+        spans = modelled[:, _positions(owner, len(events.ids)), owner]
+    corners: FloatArray = spans + np.array([[0.0], [_AFTER]])
+    return corners
+
+
+def _spans(events: EventTable) -> FloatArray:
+    """When each dose begins and ends by the table, (2, doses); a duration that a model has is 0."""
     start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
     return np.stack([start, start + np.nan_to_num(duration)])
-
-
-def dose_corners(events: EventTable, modelled: FloatArray | None = None) -> FloatArray:
-    """``dose_spans``, with the ends when all of a dose is sure to be seen."""
-    corners: FloatArray = dose_spans(events, modelled) + np.array([[0.0], [_AFTER]])
-    return corners
 
 
 def _positions(owner: IntArray, n: int) -> IntArray:
@@ -223,12 +225,12 @@ def _around(
 
 
 def on_grid(
-    events: EventTable, points: int, spans: FloatArray | None = None
+    events: EventTable, points: int, corners: FloatArray | None = None
 ) -> tuple[EventTable, pd.DataFrame]:
     """The doses of a table with a grid in place of its observations: in each segment of a subject ``points``
     times from its first record to its last observation, and where doses begin and end.
 
-    :param spans: (2, doses), ``dose_spans`` of a model; by default those of the table.
+    :param corners: (2, doses), ``dose_corners`` of a model; by default the times of the table.
     :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
     """
     clock = events.clock
@@ -239,7 +241,7 @@ def on_grid(
     ends["start"] = pd.Series(clock).groupby(stretch).min()
     share = np.linspace(0, 1, points) ** 2  # denser in the beginning, where levels change most
     regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    begin, end = dose_spans(events) if spans is None else spans
+    begin, end = _spans(events) if corners is None else corners
     # Just before, at the start, and at the end: where a curve turns.
     turns = np.concatenate([begin - 1e-3, begin, end])
     every = pd.DataFrame(

@@ -321,8 +321,8 @@ def test_a_regimen_with_resets_has_a_curve_for_each_segment(model: Model, tmp_pa
 
 
 def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> None:
-    """F of 1.5 stretches 1000 at 100/h to 15 h, of which a lag of 2 h makes 2 to 17 h; a duration of 3 h; and
-    one given at once."""
+    """F of 1.5 stretches 1000 at 100/h to 15 h, a duration of 3 h, and one dose given at once, each after a
+    lag of 2.137 h, at which times rounding must not hide a dose."""
     rows = (
         "1,0,1,1000,100,.",
         "1,40,0,.,.,1",
@@ -333,7 +333,7 @@ def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> 
     )
     (tmp_path / "events.csv").write_text("id,time,evid,amt,rate,dv\n" + "\n".join(rows) + "\n")
     events = read_events(tmp_path / "events.csv", {})
-    typical = {"CL": 0.2, "V1": 3.0, "LAG": 2.0, "F": 1.5, "D": 3.0}
+    typical = {"CL": 0.2, "V1": 3.0, "LAG": 2.137, "F": 1.5, "D": 3.0}
     pk = one_compartment(lag={1: "LAG"}, bioavailability={1: "F"}, durations={1: "D"})
     network = CovariateNetwork.build([], list(typical), {}, typical)
     model = Model(network, pk, RandomEffects(("CL",)), ResidualError(("additive",)))
@@ -341,12 +341,13 @@ def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> 
     problem = SimpleNamespace(events=events, dtype=torch.float64, model=model, everyone=everyone)
     restored: Any = SimpleNamespace(problem=problem, estimates=model.init([STREAM], torch.float64))
     found = curves_of(restored, np.arange(2), None, 1.0)
-    for subject, begin, end, peak in (("1", 2, 17, 1500), ("2", 7, 10, 750), ("2", 26, 26, 750)):
+    for subject, begin, end, peak in (("1", 0, 15, 1500), ("2", 5, 8, 750), ("2", 24, 24, 750)):
         curve = found[found["subject"] == subject].set_index("time")["typical"]
-        before = 0.0 if begin < 20 else float(curve.loc[[10]].iloc[0]) * np.exp(-0.2 / 3 * 16)
-        k, hours = 0.2 / 3, end - begin
+        times, k, hours = curve.index.to_numpy() - 2.137, 0.2 / 3, end - begin
         mean = -np.expm1(-k * hours) / (k * hours) if hours else 1.0
-        assert {begin - 1e-3, begin, end} <= set(np.round(curve.index.to_numpy(), 9))
-        top = curve.iloc[np.abs(curve.index - end).argmin()]
-        assert top == pytest.approx(before + peak / 3 / 1000 * mean, rel=1e-9)
-        assert top >= curve[(curve.index >= begin) & (curve.index < end + 10)].max()
+        # Of the dose 16 h before.
+        rest = 750 * -np.expm1(-k * 3) / (k * 3) * np.exp(-k * 16) if begin == 24 else 0.0
+        assert np.abs(times - begin + 1e-3).min() < 1e-9
+        assert np.abs(times - begin).min() < 1e-9
+        top = curve.to_numpy()[(times >= begin - 1e-9) & (times < end + 5)].max()
+        assert top == pytest.approx((rest + peak * mean) / 3 / 1000, rel=1e-6)
