@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import Format, Population, read_events
-from medcm_cli.pk import LinearModel, OdeModel, check_schedule, one_compartment, solve, stepwise
+from medcm_cli.pk import (
+    LinearModel,
+    OdeModel,
+    check_schedule,
+    one_compartment,
+    sensitivities,
+    solve,
+    stepwise,
+)
+from medcm_cli.pk.derivatives import reverse_over_reverse
 from tests.data.test_regimens import (
     CHANGING,
     F64,
@@ -24,6 +33,7 @@ from tests.data.test_regimens import (
     compare,
     dose,
     expected,
+    largest,
     levels,
     linear_reference,
     seen,
@@ -52,6 +62,7 @@ ALL = {
     name: [*rows, *seen(rows[-1]["time"] + 29.1, rows[-1]["time"] + 61.3)]
     for name, rows in (REGIMENS | ORAL | CHANGING | MODELLED).items()
 }
+FEW = ("steady state of infusions", "two records of one time", "modelled duration")
 EVERY = ("CL", "KA", "V1", "F", "LAG", "D")
 
 
@@ -155,9 +166,19 @@ def test_rates_that_follow_the_record_are_solved_stepwise(
         assert asked == ["stepwise"] * (key in ("CL", "KA", "V1"))
 
 
+@torch.no_grad()
+def test_derivatives_of_doses_that_follow_the_record_are_those_stepwise(tmp_path: Path) -> None:
+    pk = MAKE[2](absorption=True, **DOSED)
+    population, z, *_ = of_regimens(tmp_path, pk, CASES["doses by record, far, resets"], FEW)
+    names, schedule = ("CL", "F", "LAG", "D"), population.schedule
+    level, found = sensitivities(pk, schedule, z, names)
+    _, wanted = reverse_over_reverse(lambda now: stepwise.predict(pk, schedule, now), schedule, z, names)
+    for name, slope, other in zip(names, found, wanted, strict=True):
+        assert largest(population, slope - other) < 1e-8 * largest(population, level), name
+
+
 # Without the one that a model given as dA/dt, which may not be linear, refuses (pk/test_refusals).
 INTEGRATED = tuple(name for name in ALL if name != ON_TOP)
-FEW = ("steady state of infusions", "two records of one time")
 
 
 def integrated_is_close(
@@ -174,7 +195,7 @@ def integrated_is_close(
 def test_integrated_models_have_some_regimens_too(
     tmp_path: Path, compartments: int, absorption: bool
 ) -> None:
-    integrated_is_close(tmp_path, compartments, absorption, CASES["by record, far"], FEW)
+    integrated_is_close(tmp_path, compartments, absorption, CASES["by record, far"], FEW[:2])
 
 
 @pytest.mark.slow
