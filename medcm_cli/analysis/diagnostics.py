@@ -256,9 +256,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
     begin and end."""
     problem, values = restored.problem, restored.estimates
     spans = problem.model.spans(values, problem.everyone)
-    turns = None
-    if spans is not None:
-        turns = dose_corners(problem.events, spans[..., 0].expand(-1, -1, len(problem.events.ids)).numpy())
+    turns = None if spans is None else dose_corners(problem.events, spans.numpy())
     table, grid = on_grid(problem.events, CURVE_POINTS, turns)
     population = Population.from_events(table, problem.dtype).select([subjects])
     zeta = problem.model.typical(values, population)

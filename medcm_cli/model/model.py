@@ -4,6 +4,7 @@ frozen."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,12 +73,21 @@ class Model:
         z = zeta if eta is None else self.individual(zeta, eta)
         return population.padded(solve(self.pk, population.schedule, z))
 
+    @torch.no_grad()
     def spans(self, values: Values, population: Population) -> Tensor | None:
-        """When doses begin to arrive and have arrived at typical parameters, h on the clock: (2, E, N, B) or
-        broadcastable; None where these are the times of the table."""
-        if not (self.pk.lag or self.pk.bioavailability or self.pk.durations):
+        """When doses begin to arrive and have arrived at typical parameters, medians over fits, h on the
+        clock: (2, E, N); None where these are the times of the table.
+
+        :param population: with a fit dimension of 1, but for covariates.
+        """
+        names = {*self.pk.lag.values(), *self.pk.bioavailability.values(), *self.pk.durations.values()}
+        if not names:
             return None
-        return spans(self.pk, population.schedule, self.typical(values, population))[:, :, 0]
+        zeta = self.typical(values, population)
+        # Before there is a value for each dose: of many doses, patients and fits these would be too many.
+        middle = {name: np.median(zeta[name].numpy(), axis=-1, keepdims=True) for name in names}
+        z = {name: torch.from_numpy(value) for name, value in middle.items()}
+        return spans(self.pk, population.schedule, z)[:, :, 0, :, 0]
 
     def linearise(
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None

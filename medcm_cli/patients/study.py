@@ -117,12 +117,8 @@ class Study:
 
     def corners(self, events: EventTable) -> FloatArray:
         """``data.edit.dose_corners`` (2, doses) at typical parameters, medians over fits."""
-        with torch.no_grad():
-            spans = self.fits.model.spans(self.fits.estimates, self.population(events))
-        if spans is None:
-            return dose_corners(events)
-        middle = spans.quantile(0.5, dim=-1)
-        return dose_corners(events, middle.expand(*middle.shape[:2], len(events.ids)).numpy())
+        spans = self.fits.model.spans(self.fits.estimates, self.population(events))
+        return dose_corners(events, None if spans is None else spans.numpy())
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
         """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""
