@@ -42,7 +42,7 @@ class Reference:
     lag: dict[int, str] = field(default_factory=dict)
     fraction: dict[int, str] = field(default_factory=dict)
     length: dict[int, str] = field(default_factory=dict)
-    steps: dict[tuple[Any, ...], np.ndarray] = field(default_factory=dict)
+    steps: dict[tuple[Any, ...], np.ndarray] = field(init=False, default_factory=dict)
 
     def after(self, hours: float, amounts: np.ndarray, inflow: np.ndarray, z: dict[str, float]) -> np.ndarray:
         """Amounts after a time with a constant inflow, which is one more state that stays 1."""
