@@ -57,8 +57,9 @@ class ErrorModel(Protocol):
     """How an observation spreads around its prediction. A frozen value that holds options, never a sigma.
 
     ``components`` name the sigmas, of which ``fixed`` are known, and not estimated. A class that has this
-    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has a prediction
-    like any other and dv 0: what is computed there has to be finite, and is not used.
+    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has the
+    prediction of the subject's last observation, or 1, and dv 0: what is computed there has to be finite, and
+    is not used.
     """
 
     components: tuple[str, ...]
