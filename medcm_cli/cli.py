@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from medcm_cli.commands.nearest import suggestion
-from medcm_cli.errors import InputError, JobError
-from medcm_cli.files import one_line
+from medcm_cli.errors import InputError
 
 # What each command does. Its module is imported when it runs, for together they take seconds.
 COMMANDS = {
@@ -35,8 +34,8 @@ COMMANDS = {
 
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 internal error, 2 bad input or a file that cannot be read or
-    written, 3 jobs that failed, for lack of memory or since a training process was killed, 130 interrupted,
-    143 ended by SIGTERM."""
+    written, 3 too little memory, a training process that was killed, or jobs of a multirun that failed, 130
+    interrupted, 143 ended by SIGTERM."""
     arguments = sys.argv[1:]
     try:
         _heed_signals(_terminated)
@@ -53,22 +52,14 @@ def main() -> NoReturn:
         sys.exit(code)
     except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
-        from medcm_cli.commands.terminal import refuse
-
-        refuse(error)
-    except JobError as error:
-        print(f"medcm: {error}", file=sys.stderr)
-        sys.exit(3)
-    except MemoryError:
-        print("medcm: there is not memory enough; batch.fits=N trains fewer fits at once", file=sys.stderr)
-        sys.exit(3)
     except Exception as error:
-        if os.environ.get("MEDCM_TRACEBACK"):
+        from medcm_cli.commands.terminal import ending
+
+        text, code = ending(error)
+        if code == 1 and os.environ.get("MEDCM_TRACEBACK"):
             raise
-        text = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
-        print(f"medcm: internal error, {text}; MEDCM_TRACEBACK=1 shows where", file=sys.stderr)
-        sys.exit(1)
+        print(f"medcm: {text}", file=sys.stderr)
+        sys.exit(code)
     _heed_signals(signal.SIG_IGN, signal.SIG_IGN)  # all is done, but for tidying up
     sys.exit(0)
 
