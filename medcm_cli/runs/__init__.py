@@ -1,6 +1,6 @@
 """Run folders: written, read, walked and summed up. Loads no torch."""
 
-from medcm_cli.runs.checkpoints import tail_mean, tail_rows
+from medcm_cli.runs.checkpoints import tail_mean
 from medcm_cli.runs.folder import (
     ALIKE,
     FINISHED,
@@ -12,6 +12,7 @@ from medcm_cli.runs.folder import (
     check_name,
     config_hash,
     damage_of,
+    estimate_rows,
     find,
     fingerprint,
     finish,
@@ -40,6 +41,7 @@ __all__ = [
     "columns",
     "config_hash",
     "damage_of",
+    "estimate_rows",
     "find",
     "fingerprint",
     "finish",
@@ -50,7 +52,6 @@ __all__ = [
     "start",
     "study_folder",
     "tail_mean",
-    "tail_rows",
     "unit_of",
     "with_units",
     "write_preparation",
