@@ -35,6 +35,8 @@ from medcm_cli.study.options import conf_dir
 Use = Callable[[DictConfig], None]
 """What is done with a composed configuration."""
 
+RECORD = "multirun.yaml"
+"""What Hydra writes of a multirun, in the study's folder."""
 _SHOW = ("cfg", "info", "shell_completion", "hydra_help", "experimental_rerun")  # flags that run no job
 
 
@@ -97,7 +99,10 @@ def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use)
         if mode is RunMode.RUN:
             result: Exception | None = engine.run(name, alone, overrides).return_value
             return result
-        returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
+        try:
+            returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
+        except OSError as error:  # of Hydra's, since jobs raise none
+            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
     failed = [line for line in (job.return_value for job in returned) if line is not None]
     if not failed:
         return None

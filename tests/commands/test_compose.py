@@ -153,3 +153,12 @@ def test_a_sweep_of_a_file_names_its_jobs(capfd: pytest.CaptureFixture[str]) -> 
         fit(job, name="swept")
     assert done() == ["done1"]
     assert capfd.readouterr().err.splitlines()[-1] == f"  seed=2: {FAULTS[2][1]}"
+
+
+def test_what_hydra_cannot_write_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("omegaconf.OmegaConf.save", full)
+    with pytest.raises(OSError, match="No space left on device: 'multirun.yaml'"):
+        fit(job, "-m", "seed=1")
