@@ -160,5 +160,5 @@ def test_what_hydra_cannot_write_has_a_name(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("omegaconf.OmegaConf.save", full)
-    with pytest.raises(OSError, match="No space left on device: 'multirun.yaml'"):
+    with pytest.raises(OSError, match=r"No space left on device: 'multirun\.yaml'"):
         fit(job, "-m", "seed=1")
