@@ -38,7 +38,7 @@ def main() -> NoReturn:
     interrupted, 143 ended by SIGTERM."""
     arguments = sys.argv[1:]
     try:
-        _heed_signals(_terminated)
+        _heed_signals(_raising(_Terminated), _raising(KeyboardInterrupt))
         if arguments and arguments[0] in COMMANDS:
             _command(arguments[0])(arguments[1:])
         elif arguments and arguments[0] in ("-sc", "--shell-completion"):
@@ -68,19 +68,32 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise _Terminated
+def _raising(kind: type[KeyboardInterrupt]) -> "_Handler":
+    """A signal's handler. What it raises is lost where a finaliser or compiled code drops it, so that it is
+    raised again until the command has ended."""
+
+    def handler(*_: object) -> NoReturn:
+        if hasattr(signal, "setitimer"):  # not on every system
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        raise kind
+
+    return handler
 
 
-def _heed_signals(terminate: "_Handler", interrupt: "_Handler" = None) -> None:
-    """What SIGTERM does, and Ctrl-C where it is given; only the main thread can say."""
+_AGAIN = 5.0  # s: tidying up takes less
+
+
+def _heed_signals(terminate: "_Handler", interrupt: "_Handler") -> None:
+    """What SIGTERM and Ctrl-C do; only the main thread can say."""
     if threading.current_thread() is threading.main_thread():
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, terminate)
-        if interrupt is not None:
-            signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, interrupt)
 
 
-_Handler = Callable[..., object] | signal.Handlers | None
+_Handler = Callable[..., object] | signal.Handlers
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -1,6 +1,7 @@
 """Where a person reads: the two consoles, tables, long lists cut short, bars, and the one line about an
 error."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,11 @@ class _Plain(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every text that is printed goes through here, those of a table's cells too."""
         return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Who reads has gone, as in ``medcm fit -m ... | head``: what there is to do is done all the same."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 OUT = _Plain(highlight=False, soft_wrap=True, markup=False)

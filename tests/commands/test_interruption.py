@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from tests.commands.program import ENVIRONMENT, LIMIT, Quick, linux, statuses, succeeded
+from tests.commands.program import ENVIRONMENT, LIMIT, SHORT, Quick, linux, statuses, succeeded
+from tests.helpers import ran
 
 
 def wait_for(ready: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
@@ -186,6 +187,44 @@ def test_an_interruption_while_a_command_starts_is_told_in_one_line(place: Path,
                 os.killpg(process.pid, signal.SIGKILL)
     assert said == "medcm: interrupted; what is finished is kept\n"
     assert process.returncode == 130
+
+
+@linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_compiled_code_drops_arrives_all_the_same(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    program = """
+import os, sys, time
+from medcm_cli import cli
+
+def command(arguments):
+    try:
+        os.kill(os.getpid(), int(arguments[0]))
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("dropped", flush=True)
+    time.sleep(60)
+
+cli._AGAIN = 0.05
+cli._command = lambda name: command
+sys.argv = ["medcm", "fit", sys.argv[1]]
+cli.main()
+"""
+    done = ran([sys.executable, "-c", program, str(int(number))], tmp_path, ENVIRONMENT, 30)
+    assert done.stdout == "dropped\n"
+    assert done.returncode == code
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("; what is finished is kept")
+
+
+@linux
+def test_a_multirun_goes_on_where_nobody_reads_what_it_says(place: Path) -> None:
+    line = f"{sys.executable} -m medcm_cli fit -m objective=fo,mse study=unread {' '.join(SHORT)} | true"
+    done = ran(["bash", "-o", "pipefail", "-c", line], place, ENVIRONMENT, LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(statuses(place / "outputs" / "unread").values()) == ["complete", "complete"]
 
 
 @linux
