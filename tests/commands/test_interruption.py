@@ -218,6 +218,7 @@ cli.main()
     assert line.endswith("; what is finished is kept")
 
 
+@pytest.mark.slow
 @linux
 def test_a_multirun_goes_on_where_nobody_reads_what_it_says(place: Path) -> None:
     line = f"{sys.executable} -m medcm_cli fit -m objective=fo,mse study=unread {' '.join(SHORT)} | true"

@@ -1,6 +1,7 @@
 """What a terminal is shown of text that others wrote."""
 
 import io
+import os
 
 import pytest
 
@@ -73,3 +74,13 @@ def test_a_long_name_is_broken_and_numbers_beside_it_are_not(monkeypatch: pytest
     assert max(map(len, lines)) <= 80
     assert sum("0.125" in line for line in lines) == 1
     assert text.getvalue().count("x") == 300
+
+
+def test_that_nobody_reads_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        console = terminal._Plain(file=closed)
+        console.print("unread")
+        assert console.quiet
+        console.print("unread")
