@@ -4,7 +4,7 @@ it is."""
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,15 +33,19 @@ def command(arguments: list[str]) -> None:
 
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    with ExitStack() as ending:
+    try:
+        run("fit", "config", coalesce(arguments), _check, _job)
+    finally:
+        if _workers.cache_info().currsize:
+            _workers().end()
 
-        @cache
-        def workers() -> "Workers":  # with the first job that has something to train
-            from medcm_cli.study.workers import Workers
 
-            return ending.enter_context(Workers())
+@cache
+def _workers() -> "Workers":
+    """This process's, which may be a launcher's: with the first job that has something to train."""
+    from medcm_cli.study.workers import Workers
 
-        run("fit", "config", coalesce(arguments), lambda composed: _job(composed, workers))
+    return Workers()
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:
@@ -97,11 +101,15 @@ def _list(values: Sequence[int]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
+def _check(composed: DictConfig) -> None:
+    """What can be said of a job before torch takes seconds."""
+    complete(as_config(composed))
+
+
+def _job(composed: DictConfig) -> None:
     """One combination of options: train what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
     config = as_config(composed)
-    complete(config)  # says what is wrong with it before torch takes seconds
 
     from medcm_cli.study.job import Job
 
@@ -123,7 +131,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
         return
     complain("damaged, and done again:", plan.damaged)
     records = [plan.records[fit] for fit in plan.todo]
-    finished, seconds = _train(job, records, label, workers())
+    finished, seconds = _train(job, records, label)
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
         f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
@@ -134,9 +142,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
         OUT.print(f"  {line}")
 
 
-def _train(
-    job: "Job", records: Sequence["Record"], label: str, workers: "Workers"
-) -> tuple[list["Record"], float]:
+def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
     """The finished records, and the seconds that they took."""
     from medcm_cli.study.interrupted import interrupted
     from medcm_cli.study.workers import batches, process_count
@@ -146,7 +152,7 @@ def _train(
     parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
     parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
     with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
-        finished = workers.run(job, parts, min(processes, len(parts)), update)
+        finished = _workers().run(job, parts, min(processes, len(parts)), update)
     return finished, elapsed()
 
 

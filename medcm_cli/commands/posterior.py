@@ -44,17 +44,21 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
     arguments = [_as_one_value(argument) for argument in arguments]
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
 
-    def job(composed: DictConfig) -> None:
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        assert isinstance(config, dict)
-        own = {str(key): value for key, value in config.items()}
-        _check(own, given)
+    def check(composed: DictConfig) -> None:
+        _check(_own(composed), given)
 
+    def job(composed: DictConfig) -> None:
         from medcm_cli.commands import posterior_job  # torch and NUTS take seconds
 
-        posterior_job.run(composed, own, given, show)
+        posterior_job.run(composed, _own(composed), given, show)
 
-    run("posterior", "posterior", arguments, job)
+    run("posterior", "posterior", arguments, check, job)
+
+
+def _own(composed: DictConfig) -> dict[str, Any]:
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def _as_one_value(argument: str) -> str:

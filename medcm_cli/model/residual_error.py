@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Normal(NamedTuple):
         return self._replace(deviation=deviation, misfit=misfit)
 
 
+@runtime_checkable
 class ErrorModel(Protocol):
     """How an observation spreads around its prediction. A frozen value that holds options, never a sigma.
 

@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
-from medcm_cli.study.kinds import check_kinds, check_plain
+from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
 
 DTYPES = ("float32", "float64")
 """Names of torch's."""
 
+_PLAIN = ("dataset", "batch")
 _PROBLEM_GROUPS = ("dataset", "split", "network", "pk", "error")
 _JOB_GROUPS = ("objective", "optimizer", "batch")
 PROBLEM = (
@@ -160,6 +161,8 @@ def _check_groups(config: Config, groups: Iterable[str]) -> None:
     for option in groups:
         if not isinstance(config[option], Mapping):
             raise InputError(f"{option} is {config[option]!r}; expected a group of options")
+        if option in _PLAIN and "_target_" in config[option]:
+            raise InputError(f"{option}._target_: no such option; {option} is made by no class or function")
 
 
 def _whole_or_null(option: str, value: object, least: int) -> None:
@@ -278,8 +281,9 @@ def folds_of(config: Config) -> dict[int, dict[str, int]]:
 
 def made(config: Config, where: str, **arguments: Any) -> Any:
     """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not
-    fit."""
+    fit, or what is of another group."""
     check_plain(where, config)
+    check_target(where, config)
     try:
         result = instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
     except (InstantiationException, OmegaConfBaseException) as error:
@@ -288,4 +292,6 @@ def made(config: Config, where: str, **arguments: Any) -> Any:
         reason = error.__cause__ or error
         raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
     check_kinds(where, config)
+    if where != "optimizer":  # which is made later, of values
+        check_made(where, config, result)
     return result
