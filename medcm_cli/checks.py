@@ -2,9 +2,16 @@
 the value back, or says in one line what was given and what was expected. None loads torch."""
 
 import math
-from collections.abc import Iterable
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping
 
 from medcm_cli.errors import InputError
+
+DEEPEST = 50
+"""Levels of lists and groups inside one another that options and files can have."""
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 4, 120, 120, 120
 
 
 def number(
@@ -21,7 +28,8 @@ def number(
     :raises InputError: anything else, true and false among it.
     """
     plain = not isinstance(value, bool)
-    if plain and isinstance(value, int | float) and above < value < math.inf and least <= value <= most:
+    largest = min(most, sys.float_info.max)  # which a whole number can be beyond
+    if plain and isinstance(value, int | float) and above < value and least <= value <= largest:
         return value
     bound = f" above {above:g}" if above > -math.inf else f" from {least:g}" if least > -math.inf else ""
     bound += f" to {most:g}" if most < math.inf else ""
@@ -66,5 +74,25 @@ def one_of(option: str, value: object, choices: Iterable[str]) -> str:
     raise _unexpected(option, value, " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}")
 
 
+def check_depth(source: str, content: object) -> None:
+    """:raises InputError: lists and groups more than ``DEEPEST`` levels inside one another, or inside
+    themselves, which whatever walks over them would not come back from."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        # Each part once: YAML can name one many times, and so be small in a file and endless in a walk.
+        parts = {id(one): one for one in level if isinstance(one, Mapping | list)}
+        if not parts:
+            return
+        level = [
+            part for one in parts.values() for part in (one.values() if isinstance(one, Mapping) else one)
+        ]
+    raise InputError(f"{source}: is nested too deeply; expected at most {DEEPEST} levels of lists and groups")
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: of something long or nested the beginning."""
+    return _SHOWN.repr(value)
+
+
 def _unexpected(option: str, value: object, expected: str) -> InputError:
-    return InputError(f"{option} is {value!r}; expected {expected}")
+    return InputError(f"{option} is {shown(value)}; expected {expected}")

@@ -1,13 +1,12 @@
 """``medcm data check``: an event table read, checked and described without fitting it."""
 
-from pathlib import Path
 from typing import Any
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, path, text
 from medcm_cli.commands.terminal import ERR, OUT, show
 from medcm_cli.errors import InputError
 
-_REPEATED: dict[str, Any] = {"action": "append", "default": []}
+_REPEATED: dict[str, Any] = {"action": "append", "type": text, "default": []}
 
 
 def command(arguments: list[str]) -> None:
@@ -33,7 +32,7 @@ def command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser("data", "Check an event table without fitting it, and print what it holds.")
     parser.add_argument("action", choices=["check"])
-    parser.add_argument("file", type=Path, help="event table, .csv or .parquet")
+    parser.add_argument("file", type=path, help="event table, .csv or .parquet")
     parser.add_argument(
         "--column",
         metavar="ROLE=NAME",
@@ -54,8 +53,8 @@ def _parser() -> Parser:
         help="a column to describe; may be given several times (all columns of numbers if not given)",
         **_REPEATED,
     )
-    parser.add_argument("--level-unit", default="IU/mL", help="unit of DV")
-    parser.add_argument("--amount-unit", default="IU", help="unit of AMT")
+    parser.add_argument("--level-unit", type=text, default="IU/mL", help="unit of DV")
+    parser.add_argument("--amount-unit", type=text, default="IU", help="unit of AMT")
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
     return parser
 
