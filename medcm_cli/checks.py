@@ -4,12 +4,10 @@ the value back, or says in one line what was given and what was expected. None l
 import math
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from medcm_cli.errors import InputError
 
-DEEPEST = 50
-"""Levels of lists and groups inside one another that options and files can have."""
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 4, 120, 120, 120
 
@@ -72,21 +70,6 @@ def one_of(option: str, value: object, choices: Iterable[str]) -> str:
     if isinstance(value, str) and value in words:
         return value
     raise _unexpected(option, value, " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}")
-
-
-def check_depth(source: str, content: object) -> None:
-    """:raises InputError: lists and groups more than ``DEEPEST`` levels inside one another, or inside
-    themselves, which whatever walks over them would not come back from."""
-    level = [content]
-    for _ in range(DEEPEST + 1):
-        # Each part once: YAML can name one many times, and so be small in a file and endless in a walk.
-        parts = {id(one): one for one in level if isinstance(one, Mapping | list)}
-        if not parts:
-            return
-        level = [
-            part for one in parts.values() for part in (one.values() if isinstance(one, Mapping) else one)
-        ]
-    raise InputError(f"{source}: is nested too deeply; expected at most {DEEPEST} levels of lists and groups")
 
 
 def shown(value: object) -> str:

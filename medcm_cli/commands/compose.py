@@ -23,6 +23,7 @@ from medcm_cli.commands.mistyped import check_added, explained, help_text, not_t
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, refuse
 from medcm_cli.errors import InputError, JobError
+from medcm_cli.files import DEEPEST
 from medcm_cli.study.options import conf_dir
 
 
@@ -33,6 +34,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
     :raises InputError: a flag, override, group or choice that does not exist.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
+    check_nesting(arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
     faults: list[Exception] = []
     failed: list[str] = []
@@ -62,13 +64,31 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
         (partial(_help, config_name, flags.config_dir, composed) if flags.help else composed)()
     except InputError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as error:
         if faults:
             raise
-        fault = str(error).partition("Config search path")[0]
-        raise InputError(explained(command, config_name, arguments, fault)) from error
+        raise InputError(_why(error, command, config_name, arguments)) from error
     if failed:
         raise _listed(failed) from faults[0]
+
+
+def check_nesting(arguments: Sequence[str]) -> None:
+    """:raises InputError: an override with more brackets inside one another than its parser comes back
+    from."""
+    for argument in arguments:
+        depth = 0
+        for character in argument:
+            depth += (character in "[{(") - (character in "]})")
+            if depth > DEEPEST:
+                name = argument.partition("=")[0][:100]
+                raise InputError(f"{name}: expected at most {DEEPEST} brackets inside one another")
+
+
+def _why(error: Exception, command: str, config_name: str, arguments: Sequence[str]) -> str:
+    """Why a command line was not composed."""
+    if isinstance(error, RecursionError):  # overrides have been checked, so that it is a file
+        return "the configuration is nested too deeply, or refers to itself"
+    return explained(command, config_name, arguments, str(error).partition("Config search path")[0])
 
 
 def _listed(failed: Sequence[str]) -> JobError:

@@ -163,7 +163,10 @@ def _text(override: Override) -> str:
 def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], set[str]]:
     """The options of a configuration file below ``folder`` and of the files that it is composed of, and the
     groups that it has a choice of."""
-    loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):  # Hydra says so where it is chosen
+        return {}, set()
     if not isinstance(loaded, dict):
         return {}, set()
     options: dict[str, Any] = {}

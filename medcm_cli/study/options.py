@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
+from medcm_cli.files import check_depth
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_plain
 
@@ -53,6 +54,7 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
         raise InputError(f"{missing[0]} must be given: {missing[0]}=...")
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    check_depth(config, "the configuration")
     return {str(key): value for key, value in config.items()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medcm_cli.files import remove, replaced
+from medcm_cli.files import from_json, remove, replaced
 
 _FIRST = 0.5  # s of training before anything is kept
 _SHARE = 0.02  # of the time, at most, is spent on keeping
@@ -70,7 +70,7 @@ class Kept:
 
 
 def _about(file: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    about = json.loads(file["about"].tobytes().decode())
+    about = from_json(file["about"].tobytes(), "about")
     if not isinstance(about, dict):
         raise TypeError("no mapping")
     return about

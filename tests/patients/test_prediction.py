@@ -444,7 +444,10 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     ("arguments", "words"),
     [
         ((), "--patient is missing"),
-        (("--patient", "x.csv", "--times", "9:3:1"), "--times is '9:3:1'; expected FROM:TO:STEP, 0 <= FROM < TO"),
+        (
+            ("--patient", "x.csv", "--times", "9:3:1"),
+            "--times is '9:3:1'; expected FROM:TO:STEP, 0 <= FROM < TO",
+        ),
         (("--patient", "x.csv"), "no such file"),
         (("--check", "--uses", "one"), "--uses is 'one'; expected a whole number from 0"),
         (("--check", "--uses", "-1"), "--uses is -1; expected a whole number from 0"),
