@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from functools import partial
+from pathlib import Path
 from textwrap import shorten
 
 import hydra
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medcm_cli.commands.mistyped import check_added, explained, help_text, not_taken
+from medcm_cli.commands.mistyped import check_added, check_package, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, refuse
 from medcm_cli.errors import InputError, JobError
@@ -34,7 +35,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
     :raises InputError: a flag, override, group or choice that does not exist.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
-    check_nesting(arguments)
+    check_arguments(arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
     faults: list[Exception] = []
     failed: list[str] = []
@@ -58,7 +59,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
 
     composed = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
     try:
-        flags = _checked(command, arguments)
+        flags = _checked(command, config_name, arguments)
         check_added(command, config_name, flags.overrides)
         sys.argv = ["medcm", *arguments]
         (partial(_help, config_name, flags.config_dir, composed) if flags.help else composed)()
@@ -72,10 +73,12 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
         raise _listed(failed) from faults[0]
 
 
-def check_nesting(arguments: Sequence[str]) -> None:
-    """:raises InputError: an override with more brackets inside one another than its parser comes back
-    from."""
+def check_arguments(arguments: Sequence[str]) -> None:
+    """:raises InputError: an override without a name, or with more brackets inside one another than its
+    parser comes back from."""
     for argument in arguments:
+        if argument.partition("=")[0] == "":
+            raise InputError(f"{argument!r}: expected OPTION=VALUE")
         depth = 0
         for character in argument:
             depth += (character in "[{(") - (character in "]})")
@@ -122,7 +125,7 @@ def _reason(error: Exception) -> str:
     return " ".join(f"internal error, {type(error).__name__}: {error}".split())
 
 
-def _checked(command: str, arguments: Sequence[str]) -> Namespace:
+def _checked(command: str, config_name: str, arguments: Sequence[str]) -> Namespace:
     """Flags and overrides among the arguments, by Hydra's parser, but for its usage text before an error.
 
     :raises InputError: a flag that it has not, or flags that do not go together.
@@ -135,4 +138,14 @@ def _checked(command: str, arguments: Sequence[str]) -> Namespace:
     parser.prog = f"medcm {command}"
     setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
     check_flags(parser, arguments, "; options are given without dashes, as in seed=1")
-    return parser.parse_args(list(arguments))
+    flags = parser.parse_args(list(arguments))
+    if flags.experimental_rerun is not None:
+        raise InputError("--experimental-rerun: is not for medcm; a file for it can run any code")
+    path = flags.config_path
+    if path is not None and not (Path(path).is_absolute() and Path(path).is_dir()):
+        raise InputError(
+            f"--config-path {path}: expected the absolute path of a folder that takes the place of medcm's; "
+            "--config-dir adds one"
+        )
+    check_package(config_name, flags.package if flags.cfg == "job" else None)
+    return flags

@@ -35,6 +35,13 @@ def check_added(command: str, config_name: str, overrides: Sequence[str]) -> Non
                 raise InputError(options.unknown(command, override))
 
 
+def check_package(config_name: str, package: str | None) -> None:
+    """:raises InputError: a part of the configuration to be printed that there is not."""
+    known = _Options(config_name, [conf_dir()]).of if package else {}
+    if package and package not in known:
+        raise InputError(f"--package {package}: no such option{suggestion(package, known)}")
+
+
 def help_text(config_name: str, config_dir: str | None, configuration: str) -> str:
     """What ``--help`` says: ``hydra.help.template`` with the choices of each group and the ``configuration``
     in it."""

@@ -121,6 +121,14 @@ def text(given: str) -> str:
     return given
 
 
+def pair(given: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, _, value = given.partition("=")
+    if not name.strip() or not value.strip():
+        raise argparse.ArgumentTypeError(f"is {checks.shown(given)}; expected NAME=VALUE")
+    return name, value
+
+
 def path(given: str) -> Path:
     """The name of a file or folder."""
     if not given.strip() or "\0" in given:
@@ -159,7 +167,9 @@ def _typed(read: Callable[[str], T]) -> Callable[[str], T]:
         try:
             return read(given)
         except InputError as error:
-            raise argparse.ArgumentTypeError(str(error).lstrip()) from error
+            quoted = checks.shown(given) if isinstance(_parsed(float, given), str) else given.strip()
+            expected = str(error).partition("; expected ")[2]
+            raise argparse.ArgumentTypeError(f"is {quoted}; expected {expected}") from error
 
     return typed
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from medcm_cli.errors import InputError
 from medcm_cli.files import one_line
 
 if TYPE_CHECKING:
@@ -119,5 +120,6 @@ def refuse(error: Exception) -> NoReturn:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        text = str(InputError(text))  # as short
     print(f"medcm: {one_line(' '.join(text.split()))}", file=sys.stderr)
     sys.exit(2)
