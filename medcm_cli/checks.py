@@ -64,6 +64,13 @@ def flag(option: str, value: object) -> bool:
     raise _unexpected(option, value, "true or false")
 
 
+def name(option: str, value: object) -> str | int | float:
+    """A text that is something, or a number that may stand for one. :raises InputError: anything else."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+        return value
+    raise _unexpected(option, value, "a name")
+
+
 def one_of(option: str, value: object, choices: Iterable[str]) -> str:
     """One of several words. :raises InputError: anything else."""
     words = list(choices)
