@@ -59,7 +59,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[
 
     composed = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
     try:
-        flags = _checked(command, config_name, arguments)
+        flags = checked_flags(command, config_name, arguments)
         check_added(command, config_name, flags.overrides)
         sys.argv = ["medcm", *arguments]
         (partial(_help, config_name, flags.config_dir, composed) if flags.help else composed)()
@@ -125,7 +125,7 @@ def _reason(error: Exception) -> str:
     return " ".join(f"internal error, {type(error).__name__}: {error}".split())
 
 
-def _checked(command: str, config_name: str, arguments: Sequence[str]) -> Namespace:
+def checked_flags(command: str, config_name: str, arguments: Sequence[str]) -> Namespace:
     """Flags and overrides among the arguments, by Hydra's parser, but for its usage text before an error.
 
     :raises InputError: a flag that it has not, or flags that do not go together.

@@ -42,7 +42,7 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
     :param show: prints a table.
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    arguments = [_as_one_value(argument) for argument in arguments]
+    arguments = [as_one_value(argument) for argument in arguments]
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
 
     def job(composed: DictConfig) -> None:
@@ -58,7 +58,7 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
     run("posterior", "posterior", arguments, job)
 
 
-def _as_one_value(argument: str) -> str:
+def as_one_value(argument: str) -> str:
     """``run=FOLDER`` with the quotes that Hydra needs: a run folder's name holds ``=``."""
     option, _, value = argument.partition("=")
     if option != "run" or "=" not in value or value[0] in "'\"":
