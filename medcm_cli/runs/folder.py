@@ -176,7 +176,7 @@ def read_record(folder: Path) -> Record | None:
     """
     path = folder / RECORD
     try:
-        content = from_json(path.read_text(encoding="utf-8"), path)
+        content = from_json(path.read_text(encoding="utf-8"), "the file")
         record = Record(**{**content, "address": Address(**content["address"])})
         for part in (record, record.address):
             _check_types(part)
