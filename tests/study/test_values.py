@@ -158,6 +158,7 @@ TAKEN = {
     "dataset.level_unit": "'' abc",
 }
 OF_A_CHOICE = {
+    "dataset=perioperative": {"dataset.preparation.impute": "null"},
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"
