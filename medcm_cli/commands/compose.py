@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medcm_cli.commands.mistyped import check_added, explained, help_text, not_taken
+from medcm_cli.commands.mistyped import check_added, check_package, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, ending
 from medcm_cli.errors import InputError, JobError
-from medcm_cli.files import one_line
+from medcm_cli.files import DEEPEST, one_line
 from medcm_cli.study.options import conf_dir
 
 Use = Callable[[DictConfig], None]
@@ -37,7 +37,7 @@ Use = Callable[[DictConfig], None]
 
 RECORD = "multirun.yaml"
 """What Hydra writes of a multirun, in the study's folder."""
-_SHOW = ("cfg", "info", "shell_completion", "hydra_help", "experimental_rerun")  # flags that run no job
+_SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
 
 
 def run(command: str, config_name: str, arguments: Sequence[str], check: Use, job: Use) -> None:
@@ -48,8 +48,9 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
     :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
+    check_arguments(arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
-    flags = _flags(command, arguments)
+    flags = checked_flags(command, config_name, arguments)
     sys.argv = ["medcm", *arguments]
     error = None
     try:
@@ -64,9 +65,8 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
             error = _run(command, config_name, flags, check, job)
     except InputError as found:
         error = found
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as found:
-        fault = str(found).partition("Config search path")[0]
-        raise InputError(explained(command, config_name, arguments, fault)) from found
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
+        raise InputError(_why(found, command, config_name, arguments)) from found
     if isinstance(error, InputError | OmegaConfBaseException):
         raise InputError(not_taken(config_name, str(error))) from error
     if error is not None:
@@ -156,6 +156,27 @@ class _Checking(ConfigLoaderImpl):
         return composed
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """:raises InputError: an override without a name, or with more brackets inside one another than its
+    parser comes back from."""
+    for argument in arguments:
+        if argument.partition("=")[0] == "":
+            raise InputError(f"{argument!r}: expected OPTION=VALUE")
+        depth = 0
+        for character in argument:
+            depth += (character in "[{(") - (character in "]})")
+            if depth > DEEPEST:
+                name = argument.partition("=")[0][:100]
+                raise InputError(f"{name}: expected at most {DEEPEST} brackets inside one another")
+
+
+def _why(error: Exception, command: str, config_name: str, arguments: Sequence[str]) -> str:
+    """Why a command line was not composed."""
+    if isinstance(error, RecursionError):  # overrides have been checked, so that it is a file
+        return "the configuration is nested too deeply, or refers to itself"
+    return explained(command, config_name, arguments, str(error).partition("Config search path")[0])
+
+
 def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]) -> None:
     """What Hydra prints, but for its two searches for the choices of each group, which take a second."""
     sys.argv = [*(word for word in sys.argv if word not in ("-h", "--help")), "--cfg", "job"]
@@ -177,7 +198,7 @@ def _swept(given: Sequence[str]) -> str:
     return shorten(" ".join(own) or "the job", 80)
 
 
-def _flags(command: str, arguments: Sequence[str]) -> Namespace:
+def checked_flags(command: str, config_name: str, arguments: Sequence[str]) -> Namespace:
     """Flags and overrides among the arguments, by Hydra's parser, but for its usage text before an error.
 
     :raises InputError: a flag that it has not, or flags that do not go together.
@@ -190,4 +211,14 @@ def _flags(command: str, arguments: Sequence[str]) -> Namespace:
     parser.prog = f"medcm {command}"
     setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
     check_flags(parser, arguments, "; options are given without dashes, as in seed=1")
-    return parser.parse_args(list(arguments))
+    flags = parser.parse_args(list(arguments))
+    if flags.experimental_rerun is not None:
+        raise InputError("--experimental-rerun: is not for medcm; a file for it can run any code")
+    path = flags.config_path
+    if path is not None and not (Path(path).is_absolute() and Path(path).is_dir()):
+        raise InputError(
+            f"--config-path {path}: expected the absolute path of a folder that takes the place of medcm's; "
+            "--config-dir adds one"
+        )
+    check_package(config_name, flags.package if flags.cfg == "job" else None)
+    return flags

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from medcm_cli.commands.compose import run
+from medcm_cli.commands.compose import check_arguments, run
 from medcm_cli.commands.terminal import OUT, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
@@ -55,13 +55,12 @@ def coalesce(arguments: Sequence[str]) -> list[str]:
     With ``batch.fits=N`` in a multirun they become a sweep over lists of at most N fits, for launchers that
     spread jobs.
     """
+    check_arguments(arguments)
     rest: list[str] = []
     axes: dict[str, list[int]] = {}
     most: int | None = None
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not name:
-            raise InputError(f"{argument}: expected OPTION=VALUE")
         if name == "batch.fits" and value.isdigit() and int(value) > 0:
             most = int(value)
         if equals and name in AXES and value not in ("", "null"):

@@ -125,6 +125,7 @@ def ending(error: Exception) -> tuple[str, int]:
     text, code = str(error), 2
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        text = str(InputError(text))  # as short
     elif isinstance(error, JobError):
         code = 3
     elif isinstance(error, MemoryError):

@@ -32,7 +32,7 @@ import pyarrow.parquet
 
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
-from medcm_cli.files import one_line, remove_partial, replaced, write_text
+from medcm_cli.files import from_json, one_line, remove_partial, replaced, write_text
 from medcm_cli.runs.checkpoints import tail_rows
 from medcm_cli.runs.units import write_table
 
@@ -179,7 +179,7 @@ def read_record(folder: Path) -> Record | None:
     """
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"), "the file")
         record = Record(**{**content, "address": Address(**content["address"])})
         for part in (record, record.address):
             _check_types(part)

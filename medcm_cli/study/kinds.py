@@ -33,6 +33,10 @@ def check_plain(group: str, options: Mapping[str, Any]) -> None:
             raise InputError(f"{group}.{key}: no such option; only {' and '.join(_HYDRAS)} begin with _")
         if key == "_target_" and not isinstance(value, str):
             raise InputError(f"{group}._target_ is {value!r}; expected the name of a class or function")
+        if isinstance(value, Mapping) and str(value.get("_target_")).startswith("hydra.utils.get_"):
+            path = value.get("path")
+            if not isinstance(path, str) or not path:
+                raise InputError(f"{group}.{key}.path is {path!r}; expected the name of a function")
     flag(f"{group}._partial_", options.get("_partial_", False))
 
 

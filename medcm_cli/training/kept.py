@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medcm_cli.files import remove, replaced
+from medcm_cli.files import from_json, remove, replaced
 
 _FIRST = 0.5  # s of training before anything is kept
 _SHARE = 0.02  # of the time, at most, is spent on keeping
@@ -75,7 +75,7 @@ def _content(path: Path, batch: Any = None) -> tuple[dict[str, Any], dict[str, n
     """What a file is about and, where it is of ``batch``, its arrays; None where it cannot be read."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            read = json.loads(file["about"].tobytes().decode())
+            read = from_json(file["about"].tobytes(), path)
             about = {key: read[key] for key in ("batch", "numbers")}
             return about, {name: file[name] for name in file.files} if about["batch"] == batch else {}
     except _DAMAGED:

@@ -1,6 +1,5 @@
 """Predictions of patients that a study has not seen: as numbers, and as a person asks for them."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from medcm_cli import load_study, predict
+from medcm_cli.commands.parser import Parser
 from medcm_cli.commands.predict import add_options
 from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
@@ -369,10 +369,10 @@ def test_ranges_without_the_training_data(outputs: Path, data: Path, study: Stud
 
 
 def command(study: Path, *arguments: str) -> list[Section]:
-    parser = argparse.ArgumentParser()
+    parser = Parser("predict", "")
     add_options(parser)
     shown: list[Section] = []
-    run(parser.parse_args(["--run", str(study), "--objective", "fo", *arguments]), shown.append)
+    run(parser.read(["--run", str(study), "--objective", "fo", *arguments]), shown.append)
     return shown
 
 
@@ -433,13 +433,16 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     ("arguments", "words"),
     [
         ((), "--patient is missing"),
-        (("--patient", "x.csv", "--times", "9:3:1"), "no such file|expected 0 <= FROM < TO"),
+        (
+            ("--patient", "x.csv", "--times", "9:3:1"),
+            "--times is '9:3:1'; expected FROM:TO:STEP, 0 <= FROM < TO",
+        ),
         (("--patient", "x.csv"), "no such file"),
-        (("--check", "--uses", "one"), "expected whole numbers"),
+        (("--check", "--uses", "one"), "--uses is 'one'; expected a whole number from 0"),
         (("--check", "--uses", "-1"), "--uses is -1; expected a whole number from 0"),
         (("--check", "--times", "1,2"), "--times is not for --check"),
         (("--check", "--threshold", "1"), "--threshold is not for --check"),
-        (("--patient", "x.csv", "--uses", "abc"), "--uses is for --check alone"),
+        (("--patient", "x.csv", "--uses", "0,1"), "--uses is for --check alone"),
         (("--patient", "x.csv", "--draws", "1000000000"), "draws is 1000000000; expected a whole number"),
     ],
 )
