@@ -101,6 +101,8 @@ def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use)
             return result
         try:
             returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
+        except HydraException:
+            raise  # some of which are an OSError
         except OSError as error:  # of Hydra's, since jobs raise none
             raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
     failed = [line for line in (job.return_value for job in returned) if line is not None]
