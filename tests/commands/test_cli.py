@@ -111,6 +111,7 @@ def test_only_results_are_left_behind(
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["default"]
 
 
+@pytest.mark.slow
 def test_options_without_a_folder_of_their_own_are_variants(place: Path, quick: Quick) -> None:
     """Sweeps of them do not collide; a long one is shortened; brackets are shown and are no markup."""
     branches = (
