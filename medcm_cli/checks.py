@@ -2,9 +2,14 @@
 the value back, or says in one line what was given and what was expected. None loads torch."""
 
 import math
+import reprlib
+import sys
 from collections.abc import Iterable
 
 from medcm_cli.errors import InputError
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 4, 120, 120, 120
 
 
 def number(
@@ -21,7 +26,8 @@ def number(
     :raises InputError: anything else, true and false among it.
     """
     plain = not isinstance(value, bool)
-    if plain and isinstance(value, int | float) and above < value < math.inf and least <= value <= most:
+    largest = min(most, sys.float_info.max)  # which a whole number can be beyond
+    if plain and isinstance(value, int | float) and above < value and least <= value <= largest:
         return value
     bound = f" above {above:g}" if above > -math.inf else f" from {least:g}" if least > -math.inf else ""
     bound += f" to {most:g}" if most < math.inf else ""
@@ -58,6 +64,13 @@ def flag(option: str, value: object) -> bool:
     raise _unexpected(option, value, "true or false")
 
 
+def name(option: str, value: object) -> str | int | float:
+    """A text that is something, or a number that may stand for one. :raises InputError: anything else."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+        return value
+    raise _unexpected(option, value, "a name")
+
+
 def one_of(option: str, value: object, choices: Iterable[str]) -> str:
     """One of several words. :raises InputError: anything else."""
     words = list(choices)
@@ -66,5 +79,10 @@ def one_of(option: str, value: object, choices: Iterable[str]) -> str:
     raise _unexpected(option, value, " or ".join(words) if len(words) < 3 else f"one of {', '.join(words)}")
 
 
+def shown(value: object) -> str:
+    """A value as an error quotes it: of something long or nested the beginning."""
+    return _SHOWN.repr(value)
+
+
 def _unexpected(option: str, value: object, expected: str) -> InputError:
-    return InputError(f"{option} is {value!r}; expected {expected}")
+    return InputError(f"{option} is {shown(value)}; expected {expected}")

@@ -12,8 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from medcm_cli.commands.nearest import suggestion
-from medcm_cli.errors import InputError, JobError
-from medcm_cli.files import one_line
+from medcm_cli.errors import InputError
 
 # What each command does. Its module is imported when it runs, for together they take seconds.
 COMMANDS = {
@@ -35,11 +34,11 @@ COMMANDS = {
 
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 internal error, 2 bad input or a file that cannot be read or
-    written, 3 jobs that failed, for lack of memory or since a training process was killed, 130 interrupted,
-    143 ended by SIGTERM."""
+    written, 3 too little memory, a training process that was killed, or jobs of a multirun that failed, 130
+    interrupted, 143 ended by SIGTERM."""
     arguments = sys.argv[1:]
     try:
-        _heed_signals(_terminated)
+        _heed_signals(_raising(_Terminated), _raising(KeyboardInterrupt))
         if arguments and arguments[0] in COMMANDS:
             _command(arguments[0])(arguments[1:])
         elif arguments and arguments[0] in ("-sc", "--shell-completion"):
@@ -53,22 +52,14 @@ def main() -> NoReturn:
         sys.exit(code)
     except BrokenPipeError:  # the reader of our output went away, as in `medcm summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
-        from medcm_cli.commands.terminal import refuse
-
-        refuse(error)
-    except JobError as error:
-        print(f"medcm: {error}", file=sys.stderr)
-        sys.exit(3)
-    except MemoryError:
-        print("medcm: there is not memory enough; batch.fits=N trains fewer fits at once", file=sys.stderr)
-        sys.exit(3)
     except Exception as error:
-        if os.environ.get("MEDCM_TRACEBACK"):
+        from medcm_cli.commands.terminal import ending
+
+        text, code = ending(error)
+        if code == 1 and os.environ.get("MEDCM_TRACEBACK"):
             raise
-        text = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
-        print(f"medcm: internal error, {text}; MEDCM_TRACEBACK=1 shows where", file=sys.stderr)
-        sys.exit(1)
+        print(f"medcm: {text}", file=sys.stderr)
+        sys.exit(code)
     _heed_signals(signal.SIG_IGN, signal.SIG_IGN)  # all is done, but for tidying up
     sys.exit(0)
 
@@ -77,19 +68,32 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise _Terminated
+def _raising(kind: type[KeyboardInterrupt]) -> "_Handler":
+    """A signal's handler. What it raises is lost where a finaliser or compiled code drops it, so that it is
+    raised again until the command has ended."""
+
+    def handler(*_: object) -> NoReturn:
+        if hasattr(signal, "setitimer"):  # not on every system
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        raise kind
+
+    return handler
 
 
-def _heed_signals(terminate: "_Handler", interrupt: "_Handler" = None) -> None:
-    """What SIGTERM does, and Ctrl-C where it is given; only the main thread can say."""
+_AGAIN = 5.0  # s: tidying up takes less
+
+
+def _heed_signals(terminate: "_Handler", interrupt: "_Handler") -> None:
+    """What SIGTERM and Ctrl-C do; only the main thread can say."""
     if threading.current_thread() is threading.main_thread():
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, terminate)
-        if interrupt is not None:
-            signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, interrupt)
 
 
-_Handler = Callable[..., object] | signal.Handlers | None
+_Handler = Callable[..., object] | signal.Handlers
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -5,6 +5,8 @@ Several processes, on several machines, may write the same target: each has a te
 """
 
 import errno
+import itertools
+import json
 import os
 import platform
 import re
@@ -12,14 +14,18 @@ import shutil
 import time
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from medcm_cli.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+DEEPEST = 50
+"""Lists and groups inside one another, of options and of files that are read."""
 _TEMPORARY = ".partial-"
 _NAMED = re.compile(rf"{re.escape(_TEMPORARY)}(?:([0-9a-f]{{8}})-)?(\d+)-")  # earlier versions named no place
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -116,6 +122,37 @@ def one_line(text: str) -> str:
     what it would otherwise obey."""
     odd = {c for c in text if unicodedata.category(c) in _CONTROL or c in _ORDER}
     return text.translate({ord(c): repr(c)[1:-1] for c in odd}) if odd else text
+
+
+def from_json(text: str | bytes, source: object) -> Any:
+    """What a text in JSON says, which somebody else may have written.
+
+    :param source: where it stands. :raises ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise _too_deep(source) from None
+    check_depth(content, source)
+    return content
+
+
+def check_depth(content: object, source: object) -> None:
+    """:raises InputError: lists and groups more than ``DEEPEST`` levels inside one another, or inside
+    themselves, from which whoever walks over them would not come back."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        # Each part once: YAML can name one many times, and so be small in a file and endless in a walk.
+        parts = {id(one): one for one in level if isinstance(one, Mapping | list)}
+        if not parts:
+            return
+        inside = (one.values() if isinstance(one, Mapping) else one for one in parts.values())
+        level = list(itertools.chain.from_iterable(inside))
+    raise _too_deep(source)
+
+
+def _too_deep(source: object) -> InputError:
+    return InputError(f"{source}: is nested too deeply; expected at most {DEEPEST} lists inside one another")
 
 
 def remove_partial(folder: Path) -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medcm_cli.files import one_line, remove, remove_partial, replaced, write_csv, write_text
+from medcm_cli.errors import InputError
+from medcm_cli.files import (
+    check_depth,
+    from_json,
+    one_line,
+    remove,
+    remove_partial,
+    replaced,
+    write_csv,
+    write_text,
+)
 from tests.helpers import ROOT, ran
 
 
@@ -283,6 +293,30 @@ def test_the_name_in_an_error_of_something_else_stays(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, replaced(tmp_path / "target"):
         (tmp_path / "absent").read_text()
     assert caught.value.filename == str(tmp_path / "absent")
+
+
+# -- JSON and YAML that others wrote ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [51, 1000, 100_000])
+@pytest.mark.parametrize("kind", ["[]", "{}"])
+def test_json_has_a_limit_to_what_is_inside_what(kind: str, levels: int) -> None:
+    begin, end = ("[", "]") if kind == "[]" else ('{"a": ', "}")
+    with pytest.raises(InputError, match=r"^run\.json: is nested too deeply; expected at most 50"):
+        from_json(begin * levels + "1" + end * levels, "run.json")
+    assert from_json(begin * 50 + "1" + end * 50, "run.json") is not None
+
+
+def test_what_is_there_twice_is_looked_at_once() -> None:
+    """Of a list that doubles with each level there are 2^40 paths."""
+    doubled: list[object] = [0]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    check_depth(doubled, "plan.yaml")
+    endless: list[object] = []
+    endless.append({"again": endless})
+    with pytest.raises(InputError, match=r"^plan\.yaml"):
+        check_depth(endless, "plan.yaml")
 
 
 # -- text that others wrote ------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.data.edit import on_grid
+from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
@@ -255,7 +255,9 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
     """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
     begin and end."""
     problem, values = restored.problem, restored.estimates
-    table, grid = on_grid(problem.events, CURVE_POINTS)
+    spans = problem.model.spans(values, problem.everyone)
+    turns = None if spans is None else dose_corners(problem.events, spans.numpy())
+    table, grid = on_grid(problem.events, CURVE_POINTS, turns)
     population = Population.from_events(table, problem.dtype).select([subjects])
     zeta = problem.model.typical(values, population)
     columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}

@@ -3,77 +3,180 @@
 import io
 import os
 import sys
+import traceback
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import chain
+from pathlib import Path
 from textwrap import shorten
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, SearchPathException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from medcm_cli.commands.mistyped import check_added, explained, help_text, not_taken
+from medcm_cli.commands.mistyped import check_added, check_package, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
-from medcm_cli.commands.terminal import OUT, refuse
+from medcm_cli.commands.terminal import OUT, ending
 from medcm_cli.errors import InputError, JobError
+from medcm_cli.files import DEEPEST, one_line
 from medcm_cli.study.options import conf_dir
 
+Use = Callable[[DictConfig], None]
+"""What is done with a composed configuration."""
 
-def run(command: str, config_name: str, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+RECORD = "multirun.yaml"
+"""What Hydra writes of a multirun, in the study's folder."""
+_SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
+
+
+def run(command: str, config_name: str, arguments: Sequence[str], check: Use, job: Use) -> None:
     """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
 
     :param command: the name of the subcommand.
-    :raises InputError: a flag, override, group or choice that does not exist.
+    :param check: finds what is wrong with a configuration in itself: with every one before a job runs.
+    :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
+    check_arguments(arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
-    faults: list[Exception] = []
-    failed: list[str] = []
-    here = os.getpid()
+    flags = checked_flags(command, config_name, arguments)
+    sys.argv = ["medcm", *arguments]
+    error = None
+    try:
+        check_added(command, config_name, flags.overrides)
+        # This also sets the version of Hydra's rules, which jobs go by.
+        show = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
+        if flags.help:
+            _help(config_name, flags.config_dir, show)
+        elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
+            show()
+        else:
+            error = _run(command, config_name, flags, check, job)
+    except InputError as found:
+        error = found
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
+        raise InputError(_why(found, command, config_name, arguments)) from found
+    if isinstance(error, InputError | OmegaConfBaseException):
+        raise InputError(not_taken(config_name, str(error))) from error
+    if error is not None:
+        raise error
 
-    def guarded(config: DictConfig) -> None:
+
+def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use) -> Exception | None:
+    """The error of the only job; of several, once all are done, that some of them failed; None where there is
+    nothing to say."""
+
+    def alone(config: DictConfig) -> Exception | None:
+        try:
+            check(config)
+            job(config)
+        except Exception as error:
+            return error  # from a raised one Hydra makes lines of its own
+        return None
+
+    def one_of_many(config: DictConfig) -> str | None:
         try:
             job(config)
-        except InputError as error:
-            refuse(InputError(not_taken(config_name, str(error))))  # here, before Hydra adds lines of its own
-        except (OSError, OmegaConfBaseException) as error:
-            refuse(error)
         except Exception as error:
-            faults.append(error)
-            # A launcher's process cannot add to the list. Hydra's own would print lines before the others.
-            if HydraConfig.get().mode is not RunMode.MULTIRUN or os.getpid() != here:
-                raise
-            name = _swept(HydraConfig.get().overrides.task, arguments)
-            failed.append(name)
-            print(f"medcm: {name}: {_reason(error)}", file=sys.stderr)
+            return _failed(config_name, error, _swept(flags.overrides))
+        return None
 
-    composed = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
+    name = flags.config_name or config_name
+    with _hydra(command, flags, check) as engine:
+        mode = RunMode.MULTIRUN if flags.multirun else engine.get_mode(name, flags.overrides) or RunMode.RUN
+        overrides = [*flags.overrides, f"hydra.mode={mode.name}"]
+        if mode is RunMode.RUN:
+            result: Exception | None = engine.run(name, alone, overrides).return_value
+            return result
+        try:
+            returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
+        except HydraException:
+            raise  # some of which are an OSError
+        except OSError as error:  # of Hydra's, since jobs raise none
+            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
+    failed = [line for line in (job.return_value for job in returned) if line is not None]
+    if not failed:
+        return None
+    print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
+    return JobError(f"{len(failed)} of {len(returned)} jobs of the multirun failed")
+
+
+def _failed(config_name: str, error: Exception, name: str) -> str:
+    """Say of a job why it failed, in one line. What the job returns, a launcher brings home from processes of
+    its own."""
+    if isinstance(error, InputError):
+        error = InputError(not_taken(config_name, str(error)))
+    text, code = ending(error)
+    line = f"{one_line(name)}: {text}"
+    print(f"medcm: {line}", file=sys.stderr, flush=True)
+    if code == 1 and os.environ.get("MEDCM_TRACEBACK"):
+        traceback.print_exception(error)
+    return line
+
+
+@contextmanager
+def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
+    """Hydra as its ``main`` makes it, which however drops what jobs return.
+
+    :raises SearchPathException: the folder that a flag names is not there.
+    """
+    path = create_config_search_path(flags.config_path or str(conf_dir()))
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir).absolute()
+        if not folder.is_dir():
+            raise SearchPathException(f"{folder}: no such folder")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    engine = Hydra(command, _Checking(path, check))
+    GlobalHydra.instance().initialize(engine)
     try:
-        flags = _checked(command, arguments)
-        check_added(command, config_name, flags.overrides)
-        sys.argv = ["medcm", *arguments]
-        (partial(_help, config_name, flags.config_dir, composed) if flags.help else composed)()
-    except InputError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
-        if faults:
-            raise
-        fault = str(error).partition("Config search path")[0]
-        raise InputError(explained(command, config_name, arguments, fault)) from error
-    if failed:
-        raise _listed(failed) from faults[0]
+        yield engine
+    finally:
+        GlobalHydra.instance().clear()
 
 
-def _listed(failed: Sequence[str]) -> JobError:
-    jobs = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
-    return JobError(f"{jobs} of the multirun failed: {'; '.join(failed)}")
+class _Checking(ConfigLoaderImpl):
+    """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it."""
+
+    def __init__(self, path: ConfigSearchPath, check: Use) -> None:
+        super().__init__(path)
+        self._check = check
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed = super().load_sweep_config(master_config, sweep_overrides)
+        self._check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        return composed
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """:raises InputError: an override without a name, or with more brackets inside one another than its
+    parser comes back from."""
+    for argument in arguments:
+        if argument.partition("=")[0] == "":
+            raise InputError(f"{argument!r}: expected OPTION=VALUE")
+        depth = 0
+        for character in argument:
+            depth += (character in "[{(") - (character in "]})")
+            if depth > DEEPEST:
+                name = argument.partition("=")[0][:100]
+                raise InputError(f"{name}: expected at most {DEEPEST} brackets inside one another")
+
+
+def _why(error: Exception, command: str, config_name: str, arguments: Sequence[str]) -> str:
+    """Why a command line was not composed."""
+    if isinstance(error, RecursionError):  # overrides have been checked, so that it is a file
+        return "the configuration is nested too deeply, or refers to itself"
+    return explained(command, config_name, arguments, str(error).partition("Config search path")[0])
 
 
 def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]) -> None:
@@ -84,25 +187,20 @@ def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]
     OUT.print(help_text(config_name, config_dir, configuration.getvalue()))
 
 
-def _swept(overrides: Sequence[str], arguments: Sequence[str]) -> str:
-    """What tells a job from the others of its multirun."""
-    names = []
-    for argument in arguments:
+def _swept(given: Sequence[str]) -> str:
+    """What tells the job that runs from the others of its multirun. :param given: overrides of all."""
+    config, names = HydraConfig.get(), []
+    of_file = config.sweeper.get("params") or {}
+    for argument in [*(f"{name}={value}" for name, value in of_file.items()), *given]:
         with suppress(HydraException):
             override = OverridesParser.create().parse_override(argument)
             if override.is_sweep_override():
                 names.append(override.key_or_group)
-    own = [text for text in overrides if text.partition("=")[0] in names]
+    own = [text for text in config.overrides.task if text.partition("=")[0] in names]
     return shorten(" ".join(own) or "the job", 80)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, JobError):
-        return str(error)
-    return " ".join(f"internal error, {type(error).__name__}: {error}".split())
-
-
-def _checked(command: str, arguments: Sequence[str]) -> Namespace:
+def checked_flags(command: str, config_name: str, arguments: Sequence[str]) -> Namespace:
     """Flags and overrides among the arguments, by Hydra's parser, but for its usage text before an error.
 
     :raises InputError: a flag that it has not, or flags that do not go together.
@@ -115,4 +213,14 @@ def _checked(command: str, arguments: Sequence[str]) -> Namespace:
     parser.prog = f"medcm {command}"
     setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
     check_flags(parser, arguments, "; options are given without dashes, as in seed=1")
-    return parser.parse_args(list(arguments))
+    flags = parser.parse_args(list(arguments))
+    if flags.experimental_rerun is not None:
+        raise InputError("--experimental-rerun: is not for medcm; a file for it can run any code")
+    path = flags.config_path
+    if path is not None and not (Path(path).is_absolute() and Path(path).is_dir()):
+        raise InputError(
+            f"--config-path {path}: expected the absolute path of a folder that takes the place of medcm's; "
+            "--config-dir adds one"
+        )
+    check_package(config_name, flags.package if flags.cfg == "job" else None)
+    return flags

@@ -1,11 +1,9 @@
 """``medcm data check``: an event table read, checked and described without fitting it."""
 
-from pathlib import Path
 from typing import Any
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, pair, path, text
 from medcm_cli.commands.terminal import ERR, OUT, show
-from medcm_cli.errors import InputError
 
 _REPEATED: dict[str, Any] = {"action": "append", "default": []}
 
@@ -13,9 +11,8 @@ _REPEATED: dict[str, Any] = {"action": "append", "default": []}
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or a file that do not fit."""
     options = _parser().read(arguments)
-    pairs = dict(_pair("--column", text) for text in options.column)
-    columns = {role: None if name == "null" else name for role, name in pairs.items()}
-    keep = {name: values.split(",") for name, values in (_pair("--keep", text) for text in options.keep)}
+    columns = {role: None if name == "null" else name for role, name in options.column}
+    keep = {name: values.split(",") for name, values in options.keep}
 
     from medcm_cli.data import Format, describe, plain_covariates, read_events
     from medcm_cli.report.tables import characteristics
@@ -33,9 +30,10 @@ def command(arguments: list[str]) -> None:
 def _parser() -> Parser:
     parser = Parser("data", "Check an event table without fitting it, and print what it holds.")
     parser.add_argument("action", choices=["check"])
-    parser.add_argument("file", type=Path, help="event table, .csv or .parquet")
+    parser.add_argument("file", type=path, help="event table, .csv or .parquet")
     parser.add_argument(
         "--column",
+        type=pair,
         metavar="ROLE=NAME",
         help="the name of a column, where it is not that of its role, or null of a role that no column is to "
         "have; may be given several times. Roles: id, "
@@ -44,25 +42,19 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--keep",
+        type=pair,
         metavar="NAME=VALUES",
         help="use only rows with one of these values, as in DVID=1,2; may be given several times",
         **_REPEATED,
     )
     parser.add_argument(
         "--covariate",
+        type=text,
         metavar="NAME",
         help="a column to describe; may be given several times (all columns of numbers if not given)",
         **_REPEATED,
     )
-    parser.add_argument("--level-unit", default="IU/mL", help="unit of DV")
-    parser.add_argument("--amount-unit", default="IU", help="unit of AMT")
+    parser.add_argument("--level-unit", type=text, default="IU/mL", help="unit of DV")
+    parser.add_argument("--amount-unit", type=text, default="IU", help="unit of AMT")
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
     return parser
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    """:raises InputError: not of the form NAME=VALUE."""
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise InputError(f"{option} {text}: expected NAME=VALUE")
-    return name, value

@@ -1,10 +1,9 @@
 """``medcm distance``: posteriors of fits compared with draws of NUTS."""
 
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medcm_cli.commands.parser import Parser, add_trust
+from medcm_cli.commands.parser import Parser, add_trust, path
 from medcm_cli.commands.terminal import OUT, show
 
 if TYPE_CHECKING:
@@ -22,11 +21,11 @@ _HEADERS = {
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or folders that do not fit."""
     parser = Parser("distance", "Wasserstein distances from the posteriors of fits to draws of NUTS.")
-    parser.add_argument("posterior", type=Path, help="a folder of draws that `medcm posterior` wrote")
-    parser.add_argument("folders", type=Path, nargs="+", help="fits of the same subjects, or folders of them")
+    parser.add_argument("posterior", type=path, help="a folder of draws that `medcm posterior` wrote")
+    parser.add_argument("folders", type=path, nargs="+", help="fits of the same subjects, or folders of them")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="CSV",
         help="table to write, with a row for each fit (POSTERIOR/distances.csv if not given)",
     )
@@ -38,13 +37,13 @@ def command(arguments: list[str]) -> None:
 
     found = distances(options.posterior, options.folders, options.trust)
     show(section(found))
-    path = options.out or options.posterior / "distances.csv"
-    write_csv(path, found)
+    table = options.out or options.posterior / "distances.csv"
+    write_csv(table, found)
     if "floor" in found:
         OUT.print(
             f"sliced distance between two sets of NUTS draws, times 1000: {1000 * found['floor'].mean():.3g}"
         )
-    OUT.print(f"mean (sd) over fits of the mean over subjects; a row for each fit -> {path}")
+    OUT.print(f"mean (sd) over fits of the mean over subjects; a row for each fit -> {table}")
 
 
 def section(found: "pd.DataFrame") -> "Section":

@@ -1,9 +1,8 @@
 """``medcm dose``: the doses that meet a target."""
 
 import argparse
-from pathlib import Path
 
-from medcm_cli.commands.parser import Parser, add_study
+from medcm_cli.commands.parser import Parser, add_study, fraction, number, path, several, text, whole
 from medcm_cli.commands.terminal import show
 
 
@@ -26,10 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_study(parser, "doses")
     parser.add_argument(
-        "--patient", type=Path, required=True, help="event table of patients, laid out as the study's data"
+        "--patient", type=path, required=True, help="event table of patients, laid out as the study's data"
     )
     parser.add_argument(
         "--target",
+        type=text,
         action="append",
         required=True,
         help="what the dose has to reach; may be given several times: 'trough>=0.01 IU/mL', "
@@ -37,11 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "'time_above(5 IU/dL)>=80 %%'",
     )
     parser.add_argument(
-        "--probability", type=float, default=0.8, help="the least probability of meeting all targets"
+        "--probability", type=fraction, default=0.8, help="the least probability of meeting all targets"
     )
-    parser.add_argument("--every", default="24,36,48,72", help="dosing intervals to try, h")
-    parser.add_argument("--vial", type=float, default=250.0, help="amount in one vial")
-    parser.add_argument("--most", type=int, default=40, help="the most vials in a dose")
+    parser.add_argument(
+        "--every",
+        type=several(number(least=1, most=10_000, unit="h")),
+        default="24,36,48,72",
+        help="dosing intervals to try, h",
+    )
+    parser.add_argument("--vial", type=number(above=0, most=1e9), default=250.0, help="amount in one vial")
+    parser.add_argument("--most", type=whole(1, 10_000), default=40, help="the most vials in a dose")
     parser.add_argument(
         "--after",
         choices=("steady", "given"),
@@ -51,6 +56,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--horizon",
-        type=float,
+        type=number(above=0, most=100_000, unit="h"),
         help="with --after given: repeat the dose for so many hours; targets are of the last interval",
     )

@@ -9,7 +9,6 @@ import pandas as pd
 
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT, shortened
-from medcm_cli.errors import InputError
 from medcm_cli.patients.dosing import dose, until_of
 from medcm_cli.patients.results import Dosing
 from medcm_cli.patients.study import draws_of, load_study
@@ -25,10 +24,6 @@ Show = Callable[[Section], None]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
-    try:
-        every = [float(part) for part in options.every.split(",")]
-    except ValueError as error:
-        raise InputError(f"--every {options.every}: expected hours, as in 24,48") from error
     study = load_study(options.run, options.objective, options.trust)
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient, until_of(options.after))
@@ -38,7 +33,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
             events,
             options.target,
             options.probability,
-            every,
+            options.every,
             options.vial,
             options.most,
             options.after,
@@ -51,7 +46,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "patients": str(options.patient),
         "method": options.method,
         "draws": draws_of(options.draws, len(events.ids)),
-        "every": every,
+        "every": options.every,
         "after": options.after,
         "dose_unit": found.dose_unit,
         "regimen": found.regimen,

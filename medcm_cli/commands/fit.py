@@ -4,7 +4,7 @@ it is."""
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from medcm_cli.commands.compose import run
+from medcm_cli.commands.compose import check_arguments, run
 from medcm_cli.commands.terminal import OUT, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
@@ -33,15 +33,19 @@ def command(arguments: list[str]) -> None:
 
     :raises InputError: a flag, override, group or choice that does not exist.
     """
-    with ExitStack() as ending:
+    try:
+        run("fit", "config", coalesce(arguments), _check, _job)
+    finally:
+        if _workers.cache_info().currsize:
+            _workers().end()
 
-        @cache
-        def workers() -> "Workers":  # with the first job that has something to train
-            from medcm_cli.study.workers import Workers
 
-            return ending.enter_context(Workers())
+@cache
+def _workers() -> "Workers":
+    """This process's, which may be a launcher's: with the first job that has something to train."""
+    from medcm_cli.study.workers import Workers
 
-        run("fit", "config", coalesce(arguments), lambda composed: _job(composed, workers))
+    return Workers()
 
 
 def coalesce(arguments: Sequence[str]) -> list[str]:
@@ -51,13 +55,12 @@ def coalesce(arguments: Sequence[str]) -> list[str]:
     With ``batch.fits=N`` in a multirun they become a sweep over lists of at most N fits, for launchers that
     spread jobs.
     """
+    check_arguments(arguments)
     rest: list[str] = []
     axes: dict[str, list[int]] = {}
     most: int | None = None
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not name:
-            raise InputError(f"{argument}: expected OPTION=VALUE")
         if name == "batch.fits" and value.isdigit() and int(value) > 0:
             most = int(value)
         if equals and name in AXES and value not in ("", "null"):
@@ -97,11 +100,15 @@ def _list(values: Sequence[int]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
+def _check(composed: DictConfig) -> None:
+    """What can be said of a job before torch takes seconds."""
+    complete(as_config(composed))
+
+
+def _job(composed: DictConfig) -> None:
     """One combination of options: train what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
     config = as_config(composed)
-    complete(config)  # says what is wrong with it before torch takes seconds
 
     from medcm_cli.study.job import Job
 
@@ -123,7 +130,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
         return
     complain("damaged, and done again:", plan.damaged)
     records = [plan.records[fit] for fit in plan.todo]
-    finished, seconds = _train(job, records, label, workers())
+    finished, seconds = _train(job, records, label)
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
         f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
@@ -134,9 +141,7 @@ def _job(composed: DictConfig, workers: Callable[[], "Workers"]) -> None:
         OUT.print(f"  {line}")
 
 
-def _train(
-    job: "Job", records: Sequence["Record"], label: str, workers: "Workers"
-) -> tuple[list["Record"], float]:
+def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
     """The finished records, and the seconds that they took."""
     from medcm_cli.study.interrupted import interrupted
     from medcm_cli.study.workers import batches, process_count
@@ -146,7 +151,7 @@ def _train(
     parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
     parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
     with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
-        finished = workers.run(job, parts, min(processes, len(parts)), update)
+        finished = _workers().run(job, parts, min(processes, len(parts)), update)
     return finished, elapsed()
 
 

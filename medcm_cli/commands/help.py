@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from medcm_cli.commands.nearest import suggestion
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, text
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.errors import InputError
 
@@ -15,7 +15,7 @@ _WIDEST = 100  # characters of a line of text, which longer ones are hard to rea
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: no such topic, or no manual."""
     parser = Parser("help", "Read the manual: a list of its topics, or one of them.")
-    parser.add_argument("topic", nargs="?", help="the page to show")
+    parser.add_argument("topic", type=text, nargs="?", help="the page to show")
     topic = parser.read(arguments).topic
     pages = topics()
     if not pages:

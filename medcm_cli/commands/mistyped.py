@@ -35,6 +35,13 @@ def check_added(command: str, config_name: str, overrides: Sequence[str]) -> Non
                 raise InputError(options.unknown(command, override))
 
 
+def check_package(config_name: str, package: str | None) -> None:
+    """:raises InputError: a part of the configuration to be printed that there is not."""
+    known = _Options(config_name, [conf_dir()]).of if package else {}
+    if package and package not in known:
+        raise InputError(f"--package {package}: no such option{suggestion(package, known)}")
+
+
 def help_text(config_name: str, config_dir: str | None, configuration: str) -> str:
     """What ``--help`` says: ``hydra.help.template`` with the choices of each group and the ``configuration``
     in it."""
@@ -163,7 +170,10 @@ def _text(override: Override) -> str:
 def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], set[str]]:
     """The options of a configuration file below ``folder`` and of the files that it is composed of, and the
     groups that it has a choice of."""
-    loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):  # Hydra says so where it is chosen
+        return {}, set()
     if not isinstance(loaded, dict):
         return {}, set()
     options: dict[str, Any] = {}

@@ -1,8 +1,6 @@
 """``medcm plot``: figures of what is in run folders."""
 
-from pathlib import Path
-
-from medcm_cli.commands.parser import Parser, add_trust
+from medcm_cli.commands.parser import Parser, add_trust, path, several, whole, word
 from medcm_cli.commands.terminal import ERR, OUT, saying, shortened
 from medcm_cli.errors import InputError
 
@@ -11,28 +9,30 @@ def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     parser = Parser("plot", "Draw what is in run folders; each figure comes with the numbers that it shows.")
     parser.add_folders()
-    parser.add_argument("--out", type=Path, help="where to write the figures (FOLDER/figures if not given)")
-    parser.add_argument("--format", default="png,svg,pdf", help="one or several of these")
-    parser.add_argument("--epochs", default="", help="show covariate effects at these epochs too: 25,100")
+    parser.add_argument("--out", type=path, help="where to write the figures (FOLDER/figures if not given)")
+    parser.add_argument(
+        "--format",
+        type=several(word("png", "svg", "pdf")),
+        default="png,svg,pdf",
+        help="one or several of these",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=several(whole(0)),
+        default=[],
+        help="show covariate effects at these epochs too: 25,100",
+    )
     parser.add_argument(
         "--fold",
-        type=int,
+        type=whole(1),
         help="show the goodness of fit of this fold (of the fit with the median objective if not given)",
     )
-    parser.add_argument("--replicate", type=int, help="show the goodness of fit of this replicate")
+    parser.add_argument("--replicate", type=whole(1), help="show the goodness of fit of this replicate")
     add_trust(parser)
     options = parser.read(arguments)
-    try:
-        epochs = [int(epoch) for epoch in options.epochs.split(",") if epoch]
-    except ValueError as error:
-        raise InputError(f"--epochs {options.epochs}: expected whole numbers, as in 25,100") from error
 
-    from medcm_cli.report.figures import catalogue, style
+    from medcm_cli.report.figures import catalogue
 
-    formats = options.format.split(",")
-    for kind in formats:
-        if kind not in style.FORMATS:
-            raise InputError(f"--format {kind}: expected some of {','.join(style.FORMATS)}")
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
         found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
@@ -40,9 +40,9 @@ def command(arguments: list[str]) -> None:
             more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(f"{found.missing[0]}{more}")
         for folder, drawn in catalogue.write_all(
-            found, out, formats, epochs, options.fold, options.replicate, options.trust
+            found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
     for line in shortened(found.missing):
         ERR.print(line)
-    OUT.print(f"{', '.join(formats)} and numbers -> {out}")
+    OUT.print(f"{', '.join(options.format)} and numbers -> {out}")

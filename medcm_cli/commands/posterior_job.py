@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from medcm_cli import runs
 from medcm_cli.commands.posterior_source import IDENTITY, Source, of_configuration, of_run, target_of
-from medcm_cli.commands.terminal import ERR, OUT, job_bar
+from medcm_cli.commands.terminal import ERR, OUT, job_bar, said
 from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
@@ -32,6 +32,8 @@ def run(
     """
     torch.set_num_threads(1)  # more lose time on tensors of this size
     source = of_run(own, given) if own["run"] is not None else of_configuration(composed)
+    for line in source.problem.events.notes:
+        said(line)
     fold = source.problem.folds[source.fold]
     rows = {"train": fold.train, "test": fold.test, "all": np.arange(len(source.problem.events.ids))}
     chosen = rows[own["subjects"]]

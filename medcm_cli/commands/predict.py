@@ -1,9 +1,8 @@
 """``medcm predict``: individual predictions of patients, and their retrospective check."""
 
 import argparse
-from pathlib import Path
 
-from medcm_cli.commands.parser import Parser, add_study
+from medcm_cli.commands.parser import Parser, add_study, number, path, several, times, whole
 from medcm_cli.commands.terminal import show
 
 
@@ -25,17 +24,19 @@ def command(arguments: list[str]) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_study(parser, "predictions")
-    parser.add_argument("--patient", type=Path, help="event table of patients, laid out as the study's data")
+    parser.add_argument("--patient", type=path, help="event table of patients, laid out as the study's data")
     parser.add_argument(
-        "--regimen", type=Path, nargs="+", default=[], help="doses to try: YAML, or an event table of doses"
+        "--regimen", type=path, nargs="+", default=[], help="doses to try: YAML, or an event table of doses"
     )
     parser.add_argument(
         "--times",
+        type=times,
         help="times of the predictions, h: FROM:TO:STEP as in 0:72:1, or a list as in 24,48 (to a day after "
         "the last event if not given)",
     )
     parser.add_argument(
         "--threshold",
+        type=several(number(above=0, most=1e9)),
         help="concentrations to stay above, in the unit that is shown (1,5,50 if not given)",
     )
     parser.add_argument(
@@ -45,5 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the study's own data",
     )
     parser.add_argument(
-        "--uses", help="with --check: how many first observations are used (0,1,2,3 if not given)"
+        "--uses",
+        type=several(whole(0)),
+        help="with --check: how many first observations are used (0,1,2,3 if not given)",
     )

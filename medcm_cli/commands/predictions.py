@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.checks import whole
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.patients.prediction import MOST_TIMES, predict
+from medcm_cli.patients.prediction import predict
 from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, draws_of, load_study
@@ -27,7 +26,8 @@ _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
-_THRESHOLDS = "1,5,50"
+_THRESHOLDS = (1.0, 5.0, 50.0)
+_USES = (0, 1, 2, 3)
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
 Row = Mapping[Hashable, Any]
@@ -36,27 +36,24 @@ Row = Mapping[Hashable, Any]
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     for flag in ("regimen", "times", "threshold") if options.check else ("uses",):
-        if getattr(options, flag):
+        if getattr(options, flag) not in (None, []):
             which = "not for --check, which predicts the levels that were measured"
             raise InputError(f"--{flag} is {which if options.check else 'for --check alone'}")
-    uses = _uses(options.uses)
-    times = None if options.times is None else _hours(options.times)
-    thresholds = _numbers("--threshold", options.threshold or _THRESHOLDS)
-    draws_of(options.draws, 1)
+    thresholds = options.threshold or _THRESHOLDS
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     study = load_study(options.run, options.objective, options.trust)
     if options.check:
-        _check(study, options, uses, show)
+        _check(study, options, show)
         return
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient, np.inf if times is None else float(np.max(times, initial=0.0)))
+    events = study.read(options.patient, np.inf if options.times is None else max(options.times))
     with progress(len(events.ids)) as told:
         found = predict(
             study,
             events,
             options.regimen,
-            times,
+            options.times,
             thresholds,
             options.method,
             options.draws,
@@ -68,7 +65,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "method": options.method,
         "draws": draws_of(options.draws, len(events.ids)),
         "regimens": list(map(str, options.regimen)),
-        "thresholds": options.threshold or _THRESHOLDS,
+        "thresholds": ",".join(f"{level:.16g}" for level in thresholds),
         "times": found.times.tolist(),
     }
     drawn = len(events.ids) <= _FIGURES
@@ -89,27 +86,6 @@ def _draw(found: Prediction, folder: Path) -> None:
         number = taken[drawn.stem]
         named = drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
         style.write(named, folder, ("png", "svg"))
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise InputError(f"{option} {text}: expected numbers, as in 1,5,50") from error
-
-
-def _hours(text: str) -> FloatArray | list[float]:
-    if ":" not in text:
-        return _numbers("--times", text)
-    try:
-        start, stop, step = (float(part) for part in text.split(":"))
-    except ValueError as error:
-        raise InputError(f"--times {text}: expected FROM:TO:STEP, as in 0:72:1") from error
-    if not 0 <= start < stop or not 0 < step <= stop - start:
-        raise InputError(f"--times {text}: expected 0 <= FROM < TO and a STEP that fits between")
-    if (stop - start) / step > MOST_TIMES:
-        raise InputError(f"--times {text}: are more than {MOST_TIMES}; expected a larger STEP")
-    return np.arange(start, stop + 1e-9 * step, step)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -196,22 +172,12 @@ def _chosen(times: FloatArray) -> FloatArray:
 # -- retrospective check ---------------------------------------------------------------------------
 
 
-def _uses(text: str | None) -> list[int]:
-    try:
-        uses = [int(part) for part in ("0,1,2,3" if text is None else text).split(",")]
-    except ValueError as error:
-        raise InputError(f"--uses {text}: expected whole numbers, as in 0,1,2") from error
-    for use in uses:
-        whole("--uses", use, 0)
-    return uses
-
-
-def _check(study: Study, options: argparse.Namespace, uses: Sequence[int], show: Show) -> None:
+def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
     name = "check" if options.patient is None else f"check_{options.patient.stem}"
     folder = folder_for(study, options.out, _KIND, name)
     draws = {} if options.draws is None else {"draws": options.draws}
     with progress(None) as told:
-        found = check(study, options.patient, uses, options.method, progress=told, **draws)
+        found = check(study, options.patient, options.uses or _USES, options.method, progress=told, **draws)
     tables = {"check": found.summary, "check_levels": found.levels}
     about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
     write(folder, _KIND, study, tables, about | {"method": options.method})

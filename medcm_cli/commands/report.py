@@ -1,8 +1,6 @@
 """``medcm report``: what is in run folders as one page."""
 
-from pathlib import Path
-
-from medcm_cli.commands.parser import Parser, add_trust
+from medcm_cli.commands.parser import Parser, add_trust, path, text
 from medcm_cli.commands.terminal import OUT, saying
 
 
@@ -12,12 +10,15 @@ def command(arguments: list[str]) -> None:
         "report", "Put what is in run folders on one page: tables, figures, failures and commands."
     )
     parser.add_folders()
-    parser.add_argument("--out", type=Path, help="the page to write (FOLDER/report.html if not given)")
+    parser.add_argument("--out", type=path, help="the page to write (FOLDER/report.html if not given)")
     parser.add_argument(
-        "--question", metavar="TEXT", help="the question that the study answers, shown below the title"
+        "--question",
+        type=text,
+        metavar="TEXT",
+        help="the question that the study answers, shown below the title",
     )
     parser.add_argument(
-        "--expected", type=Path, metavar="CSV", help="expected values, shown beside those that were found"
+        "--expected", type=path, metavar="CSV", help="expected values, shown beside those that were found"
     )
     add_trust(parser)
     options = parser.read(arguments)

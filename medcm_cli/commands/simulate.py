@@ -3,29 +3,38 @@
 import argparse
 from pathlib import Path
 
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, path, whole, word
 from medcm_cli.commands.terminal import OUT, job_bar
 from medcm_cli.errors import InputError
+
+_MOST = 10_000_000  # patients, or training sets
 
 
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or folders that do not fit."""
     parser = Parser("simulate", "Write virtual haemophilia A patients: events, truth and training folds.")
-    parser.add_argument("--n", type=int, help="patients (500, or the size of the cohort, if not given)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    parser.add_argument("--folds", type=int, help="training sets to draw, 0 for none (20 if not given)")
     parser.add_argument(
-        "--fold-size", type=int, help="subjects in each set, drawn with replacement (60 if not given)"
+        "--n", type=whole(1, _MOST), help="patients (500, or the size of the cohort, if not given)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="the same seed gives the same bytes")
+    parser.add_argument(
+        "--folds", type=whole(0, _MOST), help="training sets to draw, 0 for none (20 if not given)"
+    )
+    parser.add_argument(
+        "--fold-size",
+        type=whole(1, _MOST),
+        help="subjects in each set, drawn with replacement (60 if not given)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help="folder to write (outputs/data/simulated, or outputs/data/synthetic_KIND for a cohort, if not "
         "given)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace patients that are already there")
     parser.add_argument(
         "--cohort",
+        type=word("prophylaxis", "perioperative"),
         metavar="KIND",
         help="prophylaxis or perioperative: a synthetic cohort instead of the patients of the simulation "
         "study",

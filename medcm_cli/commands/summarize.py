@@ -1,29 +1,24 @@
 """``medcm summarize``: finished fits compared in tables."""
 
-from pathlib import Path
-
-from medcm_cli.commands.parser import Parser
+from medcm_cli.commands.parser import Parser, path, whole
 from medcm_cli.commands.terminal import OUT, complain, counter, show
-from medcm_cli.errors import InputError
 
 
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     parser = Parser("summarize", "Compare finished fits in tables, on the terminal and as files.")
     parser.add_folders()
-    parser.add_argument("--out", type=Path, help="where to write the tables (FOLDER/summary if not given)")
+    parser.add_argument("--out", type=path, help="where to write the tables (FOLDER/summary if not given)")
     parser.add_argument(
         "--tail",
-        type=int,
+        type=whole(0),
         metavar="EPOCHS",
         help="an estimate is the mean over so many last epochs (the last quarter, at most 500, if not given)",
     )
     parser.add_argument(
-        "--expected", type=Path, metavar="CSV", help="expected values, shown beside those that were found"
+        "--expected", type=path, metavar="CSV", help="expected values, shown beside those that were found"
     )
     options = parser.read(arguments)
-    if options.tail is not None and options.tail < 0:
-        raise InputError(f"--tail is {options.tail}; expected 0 or more epochs")
 
     from medcm_cli.report import tables
     from medcm_cli.runs.summary import summarize

@@ -1,16 +1,17 @@
-"""Where a person reads: the two consoles, tables, long lists cut short, bars, and the one line for bad
-input."""
+"""Where a person reads: the two consoles, tables, long lists cut short, bars, and the one line about an
+error."""
 
-import sys
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from medcm_cli.errors import InputError, JobError
 from medcm_cli.files import one_line
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class _Plain(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every text that is printed goes through here, those of a table's cells too."""
         return super().render_str("\n".join(map(one_line, text.split("\n"))), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Who reads has gone, as in ``medcm fit -m ... | head``: what there is to do is done all the same."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
@@ -114,10 +120,17 @@ def job_bar() -> Progress:
     )
 
 
-def refuse(error: Exception) -> NoReturn:
-    """Say what is wrong, with the input or with a file, in one line on stderr and exit with code 2."""
-    text = str(error)
+def ending(error: Exception) -> tuple[str, int]:
+    """What is said of an error that ends a command or one of its jobs, in one line, and the exit code."""
+    text, code = str(error), 2
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"medcm: {one_line(' '.join(text.split()))}", file=sys.stderr)
-    sys.exit(2)
+        text = str(InputError(text))  # as short
+    elif isinstance(error, JobError):
+        code = 3
+    elif isinstance(error, MemoryError):
+        text, code = "there is not memory enough; batch.fits=N trains fewer fits at once", 3
+    elif not isinstance(error, InputError | OSError):
+        text = f"internal error, {type(error).__name__}: {text}; MEDCM_TRACEBACK=1 shows where"
+        code = 1
+    return one_line(" ".join(text.split())), code

@@ -1,6 +1,6 @@
 """``medcm uncertainty``: standard errors and confidence intervals of what fits estimate."""
 
-from medcm_cli.commands.parser import Parser, add_trust
+from medcm_cli.commands.parser import Parser, add_trust, fraction, word
 from medcm_cli.commands.terminal import OUT, complain, counter, show
 from medcm_cli.errors import InputError
 
@@ -14,9 +14,12 @@ def command(arguments: list[str]) -> None:
     )
     parser.add_folders()
     parser.add_argument(
-        "--method", default="hessian", help="hessian or sandwich; both are written, this one is shown"
+        "--method",
+        type=word("hessian", "sandwich"),
+        default="hessian",
+        help="hessian or sandwich; both are written, this one is shown",
     )
-    parser.add_argument("--level", type=float, default=0.95, help="confidence level of the intervals")
+    parser.add_argument("--level", type=fraction, default=0.95, help="confidence level of the intervals")
     add_trust(parser)
     options = parser.read(arguments)
 

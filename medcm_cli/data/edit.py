@@ -139,11 +139,31 @@ def copies(events: EventTable, number: int) -> EventTable:
     )
 
 
-def dose_corners(events: EventTable) -> FloatArray:
-    """Where each dose begins and when all of it has been given, h on the clock: (2, doses). Without lag times
-    and durations that are parameters of the model."""
+def dose_corners(events: EventTable, modelled: FloatArray | None = None) -> FloatArray:
+    """When each dose begins to arrive and when all of it is sure to be seen, h on the clock: (2, doses).
+
+    :param modelled: when each begins and ends by a model with lag times, bioavailability or durations, (2,
+        E, N); by default as the table has it.
+    """
+    if modelled is None:
+        spans = _spans(events)
+    else:
+        owner = events.subject[events.is_dose]
+        spans = modelled[:, _positions(owner, len(events.ids)), owner]
+    corners: FloatArray = spans + np.array([[0.0], [_AFTER]])
+    return corners
+
+
+def _spans(events: EventTable) -> FloatArray:
+    """When each dose begins and ends by the table, (2, doses); a duration that a model has is 0."""
     start, duration = events.clock[events.is_dose], events.duration[events.is_dose]
-    return np.stack([start, start + np.nan_to_num(duration) + _AFTER])
+    return np.stack([start, start + np.nan_to_num(duration)])
+
+
+def _positions(owner: IntArray, n: int) -> IntArray:
+    """The place of each row among those of its subject, of N, who own them in order."""
+    counts = np.bincount(owner, minlength=n)
+    return np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def observed_at(
@@ -183,8 +203,7 @@ def _around(
     where a subject has fewer."""
     n = len(events.ids)
     doses = _some(events, events.is_dose)
-    counts = np.bincount(doses["subject"], minlength=n)
-    position = np.arange(len(doses["subject"])) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = _positions(doses["subject"], n)
     start, end = corners
     before = _RISE if (start > doses["clock"]).any() else ()
     around = np.stack([start - _AFTER, start, end, *(end - h for h in before), *(end + h for h in after)])
@@ -193,7 +212,7 @@ def _around(
     first, last = np.maximum(segments.begin, times[0]), np.minimum(segments.end, times[-1])
     around = (around - segments.shift[owner]).clip(first[owner], last[owner])
     around = np.where((first < last)[owner], around, np.nan)
-    padded = np.full((len(around), int(counts.max(initial=0)), n), np.nan)
+    padded = np.full((len(around), int(position.max(initial=-1)) + 1, n), np.nan)
     padded[:, position, doses["subject"]] = around
     of_doses = np.zeros(padded.shape, dtype=np.int64)
     of_doses[:, position, doses["subject"]] = doses["segment"]
@@ -205,10 +224,13 @@ def _around(
     return added, of_added
 
 
-def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
+def on_grid(
+    events: EventTable, points: int, corners: FloatArray | None = None
+) -> tuple[EventTable, pd.DataFrame]:
     """The doses of a table with a grid in place of its observations: in each segment of a subject ``points``
     times from its first record to its last observation, and where doses begin and end.
 
+    :param corners: (2, doses), ``dose_corners`` of a model; by default the times of the table.
     :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
     """
     clock = events.clock
@@ -219,9 +241,9 @@ def on_grid(events: EventTable, points: int) -> tuple[EventTable, pd.DataFrame]:
     ends["start"] = pd.Series(clock).groupby(stretch).min()
     share = np.linspace(0, 1, points) ** 2  # denser in the beginning, where levels change most
     regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    begin = clock[events.is_dose]
+    begin, end = _spans(events) if corners is None else corners
     # Just before, at the start, and at the end: where a curve turns.
-    turns = np.concatenate([begin - 1e-3, begin, begin + events.duration[events.is_dose]])
+    turns = np.concatenate([begin - 1e-3, begin, end])
     every = pd.DataFrame(
         {
             "stretch": np.r_[np.repeat(ends.index.to_numpy(), points), np.tile(stretch[events.is_dose], 3)],

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.checks import number, one_of
+from medcm_cli.checks import number, one_of, shown
 from medcm_cli.data import columns, names
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
@@ -60,12 +60,18 @@ class Format:
         if unknown:
             raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
         for role, name in self.columns.items():
-            if name is not None and not isinstance(name, str):
+            if name is not None and (not isinstance(name, str) or not name):
                 raise InputError(
                     f"dataset.columns.{role} is {name!r}; expected the name of a column, or null"
                 )
+        for name, values in self.keep.items():
+            plain = isinstance(values, Sequence) and all(isinstance(v, str | int | float) for v in values)
+            if not plain or isinstance(values, str) or not values:
+                raise InputError(
+                    f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
+                )
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
-        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h")
+        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h", most=10_000)
         for name, rule in self.over_time.items():
             one_of(f"dataset.over_time.{name}", rule, OVER_TIME)
 

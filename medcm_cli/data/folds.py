@@ -33,11 +33,18 @@ def from_files(
     """
     if not isinstance(train, str):
         raise InputError(f"split.train is {train!r}; expected a file name such as train_set_{{fold}}.csv")
-    drawn = _read_numbers(folder / train.format(fold=fold), n_subjects)
+    if validation is not None and not isinstance(validation, str):
+        raise InputError(f"split.validation is {validation!r}; expected a file name, or null for none")
+    drawn = _read_numbers(folder / _named(train, fold), n_subjects)
     held_out = drawn
-    if validation is not None and (path := folder / validation.format(fold=fold)).exists():
+    if validation is not None and (path := folder / _named(validation, fold)).exists():
         held_out = np.r_[drawn, _read_numbers(path, n_subjects)]
     return Fold(drawn, np.setdiff1d(np.arange(n_subjects), held_out))
+
+
+def _named(form: str, fold: int) -> str:
+    """The file of a fold. Python's own formatting would do whatever else stands between braces."""
+    return form.replace("{fold}", str(fold))
 
 
 def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> Fold:

@@ -29,8 +29,9 @@ class Population:
     ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for
     padding; ``time`` (T, 1, N, B) h as in the file; ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an
     observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere below ``dv``, None
-    where there is none; ``covariates`` name -> (1, N, B), or (P, 1, N, B) of one that changes in time, with
-    an entry per regime of the schedule; ``ragged``: whether anything is padded at all.
+    where there is none; ``blank`` (N, B): whether a subject has no observation that its padding could
+    repeat, None where all have one; ``covariates`` name -> (1, N, B), or (P, 1, N, B) of one that changes in
+    time, with an entry per regime of the schedule; ``ragged``: whether anything is padded at all.
     """
 
     subject: Tensor
@@ -42,6 +43,7 @@ class Population:
     covariates: dict[str, Tensor]
     ragged: bool
     censored: Tensor | None = None
+    blank: Tensor | None = None
 
     @classmethod
     def from_events(cls, table: EventTable, dtype: torch.dtype) -> "Population":
@@ -68,6 +70,7 @@ class Population:
             covariates=covariates,
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
+            blank=None if bool(observed.any(0).all()) else ~observed.any(0)[0],
         )
         return whole._in(dtype)
 
@@ -123,6 +126,11 @@ class Population:
     def observation_count(self) -> Tensor:
         """Observations of each fit, (B,)."""
         return self.observed.sum((0, 1, 2))
+
+    def padded(self, prediction: Tensor) -> Tensor:
+        """Predictions (T, S, N, B), with 1 for what is ``blank``: before a first dose they are 0, where an
+        error that is proportional to them has no sd, and NaN times a mask is NaN."""
+        return prediction if self.blank is None else torch.where(self.blank, 1.0, prediction)
 
     def sum_observations(self, values: Tensor) -> Tensor:
         """Sum (T, S, N, B) over the observations that exist, to (S, N, B)."""

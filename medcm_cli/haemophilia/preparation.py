@@ -71,7 +71,7 @@ class Preparation:
         if unknown:
             raise InputError(f"{_WHERE}.{unknown[0]}: no such option; expected {', '.join(known)}")
         columns = _columns(options.get("columns"))
-        impute = _impute(options.get("impute") or [])
+        impute = _impute([] if options.get("impute") is None else options["impute"])
         surgery, baseline = flag(f"{_WHERE}.surgery", options.get("surgery", False)), options.get("baseline")
         if baseline is not None and (not isinstance(baseline, str) or not baseline):
             raise InputError(f"{_WHERE}.baseline is {baseline!r}; expected a column of the file, or null")

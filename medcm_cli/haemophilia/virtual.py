@@ -17,7 +17,7 @@ from medcm_cli.checks import whole
 from medcm_cli.data.folds import bootstrap
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
+from medcm_cli.files import from_json, replaced, write_text
 from medcm_cli.haemophilia.covariates import Covariates, draw_covariates, truncated_normal
 from medcm_cli.model import Network
 from medcm_cli.numerics.streams import Stream
@@ -182,7 +182,7 @@ def write_study(folder: Path, settings: Settings, progress: Callable[[int], None
 def settings_of(folder: Path) -> Settings | None:
     """The settings that a folder was simulated with, None where it holds no simulated data set."""
     try:
-        return Settings(**json.loads((folder / "truth.json").read_text())["settings"])
+        return Settings(**from_json((folder / "truth.json").read_text(), folder)["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

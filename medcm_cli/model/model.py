@@ -4,6 +4,7 @@ frozen."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from medcm_cli.model.residual_error import ErrorModel
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower
-from medcm_cli.pk import PkModel, sensitivities, solve
+from medcm_cli.pk import PkModel, sensitivities, solve, spans
 
 Values = Mapping[str, Tensor]
 """Unconstrained values of a batch of fits by name, fit dimension last."""
@@ -70,14 +71,31 @@ class Model:
     def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
         """Level (IU/mL) at each observation, (T, S, N, B); typical where ``eta`` is None."""
         z = zeta if eta is None else self.individual(zeta, eta)
-        return solve(self.pk, population.schedule, z)
+        return population.padded(solve(self.pk, population.schedule, z))
+
+    @torch.no_grad()
+    def spans(self, values: Values, population: Population) -> Tensor | None:
+        """When doses begin to arrive and have arrived at typical parameters, medians over fits, h on the
+        clock: (2, E, N); None where these are the times of the table.
+
+        :param population: with a fit dimension of 1, but for covariates.
+        """
+        names = {*self.pk.lag.values(), *self.pk.bioavailability.values(), *self.pk.durations.values()}
+        if not names:
+            return None
+        zeta = self.typical(values, population)
+        # Before there is a value for each dose: of many doses, patients and fits these would be too many.
+        middle = {name: np.median(zeta[name].numpy(), axis=-1, keepdims=True) for name in names}
+        z = {name: torch.from_numpy(value) for name, value in middle.items()}
+        return spans(self.pk, population.schedule, z)[:, :, 0, :, 0]
 
     def linearise(
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
         z = zeta if eta is None else self.individual(zeta, eta)
-        return sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+        prediction, columns = sensitivities(self.pk, population.schedule, z, self.random_effects.names)
+        return population.padded(prediction), columns
 
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]

@@ -8,7 +8,7 @@ without a branch is one free scalar per fit. Which covariate feeds which paramet
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from medcm_cli.model.branches import Branch
 from medcm_cli.numerics.streams import Stream, per_fit
 
 
+@runtime_checkable
 class Network(Protocol):
     """What gives the typical parameters of a model."""
 

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,12 +53,14 @@ class Normal(NamedTuple):
         return self._replace(deviation=deviation, misfit=misfit)
 
 
+@runtime_checkable
 class ErrorModel(Protocol):
     """How an observation spreads around its prediction. A frozen value that holds options, never a sigma.
 
     ``components`` name the sigmas, of which ``fixed`` are known, and not estimated. A class that has this
-    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has a prediction
-    like any other and dv 0: what is computed there has to be finite, and is not used.
+    protocol as its base need only give these, ``white``, ``deviance`` and ``draw``. Padding has the
+    prediction of the subject's last observation, or 1, and dv 0: what is computed there has to be finite, and
+    is not used.
     """
 
     components: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class PopulationPosterior(NamedTuple):
     name: str
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
     never state.

@@ -65,6 +65,19 @@ def pooled_quantiles(values: Tensor, keep: Tensor | None = None) -> Tensor:
     return torch.stack(quantiles)
 
 
+def pooled_sd(values: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Standard deviation over draws and fits, (X, S, N, B) -> (X, N).
+
+    :param keep: as of ``pooled_quantiles``; what does not count may be no number.
+    """
+    if keep is None:
+        keep = torch.ones(1, 1, dtype=torch.bool)
+    count = keep.expand(values.shape[2:]).sum(-1) * values.shape[1]
+    mean = torch.where(keep, values, 0).sum((1, 3)) / count
+    square = (values - mean[:, None, :, None]).square()
+    return (torch.where(keep, square, 0).sum((1, 3)) / count).sqrt()
+
+
 def middle(values: Tensor) -> FloatArray:
     """The median over fits: (..., B) -> (...)."""
     return np.asarray(values.quantile(0.5, dim=-1).numpy())

@@ -16,6 +16,7 @@ from medcm_cli.data.names import ROLES
 from medcm_cli.data.segments import last_of
 from medcm_cli.data.sheet import label, read_sheet
 from medcm_cli.errors import InputError
+from medcm_cli.files import check_depth
 
 DOSE = ("time", "amount", "rate", "duration", "ii", "addl", "cmt")
 _COLUMNS = {"amount": "amt"}
@@ -68,9 +69,14 @@ def _plan(given: Path | str | pd.DataFrame | Mapping[str, Any], columns: Mapping
 
 def _yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply; expected a list of doses") from error
+    # A value that looks like a number or a date and is none is Python's to refuse.
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    check_depth(content, path)
+    return content
 
 
 def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -95,9 +101,13 @@ def _from_mapping(content: object, name: str, source: str) -> Plan:
     if not isinstance(content, Mapping) or set(content) - {"name", "start", "doses"}:
         raise InputError(f"{source}: expected doses, a list, and name and start if wanted")
     doses, start = content.get("doses"), content.get("start", "fresh")
+    if isinstance(content.get("name"), Mapping | list | set):
+        raise InputError(f"{source}: name is {checks.shown(content['name'])}; expected a text")
     checks.one_of(f"{source}: start", start, _STARTS)
     if not isinstance(doses, Sequence) or isinstance(doses, str) or not doses:
-        raise InputError(f"{source}: doses is {doses!r}; expected a list such as [{{time: 0, amount: 1000}}]")
+        raise InputError(
+            f"{source}: doses is {checks.shown(doses)}; expected a list such as [{{time: 0, amount: 1000}}]"
+        )
     for number, dose in enumerate(doses, 1):
         _check_dose(dose, f"{source}, dose {number}")
     frame = pd.DataFrame([dict(dose) for dose in doses]).rename(columns=_COLUMNS)
@@ -110,7 +120,7 @@ def _from_mapping(content: object, name: str, source: str) -> Plan:
 def _check_dose(dose: object, where: str) -> None:
     """A dose of a YAML file. :param where: the words for it. :raises InputError: it makes no sense."""
     if not isinstance(dose, Mapping) or set(dose) - set(DOSE):
-        raise InputError(f"{where}: is {dose!r}; expected some of {', '.join(DOSE)}")
+        raise InputError(f"{where}: is {checks.shown(dose)}; expected some of {', '.join(DOSE)}")
     for key, value in dose.items():
         checks.number(f"{where}: {key}", value, least=0)
     both = {"amount", "rate", "duration"} <= set(dose)

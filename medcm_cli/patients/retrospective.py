@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import part
 from medcm_cli.errors import InputError
-from medcm_cli.patients.measures import BOUNDS, pooled_quantiles
+from medcm_cli.patients.measures import BOUNDS, pooled_quantiles, pooled_sd
 from medcm_cli.patients.results import DISCLAIMER
 from medcm_cli.patients.study import Patients, Study, draws_of
 from medcm_cli.posteriors.individual import posterior, residual_noise
@@ -117,10 +117,7 @@ def _predicted(
     noise = residual_noise(streams, draws, torch.float32)
     measured = model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
     bounds = pooled_quantiles(measured, keep)  # (5, T, N)
-    weight = torch.ones(1, 1) if keep is None else keep.float()
-    count = draws * weight.expand(len(events.ids), measured.shape[3]).sum(-1)
-    mean = (measured * weight).sum((1, 3)) / count
-    sd = (((measured - mean[:, None, :, None]).square() * weight).sum((1, 3)) / count).sqrt()
+    sd = pooled_sd(measured, keep)
     of_fits = study.levels(events, None)[:, 0]
     if keep is not None:
         of_fits = torch.where(keep, of_fits, torch.nan)

@@ -21,7 +21,10 @@ AFTER = ("steady", "given")
 WEEK = 168.0  # h
 SHOWN = 5  # candidates around the answer
 ELEMENTS = 4_000_000  # levels in memory at once
-_LARGEST = 1e9  # amount in a vial, in any unit
+LARGEST = 1e9  # amount in a vial, in any unit
+MOST_VIALS = 10_000  # of a dose
+EVERY = 1.0, 10_000.0  # h, the shortest and the longest interval
+HORIZON = 100_000.0  # h
 _BOUNDS = {"lower_90": 0, "median": 2, "upper_90": 4}  # of measures.PROBABILITIES
 
 
@@ -44,15 +47,17 @@ class Search:
         if not self.targets:
             raise InputError("target: expected at least one")
         fraction("probability", self.probability)
-        if not self.every or not all(1 <= hours <= 10_000 for hours in self.every):
-            raise InputError("every: expected hours between doses, from 1, as in 24,48")
-        number("vial", self.vial, above=0, most=_LARGEST)
-        whole("most", self.most, 1, 10_000, limit="vials")
+        if not self.every or not all(EVERY[0] <= hours <= EVERY[1] for hours in self.every):
+            raise InputError(
+                f"every: expected hours between doses, {EVERY[0]:g} to {EVERY[1]:g}, as in 24,48"
+            )
+        number("vial", self.vial, above=0, most=LARGEST)
+        whole("most", self.most, 1, MOST_VIALS, limit="vials")
         one_of("after", self.after, AFTER)
         if self.horizon is not None and self.after == "steady":
             raise InputError("horizon belongs to doses after those given; at steady state there is none")
-        if self.horizon is not None and not 0 < self.horizon <= 100_000:
-            raise InputError(f"horizon is {self.horizon:g}; expected hours above 0")
+        if self.horizon is not None and not 0 < self.horizon <= HORIZON:
+            raise InputError(f"horizon is {self.horizon:g}; expected hours above 0, to {HORIZON:g}")
 
     @property
     def has_lower(self) -> bool:

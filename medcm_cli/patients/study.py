@@ -116,24 +116,9 @@ class Study:
             raise InputError(f"{what}: {error}") from error
 
     def corners(self, events: EventTable) -> FloatArray:
-        """``data.edit.dose_corners`` (2, doses) with typical lag times and durations, medians over fits."""
-        pk, corners = self.fits.model.pk, dose_corners(events)
-        named = [*pk.lag.values(), *pk.durations.values()]
-        if not named:
-            return corners
-        population = self.population(events)
-        with torch.no_grad():
-            zeta = self.fits.model.typical(self.fits.estimates, population)
-        n = len(events.ids)
-        subject, into = events.subject[events.is_dose], events.compartment[events.is_dose]
-        into = np.where(into < 0, pk.dosed, into) + 1
-        unknown = np.isnan(events.duration[events.is_dose])
-        for parameters, rows, moved in ((pk.lag, True, slice(0, 2)), (pk.durations, unknown, slice(1, 2))):
-            for number, name in parameters.items():
-                value = zeta[name][-1] if zeta[name].ndim > 3 else zeta[name]
-                typical = value.expand(1, n, value.shape[-1])[0].quantile(0.5, dim=-1).numpy()
-                corners[moved] += np.where((into == number) & rows, typical[subject], 0.0)
-        return corners
+        """``data.edit.dose_corners`` (2, doses) at typical parameters, medians over fits."""
+        spans = self.fits.model.spans(self.fits.estimates, self.population(events))
+        return dose_corners(events, None if spans is None else spans.numpy())
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
         """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""

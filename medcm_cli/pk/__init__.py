@@ -6,6 +6,7 @@ derivatives; ``check_schedule(pk, schedule)`` says whether a model can take the 
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from medcm_cli.pk import dosing
@@ -27,6 +28,7 @@ __all__ = [
     "one_compartment",
     "sensitivities",
     "solve",
+    "spans",
     "three_compartment",
     "two_compartment",
     "two_compartment_rate",
@@ -52,6 +54,17 @@ def sensitivities(
     With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives").
     """
     return pk.sensitivities(schedule, z, wrt)
+
+
+def spans(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
+    """When each dose begins to arrive and all of it has, after its lag time and over the duration that
+    bioavailability may have stretched, h on the clock.
+
+    :param z: as of ``solve``. :returns: (2, E, S, N, B).
+    """
+    doses = dosing.doses(pk, schedule, z)
+    start = schedule.start if doses.lag is None else schedule.start + doses.lag
+    return torch.stack(torch.broadcast_tensors(start, start + doses.duration))
 
 
 def check_schedule(pk: PkModel, schedule: Schedule) -> None:

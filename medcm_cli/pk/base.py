@@ -1,7 +1,7 @@
 """The contract between a compartment model and everything that uses one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from medcm_cli.pk.schedule import Schedule
 _UNITS = {"CL": "L/h", "V1": "L", "Q": "L/h", "V2": "L", "Q3": "L/h", "V3": "L", "KA": "1/h"}
 
 
+@runtime_checkable
 class PkModel(Protocol):
     """A compartment model: a frozen value that holds options and no parameter. Of ``solve`` and
     ``sensitivities`` of ``medcm_cli.pk`` it has the way in which it is solved.

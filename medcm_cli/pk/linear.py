@@ -27,6 +27,8 @@ from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.moments import moment, moment_difference
 from medcm_cli.pk.schedule import Schedule
 
+_OF_AMOUNTS = ("CL", "Q", "Q3", "V2", "V3", "KA")  # what, with the central volume, moves amounts in time
+
 
 @dataclass(frozen=True)
 class Exponentials:
@@ -135,7 +137,7 @@ class LinearModel(PkModel):
 
 def _predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
-    if any(value.ndim > 3 for value in z.values()):
+    if _moves(pk, z):
         return stepwise.predict(pk, schedule, z)
     z = _ranked(z)
     if not _plain(pk, schedule):
@@ -149,6 +151,14 @@ def _predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     return (amplitude * torch.exp(rates * -schedule.since_end)).sum(
         (0, 1)
     )  # (J, E, T, S, N, B) -> (T, S, N, B)
+
+
+def _moves(pk: LinearModel, z: Values) -> bool:
+    """Whether the response to a dose changes in time. Lag times, bioavailability and durations have one value
+    for each dose, whatever they are before and after it; a volume, although an observation is divided by it,
+    has part in the rates of the hours before."""
+    of_doses = {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}
+    return any(z[name].ndim > 3 for name in z if name not in of_doses - {pk.volume, *_OF_AMOUNTS})
 
 
 def _plain(pk: LinearModel, schedule: Schedule) -> bool:

@@ -1,6 +1,6 @@
 """Run folders: written, read, walked and summed up. Loads no torch."""
 
-from medcm_cli.runs.checkpoints import tail_mean, tail_rows
+from medcm_cli.runs.checkpoints import tail_mean
 from medcm_cli.runs.folder import (
     ALIKE,
     FINISHED,
@@ -11,6 +11,7 @@ from medcm_cli.runs.folder import (
     Record,
     check_name,
     config_hash,
+    estimate_rows,
     find,
     fingerprint,
     finish,
@@ -39,6 +40,7 @@ __all__ = [
     "check_name",
     "columns",
     "config_hash",
+    "estimate_rows",
     "find",
     "fingerprint",
     "finish",
@@ -50,7 +52,6 @@ __all__ = [
     "start",
     "study_folder",
     "tail_mean",
-    "tail_rows",
     "unit_of",
     "with_units",
     "write_preparation",

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medcm_cli.runs.checkpoints import tail_mean, tail_rows
-from medcm_cli.runs.folder import read_table
+from medcm_cli.runs.checkpoints import tail_mean
+from medcm_cli.runs.folder import estimate_rows, read_table
 from medcm_cli.runs.sweeps import Method
 
 BAND = (0.025, 0.5, 0.975)
@@ -48,7 +48,7 @@ def effects(method: Method, epochs: Sequence[int] = ()) -> pd.DataFrame:
         if "relative" not in table.column_names:
             continue  # no covariate enters the model
         epoch, relative = np.asarray(table["epoch"]), np.asarray(table["relative"])
-        rows = tail_rows(epoch, fit.record.config.get("tail"))
+        rows = estimate_rows(fit.folder, fit.record, epoch)
         mean = tail_mean(relative, rows)
         curve = table.select(_CURVE).take(rows[0]).to_pandas()
         parts.append(curve.assign(relative=mean.astype(relative.dtype), epoch=np.nan))

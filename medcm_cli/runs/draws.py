@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
+from medcm_cli.files import from_json, replaced, write_text
 from medcm_cli.runs.folder import check_name, hashes_of, read_parquet
 from medcm_cli.runs.units import Units, columns, write_table
 
@@ -50,7 +50,7 @@ def folders(study: Path) -> list[Path]:
 def read(folder: Path) -> Draws:
     """What `medcm posterior` wrote. :raises InputError: not a folder of draws, or a damaged one."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = from_json((folder / RECORD).read_text(encoding="utf-8"), folder / RECORD)
         hashes = dict(record.get("hashes", {}))
         table = read_parquet(folder / "draws.parquet", hashes.get("draws")).to_pandas()
         joint = folder / "population.parquet"
@@ -88,7 +88,7 @@ def is_done(folder: Path, digest: str, described: Mapping[str, Any]) -> bool:
     :raises InputError: it holds another one.
     """
     try:
-        held = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        held = from_json((folder / RECORD).read_text(encoding="utf-8"), folder / RECORD)
         same, config = held["config_hash"] == digest, dict(held["config"])
         for name in held["tables"]:
             read_parquet(folder / f"{check_name('tables', name)}.parquet", held.get("hashes", {}).get(name))

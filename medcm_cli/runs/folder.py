@@ -25,12 +25,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
-from medcm_cli.files import one_line, remove_partial, replaced, write_text
+from medcm_cli.files import from_json, one_line, remove_partial, replaced, write_text
+from medcm_cli.runs.checkpoints import tail_rows
 from medcm_cli.runs.units import write_table
 
 RECORD = "run.json"
@@ -176,7 +179,7 @@ def read_record(folder: Path) -> Record | None:
     """
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"), "the file")
         record = Record(**{**content, "address": Address(**content["address"])})
         for part in (record, record.address):
             _check_types(part)
@@ -214,12 +217,13 @@ def _check_names(record: Record) -> None:
 
 def read_finished(folder: Path, digest: str) -> Record | None:
     """The record of a finished fit, None where there is none; one of the configuration ``digest`` is whole:
-    every table is what the fit wrote or, where its record does not say what that is, can be read.
+    every table is what the fit wrote or, where its record does not say what that is, can be read, and a
+    complete fit has estimates.
 
     Another process may replace the fit by the same one between the reading of its record and of its tables,
     which is then read again.
 
-    :raises InputError: a file is damaged.
+    :raises InputError: a file is damaged, or there are none.
     """
     while True:
         record = read_record(folder)
@@ -227,11 +231,29 @@ def read_finished(folder: Path, digest: str) -> Record | None:
             return None
         try:
             for name in record.tables if record.config_hash == digest else ():
-                read_table(folder, record, name)
+                table = read_table(folder, record, name)
+                if name == "history" and record.status == "complete":
+                    estimate_rows(folder, record, table["epoch"].to_numpy())
             return record
         except InputError:
             if read_record(folder) == record:
                 raise
+
+
+def estimate_rows(
+    folder: Path, record: Record, epoch: npt.NDArray[Any], tail: int | None = None
+) -> npt.NDArray[np.int64]:
+    """The rows of a fit's table that its estimates are the mean of, ``tail_rows`` of the last ``tail``
+    epochs, by default of as many as it was configured with.
+
+    :raises InputError: a fit of before that was trained, and kept only the checkpoint before training.
+    """
+    if record.status == "complete" and record.config.get("epochs", 1) > 1 and not np.any(epoch > 0):
+        raise InputError(
+            f"{folder}: has one checkpoint, of epoch 0, and so no estimates: earlier versions did not keep "
+            "the last epoch; the same `medcm fit` trains it again"
+        )
+    return tail_rows(epoch, record.config.get("tail") if tail is None else tail)
 
 
 def write_record(root: Path, record: Record) -> None:

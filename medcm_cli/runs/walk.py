@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.runs.checkpoints import tail_mean, tail_rows
-from medcm_cli.runs.folder import Record, find, read_record, read_table
+from medcm_cli.runs.checkpoints import tail_mean
+from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table
 from medcm_cli.runs.units import Units, unit_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -72,11 +72,10 @@ class Fit:
         was configured with (``medcm_cli.runs.checkpoints``), in the units of ``history``; and ``epoch``, the
         last one.
 
-        :raises InputError: absent or damaged. :raises ValueError: no checkpoint.
+        :raises InputError: absent, damaged or of before training. :raises ValueError: no checkpoint.
         """
         columns, factors = self._columns
-        own = self.record.config.get("tail") if tail is None else tail
-        rows = tail_rows(columns["epoch"], own)
+        rows = estimate_rows(self.folder, self.record, columns["epoch"], tail)
         means = {name: float(tail_mean(values, rows).mean()) for name, values in columns.items()}
         found = {name: mean * factors.get(name, 1.0) for name, mean in means.items()}
         return found | {"epoch": float(columns["epoch"].max())}

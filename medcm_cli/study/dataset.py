@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from medcm_cli.checks import number, shown
 from medcm_cli.data import EventTable, Format, describe, read_events
 from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
@@ -83,28 +84,28 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
     try:
         names = truth["random_effects"]
         omega = np.array(truth["omega"], dtype=np.float64)
-        valid = omega.shape == (len(names), len(names)) and bool((omega == omega.T).all())
+        valid = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        valid = valid and omega.shape == (len(names), len(names)) and bool((omega == omega.T).all())
         valid = valid and float(np.linalg.eigvalsh(omega)[0]) > 0
     except (KeyError, TypeError, ValueError):
         valid = False
     if not valid:
         raise InputError(
-            f"dataset.truth is {truth!r}; expected sigma, random_effects (their names) and omega, a positive "
-            "definite matrix with a row for each of them"
+            f"dataset.truth is {shown(truth)}; expected null, or sigma, random_effects (their names) and "
+            "omega, a positive definite matrix with a row for each of them"
         )
     sigma = truth.get("sigma")
-    if not isinstance(sigma, Mapping) or any(
-        name not in ("additive", "proportional") or not isinstance(value, int | float) or not value > 0
-        for name, value in sigma.items()
-    ):
+    if not isinstance(sigma, Mapping) or set(sigma) - {"additive", "proportional"}:
         raise InputError(
-            f"dataset.truth.sigma is {sigma!r}; expected additive, proportional or both, each above 0"
+            f"dataset.truth.sigma is {shown(sigma)}; expected additive, proportional or both, each above 0"
         )
+    for name, value in sigma.items():
+        number(f"dataset.truth.sigma.{name}", value, above=0)
     same = tuple(names) == random_effects
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
-def _format(
+def format_of(
     columns: Mapping[str, str], dataset: Config, needed: Collection[str], patients: bool, until: float
 ) -> Format:
     """How the file is to be read. :param columns: covariate -> its column."""
@@ -135,7 +136,7 @@ def read_dataset(
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how = _format(columns, dataset, needed, patients, until)
+    how = format_of(columns, dataset, needed, patients, until)
     if dataset["preparation"] is None:
         events = read_events(path, columns, how)
         return events, describe(events), None

@@ -42,12 +42,12 @@ def interrupted(
     """Of the fits of a job, ``records``, those that were in training, in the batches that they were in, of at
     most ``most`` fits; and the rest. Batches that have been finished otherwise are forgotten."""
     rest = {json.dumps(_fit(record)): record for record in records}
-    found = []
+    found, of_ours = [], _about([])
     for path in sorted(_folder(root, records[0]).glob(f"{_PREFIX}*.npz")):
         about = batch_of(path)
         try:
             fits = [json.dumps(fit) for fit in about["fits"]]
-            known = about == {"form": _FORM, "versions": dict(versions()), "fits": about["fits"]}
+            known = about == {**of_ours, "fits": about["fits"]}
         except (TypeError, KeyError):
             continue
         if known and set(fits) <= set(rest) and len(fits) <= (most or len(fits)):

@@ -14,6 +14,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
 from medcm_cli.study.interrupted import kept_of
+from medcm_cli.study.kinds import check_made
 from medcm_cli.study.options import axis, complete, folds_of, made
 from medcm_cli.study.problem import Fit, Problem
 from medcm_cli.training import results
@@ -215,7 +216,8 @@ def optimizer_of(config: Config) -> MakeOptimizer:
     """:raises InputError: options that the optimiser refuses."""
     make: MakeOptimizer = made(config, "optimizer")
     try:
-        make([torch.zeros(1, requires_grad=True)])
+        optimizer = make([torch.zeros(1, requires_grad=True)])
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"optimizer: {error}") from error
+    check_made("optimizer", config, optimizer)
     return make

@@ -1,8 +1,10 @@
-"""Whether options are of the kinds that what they are handed to declares."""
+"""Whether options are of the kinds that what they are handed to declares, and that itself of its group's."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,12 +25,18 @@ _WORDS: Mapping[Any, str] = {
 
 def check_plain(group: str, options: Mapping[str, Any]) -> None:
     """:raises InputError: of the keys that Hydra reads, one that no group of medcm has, or of another
-    kind."""
+    kind, or none that says what to make."""
+    if "_target_" not in options:
+        raise InputError(f"{group}._target_: is missing; expected the name of a class or function")
     for key, value in options.items():
         if str(key).startswith("_") and key not in _HYDRAS:
             raise InputError(f"{group}.{key}: no such option; only {' and '.join(_HYDRAS)} begin with _")
         if key == "_target_" and not isinstance(value, str):
             raise InputError(f"{group}._target_ is {value!r}; expected the name of a class or function")
+        if isinstance(value, Mapping) and str(value.get("_target_")).startswith("hydra.utils.get_"):
+            path = value.get("path")
+            if not isinstance(path, str) or not path:
+                raise InputError(f"{group}.{key}.path is {path!r}; expected the name of a function")
     flag(f"{group}._partial_", options.get("_partial_", False))
 
 
@@ -42,6 +50,53 @@ def check_kinds(group: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key in hints and not _fits(value, hints[key]):
             raise InputError(f"{group}.{key} is {value!r}; expected {_words(hints[key])}")
+
+
+def check_target(group: str, options: Mapping[str, Any]) -> None:
+    """:raises InputError: what ``_target_`` names is ours or torch's, and not of this group."""
+    try:
+        target = resolve_name(options["_target_"])
+    except Exception:  # whatever an import runs into; instantiating says what
+        return
+    given = target if isinstance(target, type) else _hints(target).get("return")
+    if isinstance(given, type) and given.__module__.partition(".")[0] in ("medcm_cli", "torch"):
+        contract, _ = _contracts()[group]
+        if contract not in given.__mro__:  # a protocol of data has no subclasses but those that name it
+            raise _misplaced(group, options, given)
+
+
+def check_made(group: str, options: Mapping[str, Any], result: object) -> None:
+    """:raises InputError: what has been made of a group is not what the group is of."""
+    if not isinstance(result, _contracts()[group][0]):
+        raise _misplaced(group, options, type(result))
+
+
+def _misplaced(group: str, options: Mapping[str, Any], given: type) -> InputError:
+    others = (words for contract, words in _contracts().values() if contract in given.__mro__)
+    got = next(others, f"a value of type {given.__name__}")
+    return InputError(
+        f"{group}._target_ is {options['_target_']}: expected {_contracts()[group][1]}, got {got}"
+    )
+
+
+@cache
+def _contracts() -> Mapping[str, tuple[type, str]]:
+    """Group -> what it is of, and in words."""
+    from torch.optim import Optimizer  # takes seconds, which a fault found before need not wait for
+
+    from medcm_cli.data import Fold
+    from medcm_cli.model import ErrorModel, Network
+    from medcm_cli.objectives import Objective
+    from medcm_cli.pk import PkModel
+
+    return {
+        "split": (Fold, "a split"),
+        "network": (Network, "a network"),
+        "pk": (PkModel, "a pk model"),
+        "error": (ErrorModel, "a residual error"),
+        "objective": (Objective, "an objective"),
+        "optimizer": (Optimizer, "an optimiser"),
+    }
 
 
 def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:

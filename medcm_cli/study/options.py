@@ -1,6 +1,7 @@
 """Options of a problem and of a job: composed by Hydra, completed and checked. Loads no torch."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medcm_cli.checks import flag, number, one_of, whole
+from medcm_cli.checks import flag, name, number, one_of, shown, whole
 from medcm_cli.errors import InputError
+from medcm_cli.files import check_depth
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
-from medcm_cli.study.kinds import check_kinds, check_plain
+from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
+
+# Hydra logs what it raises, too, as a line of its own.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 DTYPES = ("float32", "float64")
 """Names of torch's."""
 
+_PLAIN = ("dataset", "batch")
 _PROBLEM_GROUPS = ("dataset", "split", "network", "pk", "error")
 _JOB_GROUPS = ("objective", "optimizer", "batch")
 PROBLEM = (
@@ -53,6 +59,7 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
         raise InputError(f"{missing[0]} must be given: {missing[0]}=...")
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
+    check_depth(config, "the configuration")
     return {str(key): value for key, value in config.items()}
 
 
@@ -70,33 +77,27 @@ def complete(config: Config) -> dict[str, Any]:
     """
     _check_groups(config, _JOB_GROUPS)
     config = {**LATER, **complete_problem(config)}
-    for option, (least, most) in _LIMITS.items():
-        group, _, name = option.rpartition(".")
-        options = config[group] if group else config
-        if name in options:
-            whole(option, options[name], least, most)
+    _check_limits(config, (option for option in _LIMITS if option.split(".")[0] not in PROBLEM))
     if config["epochs"] // config["checkpoint_every"] > _CHECKPOINTS:
         raise InputError(
             f"checkpoint_every is {config['checkpoint_every']}; expected at most {_CHECKPOINTS} checkpoints"
         )
     batch = {"processes": "auto", "fits": None, **config["batch"]}  # a restored fit needs none of them
     if batch["processes"] != "auto":
-        whole("batch.processes", batch["processes"], 1, other="auto")
+        whole("batch.processes", batch["processes"], 1, 1024, other="auto")
     _whole_or_null("batch.fits", batch["fits"], 1)
     _whole_or_null("tail", config["tail"], 0)
-    number("learning_rate", config["learning_rate"], above=0)
     if config["variant"] is not None:
-        _name("variant", config["variant"])
-    for name, value in config["optimizer"].items():
+        name("variant", config["variant"])
+    for key, value in config["optimizer"].items():
         if isinstance(value, float):
-            number(f"optimizer.{name}", value)
-    if "lr" in config["optimizer"]:
-        number("optimizer.lr", config["optimizer"]["lr"], above=0)
+            number(f"optimizer.{key}", value)
     return config
 
 
-# What nobody means, and a machine would choke on: whole numbers, from and to.
-_LIMITS: Mapping[str, tuple[int, int]] = {
+_LARGEST = 1e12  # of what is in a unit of the data
+# What nobody means, and a machine would choke on: whole numbers from and to, and numbers above 0 to.
+_LIMITS: Mapping[str, tuple[int, int] | float] = {
     "epochs": (1, 10_000_000),
     "checkpoint_every": (1, 10_000_000),
     "redraws": (0, 1000),
@@ -105,16 +106,32 @@ _LIMITS: Mapping[str, tuple[int, int]] = {
     "objective.components": (1, 1000),
     "objective.mode_iterations": (1, 100_000),
     "pk.compartments": (1, 100),
+    "pk.steady_state_doses": (1, 10_000),
     "split.size": (1, 1_000_000),
+    "split.inner_folds": (2, 1_000_000),
+    "learning_rate": 1000.0,
+    "objective.learning_rate": 1000.0,
+    "optimizer.lr": 1000.0,
+    "objective.mode_tolerance": 1.0,
+    "objective.lkj": 1000.0,
+    "pk.rtol": 1.0,
+    "pk.atol": 1e6,
+    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), _LARGEST),
 }
 _CHECKPOINTS = 1_000_000
 _MOST_FITS = 1_000_000
 
 
-def _name(option: str, value: object) -> None:
-    """:raises InputError: neither a text nor a number that may stand for one."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-        raise InputError(f"{option} is {value!r}; expected a name")
+def _check_limits(config: Config, options: Iterable[str]) -> None:
+    """:raises InputError: one of the ``options`` of ``_LIMITS`` that a configuration has is beyond them."""
+    for option in options:
+        group, _, key = option.rpartition(".")
+        given = config[group] if group else config
+        limit = _LIMITS[option]
+        if key in given and isinstance(limit, float):
+            number(option, given[key], above=0, most=limit)
+        elif key in given and isinstance(limit, tuple):
+            whole(option, given[key], *limit)
 
 
 def complete_problem(config: Config) -> dict[str, Any]:
@@ -133,15 +150,15 @@ def complete_problem(config: Config) -> dict[str, Any]:
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
         config["pk"] = {**rule, **config["pk"]}
     flag("overwrite", config["overwrite"])
-    _name("study", config["study"])
+    name("study", config["study"])
     if not isinstance(config["outputs"], str) or not config["outputs"]:
         raise InputError(f"outputs is {config['outputs']!r}; expected the name of a folder")
     effects = config["random_effects"]
-    if not isinstance(effects, list) or not all(isinstance(name, str) for name in effects):
+    if not isinstance(effects, list) or not all(isinstance(effect, str) for effect in effects):
         raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
     whole("seed", config["seed"], 0)
     one_of("dtype", config["dtype"], DTYPES)
-    number("pk.amount_per_level", config["pk"].get("amount_per_level", 1), above=0)
+    _check_limits(config, (option for option in _LIMITS if option.split(".")[0] in PROBLEM))
     _check_dataset(config["dataset"])
     return config
 
@@ -160,6 +177,8 @@ def _check_groups(config: Config, groups: Iterable[str]) -> None:
     for option in groups:
         if not isinstance(config[option], Mapping):
             raise InputError(f"{option} is {config[option]!r}; expected a group of options")
+        if option in _PLAIN and "_target_" in config[option]:
+            raise InputError(f"{option}._target_: no such option; {option} is made by no class or function")
 
 
 def _whole_or_null(option: str, value: object, least: int) -> None:
@@ -196,28 +215,32 @@ _FIXED = "fixed='{omega: [[0.04, 0], [0, 0.02]], sigma: {additive: 0.03}}'"
 
 
 def _check_dataset(dataset: Config) -> None:
-    _name("dataset.name", dataset["name"])
+    name("dataset.name", dataset["name"])
     for option in ("path", "cohort"):
         if dataset[option] is not None and (not isinstance(dataset[option], str) or not dataset[option]):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a name or null")
     names = dataset["events"] if isinstance(dataset["events"], list) else [dataset["events"]]
-    if not names or not all(isinstance(name, str) and name for name in names if names != [None]):
+    if not names or not all(isinstance(file, str) and file for file in names if names != [None]):
         raise InputError(f"dataset.events is {dataset['events']!r}; expected the name of a file, or a list")
     _text("dataset.level_unit", dataset["level_unit"])
     _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
-    number("dataset.level_scale", dataset["level_scale"], above=0)
     for option in ("columns", "keep", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
+    if dataset["truth"] is not None and not isinstance(dataset["truth"], Mapping):
+        raise InputError(
+            f"dataset.truth is {shown(dataset['truth'])}; expected null, or random_effects, omega and sigma"
+        )
     covariates = dataset["covariates"]
     if not isinstance(covariates, Mapping):
         raise InputError(f"dataset.covariates is {covariates!r}; expected a group, {{}} for none")
-    for name, entry in covariates.items():
-        where = f"dataset.covariates.{name}"
+    for covariate, entry in covariates.items():
+        where = f"dataset.covariates.{covariate}"
         if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
             raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
-        number(f"{where}.reference", entry["reference"])
-        number(f"{where}.scale", entry["scale"], above=0)
+        name(f"{where}.column", entry["column"])
+        number(f"{where}.reference", entry["reference"], least=-_LARGEST, most=_LARGEST)
+        number(f"{where}.scale", entry["scale"], above=0, most=_LARGEST)
         _text(f"{where}.unit", entry["unit"])
 
 
@@ -278,8 +301,9 @@ def folds_of(config: Config) -> dict[int, dict[str, int]]:
 
 def made(config: Config, where: str, **arguments: Any) -> Any:
     """Instantiate a configuration group. :raises InputError: with the group's name, for options that do not
-    fit."""
+    fit, or what is of another group."""
     check_plain(where, config)
+    check_target(where, config)
     try:
         result = instantiate(OmegaConf.create(dict(config)), _convert_="all", **arguments)
     except (InstantiationException, OmegaConfBaseException) as error:
@@ -288,4 +312,6 @@ def made(config: Config, where: str, **arguments: Any) -> Any:
         reason = error.__cause__ or error
         raise InputError(f"{where}: {' '.join(str(reason).split())}") from error
     check_kinds(where, config)
+    if where != "optimizer":  # which is made later, of values
+        check_made(where, config, result)
     return result

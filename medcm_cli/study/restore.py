@@ -195,7 +195,7 @@ def _estimate(folder: Path, record: runs.Record, tail: int | None = None) -> dic
     """name -> the mean of each of a fit's trained values over its last ``tail`` epochs, by default as many as
     it was configured with, in the order of their index."""
     table = runs.read_table(folder, record, "parameters")
-    rows = runs.tail_rows(table["epoch"].to_numpy(), record.config.get("tail") if tail is None else tail)
+    rows = runs.estimate_rows(folder, record, table["epoch"].to_numpy(), tail)
     # Every checkpoint holds the same values in the same order.
     mean = runs.tail_mean(table["value"].to_numpy(), rows)
     names = table["name"].combine_chunks().dictionary_decode().take(rows[0]).to_numpy(zero_copy_only=False)

@@ -13,6 +13,7 @@ import torch
 import medcm_cli
 from medcm_cli import data, haemophilia, model, objectives, pk
 from medcm_cli.errors import InputError
+from medcm_cli.files import DEEPEST
 from medcm_cli.runs import RECORD
 from medcm_cli.study.identity import RENAMED, Config
 
@@ -21,7 +22,6 @@ _ROOTS = {"medcm_cli": medcm_cli, "torch": torch}
 # These give what their ``path`` names.
 _GETTERS = tuple(f"hydra.utils.get_{what}" for what in ("method", "static_method", "class", "object"))
 _NAMED = ("split", "network", "pk", "error", "objective")
-_DEEPEST = 50  # groups inside one another; a configuration has five
 _LONGEST = 100  # characters of a value that are shown
 
 
@@ -48,7 +48,7 @@ def foreign_part(config: Config) -> str:
     waiting: list[tuple[str, Any, int]] = [("", config, 0)]
     while waiting:  # no recursion: the file's nesting is another's choice
         place, value, depth = waiting.pop()
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             return f"{place[:_LONGEST]} is nested too deeply"
         if isinstance(value, str) and "${" in value:
             return f"{place} is {_shown(value)}, a reference to other values"

@@ -78,6 +78,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill them; the next job starts others."""
         for worker in self._workers:
             worker.process.kill()  # they leave nothing half done that the next run does not tidy up
         for worker in self._workers:
@@ -109,7 +113,7 @@ class Workers:
             waiting = list(enumerate(parts))
             return self._share(job.config, waiting, self._workers[:processes], progress, fits)
         except BaseException:
-            self.__exit__()  # what the others still have to say is not for the next job
+            self.end()  # what the others still have to say is not for the next job
             raise
 
     def _share(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medcm_cli.files import remove, replaced
+from medcm_cli.files import from_json, remove, replaced
 
 _FIRST = 0.5  # s of training before anything is kept
 _SHARE = 0.02  # of the time, at most, is spent on keeping
@@ -55,31 +55,28 @@ class Kept:
 
     def read(self) -> Reached | None:
         """What was kept, None where there is nothing, or it is damaged or of another batch."""
-        try:
-            with self._path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                about = _about(file)
-                if about["batch"] != self._about:
-                    return None
-                return Reached(about["numbers"], {name: file[name] for name in file.files})
-        except _DAMAGED:
+        found = _content(self._path, self._about)
+        if found is None or found[0]["batch"] != self._about:
             return None
+        return Reached(found[0]["numbers"], found[1])
 
     def remove(self) -> None:
         """The batch is complete."""
         remove(self._path)
 
 
-def _about(file: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    about = json.loads(file["about"].tobytes().decode())
-    if not isinstance(about, dict):
-        raise TypeError("no mapping")
-    return about
-
-
 def batch_of(path: Path) -> Any:
     """Which batch a file is of (``Kept``), None where it cannot be read."""
+    found = _content(path)
+    return None if found is None else found[0]["batch"]
+
+
+def _content(path: Path, batch: Any = None) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
+    """What a file is about and, where it is of ``batch``, its arrays; None where it cannot be read."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return _about(file)["batch"]
+            read = from_json(file["about"].tobytes(), path)
+            about = {key: read[key] for key in ("batch", "numbers")}
+            return about, {name: file[name] for name in file.files} if about["batch"] == batch else {}
     except _DAMAGED:
         return None

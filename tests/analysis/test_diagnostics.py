@@ -3,6 +3,7 @@ data that the model itself has drawn."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from medcm_cli.analysis.diagnostics import (
     true_effects,
 )
 from medcm_cli.analysis.diagnostics import _bins as bins
+from medcm_cli.analysis.diagnostics import _curves as curves_of
 from medcm_cli.data import Population, read_events
 from medcm_cli.data.edit import on_grid
 from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
-from medcm_cli.model import Model
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.pk import one_compartment
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, restore
@@ -315,3 +318,36 @@ def test_a_regimen_with_resets_has_a_curve_for_each_segment(model: Model, tmp_pa
     )
     last = grid.assign(level=curve).groupby(["subject", "segment"])["level"].last()
     np.testing.assert_allclose(last, levels[[1, 2, 3]], rtol=1e-6)
+
+
+def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> None:
+    """F of 1.5 stretches 1000 at 100/h to 15 h, a duration of 3 h, and one dose given at once, each after a
+    lag of 2.137 h, at which times rounding must not hide a dose."""
+    rows = (
+        "1,0,1,1000,100,.",
+        "1,40,0,.,.,1",
+        "2,5,1,500,-2,.",
+        "2,20,0,.,.,1",
+        "2,24,1,500,0,.",
+        "2,40,0,.,.,1",
+    )
+    (tmp_path / "events.csv").write_text("id,time,evid,amt,rate,dv\n" + "\n".join(rows) + "\n")
+    events = read_events(tmp_path / "events.csv", {})
+    typical = {"CL": 0.2, "V1": 3.0, "LAG": 2.137, "F": 1.5, "D": 3.0}
+    pk = one_compartment(lag={1: "LAG"}, bioavailability={1: "F"}, durations={1: "D"})
+    network = CovariateNetwork.build([], list(typical), {}, typical)
+    model = Model(network, pk, RandomEffects(("CL",)), ResidualError(("additive",)))
+    everyone = Population.from_events(events, torch.float64)
+    problem = SimpleNamespace(events=events, dtype=torch.float64, model=model, everyone=everyone)
+    restored: Any = SimpleNamespace(problem=problem, estimates=model.init([STREAM], torch.float64))
+    found = curves_of(restored, np.arange(2), None, 1.0)
+    for subject, begin, end, peak in (("1", 0, 15, 1500), ("2", 5, 8, 750), ("2", 24, 24, 750)):
+        curve = found[found["subject"] == subject].set_index("time")["typical"]
+        times, k, hours = curve.index.to_numpy() - 2.137, 0.2 / 3, end - begin
+        mean = -np.expm1(-k * hours) / (k * hours) if hours else 1.0
+        # Of the dose 16 h before.
+        rest = 750 * -np.expm1(-k * 3) / (k * 3) * np.exp(-k * 16) if begin == 24 else 0.0
+        assert np.abs(times - begin + 1e-3).min() < 1e-9
+        assert np.abs(times - begin).min() < 1e-9
+        top = curve.to_numpy()[(times >= begin - 1e-9) & (times < end + 5)].max()
+        assert top == pytest.approx((rest + peak * mean) / 3 / 1000, rel=1e-6)

@@ -238,7 +238,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     [
         (("absent",), "absent: no such folder"),
         (("--method", "bootstrap"), "--method is 'bootstrap'; expected hessian or sandwich"),
-        (("--level", "95"), "--level is 95.0; expected a number between 0 and 1"),
+        (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
     ],
 )

@@ -37,7 +37,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "bad cell of a table to check": (("data", "check", "bad.csv"), "bad.csv, line 5, column 'dv'"),
     "table to check absent": (("data", "check", "absent.csv"), "absent.csv: no such file"),
     "something else to do with data": (("data", "clean", "bad.csv"), "'clean'"),
-    "column without a name": (("data", "check", "bad.csv", "--column", "dv"), "--column dv: expected NAME="),
+    "column without a name": (
+        ("data", "check", "bad.csv", "--column", "dv"),
+        "--column is 'dv'; expected NAME=",
+    ),
     "column for no role": (("data", "check", "bad.csv", "--column", "level=dv"), "'level'; expected some of"),
     "covariate that is absent": (("data", "check", "bad.csv", "--covariate", "age"), "'age' is missing"),
     "rows to keep that are not there": (("data", "check", "bad.csv", "--keep", "id=c"), "['c']"),

@@ -84,6 +84,23 @@ def test_a_multirun_trains_each_combination(place: Path, quick: Quick) -> None:
     }
 
 
+def test_a_missing_file_of_one_job(place: Path, quick: Quick) -> None:
+    options = [option for option in SHORT if "path" not in option]
+    result = quick(place, "fit", "-m", "dataset.path=absent,data", "objective=fo", "study=one", *options)
+    assert result.returncode == 3
+    assert result.stdout.startswith("fo: 1 fit in ")
+    *_, listed, last = result.stderr.splitlines()
+    assert listed.startswith("  dataset.path=absent: dataset.path=absent: has neither")
+    assert last == "medcm: 1 of 2 jobs of the multirun failed"
+
+
+def test_an_option_of_one_job_is_refused_before_any_is_trained(place: Path, quick: Quick) -> None:
+    result = quick(place, "fit", "-m", "redraws=3,-1", "objective=fo", "study=none", *SHORT)
+    assert result.returncode == 2
+    assert result.stderr == "medcm: redraws is -1; expected a whole number from 0 to 1000\n"
+    assert not list((place / "outputs" / "none").rglob("run.json"))
+
+
 @pytest.mark.parametrize("flags", [(), ("-m",)], ids=["one job", "multirun"])
 def test_only_results_are_left_behind(
     place: Path, quick: Quick, tmp_path: Path, flags: tuple[str, ...]
@@ -94,6 +111,7 @@ def test_only_results_are_left_behind(
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["default"]
 
 
+@pytest.mark.slow
 def test_options_without_a_folder_of_their_own_are_variants(place: Path, quick: Quick) -> None:
     """Sweeps of them do not collide; a long one is shortened; brackets are shown and are no markup."""
     branches = (

@@ -1,6 +1,8 @@
 """What is said of options that do not exist, and what was meant by them."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +127,57 @@ def test_one_line_and_exit_code_2(
         main()
     assert caught.value.code == 2
     assert capsys.readouterr() == ("", f"medcm: {words}\n")
+
+
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(
+    "argument", [f"{name}={DEEP}" for name in ("seed", "fold", "pk", "+pk.lag", "dataset.keep")]
+)
+@pytest.mark.parametrize("command", [fit.command, posterior.command])
+def test_brackets_inside_one_another_are_counted_before_they_are_read(
+    argument: str, command: Callable[[list[str]], None]
+) -> None:
+    name = argument.partition("=")[0]
+    with pytest.raises(
+        InputError, match=f"^{re.escape(name)}: expected at most 50 brackets inside one another$"
+    ):
+        command([argument])
+
+
+FILES = {
+    "lists inside one another": f"seed: {'[' * 2000 + ']' * 2000}",
+    "more levels than there can be": f"seed: {'[' * 60 + ']' * 60}",
+    "a list inside itself": "seed: &a [*a]",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "lists inside one another" else n for n in FILES],
+)
+def test_a_configuration_that_is_nested_too_deeply(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep.yaml").write_text(f"defaults: [config, _self_]\n{FILES[name]}\n")
+    monkeypatch.setattr("sys.argv", ["medcm", "fit", "-cd", str(tmp_path), "-cn", "deep"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "configuration" in line
+    assert "is nested too deeply" in line
+
+
+def test_what_was_meant_is_said_beside_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "damaged.yaml").write_text(f"a: {DEEP}")
+    monkeypatch.setattr("sys.argv", ["medcm"])
+    with pytest.raises(InputError, match="did you mean epochs"):
+        fit.command(["-cd", str(tmp_path), "epoch=3"])
 
 
 @pytest.mark.parametrize("line", ["plot --form", "report --q"])

@@ -1,6 +1,8 @@
 """``medcm posterior``: what it writes, what it leaves out because it is done, and what it refuses."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,19 +83,16 @@ def test_a_posterior_with_the_population_known(
     assert "done already" in capsys.readouterr().out
     command(*SIMULATED, "fold=2", "overwrite=true")
     assert (folder / "known" / "draws.parquet").read_bytes() == first  # the same seed
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(InputError, match="seed differs"):
         command(*SIMULATED, "fold=2", "seed=1")
-    assert caught.value.code == 2
-    assert "seed differs" in capsys.readouterr().err
 
     def called(*_: object) -> None:
         raise InputError("sampled again")
 
     (folder / "known" / "draws.parquet").write_bytes(first[:100])  # damaged
     monkeypatch.setattr("medcm_cli.commands.posterior_job.sample", called)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="sampled again"):
         command(*SIMULATED, "fold=2")
-    assert "sampled again" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -117,9 +116,7 @@ def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[S
 
 
 @pytest.mark.slow
-def test_a_posterior_of_a_fit(
-    fitted: Path, command: Callable[..., tuple[Path, list[Section]]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_posterior_of_a_fit(fitted: Path, command: Callable[..., tuple[Path, list[Section]]]) -> None:
     """For its training subjects, beside its study, and for its test subjects where they are asked for."""
     (folder,) = (f for f in runs.find(fitted) if "objective=vi" in str(f) and f.name == "replicate=2")
     command(f"run='{folder}'")
@@ -134,9 +131,8 @@ def test_a_posterior_of_a_fit(
     tested = pd.read_parquet(made.with_name("test") / "draws.parquet")["subject"].unique()
     assert set(tested).isdisjoint(effects["subject"])
     (other,) = (f for f in runs.find(fitted) if "objective=mse" in str(f) and f.name == "replicate=2")
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="objective mse estimates no"):
         command(f"run='{other}'")
-    assert "objective mse estimates no" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,24 +156,41 @@ def test_a_posterior_of_a_fit(
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
-    command: Callable[..., tuple[Path, list[Section]]],
-    arguments: tuple[str, ...],
-    what: str,
-    capsys: pytest.CaptureFixture[str],
+    command: Callable[..., tuple[Path, list[Section]]], arguments: tuple[str, ...], what: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(InputError, match=re.escape(what)):
         command(*arguments)
-    assert caught.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert what in line
 
 
 def test_a_folder_of_several_fits_is_refused(
-    fitted: Path, command: Callable[..., tuple[Path, list[Section]]], capsys: pytest.CaptureFixture[str]
+    fitted: Path, command: Callable[..., tuple[Path, list[Section]]]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="4 complete fits"):
         command(f"run='{fitted}'")
-    assert "4 complete fits" in capsys.readouterr().err
+
+
+def test_what_is_odd_in_the_table_is_told(
+    command: Callable[..., tuple[Path, list[Section]]],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `medcm fit` tells it."""
+
+    def called(*_: object) -> None:
+        raise InputError("sampled")
+
+    monkeypatch.setattr("medcm_cli.commands.posterior_job.sample", called)
+    shutil.copytree(data, tmp_path / "odd", ignore=shutil.ignore_patterns("*.parquet"))
+    path = tmp_path / "odd" / "simulation.csv"
+    table = pd.read_csv(path)
+    table.assign(amt=2 * table["rate"] * table["duration"]).to_csv(path, index=False)
+    with pytest.raises(InputError, match="sampled"):
+        command(*SIMULATED, f"dataset.path={tmp_path}/odd")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "column 'amt': is " in line
+    assert "rate times duration is " in line
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What a terminal is shown of text that others wrote."""
 
 import io
+import os
 
 import pytest
 
 from medcm_cli.commands import terminal
 from medcm_cli.errors import InputError
+from medcm_cli.files import one_line
 from medcm_cli.report.section import Section
 
 ODD = "a\x1b]0;title\x07b\x9b31m\u202ec[bold]d[/]"
@@ -55,12 +57,12 @@ def test_what_is_being_done_is_no_markup(out: io.StringIO) -> None:
     assert SHOWN in out.getvalue()
 
 
-@pytest.mark.parametrize("error", [InputError(ODD), OSError(2, "No such file", ODD)])
-def test_errors_too(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        terminal.refuse(error)
-    assert ended.value.code == 2
-    assert SHOWN in capsys.readouterr().err
+@pytest.mark.parametrize("error", [InputError(ODD), OSError(2, "No such file", ODD), KeyError(ODD)])
+def test_errors_too(error: Exception) -> None:
+    text, code = terminal.ending(error)
+    assert code == (1 if isinstance(error, KeyError) else 2)
+    assert text == one_line(text)
+    assert isinstance(error, KeyError) or SHOWN in text
 
 
 def test_a_long_name_is_broken_and_numbers_beside_it_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +74,13 @@ def test_a_long_name_is_broken_and_numbers_beside_it_are_not(monkeypatch: pytest
     assert max(map(len, lines)) <= 80
     assert sum("0.125" in line for line in lines) == 1
     assert text.getvalue().count("x") == 300
+
+
+def test_that_nobody_reads_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        console = terminal._Plain(file=closed)
+        console.print("unread")
+        assert console.quiet
+        console.print("unread")

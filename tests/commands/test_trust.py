@@ -29,8 +29,8 @@ ONE = {
 
 
 def drawing(command: str) -> Any:
-    """Slow where it draws a whole report."""
-    return pytest.param(command, marks=pytest.mark.slow) if command == "report" else command
+    """Slow where it draws figures."""
+    return pytest.param(command, marks=pytest.mark.slow) if command in ("plot", "report") else command
 
 
 PATIENT = "id,time,evid,amt,duration,dv,wt,vwf\nA,0,1,2000,0.1,.,70,100\nA,6,0,.,.,0.4,70,100\n"

@@ -146,7 +146,7 @@ BAD_FORMATS: dict[str, tuple[dict[str, object], str]] = {
     "keep leaves nothing": ({"keep": {"CMT": [7]}}, "no row has CMT in [7]"),
     "bolus negative": (
         {"bolus_duration": -1},
-        "dataset.bolus_duration is -1; expected a number from 0, in h",
+        "dataset.bolus_duration is -1; expected a number from 0 to 10000, in h",
     ),
     "bolus is text": ({"bolus_duration": "short"}, "dataset.bolus_duration is 'short'"),
     "over time unknown": ({"over_time": {"weight": "last"}}, "dataset.over_time.weight is 'last'; expected"),

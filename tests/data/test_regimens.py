@@ -42,13 +42,18 @@ class Reference:
     lag: dict[int, str] = field(default_factory=dict)
     fraction: dict[int, str] = field(default_factory=dict)
     length: dict[int, str] = field(default_factory=dict)
+    steps: dict[tuple[Any, ...], np.ndarray] = field(init=False, default_factory=dict)
 
     def after(self, hours: float, amounts: np.ndarray, inflow: np.ndarray, z: dict[str, float]) -> np.ndarray:
         """Amounts after a time with a constant inflow, which is one more state that stays 1."""
-        rates = np.zeros((self.size + 1, self.size + 1))
-        rates[:-1, :-1] = np.stack([self.slope(unit, z) for unit in np.eye(self.size)], 1)
-        rates[:-1, -1] = inflow
-        return np.asarray(expm(rates * hours) @ np.append(amounts, 1.0))[:-1]
+        # Doses of a series are equally far apart, but for the rounding of their times.
+        known = (round(hours, 11), tuple(inflow), tuple(z.items()))
+        if known not in self.steps:
+            rates = np.zeros((self.size + 1, self.size + 1))
+            rates[:-1, :-1] = np.stack([self.slope(unit, z) for unit in np.eye(self.size)], 1)
+            rates[:-1, -1] = inflow
+            self.steps[known] = expm(rates * known[0])
+        return np.asarray(self.steps[known] @ np.append(amounts, 1.0))[:-1]
 
 
 def linear_reference(compartments: int, absorption: bool, **names: dict[int, str]) -> Reference:
@@ -104,6 +109,7 @@ class Course:
             inflow = self.inflow((self.now + target) / 2)
             self.amounts = self.reference.after(target - self.now, self.amounts, inflow, z)
             self.now = target
+            self.pending = [d for d in self.pending if d.length == 0 or d.start + d.length > target]
             self.due(additional=self.now < to)
 
     def inflow(self, time: float) -> np.ndarray:
@@ -143,7 +149,8 @@ class Course:
         series.empty(target - LONG)
         if record["ii"]:
             for place in range(int(LONG // record["ii"]), 0, -1):
-                series.give(target - place * record["ii"], record, z)
+                series.advance(target - place * record["ii"], z)
+                series.give(series.now, record, z)
         else:
             into = int(record["cmt"] or 1) - 1
             end = target + z.get(self.reference.lag.get(into + 1, ""), 0.0)

@@ -1,9 +1,9 @@
 """Every regimen again, with lag times and durations beyond two intervals, parameters that follow each
 record, and the rate of an infusion: closed form, stepwise and integrated, against an independent course."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import Format, Population, read_events
-from medcm_cli.pk import OdeModel, check_schedule, one_compartment, solve
+from medcm_cli.pk import (
+    LinearModel,
+    OdeModel,
+    check_schedule,
+    one_compartment,
+    sensitivities,
+    solve,
+    stepwise,
+)
+from medcm_cli.pk.derivatives import reverse_over_reverse
 from tests.data.test_regimens import (
+    CHANGING,
     F64,
     MAKE,
     ON_TOP,
@@ -23,12 +33,13 @@ from tests.data.test_regimens import (
     compare,
     dose,
     expected,
+    largest,
     levels,
     linear_reference,
-    of_weight,
     seen,
     table_of,
 )
+from tests.pk.regimens import shape_of
 
 # -- lag times, durations and parameters of any size, record by record ------------------------------
 
@@ -49,13 +60,66 @@ MODELLED: dict[str, list[Row]] = {
 # And samples after all has come.
 ALL = {
     name: [*rows, *seen(rows[-1]["time"] + 29.1, rows[-1]["time"] + 61.3)]
-    for name, rows in (REGIMENS | ORAL | MODELLED).items()
+    for name, rows in (REGIMENS | ORAL | CHANGING | MODELLED).items()
 }
+FEW = ("steady state of infusions", "two records of one time", "modelled duration")
+EVERY = ("CL", "KA", "V1", "F", "LAG", "D")
 
 
-def ode(compartments: int) -> OdeModel:
+class Case(NamedTuple):
+    """``true`` parameters, of which some ``follow`` each record's weight, and whether every regimen is
+    ``interrupted`` and begins again."""
+
+    true: dict[str, float]
+    follow: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    def of(self, wt: Any) -> dict[str, Any]:
+        """Parameters at a weight: numbers, or tensors of its shape where they follow it."""
+        ratio = wt / 70
+        factors = {"CL": ratio**2, "KA": ratio, "V1": ratio, "F": ratio**0.5, "LAG": ratio, "D": 1 / ratio}
+        return self.true | {name: self.true[name] * factors[name] for name in self.follow}
+
+    def rows(self, rows: list[Row]) -> list[Row]:
+        """A regimen, with another weight in every record where anything follows it."""
+        if self.interrupted:
+            half = rows[: (len(rows) + 1) // 2]
+            reset = half[-1]["time"] + 0.7
+            rows = [*half, *seen(reset, evid=3), *seen(reset + 1.9), *seen(0, evid=3), *rows]
+        if not self.follow:
+            return rows
+        return [{**row, "wt": 60.0 + 7 * ((2 * number) % 5)} for number, row in enumerate(rows)]
+
+
+CASES = {
+    "constant": Case(TRUE),
+    "far": Case(TRUE | FAR),
+    "far, resets": Case(TRUE | FAR, interrupted=True),
+    "doses by record, far, resets": Case(TRUE | FAR, ("F", "LAG", "D"), interrupted=True),
+    "by record": Case(TRUE, EVERY),
+    "by record, far": Case(TRUE | FAR, EVERY),
+    "by record, far, resets": Case(TRUE | FAR, EVERY, interrupted=True),
+}
+FOLLOWED = [name for name, case in CASES.items() if "CL" in case.follow]  # no closed form
+
+
+def of_regimens(
+    folder: Path, pk: LinearModel, case: Case, names: Sequence[str] = tuple(ALL)
+) -> tuple[Population, dict[str, Tensor], list[np.ndarray], list[str]]:
+    """Regimens as the subjects of one table, parameters of the model, what the course of each is, and the
+    names of those that there are: without absorption none by mouth."""
+    some = {name: case.rows(ALL[name]) for name in names if pk.absorption or name not in ORAL}
+    options: dict[str, Any] = {"lag": {1: "LAG"}, "fraction": {1: "F"}, "length": {1: "D"}}
+    reference = linear_reference(shape_of(pk), pk.absorption, **options)
+    wanted = expected(reference, list(some.values()), case.of)
+    population = Population.from_events(table_of(folder, list(some.values()), "record"), F64)
+    z = case.of(population.covariates["wt"])
+    values = {name: torch.as_tensor(z[name], dtype=F64) for name in pk.parameters}
+    return population, values, wanted, list(some)
+
+
+def integrated(linear: LinearModel) -> OdeModel:
     """The same equations, integrated."""
-    linear = MAKE[compartments](absorption=True, **DOSED)
 
     def rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
         del t
@@ -63,73 +127,87 @@ def ode(compartments: int) -> OdeModel:
 
     names = tuple(name for name in linear.parameters if name not in ("LAG", "F", "D"))
     own: dict[str, Any] = {"method": "dopri8", "rtol": 1e-8, "atol": 1e-5}
-    return OdeModel(rate, names, compartments + 1, observed=2, **DOSED, **own)
+    return OdeModel(
+        rate, names, shape_of(linear) + linear.central, observed=1 + linear.central, **DOSED, **own
+    )
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("absorption", [False, True], ids=["iv", "oral"])
 @pytest.mark.parametrize("compartments", [1, 2, 3])
-def test_lags_and_durations_beyond_two_intervals(tmp_path: Path, compartments: int) -> None:
-    reference = linear_reference(compartments, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    true = TRUE | FAR
-    wanted = expected(reference, list(ALL.values()), lambda _: true)
-    pk = MAKE[compartments](absorption=True, **DOSED)
-    population = Population.from_events(table_of(tmp_path, list(ALL.values())), F64)
+def test_linear_models_have_every_regimen(
+    tmp_path: Path, compartments: int, absorption: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In closed form where the rates of amounts stay, whatever a dose's record says of it, and stepwise
+    always."""
+    pk = MAKE[compartments](absorption=absorption, **DOSED)
+    population, z, wanted, names = of_regimens(tmp_path, pk, CASES[name])
     check_schedule(pk, population.schedule)
-    for found in levels(pk, population, true):
-        compare(found, wanted, list(ALL))
+    compare(stepwise.predict(pk, population.schedule, z), wanted, names)
+    if name in FOLLOWED:
+        return
+    monkeypatch.setattr(stepwise, "predict", None)
+    compare(solve(pk, population.schedule, z), wanted, names)
 
 
-def of_record(wt: float) -> dict[str, float]:
-    """Everything follows a covariate: bioavailability, lag and duration of a dose, the volume of an
-    observation."""
-    return {
-        **of_weight(wt),
-        "V1": TRUE["V1"] * wt / 70,
-        "F": TRUE["F"] * (wt / 70) ** 0.5,
-        "LAG": FAR["LAG"] * wt / 70,
-        "D": FAR["D"] * 70 / wt,
-    }
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_rates_that_follow_the_record_are_solved_stepwise(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the parameters that amounts move by, the volume of observations among them."""
+    pk = MAKE[2](absorption=True, **DOSED)
+    population, z, *_ = of_regimens(tmp_path, pk, CASES[name])
+    middle = {key: value.mean() if value.ndim else value for key, value in z.items()}
+    asked = list[str]()
+    monkeypatch.setattr(stepwise, "predict", lambda *_: asked.append("stepwise"))
+    for key in EVERY:
+        asked.clear()
+        solve(pk, population.schedule, middle | {key: z[key]})
+        assert asked == ["stepwise"] * (key in ("CL", "KA", "V1"))
 
 
-def varied(regimens: dict[str, list[Row]]) -> list[list[Row]]:
-    """Another weight in every record."""
-    return [
-        [{**row, "wt": 60.0 + 7 * ((2 * number) % 5)} for number, row in enumerate(rows)]
-        for rows in regimens.values()
-    ]
+@torch.no_grad()
+def test_derivatives_of_doses_that_follow_the_record_are_those_stepwise(tmp_path: Path) -> None:
+    pk = MAKE[2](absorption=True, **DOSED)
+    population, z, *_ = of_regimens(tmp_path, pk, CASES["doses by record, far, resets"], FEW)
+    names, schedule = ("CL", "F", "LAG", "D"), population.schedule
+    level, found = sensitivities(pk, schedule, z, names)
+    _, wanted = reverse_over_reverse(lambda now: stepwise.predict(pk, schedule, now), schedule, z, names)
+    for name, slope, other in zip(names, found, wanted, strict=True):
+        assert largest(population, slope - other) < 1e-8 * largest(population, level), name
 
 
+# Without the one that a model given as dA/dt, which may not be linear, refuses (pk/test_refusals).
+INTEGRATED = tuple(name for name in ALL if name != ON_TOP)
+
+
+def integrated_is_close(
+    folder: Path, compartments: int, absorption: bool, case: Case, regimens: Sequence[str]
+) -> None:
+    linear = MAKE[compartments](absorption=absorption, **DOSED)
+    population, z, wanted, names = of_regimens(folder, linear, case, regimens)
+    pk = integrated(linear)
+    check_schedule(pk, population.schedule)
+    compare(solve(pk, population.schedule, z), wanted, names, within=1e-5)
+
+
+@pytest.mark.parametrize(("compartments", "absorption"), [(3, False), (2, True)], ids=["3-iv", "2-oral"])
+def test_integrated_models_have_some_regimens_too(
+    tmp_path: Path, compartments: int, absorption: bool
+) -> None:
+    integrated_is_close(tmp_path, compartments, absorption, CASES["by record, far"], FEW[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if not name.endswith("far")]
+)  # resets have these too
+@pytest.mark.parametrize("absorption", [False, True], ids=["iv", "oral"])
 @pytest.mark.parametrize("compartments", [1, 2, 3])
-def test_every_parameter_follows_the_record(tmp_path: Path, compartments: int) -> None:
-    reference = linear_reference(compartments, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    pk, rows = MAKE[compartments](absorption=True, **DOSED), varied(ALL)
-    population = Population.from_events(table_of(tmp_path, rows, "record"), F64)
-    check_schedule(pk, population.schedule)
-    found = solve(pk, population.schedule, by_record(pk.parameters, population))
-    compare(found, expected(reference, rows, of_record), list(ALL))
-
-
-def by_record(names: tuple[str, ...], population: Population) -> dict[str, Tensor]:
-    weight = population.covariates["wt"]
-    one = of_record(70)
-    z = {name: torch.tensor([one[name]], dtype=F64).expand(weight.shape) for name in names}
-    z |= {"CL": z["CL"] * (weight / 70) ** 2, "KA": z["KA"] * weight / 70, "V1": z["V1"] * weight / 70}
-    z |= {"F": z["F"] * (weight / 70) ** 0.5, "LAG": z["LAG"] * weight / 70, "D": z["D"] * 70 / weight}
-    return z
-
-
-@pytest.mark.parametrize("changing", [False, True], ids=["constant", "by record"])
-def test_integrated_models_have_every_regimen_too(tmp_path: Path, changing: bool) -> None:
-    some = {name: rows for name, rows in ALL.items() if name != ON_TOP}
-    rows = varied(some) if changing else list(some.values())
-    reference = linear_reference(1, True, lag={1: "LAG"}, fraction={1: "F"}, length={1: "D"})
-    pk = ode(1)
-    population = Population.from_events(table_of(tmp_path, rows, "record"), F64)
-    check_schedule(pk, population.schedule)
-    true = TRUE | FAR
-    wanted = expected(reference, rows, of_record if changing else lambda _: true)
-    constant = {name: torch.tensor([true[name]], dtype=F64) for name in pk.parameters}
-    z = by_record(pk.parameters, population) if changing else constant
-    compare(solve(pk, population.schedule, z), wanted, list(some), within=1e-5)
+def test_integrated_models_have_every_regimen_too(
+    tmp_path: Path, compartments: int, absorption: bool, name: str
+) -> None:
+    integrated_is_close(tmp_path, compartments, absorption, CASES[name], INTEGRATED)
 
 
 def test_of_two_forms_at_one_time_each_has_its_own_bioavailability(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ WAYS = [("mixture", "point"), ("flow", "point"), ("full_rank", "variational"), (
 
 
 @pytest.mark.parametrize(("family", "of_population"), WAYS)
-@pytest.mark.parametrize("batch_subjects", [None, 5])
+@pytest.mark.parametrize("batch_subjects", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_fit_does_not_depend_on_its_batch(
     model: Model, family: str, of_population: str, batch_subjects: int | None
 ) -> None:

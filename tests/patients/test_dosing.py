@@ -1,7 +1,6 @@
 """Doses that meet targets, against closed forms and numerical integration of patients whose parameters are
 known."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from scipy.integrate import solve_ivp
 from medcm_cli import dose, load_study, predict
 from medcm_cli.commands.dose import add_options
 from medcm_cli.commands.doses import run
+from medcm_cli.commands.parser import Parser
 from medcm_cli.errors import InputError
 from medcm_cli.patients import dosing, search
 from medcm_cli.patients.measures import area
@@ -431,15 +431,15 @@ def test_the_command_writes_tables_and_what_they_are_for(
     assert len(record["fits"]) == 2
     with pytest.raises(InputError, match="holds no doses"):
         command(outputs, "--patient", str(path), "--target", "trough>=2 IU/dL", "--out", str(tmp_path))
-    with pytest.raises(InputError, match="expected hours"):
+    with pytest.raises(InputError, match="expected a number from 1 to 10000, in h"):
         command(outputs, "--patient", str(path), "--target", "trough>=2 IU/dL", "--every", "daily")
     with pytest.raises(InputError, match="no such file"):
         command(outputs, "--patient", "nobody.csv", "--target", "trough>=2 IU/dL")
 
 
 def command(study: Path, *arguments: str) -> list[Section]:
-    parser = argparse.ArgumentParser()
+    parser = Parser("dose", "")
     add_options(parser)
     shown: list[Section] = []
-    run(parser.parse_args(["--run", str(study), *arguments]), shown.append)
+    run(parser.read(["--run", str(study), *arguments]), shown.append)
     return shown

@@ -1,5 +1,6 @@
 """Regimens to try: what their files mean."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,49 @@ def test_bad_plans_are_refused(content: dict[str, object], words: str, tmp_path:
     with pytest.raises(InputError, match=words) as caught:
         with_plan(make_events(1), read_plan(path, DATASET))
     assert "plan" in str(caught.value)
+
+
+BOMB = (
+    "[&a [0, 0], " + ", ".join(f"&{b} [*{a}, *{a}]" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz")) + "]"
+)
+ODD = {
+    "lists inside one another": "doses: " + "[" * 20_000 + "]" * 20_000,
+    "lists that are not closed": "doses: " + "[" * 20_000,
+    "groups inside one another": "{a: " * 3000 + "1" + "}" * 3000,
+    "lists inside one another, of lines": "- " * 3000 + "1",
+    "more levels than a plan can have": "doses: " + "[" * 60 + "]" * 60,
+    "a list inside itself": "doses: &a [*a]",
+    "a dose inside itself": "doses: [&a {amount: *a}]",
+    "a list that doubles with each of its parts": f"doses: {BOMB}",
+    "such a name": f"{{doses: [{{amount: 1}}], name: {BOMB}}}",
+    "a number of 5000 digits": f"doses: [{{amount: {'9' * 5000}}}]",
+    "a number that no float holds": f"doses: [{{amount: {'9' * 400}}}]",
+    "a day that there is not": "doses: [{time: 2024-02-31, amount: 1}]",
+    "a class of Python": "doses: !!python/object/apply:os.getcwd []",
+    "a key that is a list": "? [1, 2]\n: 3",
+    "a byte that is no text": "doses: \x00",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_file_that_was_made_to_do_harm_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(ODD[name])
+    with pytest.raises(InputError) as caught:
+        read_plan(path, DATASET)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["time", "amount", "rate", "duration", "ii", "addl", "cmt"])
+@pytest.mark.parametrize("value", ["-1", ".nan", ".inf", "null", "''", "[1, 2]", "abc", "true"])
+def test_a_dose_is_made_of_numbers(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"doses: [{{amount: 1, {key}: {value}}}]")
+    with pytest.raises(InputError, match=f"dose 1: {key} is .*; expected a number from 0$"):
+        read_plan(path, DATASET)
 
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:

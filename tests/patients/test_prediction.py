@@ -1,6 +1,5 @@
 """Predictions of patients that a study has not seen: as numbers, and as a person asks for them."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,16 +15,18 @@ import pytest
 import torch
 
 from medcm_cli import load_study, predict
+from medcm_cli.commands.parser import Parser
 from medcm_cli.commands.predict import add_options
 from medcm_cli.commands.predictions import run
 from medcm_cli.errors import InputError
-from medcm_cli.patients.measures import BOUNDS, PROBABILITIES, pooled_quantiles, time_above
+from medcm_cli.patients.measures import BOUNDS
 from medcm_cli.patients.study import Study
-from medcm_cli.pk import solve
+from medcm_cli.pk import one_compartment, solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
+from tests.patients.known import certain
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 
@@ -57,37 +58,6 @@ def patients(data: Path) -> pd.DataFrame:
     return chosen
 
 
-def test_quantiles_pool_draws_and_fits() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(3, 7, 4, 5))  # T, S, N, B
-    found = pooled_quantiles(torch.from_numpy(values)).numpy()
-    pooled = np.moveaxis(values, 1, 2).reshape(3, 4, -1)
-    expected = np.quantile(pooled, PROBABILITIES, axis=-1, method="hazen")
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    keep = np.array([[1, 1, 0, 0, 1], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [1, 0, 1, 0, 1]], dtype=bool)
-    found = pooled_quantiles(torch.from_numpy(values), torch.from_numpy(keep)).numpy()
-    for patient in range(4):
-        kept = values[:, :, patient, keep[patient]].reshape(3, -1)
-        expected = np.quantile(kept, PROBABILITIES, axis=-1, method="hazen")
-        np.testing.assert_allclose(found[:, :, patient], expected, atol=1e-12)
-
-
-def test_time_above_is_that_of_a_fine_grid() -> None:
-    generator = np.random.default_rng(1)
-    clock = np.cumsum(generator.exponential(1.0, 12))
-    level = generator.uniform(0, 2, 12)
-    level[5] = level[4]  # a flat stretch
-    fine = np.linspace(clock[0], clock[-1], 2_000_001)
-    straight, bent = np.interp(fine, clock, level), np.exp(np.interp(fine, clock, np.log(level)))
-    falls = np.r_[np.diff(level), 0.0][np.searchsorted(clock, fine, side="right") - 1] < 0
-    curve = np.where(falls, bent, straight)
-    shape = torch.from_numpy(level)[:, None, None, None]
-    for threshold in (0.3, 1.0, 1.7, 3.0):
-        expected = (curve > threshold).mean() * (clock[-1] - clock[0])
-        found = time_above(shape, torch.from_numpy(clock)[:, None], threshold)
-        assert float(found) == pytest.approx(expected, abs=1e-4)
-
-
 def test_half_life_is_that_of_the_rate_matrix(study: Study) -> None:
     z = {"CL": 0.2, "V1": 3.0, "Q": 0.15, "V2": 0.75}
     k10, k12, k21 = z["CL"] / z["V1"], z["Q"] / z["V1"], z["Q"] / z["V2"]
@@ -97,6 +67,25 @@ def test_half_life_is_that_of_the_rate_matrix(study: Study) -> None:
     )
     assert found is not None
     assert float(found) == pytest.approx(-np.log(2) / slowest, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "keeps", "hours"), [(1.5, "rate", 15), (0.6, "rate", 6), (0.6, "duration", 10)]
+)
+def test_a_curve_has_the_end_of_an_infusion_that_f_stretches(
+    study: Study, fraction: float, keeps: str, hours: float
+) -> None:
+    """1000 IU at 100 IU/h after a lag of 2.137 h, where the curve is highest."""
+    pk = one_compartment(lag={1: "LAG"}, bioavailability={1: "F"}, bioavailability_keeps=keeps)
+    known = certain(study, pk, CL=0.2, V1=3.0, LAG=2.137, F=fraction)
+    rows = {"id": ["a", "a"], "time": [0.0, 70.0], "evid": [1, 0], "amt": [1000.0, 0], "rate": [100.0, 0]}
+    frame = pd.DataFrame({**rows, "dv": [np.nan, 0.1], "wt": 70.0, "vwf": 100.0})
+    curve = predict(known, frame, draws=20).curve
+    highest = curve.iloc[int(curve["typical"].argmax())]
+    assert highest["time"] == pytest.approx(2.137 + hours, abs=1e-5)
+    k = 0.2 / 3
+    peak = 1000 * fraction / 3 / 10 * -np.expm1(-k * hours) / (k * hours)
+    assert highest["typical"] == pytest.approx(peak, rel=1e-5)
 
 
 def test_estimates_of_an_ensemble_are_those_of_the_fits(study: Study) -> None:
@@ -380,10 +369,10 @@ def test_ranges_without_the_training_data(outputs: Path, data: Path, study: Stud
 
 
 def command(study: Path, *arguments: str) -> list[Section]:
-    parser = argparse.ArgumentParser()
+    parser = Parser("predict", "")
     add_options(parser)
     shown: list[Section] = []
-    run(parser.parse_args(["--run", str(study), "--objective", "fo", *arguments]), shown.append)
+    run(parser.read(["--run", str(study), "--objective", "fo", *arguments]), shown.append)
     return shown
 
 
@@ -444,13 +433,16 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     ("arguments", "words"),
     [
         ((), "--patient is missing"),
-        (("--patient", "x.csv", "--times", "9:3:1"), "no such file|expected 0 <= FROM < TO"),
+        (
+            ("--patient", "x.csv", "--times", "9:3:1"),
+            "--times is '9:3:1'; expected FROM:TO:STEP, 0 <= FROM < TO",
+        ),
         (("--patient", "x.csv"), "no such file"),
-        (("--check", "--uses", "one"), "expected whole numbers"),
+        (("--check", "--uses", "one"), "--uses is 'one'; expected a whole number from 0"),
         (("--check", "--uses", "-1"), "--uses is -1; expected a whole number from 0"),
         (("--check", "--times", "1,2"), "--times is not for --check"),
         (("--check", "--threshold", "1"), "--threshold is not for --check"),
-        (("--patient", "x.csv", "--uses", "abc"), "--uses is for --check alone"),
+        (("--patient", "x.csv", "--uses", "0,1"), "--uses is for --check alone"),
         (("--patient", "x.csv", "--draws", "1000000000"), "draws is 1000000000; expected a whole number"),
     ],
 )

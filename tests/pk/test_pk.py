@@ -171,10 +171,19 @@ def test_sensitivities_equal_finite_differences(pk: LinearModel) -> None:
     check_slopes(pk, {name: z[name] for name in pk.parameters}, case, pk.parameters, tolerance=2e-8)
 
 
-@pytest.mark.parametrize("pk", [one_compartment(), two_compartment(), ODE], ids=["one", "two", "ode"])
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_a_value_per_fit_is_that_of_every_subject(pk: PkModel, width: int) -> None:
+PKS = {"one": one_compartment(), "two": two_compartment(), "ode": ODE}
+
+
+@pytest.mark.parametrize(
+    ("solver", "width"),
+    [
+        *(("one", 1), ("one", 2), ("one", 4), ("two", 1), ("two", 2), ("two", 4), ("ode", 1)),
+        *(pytest.param("ode", width, marks=pytest.mark.slow) for width in (2, 4)),
+    ],
+)
+def test_a_value_per_fit_is_that_of_every_subject(solver: str, width: int) -> None:
     """Of any number of parameters, and for any number of random effects, also where all values are global."""
+    pk = PKS[solver]
     z, (time, *doses) = random_case(2, subjects=3)
     geometry = schedule(time[:1], *(values[:1] for values in doses))
     full = {name: z[name][:1].expand(3)[None, :, None].clone() for name in pk.parameters}

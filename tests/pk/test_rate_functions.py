@@ -97,7 +97,7 @@ def learned(t: float, a: np.ndarray, z: dict[str, float]) -> np.ndarray:
     return np.asarray(-z["CL"] / z["V1"] * np.exp(out) * a)
 
 
-@pytest.mark.parametrize("kind", ["saturable", "learned"])
+@pytest.mark.parametrize("kind", ["saturable", pytest.param("learned", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "regimen",
     [
@@ -117,7 +117,10 @@ def test_nonlinear_models_equal_scipy(kind: str, regimen: Regimen) -> None:
     assert float(got.min()) >= 0
 
 
-@pytest.mark.parametrize("pk", [SATURABLE, NEURAL], ids=["saturable", "learned"])
+@pytest.mark.parametrize(
+    "pk",
+    [pytest.param(SATURABLE, id="saturable"), pytest.param(NEURAL, id="learned", marks=pytest.mark.slow)],
+)
 def test_nonlinear_sensitivities(pk: OdeModel) -> None:
     values = {"VM": 400.0, "KM": 300.0, "V1": 2.0, "CL": 0.4}
     values |= dict(zip(NEURAL_NAMES, (0.5, 0.2, 0.9, 0.1, 0.6, 0.3, 2.0, 0.7, 4.0), strict=True))

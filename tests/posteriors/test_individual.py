@@ -1,7 +1,7 @@
 """Posteriors of single patients against numpy, scipy and a dense grid."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -197,12 +197,20 @@ def test_quantiles_are_those_of_a_dense_grid(method: str, sd: float, kept: int, 
         assert (np.abs(drawn - exact) / spread[:, None]).max() < tolerance
 
 
+@pytest.mark.parametrize("error", ["additive", "proportional"])
 @pytest.mark.parametrize("method", METHODS)
-def test_without_levels_it_is_the_prior(method: str) -> None:
-    model, values = two_fits()
-    population = population_of(2)
-    nothing = replace(population, observed=torch.zeros_like(population.observed), ragged=True)
+def test_without_levels_it_is_the_prior(method: str, error: str) -> None:
+    """Also beside a patient who has some, and before a first dose, where a proportional error has no sd."""
+    model, values = two_fits(error)
+    events = make_events(2)
+    nobody = ~events.is_dose & (events.subject == 0)
+    rows = {f.name: getattr(events, f.name) for f in fields(events)}
+    kept = {name: of[~nobody] for name, of in rows.items() if np.shape(of) == nobody.shape}
+    everyone = Population.from_events(replace(events, **kept), torch.float64)
+    spread = {name: v.expand(*v.shape[:-1], 2) for name, v in everyone.covariates.items()}
+    nothing = replace(everyone, covariates=spread)
     found = posterior(model, values, nothing, STREAMS, method, 2000)
+    assert found.converged.all()
     for fit in range(2):
         omega = dense_omega(values, fit)
         np.testing.assert_allclose(found.covariance[:, :, 0, fit], omega, rtol=1e-2)

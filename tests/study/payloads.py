@@ -95,6 +95,6 @@ PLACES: dict[str, Callable[[Config, Any], dict[str, Any]]] = {
 
 
 def _deep(call: Any) -> Any:
-    for _ in range(200):
+    for _ in range(40):  # of more, the file is refused unread
         call = [call]
     return call

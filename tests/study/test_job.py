@@ -353,7 +353,7 @@ def test_replicates_and_folds_differ_and_a_seed_repeats(data: Path, outputs: Pat
 
 
 def test_a_fit_that_fails_is_kept_with_its_cause(data: Path, tmp_path: Path) -> None:
-    options = ("objective=fo", "learning_rate=1e30", "replicate=[1,2]")
+    options = ("objective=fo", "learning_rate=1000", "replicate=[1,2]")
     job = Job.build(configuration(data, tmp_path, *options))
     finished = job.run(list(job.plan().records.values()))
     assert [record.status for record in finished] == ["failed", "failed"]

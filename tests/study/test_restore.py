@@ -1,9 +1,13 @@
 """Finished fits brought back: the same model, the same subjects, the same estimates."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute
 import pyarrow.parquet
 import pytest
 import torch
@@ -11,9 +15,13 @@ import torch
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.runs.sweeps import finished
-from medcm_cli.study.job import Job
-from medcm_cli.study.restore import restore
+from medcm_cli.patients.study import load_study
+from medcm_cli.runs.bands import effects
+from medcm_cli.runs.summary import summarize
+from medcm_cli.runs.sweeps import Method, collect, finished
+from medcm_cli.runs.walk import Fit, walk
+from medcm_cli.study.job import Job, Plan
+from medcm_cli.study.restore import at_last_checkpoint, restore
 from tests.helpers import SMALL, as_float, configuration
 
 CHOICES = ("epochs=8", "tail=4", "fold=[1,2]", "replicate=[1,2]")
@@ -142,3 +150,66 @@ def test_options_whose_keys_are_numbers(data: Path, tmp_path: Path) -> None:
     job.run(list(job.plan().records.values()))
     (batch,) = restore(finished([tmp_path]))
     assert batch.problem.model.pk == job.problem.model.pk
+
+
+@pytest.fixture(scope="module")
+def untrained(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fits as earlier versions left those of fewer epochs than there are between checkpoints: complete, with
+    the checkpoint before training alone, and no hashes."""
+    root = tmp_path_factory.mktemp("before") / "outputs"
+    shutil.copytree(fitted / "default", root / "default", ignore=shutil.ignore_patterns("objective=vi"))
+    for path in root.rglob("run.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in record.items() if key != "hashes"}))
+        for name in ("history", "parameters", "effects"):
+            table = pyarrow.parquet.ParquetFile(path.with_name(f"{name}.parquet")).read()
+            first = table.filter(pyarrow.compute.equal(table["epoch"], 0))
+            pyarrow.parquet.write_table(first, path.with_name(f"{name}.parquet"))
+    return root
+
+
+def drawn(root: Path) -> None:
+    """What figures and pages begin with."""
+    found = collect([root])
+    assert not found.sweeps
+    raise InputError(found.missing[0])
+
+
+def learned(root: Path) -> None:
+    effects(Method("FO", "fo", tuple(fit for fit in walk([root]) if isinstance(fit, Fit))))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda root: restore(finished([root])),
+        lambda root: [at_last_checkpoint(one) for one in restore(finished([root]))],
+        load_study,
+        lambda root: summarize([root]),
+        drawn,
+        learned,
+    ],
+    ids=["restored", "at its last checkpoint", "predicted from", "summarized", "drawn", "effects"],
+)
+def test_weights_of_before_training_are_no_estimates(untrained: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(InputError, match=r"has one checkpoint, of epoch 0, and so no estimates"):
+        read(untrained)
+
+
+def test_a_fit_without_estimates_is_trained_again(untrained: Path, fitted: Path, data: Path) -> None:
+    def plan(outputs: Path) -> Plan:
+        return Job.build(configuration(data, outputs, *CHOICES, "objective=fo")).plan()
+
+    assert len(plan(fitted).done) == 4
+    again = plan(untrained)
+    assert again.done == ()
+    assert len(again.damaged) == 4
+    assert "of epoch 0" in again.damaged[0]
+
+
+def test_a_fit_of_one_epoch_has_estimates(data: Path, tmp_path: Path) -> None:
+    job = Job.build(configuration(data, tmp_path, "objective=fo", "epochs=1"))
+    job.run(list(job.plan().records.values()))
+    (batch,) = restore(finished([tmp_path]))
+    assert all(torch.isfinite(value).all() for value in batch.state.trained.values())
+    assert len(job.plan().done) == 1

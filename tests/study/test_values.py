@@ -1,20 +1,23 @@
 """Every scalar option of conf/ with values that make no sense: refused in one line, or taken as they are."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medcm_cli.errors import InputError
-from medcm_cli.study.dataset import with_stand_in
+from medcm_cli.haemophilia.preparation import Preparation
+from medcm_cli.study.dataset import format_of, true_values_of, with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
 from medcm_cli.study.options import axis, complete, conf_dir, folds_of, made
 from medcm_cli.study.problem import model_of
 from tests.helpers import configuration
 
-VALUES = ("-1", "0", "1e9", "nan", "inf", "null", "''", "[1,2]", "abc")
+TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "abc")
+VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
     "network=real_data": ("dataset=prophylaxis",),
@@ -33,19 +36,40 @@ PARTNERS = {
         "network.global_parameters=[CL,V1,UP1,DOWN1,SLOPE1,UP2,DOWN2,SLOPE2,UP3,DOWN3,SLOPE3]",
     ),
 }
+ADDED = {  # entries of groups that are empty
+    "": ("fixed.omega", "fixed.sigma.additive"),
+    "dataset=simulated": ("dataset.columns.dv", "dataset.keep.DVID", "dataset.over_time.weight"),
+    "network=multi_branch": ("network.initial.Q",),
+    "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
+}
+OF_WHAT = dict.fromkeys(("random_effects", "omega", "fixed"), "network") | {"seed": "split", "fold": "split"}
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))
 
 
-def checked(config: Mapping[str, Any]) -> None:
-    """What `medcm fit` does before it reads any data."""
+def checked(config: Mapping[str, Any], folder: Path, group: str = "") -> None:
+    """What `medcm fit` does before it reads any data.
+
+    :param folder: where split=files finds its files. :param group: what is changed in; what has nothing to do
+        with it takes long and is left out.
+    """
     config = with_stand_in(complete(config))
     axis("replicate", config["replicate"])
-    for name in folds_of(config).values():
-        if "train" not in config["split"]:  # which takes files
-            made(config["split"], "split", **name, n_subjects=200, folder=Path())
-    model_of(config)
-    objective_of(config)
-    optimizer_of(config["optimizer"])
+    dataset = config["dataset"]
+    true_values_of(dataset, tuple(config["random_effects"]))
+    columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
+    format_of(columns, dataset, list(columns), patients=False, until=0.0)
+    if dataset["preparation"] is not None:
+        Preparation.build(dataset["preparation"])
+    folds = folds_of(config)
+    if group in ("", "split"):
+        for fold in folds.values():
+            made(config["split"], "split", **fold, n_subjects=200, folder=folder)
+    if group in ("", "network", "pk", "error"):
+        model_of(config)
+    if group in ("", "objective"):
+        objective_of(config)
+    if group in ("", "optimizer"):
+        optimizer_of(config["optimizer"])
 
 
 def scalars(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -56,34 +80,51 @@ def scalars(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
 
 
-def walked(choice: str) -> list[str]:
-    """The options that a choice has, without those of the groups that it does not choose."""
-    config = configuration(None, Path("outputs"), *([choice] if choice else []), *PARTNERS.get(choice, ()))
-    checked(config)
+def base(choice: str) -> dict[str, Any]:
+    return configuration(None, Path("outputs"), *([choice] if choice else []), *PARTNERS.get(choice, ()))
+
+
+def walked(choice: str, config: Mapping[str, Any]) -> list[str]:
+    """The options that a choice has, without those of the groups that it does not choose; and of some groups
+    that are empty, an entry."""
     group = choice.partition("=")[0]
-    left = ("labels.", "dataset.truth", *(("split.",) if choice in ("", "split=files") else ()))
-    names = [name for name in scalars(config) if not name.startswith(left)]
+    names = [name for name in scalars(config) if not name.startswith("labels.")]
     if group:
-        return [name for name in names if name.startswith(f"{group}.")]
-    return [name for name in names if "." not in name or name.startswith("batch.")]
+        return [name for name in names if name.startswith(f"{group}.")] + list(ADDED.get(choice, ()))
+    return [name for name in names if "." not in name or name.startswith("batch.")] + list(ADDED[""])
 
 
-def taken(choice: str, option: str) -> str:
+def given(config: Mapping[str, Any], option: str, value: object) -> dict[str, Any]:
+    """A configuration with another value, as an override gives it."""
+    changed = copy.deepcopy(dict(config))
+    *above, last = option.split(".")
+    group = changed
+    for key in above:
+        if not isinstance(group.get(key), dict):
+            group[key] = {}
+        group = group[key]
+    group[last] = copy.deepcopy(value)
+    return changed
+
+
+def group_of(option: str) -> str:
+    """What ``checked`` has to make for it."""
+    first = option.partition(".")[0]
+    return OF_WHAT.get(first, first)
+
+
+def taken(config: Mapping[str, Any], option: str, folder: Path) -> str:
     """Those of the values that are."""
     found = []
-    for value in VALUES:
-        given = [*([choice] if choice else []), *PARTNERS.get(choice, ()), f"{option}={value}"]
-        try:
-            config = configuration(None, Path("outputs"), *given)
-        except (OmegaConfBaseException, InputError):
-            continue  # Hydra's own composition refuses it
+    group = group_of(option)
+    for text, value in VALUES.items():
         said = ""
         try:
-            checked(config)
+            checked(given(config, option, value), folder, group)
         except InputError as error:
             said = str(error)
         else:
-            found.append(value)
+            found.append(text)
         assert "\n" not in said
         assert len(said) < 500
     return " ".join(found)
@@ -92,26 +133,32 @@ def taken(choice: str, option: str) -> str:
 # What each option takes of the values; one that is not here takes none of them. A number of any size, and a
 # name that is a number or a word, have a meaning; what only the data or a file can tell is said when they are
 # read.
+LARGE, NAMES = "1e9 1000000000", "-1 0 1e9 1000000000 nan inf abc"
 TAKEN = {
-    **dict.fromkeys(("outer", "inner", "fixed", "batch.fits", "dataset.batch_subjects"), "null"),
-    **dict.fromkeys(("seed", "split.seed", "redraws"), "0"),
-    "tail": "0 null",
-    **dict.fromkeys(("fold", "replicate"), "[1,2]"),
-    "study": "-1 0 1e9 nan inf abc",
-    "variant": "-1 0 1e9 nan inf null abc",
+    **dict.fromkeys(("outer", "inner", "fixed"), "null"),
+    **dict.fromkeys(("batch.fits", "dataset.batch_subjects"), "1000000000 null"),
+    **dict.fromkeys(("seed", "split.seed"), "0 1000000000"),
+    "redraws": "0",
+    "tail": "0 1000000000 null",
+    "replicate": "1000000000 [1,2]",
+    "study": NAMES,
+    "variant": f"{NAMES} null",
     "outputs": "abc",
-    **dict.fromkeys(("learning_rate", "objective.learning_rate", "optimizer.lr"), "1e9"),
-    **dict.fromkeys(("objective.mode_tolerance", "objective.lkj"), "1e9"),
-    **dict.fromkeys(("pk.amount_per_level", "pk.rtol", "pk.atol"), "1e9"),
+    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGE),
+    **dict.fromkeys(("fixed.sigma.additive", "dataset.truth.sigma.additive", "network.initial.Q"), LARGE),
+    **dict.fromkeys(("dataset.truth", "dataset.preparation", "fixed.omega"), "null"),
+    "dataset.bolus_duration": "0",
+    **dict.fromkeys(("dataset.columns.dv", "dataset.preparation.baseline", "split.validation"), "null abc"),
+    "dataset.keep.DVID": "[1,2]",
     "optimizer.fused": "null",
     "network.initial": "null",
     "dataset.cohort": "null",
-    "dataset.name": "-1 0 1e9 nan inf abc",
+    "dataset.name": NAMES,
     **dict.fromkeys(("dataset.path", "dataset.events"), "null abc"),
     "dataset.level_unit": "'' abc",
-    "dataset.level_scale": "1e9",
 }
 OF_A_CHOICE = {
+    "dataset=perioperative": {"dataset.preparation.impute": "null"},
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"
@@ -120,13 +167,13 @@ OF_A_CHOICE = {
         for oral in ("", "_oral")
     },
 }
-OF_A_COVARIATE = {"scale": "1e9", "reference": "-1 0 1e9", "unit": "'' abc"}
-WHEN_READ = ("bolus_duration", "predose_observations", "preparation", "column")
+OF_A_COVARIATE = {"scale": LARGE, "reference": f"-1 0 {LARGE}", "unit": "'' abc", "column": NAMES}
 
 
-# These take seconds each; the others of their groups have the same options.
+# These take a second each; the others of their groups have the same options.
 LONG = (
-    *("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode"),
+    *("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode", "pk=one_compartment_oral"),
+    *("pk=three_compartment", "pk=three_compartment_oral", "pk=two_compartment_oral"),
     *("dataset=perioperative", "dataset=prophylaxis"),
 )
 
@@ -135,17 +182,20 @@ LONG = (
     "choice",
     ["", *(pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in CHOICES)],
 )
-def test_values_that_make_no_sense_are_refused(choice: str) -> None:
+def test_values_that_make_no_sense_are_refused(tmp_path: Path, choice: str) -> None:
     """No training, no data: what the checking step says of each option with each of ``VALUES``."""
-    for option in walked(choice):
+    (tmp_path / "train_set_1.csv").write_text("idxs\n1\n2\n")
+    config = base(choice)
+    checked(config, tmp_path)
+    for option in walked(choice, config):
         last = option.rpartition(".")[2]
-        if last in WHEN_READ or any(part in option for part in (".preparation.", ".over_time.")):
-            continue
         expected = TAKEN.get(option, "")
         expected = OF_A_CHOICE.get(choice, {}).get(option, expected)
         if ".covariates." in option:
             expected = OF_A_COVARIATE[last]
-        assert taken(choice, option) == expected, option
+        if ".preparation.columns." in option:
+            expected = "abc" if last == "age" else "null abc"
+        assert set(taken(config, option, tmp_path).split()) == set(expected.split()), option
 
 
 @pytest.mark.parametrize(
@@ -172,6 +222,24 @@ def test_values_that_make_no_sense_are_refused(choice: str) -> None:
             "dataset.covariates.weight.reference=nan",
             "dataset.covariates.weight.reference is nan; expected a number",
         ),
+        ("", "learning_rate=1e9", "learning_rate is 1000000000.0; expected a number above 0 to 1000"),
+        ("", "objective.lkj=1e9", "objective.lkj is 1000000000.0; expected a number above 0 to 1000"),
+        (
+            "",
+            "dataset.bolus_duration=1e9",
+            "dataset.bolus_duration is 1000000000.0; expected a number from 0 to",
+        ),
+        (
+            "",
+            "dataset.covariates.weight.column=null",
+            "dataset.covariates.weight.column is None; expected a name",
+        ),
+        (
+            "",
+            "dataset.truth=abc",
+            "dataset.truth is 'abc'; expected null, or random_effects, omega and sigma",
+        ),
+        ("pk=two_compartment_ode", "pk.rate.path=''", "pk.rate.path is ''; expected the name of a function"),
         ("", "epochs=1000000000", "epochs is 1000000000; expected a whole number from 1 to"),
         ("pk=one_compartment_oral", "pk.absorption=[1,2]", "pk.absorption is [1, 2]; expected true or false"),
         (
@@ -188,8 +256,9 @@ def test_values_that_make_no_sense_are_refused(choice: str) -> None:
 )
 def test_a_refusal_names_the_option_and_what_it_takes(choice: str, given: str, expected: str) -> None:
     options = [*([choice] if choice else []), *PARTNERS.get(choice, ()), given]
+    config = configuration(None, Path("outputs"), *options)
     with pytest.raises(InputError) as caught:
-        checked(configuration(None, Path("outputs"), *options))
+        checked(config, Path(), group_of(given.partition("=")[0]))
     assert str(caught.value).startswith(expected)
 
 
