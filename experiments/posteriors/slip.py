@@ -1,7 +1,8 @@
 """Why the published distances are larger: the published script takes q's raw standard deviation for its raw
 correlation when it forms q. The distances of the same fits, formed rightly and with that slip.
 
-python experiments/posteriors/slip.py outputs/posteriors_scenario_1/posterior/known outputs/posteriors_scenario_1
+python experiments/posteriors/slip.py DRAWS STUDY, as in outputs/posteriors_scenario_1/posterior/known
+outputs/posteriors_scenario_1
 """
 
 import sys
