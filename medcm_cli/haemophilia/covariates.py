@@ -1,9 +1,9 @@
 """The covariate graph of males aged 1-85 y: age -> height -> weight; age and blood group -> VWF:Ag
-(docs/methods.md, "Covariates"): draws from it, the conditional modes by which a missing covariate is imputed,
+(docs/methods.md, "Covariates"): draws from it, the typical values by which a missing covariate is imputed,
 and what follows from body size.
 
-Height and weight are smooth tables over NHANES 2009-2012 and the CDC growth reference, interpolated by a
-monotone cubic. Ages beyond 1-85 y and heights beyond 70-200 cm count as the ends of the tables.
+Height and weight are tables of the published program's own model, interpolated by a monotone cubic. Ages
+beyond 1-85 y and heights beyond 70-200 cm count as these ends.
 """
 
 import functools
@@ -19,30 +19,22 @@ from medcm_cli.data.sheet import FloatArray
 AGE_RANGE = (1.0, 85.0)  # y, uniform
 BLOOD_GROUP_O = 0.45  # probability
 
-_AGE = [1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 25, 45, 65, 85]
+_AGE = [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 25, 35, 45, 55, 65, 75, 85]
 _HEIGHT_MEAN = [
-    75.7,
-    87.4,
-    104.9,
-    118.3,
-    128.1,
-    140.0,
-    153.2,
-    168.1,
-    175.8,
-    176.9,
-    176.1,
-    176.5,
-    175.4,
-    169.9,
+    *(81.80, 91.21, 100.17, 108.11, 120.70, 131.13, 142.63, 156.40, 169.48),
+    *(176.12, 176.93, 176.22, 176.25, 176.44, 176.21, 174.91, 172.58, 169.84),
 ]
-_HEIGHT_SD = [3.2, 3.7, 4.6, 5.5, 6.3, 7.3, 7.5, 7.4, 7.4, 7.1, 7.3, 7.3, 7.4, 7.1]
+_HEIGHT_SD = [
+    *(3.71, 3.84, 4.46, 5.08, 6.32, 7.57, 7.81, 7.73, 7.65),
+    *(7.58, 7.50, 7.23, 7.26, 7.29, 7.32, 7.35, 7.37, 7.83),
+]
 
 # Box-Cox parameters of weight given height (LMS, Cole 1992).
-_HEIGHT = [70, 85, 100, 115, 130, 145, 155, 165, 175, 185, 200]
-_L = [-0.6, -0.6, -0.6, -0.6, -0.55, -0.5, -0.4, -0.3, -0.2, -0.1, -0.1]
-_M = [8.6, 12.3, 16.6, 21.8, 29.2, 41.2, 52.5, 69.5, 79.5, 86.0, 91.0]
-_S = [0.10, 0.10, 0.11, 0.12, 0.15, 0.18, 0.20, 0.20, 0.20, 0.20, 0.19]
+_HEIGHT = [75, 85, 100, 115, 130, 145, 155, 160, 165, 170, 175, 180, 190, 200]
+_HEIGHT_RANGE = (70.0, 200.0)  # cm
+_L = [-3.29, -3.1, -2.4, -1.98, -1.43, -0.87, -0.6, -0.48, -0.39, -0.31, -0.31, -0.3, -0.28, -0.26]
+_M = [10.6, 12.6, 16.2, 21.1, 28.8, 42.6, 56.1, 63.8, 71.4, 78.7, 80.5, 82.1, 85.3, 88.3]
+_S = [0.083, 0.086, 0.1, 0.116, 0.142, 0.174, 0.193, 0.201, 0.206, 0.209, 0.209, 0.21, 0.21, 0.21]
 _WEIGHT_Z = 3.0  # |z| at most
 
 _VWF_MU, _VWF_SIGMA = 0.1578878, 0.3478190
@@ -84,17 +76,10 @@ def height_mode(age: FloatArray) -> FloatArray:
     return np.asarray(_table(_AGE, _HEIGHT_MEAN)(np.clip(age, *AGE_RANGE)), dtype=np.float64)
 
 
-def weight_mode(height: FloatArray) -> FloatArray:
-    """The most probable weight (kg) at a height (cm), where the density of weight itself is highest; arrays
-    (n,).
-
-    With u = (w / M)^L = 1 + L S z, log density = -z^2 / 2 + (L - 1) log(w / M) + constant, of which the
-    derivative with respect to z, -z + (L - 1) S / u, is zero where L S z^2 + z = (L - 1) S. The root with u
-    > 0 is written so that it holds at L = 0 too.
-    """
-    power, _, spread = _box_cox(height)
-    root = np.sqrt(1 + 4 * power * (power - 1) * spread**2)
-    return weight_given_height(height, 2 * (power - 1) * spread / (1 + root))
+def weight_median(height: FloatArray) -> FloatArray:
+    """The median weight (kg) at a height (cm); arrays (n,). The published program fills in the median of
+    weight, where it takes the mode of height and of VWF:Ag."""
+    return weight_given_height(height, np.zeros_like(height))
 
 
 def vwf_mode(age: FloatArray, blood_group_o: FloatArray) -> FloatArray:
@@ -129,7 +114,7 @@ def truncated_normal(n: int, low: float, high: float, generator: np.random.Gener
 
 def _box_cox(height: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """L, M (kg) and S of weight at a height (cm)."""
-    clipped = np.clip(height, _HEIGHT[0], _HEIGHT[-1])
+    clipped = np.clip(height, *_HEIGHT_RANGE)
     power, median, spread = (_table(_HEIGHT, values)(clipped) for values in (_L, _M, _S))
     return power, median, spread
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from medcm_cli.checks import flag, one_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_median
 from medcm_cli.haemophilia.ranges import VWF_UNITS, check_ranges
 from medcm_cli.runs import with_units
 
@@ -231,7 +231,7 @@ def _weights(file: _Raw, height: FloatArray) -> list[Choice]:
     if "weight" in file.steps.impute:
         unknown = np.isnan(weight) & np.isnan(height)
         typical = height_mode(file.age_for("weight", unknown))
-        choices.append((weight_mode(np.where(np.isnan(height), typical, height)), "imputed"))
+        choices.append((weight_median(np.where(np.isnan(height), typical, height)), "imputed"))
     return choices
 
 

@@ -30,6 +30,8 @@ INFUSION_PER_KG = (2.0, 3.5)  # IU/kg/h on the first day
 BOLUS_PER_KG = (20.0, 30.0)  # IU/kg on the first day; every 12 h for three days, then every 24 h
 DECREASE, LEAST = 0.9, 0.5  # of infusions and boluses: per day, and how far
 DAILY, PEAK = 0.9, 0.3  # share of the days with a sample (a trough where boluses are given), and with a peak
+# Some patients are sampled now and then: on few days, never at a peak, and not always after the loading dose.
+SPARSE, SPARSE_DAILY, SPARSE_FIRST = 0.25, 0.2, 0.5
 # VWF:Ag rises by so much, relative, with this time constant (h): the mean of the samples is 1.3 times the
 # value on prophylaxis.
 VWF_RISE, VWF_RISE_TIME = 0.35, 36.0
@@ -73,8 +75,8 @@ def prophylaxis(covariates: Covariates, generator: np.random.Generator) -> Regim
 
 
 def perioperative(covariates: Covariates, generator: np.random.Generator) -> Regimen:
-    """A loading dose, an infusion or boluses that decrease by the day, and about a sample a day, of n
-    patients."""
+    """A loading dose, an infusion or boluses that decrease by the day, and about a sample a day, or few in
+    all, of n patients."""
     n, weight = len(covariates.age), covariates.weight
     end = np.clip(FOLLOW_UP * np.exp(FOLLOW_UP_SD * generator.standard_normal(n)), *FOLLOW_UP_RANGE)
     until = np.where(generator.random(n) < INFUSED, generator.uniform(*INFUSED_UNTIL, n), 0.0)
@@ -99,12 +101,14 @@ def perioperative(covariates: Covariates, generator: np.random.Generator) -> Reg
     any_time = morning + generator.uniform(-2, 2, morning.shape)
     trough = np.where(dosed, morning - generator.uniform(0.1, 0.8, morning.shape), any_time)
     peak = morning + generator.uniform(0.25, 1.0, morning.shape)
-    daily = (trough < end - 6) & (generator.random(trough.shape) < DAILY)
-    peaks = dosed & (peak < end - 1) & (generator.random(peak.shape) < PEAK)
+    sparse = generator.random((1, n)) < SPARSE
+    daily = (trough < end - 6) & (generator.random(trough.shape) < np.where(sparse, SPARSE_DAILY, DAILY))
+    peaks = dosed & (peak < end - 1) & (generator.random(peak.shape) < np.where(sparse, 0.0, PEAK))
     first = generator.uniform(0.25, 0.45, (1, n))
+    at_first = generator.random((1, n)) < np.where(sparse, SPARSE_FIRST, 1.0)
     always = np.ones((1, n), dtype=bool)
     time = np.concatenate([first, trough, peak, end[None]])
-    taken = np.concatenate([always, daily, peaks, always])
+    taken = np.concatenate([at_first, daily, peaks, always])
     measured = taken & np.concatenate([~always, ~np.zeros_like(daily), np.zeros_like(peaks), always])
     rise = 1 + VWF_RISE * (1 - np.exp(-time / VWF_RISE_TIME))
     vwf = covariates.vwf * rise * np.exp(VWF_SD * generator.standard_normal(time.shape))

@@ -68,11 +68,12 @@ def follow_up(rows: pd.DataFrame) -> pd.Series:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_truth_is_what_was_published(kind: str) -> None:
-    path = SHARED / "reference" / "paper.yaml"
-    if not path.is_file():
+    paths = [SHARED / "reference" / name for name in ("paper.yaml", "corrections.yaml")]
+    if not all(path.is_file() for path in paths):
         pytest.skip("the published figures are not beside this checkout (../shared/reference)")
-    paper = yaml.safe_load(path.read_text())
-    typical, estimate = paper["real_world_typical"], paper["table3"][kind]["vi"]
+    paper, corrections = (yaml.safe_load(path.read_text()) for path in paths)
+    typical = paper["real_world_typical"]
+    estimate = {**paper["table3"][kind], **corrections["table3"].get(kind, {})}["vi"]
     ours = TRUTHS[kind]
     assert {name.lower(): value for name, value in ours.typical.items()} == typical[kind]
     assert (list(cohorts.FFM_GRID), list(cohorts.VWF_GRID)) == tuple(typical["effect_grid"].values())
@@ -275,10 +276,16 @@ def test_surgery_is_followed_by_about_a_sample_a_day(events: dict[str, pd.DataFr
     assert (doses(rows).groupby("id", sort=False)["time"].max() < last).all()
     per_day = levels.groupby("id", sort=False).size() / (last / 24)
     assert 1.0 < per_day.median() < 1.6
-    assert (levels.groupby("id")["time"].min() < 0.5).all()  # the peak of the loading dose
+    # A quarter of the patients have few samples, half of these none of the loading dose's peak.
+    first = levels.groupby("id", sort=False)["time"].min()
+    late = first > 0.5
+    assert abs(late.mean() - 0.25 * 0.5) < 4.5 * math.sqrt(0.125 * 0.875 / N)
+    assert per_day[late].median() < 0.5 < 1.1 < per_day[~late].median()
+    assert abs((per_day < 0.75).mean() - 0.25) < 0.06
     gap = levels["time"].groupby(levels["id"]).diff().dropna()
     assert (gap > 0).all()
-    assert gap.quantile(0.99) < 60
+    dense = levels["id"].map(per_day) > 0.9
+    assert gap[dense].quantile(0.99) < 60
     # Troughs and peaks: within an hour before or after a bolus.
     bolus = doses(rows)
     bolus = bolus[(bolus["duration"] < 0.02) & (bolus["time"] > 0)]

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from medcm_cli.errors import InputError
-from medcm_cli.haemophilia.covariates import fat_free_mass, height_mode, vwf_mode, weight_mode
+from medcm_cli.haemophilia.covariates import fat_free_mass, height_mode, vwf_mode, weight_median
 from medcm_cli.haemophilia.preparation import (
     Preparation,
     Prepared,
@@ -59,13 +59,13 @@ def test_measured_values_stay(prepared: Prepared) -> None:
         np.testing.assert_array_equal(prepared.covariates[name][known], np.array(RAW[name])[known])
 
 
-def test_height_and_weight_are_their_modes(prepared: Prepared) -> None:
+def test_height_is_its_mode_and_weight_its_median(prepared: Prepared) -> None:
     height, weight = prepared.covariates["height"], prepared.covariates["weight"]
     assert prepared.origin["height"].tolist() == ["measured", "imputed", "measured", "imputed"]
     assert prepared.origin["weight"].tolist() == ["measured", "measured", "imputed", "imputed"]
     # 12 y is a point of the height table.
-    np.testing.assert_allclose(height, [180, 153.2, 170, one(height_mode, 50)])
-    np.testing.assert_allclose(weight, [80, 45, one(weight_mode, 170), one(weight_mode, height[3])])
+    np.testing.assert_allclose(height, [180, 156.4, 170, one(height_mode, 50)])
+    np.testing.assert_allclose(weight, [80, 45, one(weight_median, 170), one(weight_median, height[3])])
 
 
 def test_vwf_is_measured_or_a_mode_or_averaged_with_a_historic_value(prepared: Prepared) -> None:
@@ -98,7 +98,7 @@ def test_nothing_is_imputed_that_was_not_asked_for() -> None:
     # A weight is imputed where the height is unknown too, as if it were the mode given age.
     got = prepare(raw, Preparation.build({"columns": columns, "impute": ["weight"]}), IDS)
     assert got.origin["height"].tolist() == ["measured", "missing", "measured", "missing"]
-    np.testing.assert_allclose(got.covariates["weight"][3], one(weight_mode, one(height_mode, 50)))
+    np.testing.assert_allclose(got.covariates["weight"][3], one(weight_median, one(height_mode, 50)))
 
 
 def test_a_covariate_without_a_column_can_be_imputed() -> None:
@@ -271,7 +271,7 @@ def test_an_imputation_without_age_is_refused(missing: str, imputed: str) -> Non
 def test_a_weight_given_a_measured_height_needs_no_age() -> None:
     raw = arrays(age=[NAN] * 4, height=[180.0] * 4, vwf=[100.0] * 4)
     got = prepare(raw, steps(), IDS)
-    np.testing.assert_allclose(got.covariates["weight"][2], one(weight_mode, 180))
+    np.testing.assert_allclose(got.covariates["weight"][2], one(weight_median, 180))
     assert got.origin["ffm"].tolist() == ["missing"] * 4
 
 
