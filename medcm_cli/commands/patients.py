@@ -131,7 +131,7 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
     columns that say nothing to the study, whose names may be misspelt."""
     for line in (*_lines(warnings), *notes):
         ERR.print(line)
-    sheet = read_sheet(path, study.dataset["columns"], {})
+    sheet = read_sheet(path, study.dataset["columns"], {}, study.dataset["dialect"])
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]
     steps = study.dataset["preparation"]
     if steps is not None:

@@ -81,7 +81,7 @@ def _yaml(path: Path) -> object:
 
 def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """The doses of an event table."""
-    sheet = read_sheet(given, columns, {})
+    sheet = read_sheet(given, columns, {}, {})
     names.unused(sheet, {sheet.named(role) for role in ROLES})
     frame = pd.DataFrame({"time": sheet.number(sheet.named("time"))})
     for role in ("amt", "rate", "duration", "addl", "ii", "ss", "cmt", "evid", "mdv"):

@@ -112,6 +112,7 @@ def format_of(
     return Format(
         columns=dataset["columns"],
         keep=dataset["keep"],
+        dialect=dataset["dialect"],
         bolus_duration=dataset["bolus_duration"],
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],

@@ -224,7 +224,7 @@ def _check_dataset(dataset: Config) -> None:
         raise InputError(f"dataset.events is {dataset['events']!r}; expected the name of a file, or a list")
     _text("dataset.level_unit", dataset["level_unit"])
     _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
-    for option in ("columns", "keep", "over_time"):
+    for option in ("columns", "keep", "dialect", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
     if dataset["truth"] is not None and not isinstance(dataset["truth"], Mapping):
