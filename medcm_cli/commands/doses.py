@@ -24,7 +24,7 @@ Show = Callable[[Section], None]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
-    study = load_study(options.run, options.objective, options.trust)
+    study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
     events = study.read(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:

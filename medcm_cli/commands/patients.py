@@ -133,6 +133,7 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
         ERR.print(line)
     sheet = read_sheet(path, study.dataset["columns"], {}, study.dataset["dialect"])
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]
+    names += [entry.get("by") for entry in study.dataset["covariates"].values()]
     steps = study.dataset["preparation"]
     if steps is not None:
         names += [*steps["columns"].values(), steps["baseline"]]

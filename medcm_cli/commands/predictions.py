@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     thresholds = options.threshold or _THRESHOLDS
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
-    study = load_study(options.run, options.objective, options.trust)
+    study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     if options.check:
         _check(study, options, show)
         return

@@ -28,6 +28,7 @@ _SPOKEN["ydm"] = "year, day, month"
 _NONMEM = {"dat1": "dmy", "dat2": "ymd", "dat3": "ydm"}  # whose names say the order
 _CENTURY = 69  # two digits from here are of 1900
 _DAY = 24.0
+_EXCEL = 20_000, 80_000  # its days from 1954 to 2119, which no study's first h are
 
 
 class Times(NamedTuple):
@@ -48,11 +49,14 @@ def times(sheet: Sheet, subject: IntArray) -> Times:
         raise sheet.absent(column)
     if sheet.holds_numbers(column):
         values = sheet.number(column)
-        if date is None:
-            return Times(values, "")
+        if sheet.dialect.dates == "excel":
+            seconds = np.round(values * 86_400, 2)  # to which a number of days is exact
+            return Times(_since_first(seconds, subject), _words(repr(column), ""))
         if sheet.columns.get("date") is None:
-            _check_elapsed(sheet, column, date, values, subject)
+            if sheet.dialect.dates != "none":
+                _check_hours(sheet, column, date, values, subject)
             return Times(values, "")
+        assert date is not None
         sheet.first((values < 0) | (values > _DAY), column, "is {value}; expected a clock time in h, 0 to 24")
         seconds, order = _days(sheet, date) * 86_400 + values * 3600, _order(sheet, date)
         return Times(_since_first(seconds, subject), _words(f"{date!r} and {column!r}", order))
@@ -107,12 +111,28 @@ def _date_column(sheet: Sheet) -> str | None:
     return next((found for name in ("date", *_NONMEM) if (found := sheet.find(name))), None)
 
 
-def _check_elapsed(sheet: Sheet, column: str, date: str, values: FloatArray, subject: IntArray) -> None:
-    """Numbers in TIME are h that have passed, and not those of a clock beside a date. :raises InputError:
-    they may be either."""
+def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray, subject: IntArray) -> None:
+    """Numbers in TIME are h that have passed, not Excel's numbers of days and not those of a clock beside a
+    date. :raises InputError: they may be others."""
+    opens = np.unique(subject, return_index=True)[1]
+    first, last = _EXCEL
+    if ((values[opens] > first) & (values[opens] < last)).all():
+        what = "{value} may be Excel's number of a date, or h; "
+        what += f"{option(dates='excel')} or {option(dates='none')} says which".replace("{", "{{").replace(
+            "}", "}}"
+        )
+        sheet.first(np.ones(len(values), dtype=bool), column, what)
+    if date is None:
+        return
     days = pd.factorize(sheet.frame[date])[0]
     changes = bool(((np.diff(days) != 0) & (np.diff(subject) == 0)).any())
-    if changes and np.nanmax(values, initial=0) < _DAY:
+    unlike = changes and np.nanmax(values, initial=0) < _DAY
+    try:
+        passed = _days(sheet, date) * _DAY
+    except InputError:
+        passed = np.full(len(values), np.nan)  # no dates that say anything
+    gap = (passed - passed[opens][subject]) - (values - values[opens][subject])
+    if unlike or (np.abs(gap) > _DAY + 1).any():
         raise InputError(
             f"{sheet.source}: column {column!r} may be h that have passed or clock times of {date!r}; "
             f"dataset.columns={{date: null}} or {{date: {date}}} says which"
@@ -162,7 +182,7 @@ def _readings(sheet: Sheet, column: str) -> tuple[pd.DataFrame, Days, BoolArray]
     by_name = bool(named.notna().any())
     parts["b"] = named.where(named.notna(), parts["b"])
     orders = [_NONMEM.get(column.lower(), "")] if column.lower() in _NONMEM else list(DATES[:3])
-    if sheet.dialect.dates:
+    if sheet.dialect.dates in _SPOKEN:
         orders = [sheet.dialect.dates]
     elif by_name:
         orders = ["dmy", "ymd"]

@@ -85,6 +85,8 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
         column,
         "is {value} on a row that has a dose; without a column 'evid' or 'mdv' expected two rows",
     )
+    if sheet.has("cens"):
+        has_level |= sheet.whole("cens", (0, 1)) == 1  # the limit is in LLOQ
     is_observation = has_level & ~gives
     return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
 

@@ -28,6 +28,7 @@ class Regimes:
 _MISSING = (
     "is missing; every row needs this covariate, or dataset.covariates.{name}.missing says what to take"
 )
+_DIFFERS = "{{value}} differs from the subject's first value; dataset.over_time.{name} says which counts"
 _YES = ("yes", "y", "true", "ja", "j", "oui", "si", "sí")
 _NO = ("no", "n", "false", "nein", "non")
 
@@ -93,16 +94,17 @@ def _refuse_text(sheet: Sheet, name: str, column: str, missing: BoolArray) -> No
         )
 
 
-def labels_of(
-    sheet: Sheet, columns: Sequence[str], subject: IntArray, ids: Sequence[str]
-) -> dict[str, TextArray]:
-    """Column -> the text of each of the N subjects, empty where missing.
+def labels_of(sheet: Sheet, how: Format, subject: IntArray, ids: Sequence[str]) -> dict[str, TextArray]:
+    """Column -> the text of each of the N subjects, empty where missing; patients may lack the column.
 
     :raises InputError: a column that is not there, or that changes within a subject.
     """
     found = {}
-    for name in columns:
+    for name in how.labels:
         column = sheet.find(name) or name
+        if column not in sheet.frame and how.patients:
+            found[name] = np.full(len(ids), "", dtype=object)
+            continue
         if column not in sheet.frame:
             raise sheet.absent(column)
         raw = sheet.frame[column]
@@ -145,13 +147,14 @@ def covariates_of(
         else:
             if rule == "constant":
                 differs = ~((values == first[subject]) | np.isnan(values))
-                sheet.first(differs, column, "{value} differs from the subject's first value")
+                sheet.first(differs, column, _DIFFERS.format(name=name))
             stay[name] = first
     if not change:
         return stay, None, np.full(len(subject), -1)
     new = np.r_[True, np.diff(subject) != 0]
     for values in change.values():
-        new |= np.r_[True, values[1:] != values[:-1]]
+        same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))
+        new |= np.r_[True, ~same]
     last = np.r_[new[1:], True]
     end = np.where(np.r_[np.diff(subject) != 0, True], np.inf, clock)
     starts = np.flatnonzero(new)

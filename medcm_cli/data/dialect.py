@@ -16,7 +16,7 @@ from medcm_cli.errors import InputError
 
 MISSING = ["", "NA", "NaN", "nan", "."]
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blank": " "}
-DATES = ("dmy", "mdy", "ymd", "ydm")
+DATES = ("dmy", "mdy", "ymd", "ydm", "excel", "none")
 _DECIMALS = {"point": ".", "comma": ","}
 _THOUSANDS = {"none": "", **_DECIMALS, "blank": " ", "apostrophe": "'"}
 _WORDS = {mark: word for word, mark in _THOUSANDS.items() if mark}
@@ -36,7 +36,8 @@ class Dialect:
     """What is said of a file; None of what is to be found in it.
 
     ``encoding``: a name that Python knows; ``separator``: one of ``SEPARATORS``; ``decimal``: point or comma;
-    ``thousands``: none, point, comma, blank or apostrophe; ``dates``: the order of day, month and year;
+    ``thousands``: none, point, comma, blank or apostrophe; ``dates``: the order of day, month and year,
+    excel for TIME in days as its numbers of dates are, none for TIME in h whatever it looks like;
     ``ignore``: what rows begin with that are left out, ``@`` for any letter too, as NONMEM's IGNORE, or none;
     ``names``: of the columns, where the file has no header.
     """

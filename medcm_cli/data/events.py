@@ -105,7 +105,8 @@ def read_events(
 
 def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:
     """The covariates to read for a look at a table: the ``wanted`` columns, or else all that have no role and
-    hold numbers. Any may be missing, and those that change within a subject are taken record by record.
+    hold numbers. Of these any may be missing, and those that change within a subject are taken record by
+    record; those that are wanted are read as a fit would.
 
     :raises InputError: the file cannot be read, or a wanted column is absent or holds no numbers.
     """
@@ -120,18 +121,18 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
     by_subject = sheet.frame.groupby(sheet.frame[sheet.named("id")]) if sheet.has("id") else None
     changing = [
         name
-        for name in described
+        for name in ([] if wanted else described)
         if by_subject is not None and (by_subject[name].max() > by_subject[name].min()).any()
     ]
     over_time = {**dict.fromkeys(changing, "record"), **how.over_time}
-    optional = frozenset(described)
+    optional = frozenset(() if wanted else described)
     return {name: name for name in described}, replace(how, over_time=over_time, optional=optional)
 
 
 def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
     covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
-    used |= set(covariates.values())
+    used |= set(covariates.values()) | set(map(sheet.find, how.labels))
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     _, is_observation = columns.kinds(sheet)
@@ -188,7 +189,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
         reset_shift=(regimen.clock - time)[regimen.reset_record],
         covariates=values,
         regimes=regimes,
-        labels=labels_of(sheet, how.labels, subject, ids),
+        labels=labels_of(sheet, how, subject, ids),
         superposed=bool((records.ss == 2).any()),
         notes=columns.assumed(sheet) + notes + columns.amounts_agree(sheet, is_dose),
     )

@@ -179,8 +179,8 @@ class Sheet:
         )
 
     def with_numbers(self) -> "Sheet":
-        """With columns that are text and hold nothing but numbers, such as 1'000, as numbers; that of subjects
-        only where they are as NONMEM writes them, 1.0000E+00."""
+        """With columns of text that hold nothing but numbers, such as 1'000, as numbers; subjects only where
+        they are as NONMEM writes them, 1.0000E+00."""
         name = self.named("id")
         if name in self.frame and self.frame[name].astype(str).str.fullmatch(_FORTRAN).all():
             name = _NOTHING

@@ -4,6 +4,7 @@ Lines keep their numbers: what is left out becomes a blank line.
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from medcm_cli.errors import InputError
 _SAMPLE = 500  # lines by which separators are compared
 _ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SPOKEN = {"cp1252": "Windows-1252", "latin-1": "Latin-1", "utf-16": "UTF-16"}
-_TABLE = re.compile(r"\s*TABLE NO\.\s*\d+", re.IGNORECASE)  # what NONMEM's $TABLE puts above a header
+_TABLE = re.compile(r"\s*TABLE NO\.\s*\d+")  # what NONMEM's $TABLE puts above a header
+_COMMENT = re.compile(r"^[ \t\"]*[#@Cc]", re.MULTILINE)  # what may be one
 _QUOTED_COMMA = re.compile(r'"[^"\n]*\d,\d[^"\n]*"')
 _VALUE = re.compile(r"[+-]?[\d.,:/-]*\d[\d.,]*(?:[eE][+-]?\d+)?")
 _NOTHING = re.compile(r"[\x00-\x08\x0e-\x1f]")  # no text has these
@@ -49,8 +51,9 @@ class _Lines:
     assumed: tuple[str, ...]
 
     def rows(self) -> list[str]:
-        """What follows the header, without blank lines."""
-        return [line for line in self.lines[self.header + 1 :] if line.strip()]
+        """The first lines after the header that are not blank."""
+        following = (line for line in itertools.islice(self.lines, self.header + 1, None) if line.strip())
+        return list(itertools.islice(following, _SAMPLE))
 
 
 def read_text(path: Path, said: Dialect, known: Collection[str], id_name: str) -> Text:
@@ -63,11 +66,12 @@ def read_text(path: Path, said: Dialect, known: Collection[str], id_name: str) -
     text, encoding = _decoded(path, said.encoding)
     spoken = _SPOKEN.get(encoding) if said.encoding is None else None
     assumed: tuple[str, ...] = (f"in {spoken}",) if spoken else ()
-    found = _headed(str(path), re.split(r"\r\n|\n|\r", text), said, known)
+    found = _headed(str(path), text.split("\n"), said, known)
     separator = said.separator or found.separator or _separator(found, said, known)
     if separator != "comma" and said.separator is None:
         assumed += (f"separated by {'blanks' if separator == 'blank' else separator + 's'}",)
-    found = _without_comments(found, said, SEPARATORS[separator])
+    if said.ignore or _COMMENT.search(text):
+        found = _without_comments(found, said, SEPARATORS[separator])
     if said.names is None:
         _check_header(found, separator)
     if separator == "blank":
@@ -109,7 +113,8 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
             continue
         if _NOTHING.search(text):
             break
-        return text.removeprefix("\ufeff"), "utf-16" if name.startswith("utf-16") else name
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        return text, "utf-16" if name.startswith("utf-16") else name
     what = f"is no text in {tried[-1]}" if encoding else "is no text in UTF-8, UTF-16 or Windows-1252"
     raise InputError(f"{path}: {what}; {option(encoding='...')} names another encoding")
 
@@ -118,7 +123,7 @@ def _headed(source: str, lines: list[str], said: Dialect, known: Collection[str]
     """Where the header is, under what stands above it. :raises InputError: no line, or several tables."""
     separator: str | None = None
     assumed: tuple[str, ...] = ()
-    tables = [number for number, line in enumerate(lines) if _TABLE.match(line)]
+    tables = [number for number, line in enumerate(lines) if "TABLE" in line and _TABLE.match(line)]
     if len(tables) > 1:
         raise InputError(
             f"{source}, line {tables[1] + 1}: another table of NONMEM's begins; expected one in a file"
@@ -149,7 +154,7 @@ def _headed(source: str, lines: list[str], said: Dialect, known: Collection[str]
 def _separator(found: _Lines, said: Dialect, known: Collection[str]) -> str:
     """What separates columns: that by which the header has most of the known names, and rows as many cells as
     the header. :raises InputError: two that do as well as one another."""
-    header, rows = found.lines[found.header] if found.header >= 0 else None, found.rows()[:_SAMPLE]
+    header, rows = found.lines[found.header] if found.header >= 0 else None, found.rows()
     scores: dict[str, tuple[int, int, int]] = {}
     for name in SEPARATORS:
         sample = header if header is not None else rows[0] if rows else ""

@@ -273,6 +273,30 @@ def test_numbers_in_time_beside_a_date_may_be_clock_times() -> None:
         assert read_events(frame, {}, Format(columns={"date": column})).time[1] == hours
 
 
+def test_numbers_in_time_that_dates_contradict_are_refused() -> None:
+    frame = pd.DataFrame({"id": 1, "DATE": ["2021-01-01", "2021-01-01"], "amt": [5, None], "dv": [None, 1]})
+    with pytest.raises(InputError, match="may be h that have passed or clock times"):
+        read_events(frame.assign(time=[800, 1200]), {})  # 8:00 and 12:00
+    assert read_events(frame.assign(time=[0.5, 7.5]), {}).time.tolist() == [0.5, 7.5]
+
+
+def test_numbers_of_dates_are_told_from_hours() -> None:
+    frame = pd.DataFrame({"id": 1, "time": [44210.5, 44211.75], "amt": [5, None], "dv": [None, 1]})
+    with pytest.raises(InputError, match=r"may be Excel's number of a date.*dialect=\{dates: none\}"):
+        read_events(frame, {})
+    assert read_events(frame, {}, Format(dialect={"dates": "excel"})).time.tolist() == [0, 30]
+    assert read_events(frame, {}, Format(dialect={"dates": "none"})).time.tolist() == [44210.5, 44211.75]
+
+
+def test_a_censored_row_without_a_level_is_an_observation_without_evid_too() -> None:
+    frame = pd.DataFrame(
+        {"id": 1, "time": [0, 5], "amt": [5, None], "dv": None, "cens": [None, 1], "lloq": 0.1}
+    )
+    events = read_events(frame, {})
+    assert events.dv[~events.is_dose].tolist() == [0.1]
+    assert events.censored.sum() == 1
+
+
 @pytest.mark.parametrize(
     ("cells", "expected"), [(["yes", "yes", "No"], 1.0), ([True, True, False], 1.0), (["1", "1", "0"], 1.0)]
 )
