@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -99,13 +100,20 @@ class Study:
             for; all of them by default.
         :raises InputError: a fault in the file.
         """
+        return self.read_with_origins(patients, until)[0]
+
+    def read_with_origins(
+        self, patients: Patients, until: float = np.inf
+    ) -> tuple[EventTable, pa.Table | None]:
+        """The same, and of covariates that were prepared or may be missing how each patient's value came
+        about, None of others."""
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
         known = self.fits.records[0].data.get("characteristics", {})
-        events, _, _ = read_dataset(path, self.dataset, needed, True, until, known)
+        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
-        return events
+        return events, origins
 
     @property
     def notes(self) -> pd.DataFrame:
