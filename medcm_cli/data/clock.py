@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 _DATE = r"(?P<a>\d{1,4})(?P<by>[-./ ]?)(?P<b>\d{1,2}|[A-Za-z]{3})(?P=by)(?P<c>\d{2,4})|(?P<whole>\d{8})"
 _CLOCK = (
     r"(?P<hour>\d{1,4}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d(?:\.\d*)?))?"
-    r"(?:\s*(?P<half>[aApP])\.?[mM]\.?)?"
+    r"(?:\s*(?P<half>[aApP])\.?[mM]\.?)?(?P<zone>Z|[+-]\d{2}:?\d{2})?"
 )
 _WHEN = rf"(?:{_DATE})?(?:(?:^|[T ,:]\s*)(?:{_CLOCK}))?"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -70,15 +70,22 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Tim
     has_date = parts["a"].notna() | parts["whole"].notna()
     dated = bool(has_date.any())
     if dated:
-        filled = sheet.frame[column].notna().to_numpy()
-        sheet.first(filled & ~has_date.to_numpy(), column, "{value!r} has no date, as others have")
+        _check_alike(sheet, column, parts, has_date.to_numpy())
         days, where, order = _days(sheet, column), repr(column), _order(sheet, column)
+        if date is not None:
+            what = (
+                f"has another date than column {date!r}; dataset.columns={{{{date: null}}}} does without that"
+            )
+            sheet.first(days != _days(sheet, date), column, f"{{value!r}} {what}")
     elif date is not None:
+        of_date = _clock(_parts(sheet, date))
+        what = f"has another clock time than column {column!r}; expected a date"
+        sheet.first((of_date != 0) & (of_date != clock), date, f"{{value!r}} {what}")
         days, where, order = _days(sheet, date), f"{date!r} and {column!r}", _order(sheet, date)
     else:
         days, where, order = np.zeros(len(parts)), repr(column), ""
     if dated or date is not None:
-        sheet.first(clock > _DAY * 3600, column, "{value!r} is no clock time")
+        sheet.first(_beyond(parts), column, "{value!r} is no clock time")
         return Times(_since_first(days * 86_400 + clock, subject), _words(where, order))
     if np.nanmax(clock, initial=0) >= _DAY * 3600:
         return Times(clock / 3600, f"{column!r} as hours and minutes that have passed")
@@ -90,6 +97,22 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Tim
         "one, or the date in this one",
     )
     return Times(_since_first(clock, subject), _words(where, "") + ", of one day each")
+
+
+def _check_alike(sheet: Sheet, column: str, parts: pd.DataFrame, has_date: BoolArray) -> None:
+    """All cells have a date, and all or none a clock time and its zone. :raises InputError: one is unlike."""
+    filled = sheet.frame[column].notna().to_numpy()
+    sheet.first(filled & ~has_date, column, "{value!r} has no date, as others have")
+    for part, words in (("hour", "clock time"), ("zone", "zone of time")):
+        has = parts[part].notna().to_numpy()
+        if has.any():
+            sheet.first(filled & ~has, column, f"{{value!r}} has no {words}, as others have")
+
+
+def _beyond(parts: pd.DataFrame) -> BoolArray:
+    """Whether clock times are after midnight of the day."""
+    hour, minute = pd.to_numeric(parts["hour"]), pd.to_numeric(parts["minute"])
+    return np.asarray((hour > _DAY) | ((hour == _DAY) & (minute > 0)), dtype=bool)
 
 
 def _words(where: str, order: str) -> str:
@@ -142,6 +165,8 @@ def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray
 def _parts(sheet: Sheet, column: str) -> pd.DataFrame:
     """The parts of dates and clock times, missing where a cell has none."""
     raw = sheet.frame[column]
+    if isinstance(raw.dtype, pd.DatetimeTZDtype):
+        raw = raw.dt.tz_convert("UTC").dt.tz_localize(None)
     cells = raw.astype(str).str.strip().where(raw.notna(), "")
     if raw.dtype.kind in "fi":
         cells = raw.map(lambda cell: "" if pd.isna(cell) else f"{cell:.0f}")
@@ -160,6 +185,9 @@ def _clock(parts: pd.DataFrame) -> FloatArray:
     half = parts["half"].str.lower()
     hour = np.where(half.notna(), hour % 12 + 12 * (half == "p"), hour)
     seconds = hour * 3600 + minute * 60 + np.nan_to_num(second)
+    zone = parts["zone"].str.extract(r"(?P<sign>[+-])(?P<hour>\d\d):?(?P<minute>\d\d)")
+    ahead = pd.to_numeric(zone["hour"]) * 3600 + pd.to_numeric(zone["minute"]) * 60
+    seconds = seconds - (ahead.fillna(0) * np.where(zone["sign"] == "-", -1, 1)).to_numpy()
     is_date = (parts["a"].notna() | parts["whole"].notna()).to_numpy()
     return np.asarray(np.where(is_date, np.nan_to_num(seconds), seconds), dtype=np.float64)
 

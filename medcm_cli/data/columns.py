@@ -94,9 +94,10 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
 def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
     """TIME, h, in order within a subject but for resets."""
     column = sheet.named("time")
-    time = times(sheet, subject).hours
+    time, dated = times(sheet, subject)
     sheet.first(np.isnan(time), column, "is missing; expected hours since the first dose")
-    sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
+    if not dated:
+        sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
     unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
     sheet.first(
         unsorted,
@@ -104,6 +105,7 @@ def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
         "{value} comes after a later time of the same subject; sort rows by time, "
         "or begin again with EVID 3 or 4",
     )
+    sheet.first(time < 0, column, "{value} comes before the subject's first record")
     return time
 
 

@@ -253,6 +253,7 @@ def _table(found: _Lines, said: Dialect, delimiter: str, decimal: str | None, id
             null_values=MISSING,
             strings_can_be_null=True,
             decimal_point=decimal or ".",
+            timestamp_parsers=["@"],  # no date is one: a time that some cells lack would be 0:00
         ),
     )
     # What Excel leaves of columns that were emptied.

@@ -213,6 +213,8 @@ HEADER = "ID;TIME;EVID;AMT;DV"
         (("1;01.02.2021;1;1000;.", "1;31.02.2021;0;.;3"), "line 3, column 'TIME': '31.02.2021' is no date"),
         (("1;01/02/2021;1;1000;.", "1;03/02/2021;0;.;3"), "'01/02/2021' may be day, month, year or month"),
         (("1;08:00;1;1000;.", "1;9;0;.;3"), "line 2, column 'TIME': '08:00' is not a number"),
+        (("1;2021-01-01 08:00;1;1000;.", "1;2021-01-03;0;.;3"), "'2021-01-03' has no clock time"),
+        (("1;2021-01-03;1;1000;.", "1;2021-01-01;0;.;3"), "2021-01-01 comes after a later time"),
         (("1;0;1;1000;.", "1;5;0;.;BLQ"), "line 3, column 'DV': 'BLQ' is not a number"),
     ],
 )
@@ -278,6 +280,39 @@ def test_numbers_in_time_that_dates_contradict_are_refused() -> None:
     with pytest.raises(InputError, match="may be h that have passed or clock times"):
         read_events(frame.assign(time=[800, 1200]), {})  # 8:00 and 12:00
     assert read_events(frame.assign(time=[0.5, 7.5]), {}).time.tolist() == [0.5, 7.5]
+
+
+@pytest.mark.parametrize(
+    ("dates", "times", "words"),
+    [
+        (
+            ["2021-01-01", "2021-01-02"],
+            ["1899-12-30 08:00", "1899-12-30 09:00"],
+            "'1899-12-30 08:00' has another",
+        ),
+        (
+            ["2021-01-01 00:00", "2021-01-01 07:00"],
+            ["08:00", "09:00"],
+            "'2021-01-01 07:00' has another clock",
+        ),
+        (["2021-01-01 00:00", "2021-01-02 00:00"], ["08:00", "09:00"], ""),
+        (["2021-01-01", "2021-01-02"], ["2021-01-01 08:00", "2021-01-02 09:00"], ""),
+    ],
+)
+def test_two_columns_of_dates_or_clock_times_agree(dates: list[str], times: list[str], words: str) -> None:
+    frame = pd.DataFrame({"id": 1, "DATE": dates, "time": times, "amt": [5, None], "dv": [None, 1]})
+    if not words:
+        assert read_events(frame, {}).time.tolist() == [0, 25]
+        return
+    with pytest.raises(InputError, match=words):
+        read_events(frame, {})
+
+
+def test_zones_of_time_count(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    rows = ("1;2021-01-01T08:00:00+01:00;1;1000;.", "1;2021-01-01T08:00:00Z;0;.;3")
+    path.write_text("\n".join([HEADER, *rows]))
+    assert read_events(path, {}).time.tolist() == [0, 1]
 
 
 def test_numbers_of_dates_are_told_from_hours() -> None:
