@@ -14,8 +14,8 @@ ROWS = (
 )
 ASSUMED = (
     "events.csv: read separated by semicolons; decimal commas; 'DATE' and 'TIME' as h since the subject's "
-    "first record (day, month, year); rows with an amount as doses, others with a level as observations; 1 DV "
-    "below a limit of quantification, such as '<0,01'"
+    "first record (day, month, year); rows with an amount as doses, others with a level as observations; "
+    "1 DV below a limit of quantification, such as '<0,01'"
 )
 
 
