@@ -80,7 +80,7 @@ def write(
         for name, frame in tables.items():
             table = pa.Table.from_pandas(frame, preserve_index=False)
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
-            units = columns(f"{kind}/{name}", study.unit, amount=study.dose_unit)
+            units = columns(f"{kind}/{name}", study.units.named)
             write_table(partial / f"{name}.parquet", table, units)
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
         if draw is not None:

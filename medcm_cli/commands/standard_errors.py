@@ -71,7 +71,7 @@ def report(
 
 def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: list[str]) -> list[pd.DataFrame]:
     """Write the table of each fit that has one; why others have none is added to ``skipped``."""
-    units = runs.columns("uncertainty", runs.Units.of(restored.problem.config["dataset"]).reported)
+    units = runs.columns("uncertainty", runs.Units.of(restored.problem.config["dataset"]).named)
     frames = []
     for folder, of_fit in zip(restored.folders, found, strict=True):
         if isinstance(of_fit, str):

@@ -160,7 +160,7 @@ def columns_units(summary: Summary) -> dict[str, str]:
     """The units of the columns of ``fits`` and ``table``, by patterns."""
     reported = summary.fits["level_unit"].unique()
     level = str(reported[0]) if len(reported) == 1 else "see level_unit"
-    return columns("summary", level)
+    return columns("summary", {"reported": level})
 
 
 def _table(fits: pd.DataFrame) -> pd.DataFrame:
