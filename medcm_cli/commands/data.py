@@ -14,16 +14,24 @@ def command(arguments: list[str]) -> None:
     columns = {role: None if name == "null" else name for role, name in options.column}
     keep = {name: values.split(",") for name, values in options.keep}
 
-    from medcm_cli.data import Format, describe, plain_covariates, read_events
+    from medcm_cli.data import Format, describe, plain_covariates, read_events, with_magnitudes
     from medcm_cli.report.tables import characteristics
+    from medcm_cli.runs import Units
+    from medcm_cli.runs.quantities import factor
+    from medcm_cli.study.units import checked
 
-    form = Format(columns, keep, predose_observations="keep" if options.predose else "error")
+    kinds = {"time": options.time_unit, "amount": options.amount_unit, "level": options.level_unit}
+    kinds = checked({kind: unit for kind, unit in kinds.items() if unit is not None})
+    units = Units(kinds["level"], 1.0, kinds["level"], kinds["amount"], kinds["time"])
+    predose = "keep" if options.predose else "error"
+    form = Format(columns, keep, predose_observations=predose, time_unit=units.time)
     covariates, form = plain_covariates(options.file, form, options.covariate)
-    table = read_events(options.file, covariates, form)
-    described = describe(table)
-    show(characteristics(str(options.file), described, options.amount_unit, options.level_unit))
+    if factor(units.level, f"{units.amount}/L") is None:
+        ERR.print(f"{units.level} does not follow from {units.amount}: `medcm fit` needs pk.amount_per_level")
+    table = with_magnitudes(read_events(options.file, covariates, form), units)
     for line in table.notes:
         ERR.print(line)
+    show(characteristics(str(options.file), describe(table), kinds))
     OUT.print(f"{options.file}: no fault found")
 
 
@@ -54,7 +62,8 @@ def _parser() -> Parser:
         help="a column to describe; may be given several times (all columns of numbers if not given)",
         **_REPEATED,
     )
-    parser.add_argument("--level-unit", type=text, default="IU/mL", help="unit of DV")
-    parser.add_argument("--amount-unit", type=text, default="IU", help="unit of AMT")
+    parser.add_argument("--time-unit", type=text, help="unit of TIME, as dataset.units.time")
+    parser.add_argument("--amount-unit", type=text, help="unit of AMT, as dataset.units.amount")
+    parser.add_argument("--level-unit", type=text, help="unit of DV, as dataset.units.level")
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
     return parser

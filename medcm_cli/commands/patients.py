@@ -63,7 +63,7 @@ def write(
     draw: Callable[[Path], None] | None = None,
 ) -> None:
     """Parquet tables, ``kind.json`` and what ``draw`` adds to the folder; everything or nothing."""
-    said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
+    said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit, "time": study.units.time}
     if "warnings" in tables:
         said["warnings"] = "; ".join(_lines(tables["warnings"]))
     record = study.fits.records[0]
@@ -129,7 +129,7 @@ def lean(section: Section) -> Section:
 def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str]) -> None:
     """Say what a person has to know, on stderr: the first warnings, what is to be said of the file, and its
     columns that say nothing to the study, whose names may be misspelt."""
-    for line in (*_lines(warnings), *notes):
+    for line in (*notes, *_lines(warnings)):
         ERR.print(line)
     sheet = read_sheet(path, study.dataset["columns"], {})
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]

@@ -92,7 +92,7 @@ class Study:
     def read(self, patients: Patients, until: float = np.inf) -> EventTable:
         """Patients in the format of the study's data.
 
-        :param until: h in the file's time, after a patient's last record, that additional doses are given
+        :param until: in the file's time, after a patient's last record, that additional doses are given
             for; all of them by default.
         :raises InputError: a fault in the file.
         """

@@ -118,7 +118,8 @@ def _cohort(fit: Fit) -> dict[str, Any]:
     cohort = dict(fit.record.data.get("characteristics") or {})
     if cohort.get("level"):
         cohort["level"] = [level * fit.units.scale for level in cohort["level"]]
-    return {**cohort, "level_unit": fit.units.reported} if cohort else {}
+    units = {"time": fit.units.time, "amount": fit.units.amount, "level": fit.units.reported}
+    return {**cohort, "units": units} if cohort else {}
 
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:

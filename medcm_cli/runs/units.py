@@ -16,7 +16,7 @@ from medcm_cli.runs import quantities
 
 UNIT = b"unit"
 NONE = "-"
-_ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), of parameter (others)"
+_ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), {parameters}"
 _DRAWS = {"sigma_additive": "{model}", "lp": "nats", "ess_*": "draws"}
 _BOUNDS = ("typical", "median", "lower_*", "upper_*")
 _CANDIDATES = {
@@ -44,7 +44,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "parameters": {},
     "random_effects": {},
-    "effects": {"x": "{covariate}", "value": "of parameter"},
+    "effects": {"x": "{covariate}", "value": "{parameters}"},
     "uncertainty": {"name": "-", "method": "-", "rse": "%", "*": _ONE_OF_EACH},
     "draws": _DRAWS,
     "population": _DRAWS,
@@ -100,6 +100,10 @@ class Units(NamedTuple):
     def named(self) -> dict[str, str]:
         """What stands in braces in ``COLUMNS``."""
         return {"reported": self.reported, "model": self.level, "amount": self.amount, "time": self.time}
+
+    def of_parameters(self, patterns: Mapping[str, str]) -> dict[str, str]:
+        """Parameter -> its unit, of those that a compartment model names (``PkModel.units``)."""
+        return {name: pattern.format_map(self.named) for name, pattern in patterns.items()}
 
     @property
     def hours(self) -> float:

@@ -16,8 +16,8 @@ AXES = ("fold", "outer", "inner", "replicate")
 
 UNITS: Config = {"time": "h", "amount": "IU", "level": "IU/mL"}
 REPORTED: Mapping[str, str] = {"IU/mL": "IU/dL"}
-"""The units of results of before, and in which of them levels were reported: of factor levels; of data in other
-units all of these are given."""
+"""The units of results of before, and in which of them levels were reported: of factor levels; of data in
+other units all of these are given."""
 
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")

@@ -63,6 +63,7 @@ def tables(
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     known = {
         "objective": objective.describe().unit_in(reported.units.level),
+        "parameters": by_row(reported.units.of_parameters(model.pk.units)),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
     result = []

@@ -22,9 +22,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients import dosing, search
 from medcm_cli.patients.measures import area
 from medcm_cli.patients.study import Study
-from medcm_cli.patients.targets import read_target, units_of
+from medcm_cli.patients.targets import read_target
 from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
+from medcm_cli.runs import Units
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
 from tests.patients.known import certain
@@ -32,7 +33,7 @@ from tests.patients.known import certain
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 INFUSED = 1 / 60  # h, of a dose with an amount alone
-UNITS = units_of("IU/dL", "IU/mL", 100.0)
+UNITS = Units("IU/dL", 100.0, "IU/mL", "IU")
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +244,10 @@ def test_units_are_converted(one: str, other: str) -> None:
     first, second = (replace(read_target(text, UNITS), text="") for text in (one, other))
     assert (first.kind, first.least, first.share) == (second.kind, second.least, second.share)
     assert (first.limit, first.threshold) == pytest.approx((second.limit, second.threshold))
-    in_ml = read_target("peak<=150 IU/dL", units_of("IU/mL", "IU/mL", 1.0))
+    in_ml = read_target("peak<=150 IU/dL", Units("IU/mL", 1.0, "IU/mL", "IU"))
     assert in_ml.limit == pytest.approx(1.5)
-    assert read_target("trough>=3 mg/L", units_of("mg/L", "mg/L", 1.0)).limit == 3
-    assert units_of("ng/mL", "mg/L", 1000.0) == {"mg/L": 1000.0, "ng/mL": 1.0}
+    assert read_target("trough>=3 mg/L", Units("mg/L", 1.0, "mg/L", "mg")).limit == 3
+    assert read_target("trough>=3 mg/L", Units("ng/mL", 1.0, "ng/mL", "mg")).limit == 3000
     half = read_target("time_above(1 IU/dL)>=50%", UNITS)
     assert (half.bound(24), half.bound(72)) == (12, 36)
 

@@ -120,7 +120,7 @@ def test_patients_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_characteristics_of_one_table() -> None:
-    section = tables.characteristics("mine.csv", HELD, "mg", "mg/L")
+    section = tables.characteristics("mine.csv", HELD, {"time": "min", "amount": "mg", "level": "mg/L"})
     assert section.title == "mine.csv"
     rows = dict(section.cells)
     assert rows["amount per subject, mg"] == "2000 (500 to 18000)"
