@@ -98,6 +98,7 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
 # Each outside package stands behind one door.
 DOORS = {
     "torchdiffeq": ("pk",),
+    "pint": ("runs.quantities",),
     "hydra": ("study", "commands"),
     "omegaconf": ("study", "commands"),
     "matplotlib": ("report.figures",),
