@@ -14,6 +14,7 @@ import pytest
 from medcm_cli import runs
 from medcm_cli.commands.dose import command as dose
 from medcm_cli.commands.predict import command as predict
+from medcm_cli.report.figures import style
 from medcm_cli.report.tables import write
 from medcm_cli.runs.summary import summarize
 from medcm_cli.runs.walk import Fit
@@ -65,18 +66,26 @@ def of_study(folder: Path) -> list[str]:
 def tables(studies: dict[str, Path]) -> dict[str, dict[str, pd.DataFrame]]:
     """What predict and dose wrote of each study."""
     found = {}
-    for name, times, every, level in (
-        ("h", "0:48:4", "24,48", "IU/mL"),
-        ("min", "0:2880:240", "1440,2880", "mg/L"),
-    ):
-        folder = studies[name]
-        predict([*of_study(folder), "--times", times, "--threshold", "0.05", "--draws", "40"])
-        vial = "250" if name == "h" else "0.25"
-        target = ["--target", f"trough>=0.01 {level}", "--target", f"time_above(0.05 {level})>=20 h"]
-        dose([*of_study(folder), *target, "--every", every, "--vial", vial, "--draws", "40"])
-        paths = [*folder.rglob("predictions/*/*.parquet"), *folder.rglob("doses/*/*.parquet")]
-        found[name] = {path.stem: pd.read_parquet(path) for path in paths if path.stem != "warnings"}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(style, "write", lambda *_: None)
+        for name, times, every, level in (
+            ("h", "0:48:4", "24,48", "IU/mL"),
+            ("min", "0:2880:240", "1440,2880", "mg/L"),
+        ):
+            folder = studies[name]
+            predict([*of_study(folder), "--times", times, "--threshold", "0.05", "--draws", "40"])
+            vial = "250" if name == "h" else "0.25"
+            target = ["--target", f"trough>=0.01 {level}", "--target", f"time_above(0.05 {level})>=20 h"]
+            dose([*of_study(folder), *target, "--every", every, "--vial", vial, "--draws", "40"])
+            paths = [*folder.rglob("predictions/*/*.parquet"), *folder.rglob("doses/*/*.parquet")]
+            found[name] = {path.stem: pd.read_parquet(path) for path in paths if path.stem != "warnings"}
     return found
+
+
+def labels_of(drawn: style.Drawn) -> list[str]:
+    """The words of a figure that is not written: that takes seconds."""
+    axes = drawn.figure.axes
+    return [drawn.alt, *(label for axis in axes for label in (axis.get_xlabel(), axis.get_ylabel()) if label)]
 
 
 def fits(folder: Path) -> Iterator[Fit]:
@@ -132,7 +141,6 @@ def test_every_column_that_is_written_names_a_unit_of_the_study(
     assert walked >= {"history", "effects", "parameters", "fits", "table", "curve", "doses", "candidates"}
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout")
 def test_every_table_that_is_printed_is_in_units_of_the_study(
     studies: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +164,8 @@ def test_every_table_that_is_printed_is_in_units_of_the_study(
         "summarize": ["summarize", outputs],
     }
     monkeypatch.setenv("COLUMNS", "200")
+    labels: list[str] = []
+    monkeypatch.setattr(style, "write", lambda drawn, *_: labels.extend(labels_of(drawn)))
     for name, words in commands.items():
         capsys.readouterr()
         import_module(f"medcm_cli.commands.{words[0]}").command(words[1:])
@@ -165,3 +175,5 @@ def test_every_table_that_is_printed_is_in_units_of_the_study(
             plain = line.replace("vwf, IU/dL", "").replace("more than 1 h", "").replace("24,36,48,72 h", "")
             assert not WRONG.search(plain), f"{name}: {line}"
         assert "min" in said if name != "summarize" else "ug/mL" in said
+    assert {"time, min", "level, ug/mL"} <= set(labels)
+    assert not [label for label in labels if WRONG.search(label)]

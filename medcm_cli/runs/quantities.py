@@ -74,7 +74,7 @@ def define_amount(text: str) -> None:
         return
     if not _WORD.fullmatch(text):
         raise InputError(
-            f"dataset.units.amount is {text!r}; expected the unit of AMT in one word, such as mg, mmol or IU"
+            f"dataset.units.amount is {text!r}; expected the unit of AMT in one word, such as mg or mmol"
         )
     _registry().define(f"{text} = [amount_of_{text}]")
     parsed.cache_clear()

@@ -62,7 +62,7 @@ def without_derived(config: Config) -> dict[str, Any]:
 
 
 def checked(given: object) -> dict[str, str]:
-    """Units of time, amount and level, each by its name; h, IU and IU/mL where they are not given.
+    """Units of time, amount and level, each by its name; ``UNITS`` where they are not given.
 
     :raises InputError: one that is not known, or of another kind.
     """
@@ -76,7 +76,9 @@ def checked(given: object) -> dict[str, str]:
     quantities.check_time("dataset.units.time", units["time"])
     quantities.define_amount(units["amount"])
     if quantities.factor(units["amount"], "L") or quantities.factor(units["amount"], "h"):
-        raise InputError(f"dataset.units.amount is {units['amount']!r}; expected an amount, such as mg or IU")
+        raise InputError(
+            f"dataset.units.amount is {units['amount']!r}; expected an amount, such as mg or mmol"
+        )
     if quantities.parsed(units["level"]) is None and "/" in units["level"]:
         raise InputError(
             f"dataset.units.level is {units['level']!r}, which is not known; expected an amount per "
