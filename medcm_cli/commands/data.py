@@ -15,9 +15,9 @@ def command(arguments: list[str]) -> None:
     keep = {name: values.split(",") for name, values in options.keep}
 
     from medcm_cli.data import Format, describe, plain_covariates, read_events, with_magnitudes
+    from medcm_cli.quantities import factor
     from medcm_cli.report.tables import characteristics
     from medcm_cli.runs import Units
-    from medcm_cli.runs.quantities import factor
     from medcm_cli.study.units import checked
 
     kinds = {"time": options.time_unit, "amount": options.amount_unit, "level": options.level_unit}

@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         help="what the dose has to reach, in any unit that converts into the study's; may be given several "
-        "times, as 'trough>=1 mg/L', 'peak<=20 mg/L', 'auc>=400 mg/L*h', 'time_above(5 mg/L)>=20 h' or "
+        "times: 'trough>=1 mg/L', 'peak<=20 mg/L', 'auc>=400 mg/L*h', 'time_above(5 mg/L)>=20 h' or "
         "'time_above(5 mg/L)>=80 %%'",
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ import numpy as np
 
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import FloatArray
-from medcm_cli.runs.quantities import hours
+from medcm_cli.quantities import hours
 
 
 def describe(table: EventTable) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pandas as pd
 from medcm_cli.data.events import EventTable, Regimes
 from medcm_cli.data.segments import Segments, last_of, segments_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
-from medcm_cli.runs.quantities import hours
+from medcm_cli.quantities import hours
 
 _AFTER = 1e-6  # how long after its end all of a dose is seen, and before it nothing, one given at once too
 # Hours after that, and before, to follow levels whatever the times that they are asked for at.

@@ -23,7 +23,7 @@ from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
 from medcm_cli.errors import InputError
-from medcm_cli.runs.quantities import HOUR
+from medcm_cli.quantities import HOUR
 
 MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 OVER_TIME = ("constant", "record", "mean", "first")

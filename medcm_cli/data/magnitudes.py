@@ -8,8 +8,8 @@ import numpy as np
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray
 from medcm_cli.errors import InputError
+from medcm_cli.quantities import factor
 from medcm_cli.runs import Units
-from medcm_cli.runs.quantities import factor
 
 _VOLUMES = (
     0.1,

@@ -9,7 +9,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients.measures import area, time_above
 from medcm_cli.runs import Units
 
-FORMS = "'trough>=1 UNIT', 'peak<=150 UNIT', 'auc>=10 UNIT*h', 'time_above(5 UNIT)>=20 h' or '... >=80 %'"
+FORMS = (
+    "'trough>=1 mg/L', 'peak<=20 mg/L', 'auc>=400 mg/L*h', 'time_above(5 mg/L)>=20 h' or "
+    "'time_above(5 mg/L)>=80 %'"
+)
 _NUMBER, _UNIT = r"\s*([0-9.]+(?:e[-+]?\d+)?)", r"\s*([^\d\s<>=()][^\d<>=()]*?)\s*"
 _LEVEL = re.compile(rf"\s*(trough|peak|auc)\s*(>=|<=){_NUMBER}{_UNIT}", re.IGNORECASE)
 _ABOVE = re.compile(rf"\s*(time_above)\s*\({_NUMBER}{_UNIT}\)\s*(>=|<=){_NUMBER}{_UNIT}", re.IGNORECASE)

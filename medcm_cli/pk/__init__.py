@@ -38,7 +38,7 @@ __all__ = [
 def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
     """Predicted level, in the unit of DV, at the schedule's observation times.
 
-    :param z: each of ``pk.parameters`` in its unit (L, and the data's of time), shape (B,) or broadcastable to
+    :param z: each of ``pk.parameters`` in its unit, shape (B,) or broadcastable to
         (S, N, B); (P, S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
+from medcm_cli import quantities
 from medcm_cli.files import replaced
-from medcm_cli.runs import quantities
 
 UNIT = b"unit"
 NONE = "-"

@@ -161,7 +161,7 @@ def read_dataset(
     events = replace(
         raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
     )
-    return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
+    return events, describe(raw), preparation_table(raw.ids, prepared, baseline, units.level)
 
 
 def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from medcm_cli import quantities
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
-from medcm_cli.runs import quantities
 from medcm_cli.study.identity import REPORTED, UNITS, Config
 
 _CLOSE = 1e-6  # of a factor that is given; how far it may lie from the one that follows

@@ -255,7 +255,7 @@ def test_units_are_converted(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("high enough", "is not understood; expected one such as 'trough>=1 UNIT'"),
+        ("high enough", "is not understood; expected one such as 'trough>=1 mg/L'"),
         ("trough=5 IU/dL", "is not understood"),
         ("trough>=5", "is not understood"),
         ("auc>=5 IU/dL", r"IU/dL cannot be converted into IU/dL\*h"),

@@ -2,8 +2,9 @@
 
 import pytest
 
+from medcm_cli import quantities
 from medcm_cli.errors import InputError
-from medcm_cli.runs import Units, quantities
+from medcm_cli.runs import Units
 
 
 @pytest.mark.parametrize(
