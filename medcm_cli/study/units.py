@@ -27,6 +27,11 @@ def with_units(config: Config) -> dict[str, Any]:
             raise InputError(f"{missing[0]} is null and there is no dataset.units; expected {_EXAMPLE}")
         return {**config, "dataset": {**before, **dataset}}
     units = checked(dataset["units"])
+    if dataset.get("path") is None and units != UNITS:
+        made = ", ".join(f"{kind}: {unit}" for kind, unit in UNITS.items())
+        raise InputError(
+            f"dataset.units is {units}, but without dataset.path patients are made whose units are {{{made}}}"
+        )
     shown = dataset.get("level_unit")
     if shown is None:
         shown = REPORTED.get(units["level"], units["level"])

@@ -79,6 +79,12 @@ def test_contradictions_are_refused_in_a_line(options: list[str], words: str) ->
     assert "\n" not in str(found.value)
 
 
+def test_made_patients_have_their_units() -> None:
+    config = configuration(None, Path("outputs"), "dataset.units.time=min")
+    with pytest.raises(InputError, match="without dataset.path patients are made whose units are"):
+        complete_problem(config)
+
+
 def test_units_that_say_nothing_new_are_no_part_of_what_identifies_a_result() -> None:
     own = complete()
     before = {**own, "dataset": {key: value for key, value in own["dataset"].items() if key != "units"}}
