@@ -19,7 +19,7 @@ import numpy.typing as npt
 from medcm_cli.files import from_json, remove, replaced
 
 _FIRST = 0.5  # s of training before anything is kept
-_SHARE = 0.02  # of the time, at most, is spent on keeping
+_SHARE = 0.01  # of the time, at most, is spent on keeping
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
