@@ -180,7 +180,7 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
     of_size, vwf = config.covariates[size], config.covariates.vwf
     assert (of_size.column, of_size.scale, of_size.reference) == (column, 150, reference)
     assert (vwf.column, vwf.scale, vwf.reference) == ("vwf", 350, 100)
-    assert config.level_scale == 100  # IU/mL to IU/dL
+    assert dict(config.units) == {"time": "h", "amount": "IU", "level": "IU/mL"}
 
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ table = pd.DataFrame({"x": np.random.default_rng(0).standard_normal(100_000)})
 noise = np.random.default_rng(0).uniform(size=(500, 500))
 figure = Figure()
 figure.subplots().imshow(noise)
-units = runs.Units("IU/dL", 100.0)
+units = runs.Units("IU/dL", 100.0, "IU/mL", "IU")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a file that grows longer cannot be written
 writers = {

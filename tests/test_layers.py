@@ -15,7 +15,7 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # freely.
 LAYERS = (
     ("medcm_cli", "errors"),  # medcm_cli: the package itself, its version
-    ("files", "checks", "numerics"),
+    ("files", "checks", "quantities", "numerics"),
     ("pk", "runs"),
     ("data",),
     ("model",),
@@ -98,6 +98,7 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
 # Each outside package stands behind one door.
 DOORS = {
     "torchdiffeq": ("pk",),
+    "pint": ("quantities",),
     "hydra": ("study", "commands"),
     "omegaconf": ("study", "commands"),
     "matplotlib": ("report.figures",),

@@ -27,18 +27,26 @@ def command(arguments: list[str]) -> None:
 
 def _check(options: "argparse.Namespace") -> None:
     """Whatever model it is for."""
-    from medcm_cli.data import Format, describe, plain_covariates, read_events
+    from medcm_cli.data import Format, describe, plain_covariates, read_events, with_magnitudes
+    from medcm_cli.quantities import factor
     from medcm_cli.report.tables import characteristics
+    from medcm_cli.runs import Units
+    from medcm_cli.study.units import checked
 
     columns = {role: None if name == "null" else name for role, name in options.column}
     keep = {name: values.split(",") for name, values in options.keep}
+    kinds = {"time": options.time_unit, "amount": options.amount_unit, "level": options.level_unit}
+    kinds = checked({kind: unit for kind, unit in kinds.items() if unit is not None})
+    units = Units(kinds["level"], 1.0, kinds["level"], kinds["amount"], kinds["time"])
     predose = "keep" if options.predose else "error"
-    form = Format(columns, keep, dict(options.dialect), predose_observations=predose)
+    form = Format(columns, keep, dict(options.dialect), predose_observations=predose, time_unit=units.time)
     covariates, form = plain_covariates(options.file, form, options.covariate)
-    table = read_events(options.file, covariates, form)
-    show(characteristics(str(options.file), describe(table), options.amount_unit, options.level_unit))
+    if factor(units.level, f"{units.amount}/L") is None:
+        ERR.print(f"{units.level} does not follow from {units.amount}: `medcm fit` needs pk.amount_per_level")
+    table = with_magnitudes(read_events(options.file, covariates, form), units)
     for line in table.notes:
         ERR.print(line)
+    show(characteristics(str(options.file), describe(table), kinds))
 
 
 def _check_as_fit(options: "argparse.Namespace") -> None:
@@ -49,7 +57,7 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
     flags = [name for name in _TABLE_FLAGS if getattr(options, name)]
     if flags:
         raise InputError(
-            f"--{flags[0]}: has no effect with the options of a fit; say it by those (dataset.*)"
+            f"--{flags[0].replace('_', '-')}: has no effect with the options of a fit; say it by those (dataset.*)"
         )
 
     def check(composed: "DictConfig") -> None:
@@ -60,10 +68,10 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
         from medcm_cli.study.job import Job
 
         problem = Job.build(as_config(composed)).problem
-        held = problem.data["characteristics"]
-        show(characteristics(str(options.file), held, options.amount_unit, options.level_unit))
         for line in problem.events.notes:
             ERR.print(line)
+        units = problem.config["dataset"]["units"]
+        show(characteristics(str(options.file), problem.data["characteristics"], units))
 
     quoted = str(options.file).replace("\\", "\\\\").replace("'", "\\'")
     whole = [] if any(word.startswith("dataset=") for word in options.option) else ["dataset=table"]
@@ -113,7 +121,8 @@ def _parser() -> Parser:
         **_REPEATED,
     )
     add_dialect(parser)
-    parser.add_argument("--level-unit", type=text, default="IU/mL", help="unit of DV")
-    parser.add_argument("--amount-unit", type=text, default="IU", help="unit of AMT")
+    parser.add_argument("--time-unit", type=text, help="unit of TIME, as dataset.units.time")
+    parser.add_argument("--amount-unit", type=text, help="unit of AMT, as dataset.units.amount")
+    parser.add_argument("--level-unit", type=text, help="unit of DV, as dataset.units.level")
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
     return parser

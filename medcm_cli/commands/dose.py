@@ -2,7 +2,7 @@
 
 import argparse
 
-from medcm_cli.commands.parser import Parser, add_study, fraction, number, path, several, text, whole
+from medcm_cli.commands.parser import LATEST, Parser, add_study, fraction, number, path, several, text, whole
 from medcm_cli.commands.terminal import show
 
 
@@ -32,20 +32,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=text,
         action="append",
         required=True,
-        help="what the dose has to reach; may be given several times: 'trough>=0.01 IU/mL', "
-        "'peak<=150 IU/dL', 'auc>=10 IU/mL*h', 'time_above(0.05 IU/mL)>=20 h' or "
-        "'time_above(5 IU/dL)>=80 %%'",
+        help="what the dose has to reach, in any unit that converts into the study's; may be given several "
+        "times: 'trough>=1 mg/L', 'peak<=20 mg/L', 'auc>=400 mg/L*h', 'time_above(5 mg/L)>=20 h' or "
+        "'time_above(5 mg/L)>=80 %%'",
     )
     parser.add_argument(
         "--probability", type=fraction, default=0.8, help="the least probability of meeting all targets"
     )
     parser.add_argument(
         "--every",
-        type=several(number(least=1, most=10_000, unit="h")),
-        default="24,36,48,72",
-        help="dosing intervals to try, h",
+        type=several(number(above=0, most=LATEST)),
+        help="dosing intervals to try, in the data's unit of time (24,36,48,72 h if not given)",
     )
-    parser.add_argument("--vial", type=number(above=0, most=1e9), default=250.0, help="amount in one vial")
+    parser.add_argument(
+        "--vial", type=number(above=0, most=1e9), default=250.0, help="amount in one vial, in the data's unit"
+    )
     parser.add_argument("--most", type=whole(1, 10_000), default=40, help="the most vials in a dose")
     parser.add_argument(
         "--after",
@@ -56,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--horizon",
-        type=number(above=0, most=100_000, unit="h"),
-        help="with --after given: repeat the dose for so many hours; targets are of the last interval",
+        type=number(above=0, most=LATEST),
+        help="with --after given: repeat the dose for so long, in the data's unit of time; targets are of "
+        "the last interval",
     )

@@ -46,9 +46,10 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "patients": str(options.patient),
         "method": options.method,
         "draws": draws_of(options.draws, len(events.ids)),
-        "every": options.every,
+        "every": sorted(set(map(float, found.doses["every"]))),
         "after": options.after,
         "dose_unit": found.dose_unit,
+        "time_unit": found.units.time,
         "regimen": found.regimen,
         "targets": [asdict(target) for target in found.targets],
         "probability": found.probability,
@@ -58,8 +59,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
     tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
     write(folder, _KIND, study, tables, about, origins=origins)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
-    _show(found, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
     warn(found.warnings, options.patient, study, events.notes)
+    _show(found, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
     OUT.print(f"Parquet -> {folder}")
 
 
@@ -87,9 +88,9 @@ def sections(found: Dosing) -> list[Section]:
     intervals = list(dict.fromkeys(found.doses["every"]))
     entries = {(row["patient"], row["every"]): row for row in found.doses.to_dict("records")}
     lines = ids[:_LINES]
-    cells = [[name, *(_answer(entries[name, hours]) for hours in intervals)] for name in lines]
+    cells = [[name, *(_answer(entries[name, every]) for every in intervals)] for name in lines]
     words = "" if lines == ids else f", first {len(lines)} of {len(ids)} patients"
-    headers = ["patient", *(f"every {hours:g} h" for hours in intervals)]
+    headers = ["patient", *(f"every {every:g} {found.units.time}" for every in intervals)]
     which = "Least" if any(target.least for target in found.targets) else "Highest"
     title = f"{which} dose, {found.dose_unit}, and its probability{words}"
     result = [Section(title, headers, cells)]
@@ -113,10 +114,18 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
     names = [name for name in names if name != "auc" or name in wanted]
     weighed = bool(some["per_kg"].notna().any())
     unit = found.dose_unit
-    headers = ["patient", "every, h", f"dose, {unit}", *([f"{unit}/kg"] if weighed else []), "P"]
+    headers = [
+        "patient",
+        f"every, {found.units.time}",
+        f"dose, {unit}",
+        *([f"{unit}/kg"] if weighed else []),
+        "P",
+    ]
     for name in names:
         above = name.removeprefix("above_")
-        headers.append(f"{name} (90 %)" if above == name else f"h above {above} (90 %)")
+        level = {"auc": f"{found.unit} {found.units.time}"}.get(name, found.unit)
+        measure = f"{name}, {level}" if above == name else f"{found.units.time} above {above} {found.unit}"
+        headers.append(f"{measure} (90 %)")
     keys = ["patient", "every"]
     answer = found.doses.set_index(keys)["dose"].fillna(found.doses.set_index(keys)["best_dose"])
     far = (some["dose"] - answer.reindex(pd.MultiIndex.from_frame(some[keys])).to_numpy()).abs()
@@ -131,7 +140,7 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
             middle, low, high = (_digits(row[bound]) for bound in bounds)
             cell.append(f"{middle} ({low} to {high})")
         cells.append(cell)
-    return Section(f"Candidates around the answer (<), {found.unit} and h{words}", headers, cells)
+    return Section(f"Candidates around the answer (<){words}", headers, cells)
 
 
 def _best(row: dict[Any, Any]) -> str:
@@ -149,8 +158,8 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
     """A line per patient and interval without a dose, of the first patients."""
     bad = found.doses[~found.doses["feasible"]]
     lines = [
-        f"patient {row['patient']}, every {row['every']:g} h: no dose up to {most:g} {found.dose_unit} has "
-        f"probability {found.probability:g}; {_best(row)}: {row['reason']}"
+        f"patient {row['patient']}, every {row['every']:g} {found.units.time}: no dose up to {most:g} "
+        f"{found.dose_unit} has probability {found.probability:g}; {_best(row)}: {row['reason']}"
         for row in bad.to_dict("records")
     ]
     return shortened(lines, _REASONS, ", in doses.parquet")

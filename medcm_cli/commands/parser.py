@@ -16,7 +16,7 @@ from medcm_cli.errors import InputError
 
 T = TypeVar("T")
 MOST_TIMES = 10_000  # of predictions
-LATEST = 1e6  # h, of them
+LATEST = 1e6  # of them, in any unit
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,10 +137,10 @@ def path(given: str) -> Path:
 
 
 def times(given: str) -> list[float]:
-    """Hours, FROM:TO:STEP or a list."""
+    """FROM:TO:STEP or a list."""
     what = f"is {checks.shown(given)}; expected"
     if ":" not in given:
-        found = several(number(least=0, most=LATEST, unit="h"), MOST_TIMES)(given)
+        found = several(number(least=0, most=LATEST), MOST_TIMES)(given)
         if len(set(found)) < 2:
             raise argparse.ArgumentTypeError(f"{what} two or more times, as in 24,48, or FROM:TO:STEP")
         return found

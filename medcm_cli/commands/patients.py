@@ -67,7 +67,7 @@ def write(
 
     :param origins: how the patients' covariates came about, where there is something to say of it.
     """
-    said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
+    said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit, "time": study.units.time}
     if "warnings" in tables:
         said["warnings"] = "; ".join(_lines(tables["warnings"]))
     record = study.fits.records[0]
@@ -84,7 +84,7 @@ def write(
         for name, frame in tables.items():
             table = pa.Table.from_pandas(frame, preserve_index=False)
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
-            units = columns(f"{kind}/{name}", study.unit, amount=study.dose_unit)
+            units = columns(f"{kind}/{name}", study.units.named)
             write_table(partial / f"{name}.parquet", table, units)
         if origins is not None:
             write_table(partial / "preparation.parquet", origins)
@@ -135,7 +135,7 @@ def lean(section: Section) -> Section:
 def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str]) -> None:
     """Say what a person has to know, on stderr: the first warnings, what is to be said of the file, and its
     columns that say nothing to the study, whose names may be misspelt."""
-    for line in (*_lines(warnings), *notes):
+    for line in (*notes, *_lines(warnings)):
         ERR.print(line)
     sheet = read_sheet(path, study.dataset["columns"], {}, study.dataset["dialect"])
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]

@@ -31,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--times",
         type=times,
-        help="times of the predictions, h: FROM:TO:STEP as in 0:72:1, or a list as in 24,48 (to a day after "
-        "the last event if not given)",
+        help="times of the predictions, in the data's unit (h): FROM:TO:STEP as in 0:72:1, or a list as in "
+        "24,48 (to a day after the last event if not given)",
     )
     parser.add_argument(
         "--threshold",

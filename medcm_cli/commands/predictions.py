@@ -72,9 +72,9 @@ def run(options: argparse.Namespace, show: Show) -> None:
     drawn = len(events.ids) <= _FIGURES
     write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None, origins)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
+    warn(found.warnings, options.patient, study, events.notes)
     for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
         show(lean(section))
-    warn(found.warnings, options.patient, study, events.notes)
     OUT.print(f"Parquet{' and figures' if drawn else ''} -> {folder}")
 
 
@@ -104,7 +104,7 @@ def sections(found: Prediction) -> list[Section]:
         for row in parameters.to_dict("records")
     ]
     result = [Section(f"Parameters{words}", ["patient", "parameter", *bands], cells)]
-    times = _chosen(found.times)
+    times = _chosen(found.times, found.units.hours)
     curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
     order = _order(shown, found.curve["regimen"])
     curve = curve.sort_values(["patient", "regimen"], key=order, kind="stable")
@@ -118,7 +118,7 @@ def sections(found: Prediction) -> list[Section]:
         ]
         for row in curve.to_dict("records")
     ]
-    headers = ["patient", "regimen", "time, h", *bands, "90 %, as measured"]
+    headers = ["patient", "regimen", f"time, {found.units.time}", *bands, "90 %, as measured"]
     result.append(Section(f"Levels, {found.unit}{words}", headers, cells))
     if len(found.thresholds):
         result.append(_above(found, shown, times, words, order))
@@ -130,24 +130,25 @@ def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: st
     above = found.above[found.above["patient"].isin(shown) & found.above["time"].isin(times)]
     wide = above.pivot_table(index=keys, columns="time", values="probability")
     chances = dict(zip(wide.index, wide.to_numpy(), strict=True))
-    hours = found.thresholds[found.thresholds["patient"].isin(shown)]
-    hours = hours.sort_values(["patient", "regimen"], key=order, kind="stable")
-    cells = []
-    for row in hours.to_dict("records"):
+    spans = found.thresholds[found.thresholds["patient"].isin(shown)]
+    spans = spans.sort_values(["patient", "regimen"], key=order, kind="stable")
+    cells, digits = [], 1 if found.units.hours <= 1 else 2  # of an hour or less, and of a day
+    for row in spans.to_dict("records"):
         low, high = row["lower_90"], row["upper_90"]
         cells.append(
             [
                 row["patient"],
                 row["regimen"],
                 f"{row['threshold']:g}",
-                f"{row['typical']:.1f}",
-                f"{row['median']:.1f} ({low:.1f} to {high:.1f})",
+                f"{row['typical']:.{digits}f}",
+                f"{row['median']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})",
                 *(f"{chance:.2f}" for chance in chances[row["patient"], row["regimen"], row["threshold"]]),
             ]
         )
-    headers = ["patient", "regimen", f"above, {found.unit}", "typical, h", "hours (90 %)"]
-    headers += [f"P at {time:g} h" for time in times]
-    span = f"{found.times[0]:g} to {found.times[-1]:g} h"
+    unit = found.units.time
+    headers = ["patient", "regimen", f"above, {found.unit}", f"typical, {unit}", f"median, {unit} (90 %)"]
+    headers += [f"P at {time:g} {unit}" for time in times]
+    span = f"{found.times[0]:g} to {found.times[-1]:g} {unit}"
     return Section(f"Time above a level, {span}, and P of being above at a time{words}", headers, cells)
 
 
@@ -162,9 +163,9 @@ def _bands(row: Row) -> list[str]:
     return cells + [f"{row[f'lower_{p}']:.3g} to {row[f'upper_{p}']:.3g}" for p in (50, 90)]
 
 
-def _chosen(times: FloatArray) -> FloatArray:
-    """At most five of the times, whole days where they are among them."""
-    days = times[(times % 24 == 0) & (times > 0)]
+def _chosen(times: FloatArray, hours: float) -> FloatArray:
+    """At most five of the times, whole days where they are among them. :param hours: that 1 is."""
+    days = times[np.isclose(times * hours % 24, 0) & (times > 0)]
     some = days if len(days) else times
     chosen = np.unique(np.linspace(0, len(some) - 1, min(5, len(some))).round().astype(np.int64))
     return np.asarray(some[chosen])
@@ -205,9 +206,9 @@ def check_section(found: Check) -> Section:
         "subjects",
         "later levels",
         f"RMSE, {found.unit}",
-        "expected",
-        "bias",
-        "RMSE, typical",
+        f"expected, {found.unit}",
+        f"bias, {found.unit}",
+        f"RMSE, typical, {found.unit}",
     ]
-    headers += ["RMSE, last level", "in 50 % band, %", "in 90 % band, %"]
+    headers += [f"RMSE, last level, {found.unit}", "in 50 % band, %", "in 90 % band, %"]
     return Section("Later levels predicted from the first", headers, cells)

@@ -41,7 +41,7 @@ def command(arguments: list[str]) -> None:
     )
     parser.add_argument("--complete", action="store_true", help="with --cohort: no covariate is missing")
     parser.add_argument(
-        "--censor", action="store_true", help="with --cohort: concentrations below 0.01 IU/mL are censored"
+        "--censor", action="store_true", help="with --cohort: concentrations below 0.01 are censored (CENS)"
     )
     options = parser.read(arguments)
     if options.cohort is not None:

@@ -71,7 +71,7 @@ def report(
 
 def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: list[str]) -> list[pd.DataFrame]:
     """Write the table of each fit that has one; why others have none is added to ``skipped``."""
-    units = runs.columns("uncertainty", runs.Units.of(restored.problem.config["dataset"]).reported)
+    units = runs.columns("uncertainty", named_units(restored))
     frames = []
     for folder, of_fit in zip(restored.folders, found, strict=True):
         if isinstance(of_fit, str):
@@ -82,15 +82,24 @@ def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: lis
     return frames
 
 
+def named_units(restored: Restored) -> dict[str, str]:
+    """What stands in braces in the units of a table of estimates."""
+    units = runs.Units.of(restored.problem.config["dataset"])
+    return units.named | {"parameters": runs.by_row(units.of_parameters(restored.problem.model.pk.units))}
+
+
 def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
     record = restored.records[0]
-    truth = true_values(record.truth, runs.Units.of(restored.problem.config["dataset"]).scale)
+    units = runs.Units.of(restored.problem.config["dataset"])
+    truth = true_values(record.truth, units.scale)
+    unit_of = units.of_parameters(restored.problem.model.pk.units) | {"sigma_additive": units.reported}
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []
     for name, of_name in rows.groupby("name", sort=False):
         median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
         estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
-        cells.append([str(name), estimate, se, rse, f"{lower} to {upper}"])
+        label = f"{name}, {unit_of[str(name)]}" if str(name) in unit_of else str(name)
+        cells.append([label, estimate, se, rse, f"{lower} to {upper}"])
         if truth:
             cells[-1] += _coverage(of_name, truth.get(str(name)))
     headers += ["truth", "fits that cover it"] if truth else []

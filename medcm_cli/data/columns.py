@@ -1,7 +1,7 @@
 """The columns of an event table: which there are, and what each says, row by row, once every cell of it has
 been checked.
 
-All are told of the R rows of a sheet and return arrays (R,); times are in h, amounts in the data's unit.
+All are told of the R rows of a sheet and return arrays (R,); times and amounts are in the data's units.
 
 :raises InputError: each names the first cell that is at fault, by file, line and column.
 """
@@ -92,12 +92,12 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
 
 
 def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
-    """TIME, h, in order within a subject but for resets."""
+    """TIME, in order within a subject but for resets."""
     column = sheet.named("time")
     time, dated = times(sheet, subject)
-    sheet.first(np.isnan(time), column, "is missing; expected hours since the first dose")
+    sheet.first(np.isnan(time), column, "is missing; expected the time since the first dose")
     if not dated:
-        sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
+        sheet.first(time < 0, column, "{value} is negative; expected the time since the first dose")
     unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
     sheet.first(
         unsorted,
@@ -125,9 +125,9 @@ def assumed(sheet: Sheet) -> tuple[str, ...]:
 
 
 def doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, FloatArray]:
-    """Amount and duration (h) of dose rows, NaN elsewhere; a duration that the model has is NaN too.
+    """Amount and duration of dose rows, NaN elsewhere; a duration that the model has is NaN too.
 
-    :param bolus: h, how long a dose with an amount alone takes.
+    :param bolus: how long a dose with an amount alone takes.
     """
     names = {role: sheet.named(role) for role in ("amt", "rate", "duration")}
     amount, rate, duration = (sheet.number(name, np.nan) for name in names.values())
@@ -158,7 +158,7 @@ def doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, F
     given = np.where(by_both, rate * duration, amount)
     length = np.where(np.isnan(duration), given / rate, duration)  # NaN without either
     length = np.where(is_dose & np.isnan(length) & ~modelled, bolus, length)
-    given = np.where(endless, rate, given)  # an hour's worth; see regimen
+    given = np.where(endless, rate, given)  # that of a unit of time; see regimen
     return np.where(is_dose, given, np.nan), np.where(is_dose, length, np.nan)
 
 
@@ -169,10 +169,10 @@ def rated(sheet: Sheet, is_dose: BoolArray) -> BoolArray:
 
 
 def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, IntArray]:
-    """ADDL, II (h) and SS of dose rows, 0 elsewhere."""
+    """ADDL, II and SS of dose rows, 0 elsewhere."""
     addl, ss = sheet.whole("addl"), sheet.whole("ss", (0, 1, 2))
     ii = np.nan_to_num(sheet.number(sheet.named("ii"), 0.0))
-    sheet.first(ii < 0, sheet.named("ii"), "{value} is negative; expected hours between doses")
+    sheet.first(ii < 0, sheet.named("ii"), "{value} is negative; expected the time between doses")
     for role, values in (("addl", addl), ("ss", ss), ("ii", ii)):
         sheet.first(~is_dose & (values != 0), sheet.named(role), "is {value} on a row that is not a dose")
     column = sheet.named("ii")
@@ -274,17 +274,18 @@ def no_negative(sheet: Sheet, dv: FloatArray, is_observation: BoolArray) -> None
 
 def no_predose(
     sheet: Sheet,
-    subjects: int,
+    ids: tuple[str, ...],
     subject: IntArray,
     time: FloatArray,
     is_observation: BoolArray,
     regimen: Regimen,
+    unit: str,
 ) -> None:
-    """No subject has an observation before its first dose."""
-    first_dose = np.full(subjects, np.inf)
+    """No subject, of ``ids``, has an observation before its first dose; times are in ``unit``."""
+    first_dose = np.full(len(ids), np.inf)
     np.minimum.at(first_dose, subject[regimen.doses.record], regimen.doses.clock)
     early = is_observation & (regimen.clock < first_dose[subject])
     if early.any():
         row = int(np.argmax(early))
-        what = f"an observation at {time[row]:g} h comes before the subject's first dose"
+        what = f"an observation at {time[row]:g} {unit} comes before the subject's first dose"
         raise sheet.refuse(row, sheet.named("time"), what)

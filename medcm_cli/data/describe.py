@@ -6,14 +6,15 @@ import numpy as np
 
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import FloatArray
+from medcm_cli.quantities import hours
 
 
 def describe(table: EventTable) -> dict[str, Any]:
     """Counts and [median, least, most] over subjects, ready for JSON.
 
-    ``amount_given`` in the data's unit and ``follow_up`` (h) from the first dose to the last observation, per
-    subject; resets between them do not count as time. Of every covariate: the share of subjects in whom it is
-    missing, and [median, least, most] of the others, of one that changes over its regimes.
+    ``amount_given`` and ``follow_up``, from the first dose to the last observation, per subject, in the
+    data's units; resets between them do not count as time. Of every covariate: the share of subjects in
+    whom it is missing, and [median, least, most] of the others, of one that changes over its regimes.
     """
     n = len(table.ids)
     observation = ~table.is_dose
@@ -27,7 +28,7 @@ def describe(table: EventTable) -> dict[str, Any]:
         "subjects": n,
         "doses": int(given.sum()),
         "doses_per_subject": _spread(_count(table, given)),
-        "infusions_over_an_hour": int((given & known & (table.duration > 1)).sum()),
+        "infusions_over_an_hour": int((given & known & (table.duration * hours(table.time_unit) > 1)).sum()),
         "modelled_durations": int((given & np.isnan(table.duration)).sum()),
         "steady_states": int((table.is_dose & np.isfinite(table.interval)).sum()),
         "amount_given": _spread(np.bincount(table.subject[given], table.amount[given], n).astype(np.float64)),

@@ -11,9 +11,10 @@ from medcm_cli.data.covariates import Regimes
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.segments import Segments, last_of, segments_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
+from medcm_cli.quantities import hours
 
-_AFTER = 1e-6  # h; how long after its end all of a dose is seen, and before it nothing, one given at once too
-# h after that, and before, to follow levels whatever the times that they are asked for at.
+_AFTER = 1e-6  # how long after its end all of a dose is seen, and before it nothing, one given at once too
+# Hours after that, and before, to follow levels whatever the times that they are asked for at.
 _FALL = (
     *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16, 20, 24, 36, 48, 72, 96),
     *(144, 240, 480, 1000),
@@ -23,7 +24,10 @@ LAGGED = _FALL[:12]  # h, after a lag time
 LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
-_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "labels", "superposed", "notes", "left_out")
+_ONCE = (
+    *("source", "ids", *_RESETS, "covariates", "regimes", "labels", "superposed", "notes", "left_out"),
+    "time_unit",
+)
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
 
@@ -87,12 +91,12 @@ def with_amounts(events: EventTable, rows: BoolArray, amount: float | FloatArray
 
 
 def at_steady_state(events: EventTable, rows: BoolArray, every: float) -> EventTable:
-    """The table with an endless series of doses, ``every`` h, that ends with each of these doses (R,)."""
+    """The table with an endless series of doses, ``every`` so long, that ends with each of these (R,)."""
     return replace(events, interval=np.where(rows, every, events.interval))
 
 
 def moved(events: EventTable, by: FloatArray) -> EventTable:
-    """Every subject's records ``by`` (N,) hours later."""
+    """Every subject's records ``by`` (N,) later."""
     regimes = events.regimes
     if regimes is not None:
         regimes = replace(regimes, end=regimes.end + by[regimes.subject])
@@ -141,7 +145,7 @@ def copies(events: EventTable, number: int) -> EventTable:
 
 
 def dose_corners(events: EventTable, modelled: FloatArray | None = None) -> FloatArray:
-    """When each dose begins to arrive and when all of it is sure to be seen, h on the clock: (2, doses).
+    """When each dose begins to arrive and when all of it is sure to be seen, on the clock: (2, doses).
 
     :param modelled: when each begins and ends by a model with lag times, bioavailability or durations, (2,
         E, N); by default as the table has it.
@@ -174,8 +178,8 @@ def observed_at(
     each dose: just before it, at both its corners, at hours ``after`` the second of them and, of a dose that
     is not seen at once, ``_RISE`` before it; all between the first and the last of the times.
 
-    :param times: (T',) h in the file's time, in order; see ``data.segments`` for where it begins again.
-    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given, h on the
+    :param times: (T',) in the file's time, in order; see ``data.segments`` for where it begins again.
+    :param corners: (2, doses), when each dose begins to be seen and when all of it has been given, on the
         clock (``dose_corners``).
     :returns: the table, every subject with as many observations in it, and the place among them of each of
         ``times``, (T', N).
@@ -200,14 +204,17 @@ def observed_at(
 def _around(
     events: EventTable, segments: Segments, times: FloatArray, corners: FloatArray, after: Sequence[float]
 ) -> tuple[FloatArray, IntArray]:
-    """Times at which a subject's levels turn, h in the file's time, and their segments, (P, N) each; NaN
+    """Times at which a subject's levels turn, in the file's time, and their segments, (P, N) each; NaN
     where a subject has fewer."""
     n = len(events.ids)
     doses = _some(events, events.is_dose)
     position = _positions(doses["subject"], n)
     start, end = corners
+    hour = 1 / hours(events.time_unit)
     before = _RISE if (start > doses["clock"]).any() else ()
-    around = np.stack([start - _AFTER, start, end, *(end - h for h in before), *(end + h for h in after)])
+    around = np.stack(
+        [start - _AFTER, start, end, *(end - hour * h for h in before), *(end + hour * h for h in after)]
+    )
     owner = doses["segment"], doses["subject"]
     # What lies outside its segment, or the times, is looked at where that begins and ends.
     first, last = np.maximum(segments.begin, times[0]), np.minimum(segments.end, times[-1])
@@ -232,7 +239,7 @@ def on_grid(
     times from its first record to its last observation, and where doses begin and end.
 
     :param corners: (2, doses), ``dose_corners`` of a model; by default the times of the table.
-    :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (h, as in the file).
+    :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (as in the file).
     """
     clock = events.clock
     segments = int(events.segment.max()) + 1

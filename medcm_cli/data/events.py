@@ -1,11 +1,12 @@
 """Event tables as the field writes them: one row per dose, observation or other event, as CSV or Parquet.
 
-Columns, as NONMEM has them: ID; TIME (h); EVID (0 observation, 1 dose, 2 other event, 3 reset, 4 reset and
-dose) or MDV (0 observation, 1 none); AMT; RATE (amount/h; -2: the infusion's length is in the column DURATION
-or, where that is empty, a parameter of the model); DURATION (h); ADDL and II (additional doses, h between
-them); SS (1 steady state, 2 steady state on top of what is there); CMT; DV; CENS (1: DV is the limit below
-which the level lies) and LLOQ; OCC; and the covariates. Where a dose row has both a rate and a duration,
-these two win over the amount; an amount alone is given at once, unless ``Format`` has a duration for it.
+Columns, as NONMEM has them: ID; TIME; EVID (0 observation, 1 dose, 2 other event, 3 reset, 4 reset and
+dose) or MDV (0 observation, 1 none); AMT; RATE (amount/time; -2: the infusion's length is in the column
+DURATION or, where that is empty, a parameter of the model); DURATION; ADDL and II (additional doses, time
+between them); SS (1 steady state, 2 steady state on top of what is there); CMT; DV; CENS (1: DV is the
+limit below which the level lies) and LLOQ; OCC; and the covariates. Times, h by default, are all in
+one unit. Where a dose row has both a rate and a duration, these two win over the amount; an amount alone is
+given at once, unless ``Format`` has a duration for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, read_sheet
 from medcm_cli.errors import InputError
+from medcm_cli.quantities import HOUR
 
 MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 
@@ -31,19 +33,20 @@ MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 class EventTable:
     """A checked event table: an entry per dose given and per observation, in the order of subjects and time.
 
-    ``subject`` counts from 0 in order of first appearance. ``time`` is the file's, ``clock`` (h) runs on
-    through resets (``medcm_cli.data.regimen``). Of doses: ``amount``; ``duration`` h, 0 at once, NaN where a
-    parameter of the model; ``interval`` h, finite for the endless series of a steady state that ends with
+    ``subject`` counts from 0 in order of first appearance. ``time`` is the file's, ``clock`` runs on
+    through resets (``medcm_cli.data.regimen``). Of doses: ``amount``; ``duration``, 0 at once, NaN where a
+    parameter of the model; ``interval``, finite for the endless series of a steady state that ends with
     the dose; NaN at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses,
     and ``censored``: whether the level is somewhere below ``dv``. Of both: ``compartment`` from 0, -1 for
     the model's own choice; ``segment`` between resets; ``occasion``; ``regime``, which of the subject's
     ``regimes`` its record has, from 0, -1 where the time decides. Of resets, in the order of subjects and
     segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
-    that each comes with, the file's, and ``reset_shift``, h by which the clock is ahead of the file's time
+    that each comes with, the file's, and ``reset_shift``, by which the clock is ahead of the file's time
     from then on.
     ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to be said of
     the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value per
-    subject, NaN where missing and optional, and ``labels`` one text, empty where missing.
+    subject, NaN where missing and optional, and ``labels`` one text, empty where missing. ``time_unit``: in
+    which all that is time is.
     """
 
     source: str
@@ -73,6 +76,7 @@ class EventTable:
     superposed: bool = False
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    time_unit: str = HOUR
 
     @property
     def given(self) -> BoolArray:
@@ -81,7 +85,7 @@ class EventTable:
 
     @property
     def rate(self) -> FloatArray:
-        """amount/h of doses; infinite for a dose given at once."""
+        """amount/time of doses; infinite for a dose given at once."""
         with np.errstate(divide="ignore"):
             return self.amount / self.duration
 
@@ -162,7 +166,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
     else:
         columns.coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
-        columns.no_predose(sheet, len(ids), subject, time, is_observation, regimen)
+        columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)
     doses, seen = regimen.doses, np.flatnonzero(is_observation)
     joined = _in_order(regimen, subject, seen)
@@ -192,6 +196,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
         labels=labels_of(sheet, how, subject, ids),
         superposed=bool((records.ss == 2).any()),
         notes=columns.assumed(sheet) + notes + columns.amounts_agree(sheet, is_dose),
+        time_unit=how.time_unit,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from medcm_cli.checks import number, one_of, shown
 from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
+from medcm_cli.quantities import HOUR
 
 OVER_TIME = ("constant", "record", "mean", "first")
 
@@ -18,7 +19,7 @@ class Format:
 
     ``columns`` role -> column, None of a role that no column has; ``keep`` column -> values of the rows to
     keep; ``dialect``: what is said of how the file is written (``medcm_cli.data.dialect``);
-    ``bolus_duration`` h, of a dose with an amount alone, 0 (the default) at once; ``predose_observations``:
+    ``bolus_duration`` of a dose with an amount alone, 0 (the default) at once; ``predose_observations``:
     ``error`` refuses an observation before the subject's first dose, where the model predicts exactly zero,
     ``keep`` allows it; ``over_time`` covariate -> what a covariate that changes means: ``record`` the value
     in force at each record, ``mean`` or ``first`` of the subject, ``constant`` (the default) refuses it;
@@ -27,8 +28,8 @@ class Format:
     columns whose text is kept, one for each subject; ``spare``: covariates that nothing depends on, read
     where that can be done; ``limits``: covariate -> its least and greatest value.
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
-    negative level is refused; and additional doses after a subject's last record are given ``until``, h in
-    the file's time (all of them by default).
+    negative level is refused; and additional doses after a subject's last record are given ``until``, in
+    the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Format:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     patients: bool = False
     until: float = np.inf
+    time_unit: str = HOUR
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))
@@ -62,6 +64,6 @@ class Format:
                     f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
                 )
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
-        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h", most=10_000)
+        number("dataset.bolus_duration", self.bolus_duration, least=0, unit=self.time_unit, most=10_000)
         for name, rule in self.over_time.items():
             one_of(f"dataset.over_time.{name}", rule, OVER_TIME)

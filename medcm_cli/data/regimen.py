@@ -12,16 +12,16 @@ import numpy as np
 
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
-# h; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of such doses.
+# Of time; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of such doses.
 _PIECE = 1.0
 MOST = 10_000  # doses that a record may stand for; each is a row of every tensor from here on
-_GAP = 100.0  # h between segments
+_GAP = 100.0  # units of time between segments
 
 
 @dataclass(frozen=True)
 class Records:
-    """Rows of a file in its order, subjects together. ``amount`` in the data's unit, ``duration`` h (NaN
-    where the model has it), ``ii`` h; ``addl``, ``ii`` and ``ss`` are 0 where they say nothing. ``rated``:
+    """Rows of a file in its order, subjects together. ``amount`` in the data's unit, ``duration`` (NaN
+    where the model has it), ``ii``; ``addl``, ``ii`` and ``ss`` are 0 where they say nothing. ``rated``:
     whether a dose's rate was given, and its duration not."""
 
     subject: IntArray
@@ -38,7 +38,7 @@ class Records:
 
 @dataclass(frozen=True)
 class GivenDoses:
-    """One entry per dose given. ``record``: row that orders it; ``clock`` h; ``interval`` h, finite for the
+    """One entry per dose given. ``record``: row that orders it; ``clock``; ``interval``, finite for the
     endless series of a steady state that ends with this dose; ``added``: whether it is an additional one,
     given after an observation at its very time; ``rated``: 1 where the rate was given, and 2 for a constant
     infusion, which has ended at ``clock``, 0 elsewhere."""
@@ -76,7 +76,7 @@ class TooManyError(ValueError):
 def write_out(records: Records, until: float = -np.inf, most: int = MOST) -> Regimen:
     """Every dose that a file's rows stand for (NONMEM's ADDL, II, SS and EVID 3 and 4).
 
-    Additional doses end with the segment, in a subject's last one not before ``until``, h in the file's time.
+    Additional doses end with the segment, in a subject's last one not before ``until``, in the file's time.
     A dose at steady state stands for itself and for an endless series before it.
 
     :raises TooManyError: a record stands for more than ``most``.
@@ -132,7 +132,7 @@ def _doses(records: Records, part: IntArray, last: FloatArray, most: int) -> Giv
 
 
 def _shifts(records: Records, doses: GivenDoses, part: IntArray) -> FloatArray:
-    """Hours by which each part's times are moved to be on the clock."""
+    """By how much each part's times are moved to be on the clock."""
     parts = int(part[-1]) + 1
     start, end = np.full(parts, np.inf), np.full(parts, -np.inf)
     np.minimum.at(start, part, records.time)

@@ -28,7 +28,6 @@ SURGERY = 1.3  # VWF:Ag around surgery, relative to that of the same patient on 
 _UNITS = {
     "id": "-",
     "*_origin": "-",
-    "baseline_subtracted": "IU/mL",
     "age": "y",
     "height": "cm",
     "weight": "kg",
@@ -288,12 +287,15 @@ def subtract_baseline(dv: FloatArray, subject: IntArray, baseline: FloatArray) -
     return dv - baseline[subject]
 
 
-def table(ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = None) -> pa.Table:
-    """What was done, a row per subject: id, each covariate and its origin, and the baseline subtracted."""
+def table(
+    ids: Sequence[str], prepared: Prepared, baseline: FloatArray | None = None, level: str = "IU/mL"
+) -> pa.Table:
+    """What was done, a row per subject: id, each covariate and its origin, and the baseline subtracted, which
+    is in ``level``."""
     columns: dict[str, pa.Array] = {"id": pa.array(list(ids), pa.string())}
     for name, values in prepared.covariates.items():
         columns[name] = pa.array(values, mask=np.isnan(values))
         columns[f"{name}_origin"] = pa.array(prepared.origin[name].tolist(), pa.string())
     if baseline is not None:
         columns["baseline_subtracted"] = pa.array(baseline)
-    return with_units(pa.table(columns), _UNITS)
+    return with_units(pa.table(columns), {"baseline_subtracted": level, **_UNITS})

@@ -57,7 +57,7 @@ class Model:
         return values
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
-        """zeta: parameter -> (1, N, B) or (B,), in L/h and L."""
+        """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data."""
         return self.network.typical(values, population.covariates)
 
     def individual(self, zeta: Values, eta: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -69,13 +69,13 @@ class Model:
         return {**zeta, **shifted}
 
     def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
-        """Level (IU/mL) at each observation, (T, S, N, B); typical where ``eta`` is None."""
+        """Level, in the unit of DV, at each observation, (T, S, N, B); typical where ``eta`` is None."""
         z = zeta if eta is None else self.individual(zeta, eta)
         return population.padded(solve(self.pk, population.schedule, z))
 
     @torch.no_grad()
     def spans(self, values: Values, population: Population) -> Tensor | None:
-        """When doses begin to arrive and have arrived at typical parameters, medians over fits, h on the
+        """When doses begin to arrive and have arrived at typical parameters, medians over fits, on the
         clock: (2, E, N); None where these are the times of the table.
 
         :param population: with a fit dimension of 1, but for covariates.

@@ -144,6 +144,39 @@ class CovariateNetwork(Network):
         return zeta
 
 
+@dataclass(frozen=True)
+class Rescaled(Network):
+    """A network whose typical parameters are in other units: each of ``factors`` times what ``network``
+    gives, which so begins, and learns, as it would in its own."""
+
+    network: Network
+    factors: Mapping[str, float]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """See ``Network.parameters``."""
+        return self.network.parameters
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See ``Network.inputs``."""
+        return self.network.inputs
+
+    @property
+    def effects(self) -> tuple[tuple[str, str], ...]:
+        """See ``Network.effects``."""
+        return self.network.effects
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """See ``Network.init``."""
+        return self.network.init(streams, dtype)
+
+    def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Network.typical``."""
+        zeta = self.network.typical(values, covariates)
+        return {name: value * self.factors.get(name, 1.0) for name, value in zeta.items()}
+
+
 def _check_initial(initial: Mapping[str, object], global_parameters: Sequence[str]) -> None:
     for name, value in initial.items():
         if name not in global_parameters:

@@ -17,12 +17,13 @@ class ResidualError(ErrorModel):
     """Normal; the sd of an observation with prediction f is the sum of its components' sds
     (docs/methods.md, "Residual error").
 
-    ``components`` is a subset of ``additive`` (sigma_additive, IU/mL) and ``proportional``
+    ``components`` is a subset of ``additive`` (sigma_additive, in the unit of DV) and ``proportional``
     (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
     """
 
     components: tuple[str, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
+    size: float = 1.0
 
     def __post_init__(self) -> None:
         distinct = set(self.components)

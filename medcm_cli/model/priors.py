@@ -14,7 +14,7 @@ from medcm_cli.model.model import Model
 from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
 
-SIGMA = -3.0, 1.0  # of log sigma, log IU/mL: mean and sd
+SIGMA = -3.0, 1.0  # of log sigma, of a usual level (``ErrorModel.size``): mean and sd
 OMEGA = -1.5, 1.0  # of log omega
 
 
@@ -84,7 +84,11 @@ class PopulationPrior:
     def report(self, x: Tensor) -> dict[str, Tensor]:
         """sigma_*, omega_*, rho_* as reported, (...) each, from coordinates (P, ...)."""
         log_sigma, log_omega, raw = self._parts(x)
-        rows = {f"sigma_{name}": v.exp() for name, v in zip(self._free, log_sigma, strict=True)}
+        error = self.model.error
+        rows = {
+            f"sigma_{name}": v.exp() * error.unit_of(name)
+            for name, v in zip(self._free, log_sigma, strict=True)
+        }
         rows |= {f"omega_{i + 1}": v.exp() for i, v in enumerate(log_omega)}
         if len(raw):
             one = torch.ones_like(raw[0])

@@ -65,6 +65,9 @@ class ErrorModel(Protocol):
 
     components: tuple[str, ...]
     fixed: Mapping[str, float]
+    size: float = 1.0
+    """Of a usual level, in the unit of the data: an additive sigma that is estimated begins, and has its
+    prior, as a part of it."""
 
     @property
     def names(self) -> list[str]:
@@ -85,12 +88,16 @@ class ErrorModel(Protocol):
         """Raw sigmas (free components, B); none where all are fixed."""
         return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}
 
+    def unit_of(self, component: str) -> float:
+        """What an estimated sigma is counted in, where it is trained: ``size``, or 1 of a fraction."""
+        return self.size if component == "additive" else 1.0
+
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """component -> sigma, (B,)."""
         free = self.free
         raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
         known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
-        sigmas = known | dict(zip(free, raw, strict=True))
+        sigmas = known | {name: part * self.unit_of(name) for name, part in zip(free, raw, strict=True)}
         return {component: sigmas[component] for component in self.components}
 
     def reported(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

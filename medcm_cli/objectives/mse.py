@@ -16,8 +16,8 @@ from medcm_cli.runs.description import Description
 
 @dataclass(frozen=True)
 class Mse(Objective):
-    """mean over all observations of (y - f(zeta))^2, IU^2/mL^2 (docs/methods.md, "Objectives"). Censored ones
-    are left out (Beal's method M1)."""
+    """mean over all observations of (y - f(zeta))^2, the unit of DV squared (docs/methods.md, "Objectives").
+    Censored ones are left out (Beal's method M1)."""
 
     mixed: ClassVar[bool] = False
 

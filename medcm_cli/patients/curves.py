@@ -14,7 +14,7 @@ from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
 from medcm_cli.patients.parameters import parameter_table, posterior_table
-from medcm_cli.patients.plausibility import surprises, unit_in_file
+from medcm_cli.patients.plausibility import surprises
 from medcm_cli.patients.study import Study
 from medcm_cli.posteriors.individual import Posterior, residual_noise
 
@@ -30,7 +30,7 @@ def tables_of(
 ) -> dict[str, pd.DataFrame]:
     """The tables of some patients: name of the table, as of ``Prediction``, -> its rows.
 
-    :param regimens: name -> the patients with its doses. :param grid: (T',) h in the file's time.
+    :param regimens: name -> the patients with its doses. :param grid: (T',) in the file's time.
     :param thresholds: in the reported unit.
     """
     population = study.population(events)
@@ -38,7 +38,7 @@ def tables_of(
         "parameters": parameter_table(study, population, events.ids, posterior),
         "posteriors": posterior_table(study, events.ids, posterior),
         "observations": _observations(study, events),
-        "warnings": surprises(study.fits, population, posterior, events.ids, unit_in_file(study.dataset)),
+        "warnings": surprises(study.fits, population, posterior, events.ids, study.units),
     }
     several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(posterior.draws[0]), torch.float32)
@@ -61,7 +61,7 @@ def _of_regimen(
     grid: FloatArray,
     thresholds: Sequence[float],
 ) -> dict[str, pd.DataFrame]:
-    """The curve, the hours above thresholds and the probabilities of it, patients innermost."""
+    """The curve, the time above thresholds and the probabilities of it, patients innermost."""
     n = len(observed.ids)
     level, typical = study.levels(observed, posterior.draws), study.levels(observed, None)
     time = torch.from_numpy(observed.time[~observed.is_dose].reshape(n, -1).T.copy())  # (T', N)
@@ -82,20 +82,20 @@ def _of_regimen(
         **quantile_columns(pooled_quantiles(seen)),
         **quantile_columns(pooled_quantiles(measured), "measured_"),
     }
-    hours, above = list[pd.DataFrame](), list[pd.DataFrame]()
+    spans, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
-        hours.append(pd.DataFrame(of_patient | _hours_above(level, typical, time, threshold)))
+        spans.append(pd.DataFrame(of_patient | _time_above(level, typical, time, threshold)))
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
     return {
         "curve": pd.DataFrame(keys | columns),
-        "thresholds": pd.concat(hours, ignore_index=True) if hours else pd.DataFrame(),
+        "thresholds": pd.concat(spans, ignore_index=True) if spans else pd.DataFrame(),
         "above": pd.concat(above, ignore_index=True) if above else pd.DataFrame(),
     }
 
 
-def _hours_above(level: Tensor, typical: Tensor, time: Tensor, threshold: float) -> dict[str, Any]:
+def _time_above(level: Tensor, typical: Tensor, time: Tensor, threshold: float) -> dict[str, Any]:
     """Columns of ``Prediction.thresholds``, (N,) each."""
     of_draws = time_above(level, time, threshold)[None]  # (1, S, N, B)
     return {

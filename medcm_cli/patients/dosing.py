@@ -19,14 +19,16 @@ from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
 from medcm_cli.patients.notes import joined, note_table
 from medcm_cli.patients.parameters import odd_parameters
 from medcm_cli.patients.plans import Plan, with_plan
-from medcm_cli.patients.plausibility import surprises, unit_in_file
+from medcm_cli.patients.plausibility import surprises
 from medcm_cli.patients.ranges import outside
 from medcm_cli.patients.results import Dosing
 from medcm_cli.patients.search import ELEMENTS, SHOWN, Search, answers
 from medcm_cli.patients.study import Patients, Study, draws_of, studied
-from medcm_cli.patients.targets import read_target, units_of
+from medcm_cli.patients.targets import read_target
+from medcm_cli.runs import Units
 
 _UNSETTLED = 0.05  # of draws
+_EVERY = 24.0, 36.0, 48.0, 72.0  # h, the intervals to try
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
 
 
@@ -35,7 +37,7 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
     patients: Patients | EventTable,
     target: str | Sequence[str],
     probability: float = 0.8,
-    every: Sequence[float] = (24.0, 36.0, 48.0, 72.0),
+    every: Sequence[float] | None = None,
     vial: float = 250.0,
     most: int = 40,
     after: str = "steady",
@@ -49,25 +51,30 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
 
     :param study: from ``load_study``, or its folder.
     :param target: one or more (``targets.read_target``), to be met together, each of an interval.
-    :param every: intervals, h. :param vial: amount in one. :param most: vials of a dose to try.
+    :param every: intervals; 24, 36, 48 and 72 h by default. :param vial: amount in one.
+    :param most: vials of a dose to try.
     :param after: ``steady``, the same dose endlessly at the interval, or ``given``: an interval after the
         last dose of the patient's file, or at its last level where that is later.
-    :param horizon: h from the first of these doses that they are repeated for; the last interval counts. By
-        default the first one does.
+    :param horizon: for how long, from the first of them, these doses are repeated; the last interval counts.
+        By default the first one does.
     :param method: see ``individual.posterior``. :param draws: see ``prediction.predict``.
     :param progress: told how many patients, of all intervals, are done.
     :raises InputError: a fault in the file or an option.
     """
     study = studied(study)
-    units = units_of(study.unit, unit_in_file(study.dataset), study.scale)
-    targets = tuple(read_target(text, units) for text in ([target] if isinstance(target, str) else target))
-    wanted = Search(targets, probability, tuple(sorted(set(every))), vial, most, after, horizon)
+    targets = tuple(
+        read_target(text, study.units) for text in ([target] if isinstance(target, str) else target)
+    )
+    every = [hours / study.units.hours for hours in _EVERY] if every is None else every
+    wanted = Search(
+        targets, probability, tuple(sorted(set(every))), vial, most, after, horizon, study.units.hours
+    )
     events = patients if isinstance(patients, EventTable) else study.read(patients, until_of(after))
     return _dosing(study, events, wanted, method, draws_of(draws, len(events.ids)), progress)
 
 
 def until_of(after: str) -> float:
-    """Until when, h, the doses of a patient's file matter: to the last of them where the new ones come after
+    """Until when the doses of a patient's file matter: to the last of them where the new ones come after
     those, and else only up to the last level."""
     return np.inf if after == "given" else -np.inf
 
@@ -93,11 +100,10 @@ def _dosing(
     doses["least_weekly"] = doses.index.isin(least.index) & wanted.has_lower
     return Dosing(
         label=study.label,
-        unit=study.unit,
-        dose_unit=study.dose_unit,
+        units=study.units,
         targets=wanted.targets,
         probability=wanted.probability,
-        regimen=_words(wanted.after, wanted.horizon),
+        regimen=_words(wanted.after, wanted.horizon, study.units.time),
         doses=doses,
         candidates=candidates,
         warnings=joined([*frames["warnings"], study.notes, *_outside(study, events, doses, wanted.after)]),
@@ -114,16 +120,18 @@ def _tables(
 ) -> dict[str, list[pd.DataFrame]]:
     """``doses``, ``candidates`` and ``warnings``, of as many patients at once as memory has room for."""
     each, fits = -(-draws // len(study.fits.records)), len(study.fits.records)
-    regimens = [repeated(study, events, wanted.after, hours, wanted.horizon) for hours in wanted.every]
+    regimens = [repeated(study, events, wanted.after, every, wanted.horizon) for every in wanted.every]
     weights = _weights(study, regimens[0].table)
     rows = max(int(np.bincount(regimen.table.subject).max()) for regimen in regimens)
     chunk = max(1, ELEMENTS // ((POINTS + LOOKS * rows) * each * fits * SHOWN))
     frames: dict[str, list[pd.DataFrame]] = {"doses": [], "candidates": [], "warnings": []}
     for first in range(0, len(events.ids), chunk):
         numbers = np.arange(first, min(first + chunk, len(events.ids)))
-        some, unit = part(events, numbers), unit_in_file(study.dataset)
+        some = part(events, numbers)
         posterior = study.posterior(some, method, each * fits)
-        frames["warnings"].append(surprises(study.fits, study.population(some), posterior, some.ids, unit))
+        frames["warnings"].append(
+            surprises(study.fits, study.population(some), posterior, some.ids, study.units)
+        )
         for regimen in regimens:
             levels = interval(study, regimen.part(numbers), posterior.draws)
             weight = None if weights is None else weights[numbers]
@@ -131,16 +139,20 @@ def _tables(
             for name, frame in answer.items():
                 frames[name].append(frame)
             if wanted.after == "steady":
-                frames["warnings"].append(_unsettled(levels, answer["doses"]))
+                frames["warnings"].append(_unsettled(levels, answer["doses"], study.units))
         if progress:
             progress(int(numbers[-1]) + 1)
     return frames
 
 
-def _words(after: str, horizon: float | None) -> str:
+def _words(after: str, horizon: float | None, time: str) -> str:
     if after == "steady":
         return "steady state of the same dose at the interval"
-    span = "the first interval counts" if horizon is None else f"repeated for {horizon:g} h, the last counts"
+    span = (
+        "the first interval counts"
+        if horizon is None
+        else f"repeated for {horizon:g} {time}, the last counts"
+    )
     return f"on top of the doses in the file, an interval after the last (or at the last level): {span}"
 
 
@@ -154,7 +166,7 @@ def _weights(study: Study, table: EventTable) -> FloatArray | None:
 
 
 @torch.no_grad()
-def _unsettled(job: Interval, doses: pd.DataFrame) -> pd.DataFrame:
+def _unsettled(job: Interval, doses: pd.DataFrame, units: Units) -> pd.DataFrame:
     """Patients without a steady state, which a model that is not linear may not have."""
     amount = doses["dose"].fillna(doses["best_dose"]).to_numpy(dtype=np.float64)
     level = job.individual(torch.tensor(amount, dtype=torch.float32)[None])[:, 0]  # (T, S, N, B)
@@ -163,8 +175,8 @@ def _unsettled(job: Interval, doses: pd.DataFrame) -> pd.DataFrame:
         (
             doses["patient"].iloc[i],
             "steady",
-            f"every {job.every:g} h: with {amount[i]:g} no steady state is reached in "
-            f"{100 * share[i]:.0f} % of draws, which meet no target",
+            f"every {job.every:g} {units.time}: with {amount[i]:g} {units.amount} no steady state "
+            f"is reached in {100 * share[i]:.0f} % of draws, which meet no target",
         )
         for i in np.flatnonzero(share > _UNSETTLED)
     ]
@@ -174,13 +186,13 @@ def _unsettled(job: Interval, doses: pd.DataFrame) -> pd.DataFrame:
 def _outside(study: Study, events: EventTable, doses: pd.DataFrame, after: str) -> list[pd.DataFrame]:
     """Tables of notes: patients, doses and intervals beyond those trained on, and what else is to be said."""
     notes = [odd_parameters(study, events), outside(study.ranges, events, None, 0.0)]
-    for hours in doses["every"].unique().tolist():
-        group = doses[doses["feasible"] & (doses["every"] == hours)]
+    for every in doses["every"].unique().tolist():
+        group = doses[doses["feasible"] & (doses["every"] == every)]
         if group.empty:
             continue
         rows = pd.DataFrame({"id": group["patient"], "time": 0.0, "amt": group["dose"]})
         table = with_plan(events, Plan("dose", rows, bolus_duration=study.dataset["bolus_duration"]))
-        notes.append(outside(study.ranges, table, f"every {hours:g} h", hours))
+        notes.append(outside(study.ranges, table, f"every {every:g} {study.units.time}", every))
     most = study.ranges.doses
     if after == "steady" and most is not None and most[1] < _SETTLED:
         words = (

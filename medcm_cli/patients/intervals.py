@@ -38,8 +38,8 @@ Levels = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Regimen:
     """The same dose again and again at an interval. ``table``: the patients with doses of 1; ``new``: which
-    of its rows they are, of those of the patients' file too; ``start`` of the interval that counts, h in its
-    time and the same for all; ``every`` h; ``steady``: endlessly, after nothing else."""
+    of its rows they are, of those of the patients' file too; ``start`` of the interval that counts, in its
+    time and the same for all; ``every``; ``steady``: endlessly, after nothing else."""
 
     table: EventTable
     new: BoolArray
@@ -55,7 +55,7 @@ class Regimen:
 
 @dataclass(frozen=True)
 class Interval:
-    """The interval that counts, of N patients. ``clock`` (T, N): h from the dose to the next; ``individual``
+    """The interval that counts, of N patients. ``clock`` (T, N): from the dose to the next; ``individual``
     and ``typical`` levels, of which a dose has ``size``."""
 
     every: float

@@ -14,9 +14,9 @@ def time_above(level: Tensor, clock: Tensor, threshold: float) -> Tensor:
     """Hours above a threshold between the first and the last time. Between two of them the level is taken as
     linear where it rises, and its logarithm where it falls.
 
-    :param level: (T, S, N, B). :param clock: (T, N), h, in double precision where it is far from 0.
+    :param level: (T, S, N, B). :param clock: (T, N), in double precision where it is far from 0.
     :param threshold: in the unit of the level.
-    :returns: (S, N, B), h.
+    :returns: (S, N, B), in the clock's unit.
     """
     one, other = level[:-1], level[1:]
     falls = other < one
@@ -32,8 +32,8 @@ def time_above(level: Tensor, clock: Tensor, threshold: float) -> Tensor:
 def area(level: Tensor, clock: Tensor) -> Tensor:
     """The integral over time by the linear-up, logarithmic-down rule.
 
-    :param level: (T, S, N, B). :param clock: (T, N), h.
-    :returns: (S, N, B), the unit of the level times h.
+    :param level: (T, S, N, B). :param clock: (T, N).
+    :returns: (S, N, B), the unit of the level times that of the clock.
     """
     one, other = level[:-1], level[1:]
     tiny = torch.finfo(level.dtype).tiny

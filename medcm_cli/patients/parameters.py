@@ -13,6 +13,7 @@ from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_colum
 from medcm_cli.patients.plausibility import odd_fits
 from medcm_cli.patients.study import FEW, Study
 from medcm_cli.posteriors.individual import Posterior
+from medcm_cli.runs.units import NONE
 
 HALF_LIFE = "half-life"
 
@@ -23,7 +24,7 @@ def individual_parameters(
     """Parameters, at the patient's last covariates where they change, and the half-life where there is one.
 
     :param eta: K of (S, N, B), random effects; None for typical parameters, S = 1.
-    :returns: name -> (S, N, B), in the units of the compartment model and h.
+    :returns: name -> (S, N, B), in the study's units.
     """
     zeta = study.fits.model.typical(study.fits.estimates, population)
     zeta = {name: value[-1] if value.ndim > 3 else value for name, value in zeta.items()}
@@ -40,13 +41,13 @@ def parameter_table(
     """A row for each patient and parameter: see ``Prediction.parameters``."""
     individual = individual_parameters(study, population, posterior.draws)
     typical = individual_parameters(study, population, None)
-    units = study.fits.model.pk.units | {HALF_LIFE: "h"}
+    units = study.units.of_parameters({**study.fits.model.pk.units, HALF_LIFE: "{time}"})
     frames = [
         pd.DataFrame(
             {
                 "patient": ids,
                 "parameter": name,
-                "unit": units.get(name, ""),
+                "unit": units.get(name, NONE),
                 "typical": middle(typical[name][0]),
                 **quantile_columns(pooled_quantiles(values[None])),
             }

@@ -43,8 +43,8 @@ def read_plan(
 ) -> Plan:
     """A plan from a YAML file or its contents, or from an event table of doses.
 
-    The YAML has ``doses``, a list of ``time`` (h, 0 if not given), ``amount``, ``rate`` or ``duration``,
-    ``ii`` and ``addl`` (h between and number of additional doses), ``cmt``; it may have ``name`` and
+    The YAML has ``doses``, a list of ``time`` (0 if not given), ``amount``, ``rate`` or ``duration``,
+    ``ii`` and ``addl`` (time between and number of additional doses), ``cmt``; it may have ``name`` and
     ``start``, ``fresh`` or ``continue`` (see ``Plan``). An event table has the columns of the data; without
     ``id`` its doses are everyone's.
 
@@ -132,7 +132,7 @@ def _check_dose(dose: object, where: str) -> None:
     if not dose.get("amount", 0) and not dose.get("rate", 0):
         raise InputError(f"{where}: gives nothing; expected an amount or a rate above 0")
     if dose.get("addl", 0) and not dose.get("ii", 0):
-        raise InputError(f"{where}: has addl without ii, the hours between these doses")
+        raise InputError(f"{where}: has addl without ii, the time between these doses")
     if dose.get("ii", 0) and not dose.get("addl", 0):
         raise InputError(f"{where}: has ii without addl, the number of additional doses")
 
@@ -161,7 +161,9 @@ def with_plan(events: EventTable, plan: Plan) -> EventTable:
     rows = rows.sort_values(["place", "time", "evid"], ascending=[True, True, False], kind="stable")
     rows["id"] = np.asarray(ids)[rows["place"]]
     rows["dv"] = np.nan
-    how = Format(bolus_duration=plan.bolus_duration, patients=True, until=plan.until)
+    how = Format(
+        bolus_duration=plan.bolus_duration, patients=True, until=plan.until, time_unit=events.time_unit
+    )
     try:
         given = read_events(rows.drop(columns="place"), {}, how)
     except InputError as error:
@@ -171,7 +173,7 @@ def with_plan(events: EventTable, plan: Plan) -> EventTable:
         if early.any():
             row = int(np.argmax(early))
             raise InputError(
-                f"regimen {plan.name}: continues at {given.time[row]:g} h, before the last reset of patient "
-                f"{events.ids[given.subject[row]]!r}; expected doses after it"
+                f"regimen {plan.name}: continues at {given.time[row]:g} {events.time_unit}, before the last "
+                f"reset of patient {events.ids[given.subject[row]]!r}; expected doses after it"
             )
     return with_doses(events, given, plan.continues)

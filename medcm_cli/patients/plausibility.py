@@ -2,7 +2,6 @@
 known, and fits that are not as the others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ _DRAWS, _EACH = 64, 8  # of plausible patients, at least; of each fit
 
 @torch.no_grad()
 def surprises(
-    fits: Ensemble, population: Population, posterior: Posterior, ids: Sequence[str], unit: str
+    fits: Ensemble, population: Population, posterior: Posterior, ids: Sequence[str], units: Units
 ) -> pd.DataFrame:
     """Levels far from anything that the model expects of the patient, random effects far from zero, and
     posteriors that are not well known.
@@ -36,7 +35,7 @@ def surprises(
     from what it is there, in half of the fits. Of importance sampling, less than ``_EFFECTIVE`` of the
     proposals, likewise, is too little.
 
-    :param unit: of the levels in the file. :returns: a table of notes (``medcm_cli.patients.notes``).
+    :param units: of the file. :returns: a table of notes (``medcm_cli.patients.notes``).
     """
     model, values = fits.model, fits.estimates
     highest, lowest = _plausible(model, values, population, posterior.mode)
@@ -52,14 +51,14 @@ def surprises(
         high = bool(above[row, number])
         ratio, word = (dv / highest, "times the highest") if high else (dv / lowest, "of the lowest")
         words = (
-            f"the level {float(dv[row, number]):g} at {float(time[row, number]):g} h is "
-            f"{float(ratio[row, number]):.2g} {word} plausible; the file's levels are to be in {unit}, "
-            "and the dose before it has to be there"
+            f"the level {float(dv[row, number]):g} at {float(time[row, number]):g} {units.time} "
+            f"is {float(ratio[row, number]):.2g} {word} plausible; the file's levels are to be in "
+            f"{units.level}, and the dose before it has to be there"
         )
         notes.append((ids[number], "level", words))
     notes += _far_from_zero(model.omega_cholesky(values), posterior.mode, ids, wrong)
     off = misfit(model, values, population, posterior.mode)[:, 0].quantile(0.5, dim=-1)  # (T, N)
-    notes += _far_from_the_curve(off, dv, time, unit, ids, wrong)
+    notes += _far_from_the_curve(off, dv, time, units, ids, wrong)
     notes += _rough(posterior.effective.quantile(0.5, dim=-1), ids, wrong)
     return note_table(notes)
 
@@ -93,16 +92,16 @@ def _far_from_zero(omega: Lower, mode: Sequence[Tensor], ids: Sequence[str], wro
 
 
 def _far_from_the_curve(
-    off: Tensor, dv: Tensor, time: Tensor, unit: str, ids: Sequence[str], wrong: Tensor
+    off: Tensor, dv: Tensor, time: Tensor, units: Units, ids: Sequence[str], wrong: Tensor
 ) -> list[Note]:
     """Of patients with a level, of ``dv`` (T, N), that lies ``off`` (T, N) residual sd from the curve."""
     notes: list[Note] = []
     for number in torch.nonzero((off.amax(0) > _MISFIT) & ~wrong).flatten().tolist():
         row = int(off[:, number].argmax())
         words = (
-            f"the level {float(dv[row, number]):g} {unit} at {float(time[row, number]):g} h is "
-            f"{float(off[row, number]):.0f} residual sd from what the most likely parameters give: check "
-            "levels, doses and their times"
+            f"the level {float(dv[row, number]):g} {units.level} at {float(time[row, number]):g} "
+            f"{units.time} is {float(off[row, number]):.0f} residual sd from what the most likely "
+            "parameters give: check levels, doses and their times"
         )
         notes.append((ids[number], "level", words))
     return notes
@@ -135,8 +134,3 @@ def odd_fits(typical: Mapping[str, Tensor]) -> pd.DataFrame:
             words = f"{number} of {len(ratio)} fits have a {name} more than {_FACTOR:g} times off the median"
             notes.append(("", "fits", f"{words} of all; they may not have converged, and widen the bands"))
     return note_table(notes)
-
-
-def unit_in_file(dataset: dict[str, Any]) -> str:
-    """The unit of the levels of a study's event tables."""
-    return Units.of(dataset).model

@@ -46,7 +46,7 @@ def predict(
     :param study: from ``load_study``, or its folder.
     :param patients: an event table, .csv or .parquet or a frame, with the columns of the study's data.
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
-    :param times: h to predict levels at, in the file's time (see ``data.segments`` for where it begins
+    :param times: to predict levels at, in the file's time (see ``data.segments`` for where it begins
         again); by default to a day after the last event, at least three days.
     :param thresholds: levels in the study's unit. :param method: of ``individual.METHODS``.
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
@@ -68,7 +68,7 @@ def predict(
     last = None if times is None else float(grid[-1])
     warnings = joined([tables.pop("warnings"), study.notes, *_warnings(study, events, regimens, plans, last)])
     doses = pd.concat([dose_table(name, table) for name, table in regimens.items()], ignore_index=True)
-    return Prediction(study.label, study.unit, grid, warnings=warnings, doses=doses, **tables)
+    return Prediction(study.label, study.units, grid, warnings=warnings, doses=doses, **tables)
 
 
 def _several_regimens(regimen: Regimen | Sequence[Regimen] | None) -> Sequence[Regimen]:
@@ -104,7 +104,8 @@ def _times(
 ) -> FloatArray:
     if times is None:
         last = max(map(_last, tables))
-        even = np.linspace(0.0, 24.0 * max(3.0, np.ceil(last / 24.0 + 1.0)), points)
+        day = 24.0 / study.units.hours
+        even = np.linspace(0.0, day * max(3.0, np.ceil(last / day + 1.0)), points)
         # With doses at few times a curve has its peaks and troughs too.
         some = np.unique(np.concatenate([_corner_times(study, table) for table in tables]))
         some = some[(some > even[0]) & (some < even[-1])]
@@ -113,17 +114,17 @@ def _times(
         raise InputError(f"times: {len(times)} are more than {MOST_TIMES}")
     grid = np.unique(np.asarray(times, dtype=np.float64))
     if len(grid) < 2 or not np.isfinite(grid).all() or grid[0] < 0:
-        raise InputError("times: expected two or more times from 0 h")
+        raise InputError("times: expected two or more times from 0")
     return grid
 
 
 def _last(table: EventTable) -> float:
-    """h, in the file's time, of the last event that a curve shows."""
+    """In the file's time, of the last event that a curve shows."""
     return float(table.time[in_force(table)].max(initial=0.0))
 
 
 def _corner_times(study: Study, table: EventTable) -> FloatArray:
-    """The corners of doses, h in the file's time, of those that a curve shows."""
+    """The corners of doses, in the file's time, of those that a curve shows."""
     shift = (table.clock - table.time)[table.is_dose]
     return (study.corners(table) - shift)[:, in_force(table)[table.is_dose]].ravel()
 
@@ -172,7 +173,7 @@ def _warnings(
     plans: Sequence[Plan],
     last: float | None,
 ) -> list[pd.DataFrame]:
-    """Tables of notes on fits, patients and regimens, which are predicted until ``last`` h, or by default a
+    """Tables of notes on fits, patients and regimens, which are predicted until ``last``, or by default a
     day after all."""
     notes = [odd_parameters(study, events), outside(study.ranges, events, None, 0.0)]
     for name, table in regimens.items():
@@ -187,6 +188,9 @@ def _into_the_past(plan: Plan, events: EventTable) -> pd.DataFrame:
     """Whether a plan continues with a dose before a level that is in the file and does not know of it."""
     seen = events.time[~events.is_dose & in_force(events)]
     first, last = float(plan.doses["time"].min()), float(seen.max(initial=-np.inf))
-    words = f"{plan.name}: continues with a dose at {first:g} h, before a level measured at {last:g} h"
+    words = (
+        f"{plan.name}: continues with a dose at {first:g} {events.time_unit}, before a level measured at "
+        f"{last:g} {events.time_unit}"
+    )
     rows = [("", "regimen", words)] if plan.continues and first < last else []
     return note_table(rows)

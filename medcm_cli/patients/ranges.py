@@ -15,7 +15,7 @@ from medcm_cli.study.restore import Ensemble, data_of, restore
 @dataclass(frozen=True)
 class Ranges:
     """[least, most] of the subjects that any of the fits was trained on: ``covariates``, in the file's unit;
-    ``dose``, amount of each; ``doses`` and ``follow_up`` (h to the last observation) of a subject. None where
+    ``dose``, amount of each; ``doses`` and ``follow_up`` to the last observation of a subject. None where
     it is not known. ``note``: where the ranges are from, if not from the training data themselves."""
 
     covariates: dict[str, tuple[float, float]]
@@ -72,7 +72,7 @@ def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: fl
     """Where patients (``regimen`` None: their covariates) or a regimen lie outside the ranges, and whether
     what is predicted lasts longer.
 
-    :param regimen: its name. :param horizon: h that it is predicted for.
+    :param regimen: its name. :param horizon: how long it is predicted for.
     :returns: a table of notes (``medcm_cli.patients.notes``).
     """
     return note_table(
@@ -102,8 +102,10 @@ def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float) 
         several = np.flatnonzero(count > most)
         notes += [(events.ids[i], "range", f"{regimen}: {count[i]:g} {words}") for i in several]
     if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
-        longest = f"{ranges.follow_up[1]:.4g} h"
-        words = f"{regimen}: {horizon:g} h is longer than any follow-up trained on, {longest}"
+        longest = f"{ranges.follow_up[1]:.4g} {events.time_unit}"
+        words = (
+            f"{regimen}: {horizon:g} {events.time_unit} is longer than any follow-up trained on, {longest}"
+        )
         notes.append(("", "range", words))
     return notes
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.patients.targets import Target
+from medcm_cli.runs import Units
 
 GIVEN = "given"  # the name of the regimen in the patients' own file
 DISCLAIMER = "For research use only, not for treatment decisions."
@@ -17,23 +18,23 @@ class Prediction:
     """What is predicted, as tables with a row for each
 
     - ``parameters``: patient and parameter; ``unit``, ``typical`` and the bounds;
-    - ``curve``: patient, regimen and time (h); ``typical`` and the bounds of the level, and
+    - ``curve``: patient, regimen and time; ``typical`` and the bounds of the level, and
       ``measured_lower_90`` and so on, those of a level as it would be measured, with residual error;
-    - ``thresholds``: patient, regimen and threshold; hours above it within the times, ``typical`` and bounds;
+    - ``thresholds``: patient, regimen and threshold; time above it within the times, ``typical`` and bounds;
     - ``above``: patient, regimen, threshold and time; ``probability`` of a level above;
     - ``posteriors``: patient and fit; mode and covariance of eta, ``converged``, and ``effective``, the
       effective size of the weighted sample as a fraction;
-    - ``doses``: patient, regimen and dose; its time, ``amount`` and ``duration`` (h);
+    - ``doses``: patient, regimen and dose; its time, ``amount`` and ``duration``;
     - ``observations``: patient and time of the levels in the file;
       (both have ``on_curve``, false where the file's time begins again later, over what the curve shows);
     - ``warnings``: patient (empty: all), kind and message.
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
-    are in ``unit``. ``label`` names the study, ``disclaimer`` what predictions are for.
+    are in ``unit``, all in ``units``. ``label`` names the study, ``disclaimer`` what predictions are for.
     """
 
     label: str
-    unit: str
+    units: Units
     times: FloatArray
     parameters: pd.DataFrame
     curve: pd.DataFrame
@@ -44,6 +45,11 @@ class Prediction:
     observations: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    @property
+    def unit(self) -> str:
+        """Of levels and thresholds."""
+        return self.units.reported
 
     def __repr__(self) -> str:
         return contents(self)
@@ -60,22 +66,21 @@ def contents(result: Any) -> str:
 class Dosing:
     """The doses that meet targets, as tables with a row for each
 
-    - ``doses``: patient and interval ``every`` (h): ``feasible``; ``dose``, the smallest that meets all
+    - ``doses``: patient and interval ``every``: ``feasible``; ``dose``, the smallest that meets all
       targets, NaN where none does, and its ``probability``; ``per_kg`` where weight is known; ``weekly``
       consumption; ``least_weekly``, whether it is the patient's least, at the longest interval of equal ones;
       ``best_dose`` and ``best_probability``, the highest that was reached; ``reason`` where there is no dose;
     - ``candidates``: patient, interval and dose, around the answer or else the best: ``chosen``,
-      ``probability``, ``per_kg``, ``weekly``, and of ``trough``, ``peak``, ``auc`` and ``above_X`` (hours
-      above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
+      ``probability``, ``per_kg``, ``weekly``, and of ``trough``, ``peak``, ``auc`` and ``above_X`` (the
+      time above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
     - ``warnings``: patient (empty: all), kind and message.
 
-    Levels are in ``unit``, doses in ``dose_unit``. ``regimen`` says what is repeated and which interval
-    counts, ``label`` names the study, ``disclaimer`` what doses are for.
+    Levels are in ``unit``, doses in ``dose_unit``, intervals in ``units.time``. ``regimen`` says what
+    is repeated and which interval counts, ``label`` names the study, ``disclaimer`` what doses are for.
     """
 
     label: str
-    unit: str
-    dose_unit: str
+    units: Units
     targets: tuple[Target, ...]
     probability: float
     regimen: str
@@ -83,6 +88,16 @@ class Dosing:
     candidates: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    @property
+    def unit(self) -> str:
+        """Of levels."""
+        return self.units.reported
+
+    @property
+    def dose_unit(self) -> str:
+        """Of doses."""
+        return self.units.amount
 
     def __repr__(self) -> str:
         return contents(self)

@@ -15,6 +15,7 @@ from medcm_cli.patients.measures import BOUNDS, pooled_quantiles, pooled_sd
 from medcm_cli.patients.results import DISCLAIMER
 from medcm_cli.patients.study import Patients, Study, draws_of
 from medcm_cli.posteriors.individual import posterior, residual_noise
+from medcm_cli.runs import Units
 from medcm_cli.study.restore import restore
 
 _DRAWS = 1000
@@ -32,11 +33,16 @@ class Check:
     whom."""
 
     label: str
-    unit: str
+    units: Units
     summary: pd.DataFrame
     levels: pd.DataFrame
     note: str
     disclaimer: str = DISCLAIMER
+
+    @property
+    def unit(self) -> str:
+        """Of levels."""
+        return self.units.reported
 
 
 def check(
@@ -75,7 +81,7 @@ def check(
     levels = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if levels.empty:
         raise InputError(f"{events.source}: nobody has a level after the first {min(uses)}")
-    return Check(study.label, study.unit, summarise(levels), levels, note)
+    return Check(study.label, study.units, summarise(levels), levels, note)
 
 
 def _training_data(study: Study) -> tuple[EventTable, Tensor | None, str]:

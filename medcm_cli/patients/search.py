@@ -42,22 +42,26 @@ class Search:
     most: int
     after: str
     horizon: float | None
+    hours: float = 1.0  # that a unit of time is
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise InputError("target: expected at least one")
         fraction("probability", self.probability)
-        if not self.every or not all(EVERY[0] <= hours <= EVERY[1] for hours in self.every):
+        least, most = (hours / self.hours for hours in EVERY)
+        if not self.every or not all(least <= every <= most for every in self.every):
             raise InputError(
-                f"every: expected hours between doses, {EVERY[0]:g} to {EVERY[1]:g}, as in 24,48"
+                f"every: expected times between doses from {least:g} to {most:g}, which is {EVERY[0]:g} to "
+                f"{EVERY[1]:g} h"
             )
         number("vial", self.vial, above=0, most=LARGEST)
         whole("most", self.most, 1, MOST_VIALS, limit="vials")
         one_of("after", self.after, AFTER)
         if self.horizon is not None and self.after == "steady":
             raise InputError("horizon belongs to doses after those given; at steady state there is none")
-        if self.horizon is not None and not 0 < self.horizon <= HORIZON:
-            raise InputError(f"horizon is {self.horizon:g}; expected hours above 0, to {HORIZON:g}")
+        longest = HORIZON / self.hours
+        if self.horizon is not None and not 0 < self.horizon <= longest:
+            raise InputError(f"horizon is {self.horizon:g}; expected a time above 0, to {longest:g}")
 
     @property
     def has_lower(self) -> bool:
@@ -122,7 +126,7 @@ def _answer_table(
             "dose": dose,
             "probability": np.where(can, probability, np.nan),
             "per_kg": dose * per_kg,
-            "weekly": dose * WEEK / job.every,
+            "weekly": dose * WEEK / (job.every * wanted.hours),
             "best_dose": top,
             "best_probability": of_top,
             "reason": np.where(can, "", _reason(wanted.targets, job.every, top >= wanted.vial * wanted.most)),
@@ -151,7 +155,7 @@ def _candidate_table(
             "chosen": ((number == centre) & feasible).numpy().ravel(),
             "probability": probability.ravel(),
             "per_kg": (dose * per_kg).ravel(),
-            "weekly": dose.ravel() * WEEK / job.every,
+            "weekly": dose.ravel() * WEEK / (job.every * wanted.hours),
             **_measures(job, wanted.targets, torch.from_numpy(dose)),
         }
     )

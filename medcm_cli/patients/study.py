@@ -23,7 +23,7 @@ from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
-from medcm_cli.runs import ALIKE, Record
+from medcm_cli.runs import ALIKE, Record, Units
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
@@ -55,20 +55,25 @@ class Study:
         options: dict[str, Any] = self.fits.config["dataset"]
         return options
 
+    @cached_property
+    def units(self) -> Units:
+        """Of its data and results. Times, rates and intervals are in ``units.time``, h by default."""
+        return Units.of(self.dataset)
+
     @property
     def unit(self) -> str:
         """Of levels as they are reported, which are ``scale`` times those of the model."""
-        return str(self.dataset["level_unit"])
+        return self.units.reported
 
     @property
     def dose_unit(self) -> str:
-        """Of doses: that of an amount in ``unit``."""
-        return self.unit.split("/")[0]
+        """Of doses."""
+        return self.units.amount
 
     @property
     def scale(self) -> float:
         """See ``unit``."""
-        return float(self.dataset["level_scale"])
+        return self.units.scale
 
     @property
     def label(self) -> str:
@@ -96,7 +101,7 @@ class Study:
     def read(self, patients: Patients, until: float = np.inf) -> EventTable:
         """Patients in the format of the study's data.
 
-        :param until: h in the file's time, after a patient's last record, that additional doses are given
+        :param until: in the file's time, after a patient's last record, that additional doses are given
             for; all of them by default.
         :raises InputError: a fault in the file.
         """

@@ -36,10 +36,10 @@ __all__ = [
 
 
 def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
-    """Predicted level (IU/mL) at the schedule's observation times.
+    """Predicted level, in the unit of DV, at the schedule's observation times.
 
-    :param z: each of ``pk.parameters`` in its unit (L/h, L), shape (B,) or broadcastable to (S, N, B); (P,
-        S, N, B), one value per regime of the schedule, where it changes in time.
+    :param z: each of ``pk.parameters`` in its unit, shape (B,) or broadcastable to
+        (S, N, B); (P, S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """
     return pk.predict(schedule, z)

@@ -8,7 +8,13 @@ from torch import Tensor
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.schedule import Schedule
 
-_UNITS = {"CL": "L/h", "V1": "L", "Q": "L/h", "V2": "L", "Q3": "L/h", "V3": "L", "KA": "1/h"}
+_UNITS = {
+    **dict.fromkeys(("CL", "Q", "Q3"), "L/{time}"),
+    **dict.fromkeys(("V1", "V2", "V3"), "L"),
+    "KA": "1/{time}",
+    "VM": "{amount}/{time}",
+    "KM": "{amount}/L",
+}
 
 
 @runtime_checkable
@@ -57,7 +63,7 @@ class PkModel(Protocol):
         return True
 
     def half_life(self, z: Values) -> Tensor | None:
-        """Terminal half-life, h, None of a model that has none.
+        """Terminal half-life, in the data's unit of time, None of a model that has none.
 
         :param z: name -> (S, N, B) or broadcastable.
         """
@@ -66,5 +72,9 @@ class PkModel(Protocol):
 
     @property
     def units(self) -> dict[str, str]:
-        """Parameter -> its unit, as far as it is known."""
-        return {name: _UNITS[name] for name in self.parameters if name in _UNITS}
+        """Parameter -> its unit, as far as it is known. In braces: ``time`` and ``amount``, those of the
+        data."""
+        times = dict.fromkeys((*self.lag.values(), *self.durations.values()), "{time}")
+        shares = dict.fromkeys(self.bioavailability.values(), "-")
+        known = {name: _UNITS[name] for name in self.parameters if name in _UNITS}
+        return {**known, **times, **shares}

@@ -46,7 +46,8 @@ class LinearModel(PkModel):
     ``response`` maps parameters to what the central compartment holds after a unit bolus into it;
     ``tangents``, where a model has them, maps them and names to the derivatives of that response with
     respect to the logarithm of each named parameter, stacked to (K, J, S, N, B). ``volume`` names the
-    central volume (L); ``amount_per_level`` is 1000 where doses are in IU and levels in IU/mL. With
+    central volume (L); ``amount_per_level``, the amount per L that is a level of 1, is 1000 where levels
+    are in the amount per mL. With
     ``absorption`` compartment 1 is a depot that empties into the central one, 2, at rate KA (1/h), and doses
     go there unless they say otherwise; without it the central compartment is 1.
 

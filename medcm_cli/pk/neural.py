@@ -9,12 +9,13 @@ UNITS = 3
 
 
 def neural_elimination_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
-    """dA/dt = -k(C) A with k = (CL / V1) exp(sum_i (UPi - DOWNi) tanh(SLOPEi C)), C = A / V1 / 1000 (IU/mL).
+    """dA/dt = -k(C) A with k = (CL / V1) exp(sum_i (UPi - DOWNi) tanh(SLOPEi C)), C = A / V1 / 1000,
+    amount/mL.
 
     One compartment whose elimination depends on the level through ``UNITS`` hidden units. The weights are
     ordinary parameters UP1, DOWN1, SLOPE1, ..., trained as global parameters of the network, which are above
     0: an output weight is the difference of two. k is above 0 and bounded, so amounts decay and never
-    become negative; CL / V1 is the rate constant (1/h) as the level tends to 0. t is not used.
+    become negative; CL / V1 is the rate constant as the level tends to 0. t is not used.
     """
     del t
     level = amounts / z["V1"] / 1000

@@ -111,7 +111,7 @@ def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
 def michaelis_menten_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     """dA/dt = -VM C / (KM + C) with C = A / V1: one compartment, elimination that saturates.
 
-    VM in amount/h, KM in amount/L (doses in IU: 1000 IU/L are 1 IU/mL), V1 in L; t is not used.
+    VM in amount/time, KM in amount/L (which is 1/1000 of the amount per mL), V1 in L; t is not used.
     """
     del t
     concentration = amounts / z["V1"]

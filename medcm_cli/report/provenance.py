@@ -10,7 +10,7 @@ import numpy as np
 
 from medcm_cli import runs
 from medcm_cli.report.section import Section
-from medcm_cli.runs import Record
+from medcm_cli.runs import Record, Units
 from medcm_cli.runs.sweeps import by_method, by_sweep
 
 Blocks = list[tuple[str, Any]]
@@ -108,7 +108,8 @@ def data(records: Sequence[Record], patients: Section | None) -> Blocks:
         blocks.append(("table", Section("Covariates of the model", headers, cells)))
     if first.truth:
         rows = [list(row) for row in _flat(first.truth).items()]
-        blocks.append(("table", Section("Known truth (log scale, IU/mL)", ["Parameter", "Value"], rows)))
+        scale = f"log scale, {Units.of(described).level}"
+        blocks.append(("table", Section(f"Known truth ({scale})", ["Parameter", "Value"], rows)))
     return blocks
 
 

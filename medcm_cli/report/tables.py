@@ -92,27 +92,30 @@ def _error_models(fits: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def characteristics(title: str, held: Mapping[str, Any], amount_unit: str, level_unit: str) -> Section:
-    """What ``medcm_cli.data.describe`` found in an event table, in the form of the paper's Table 2."""
-    rows = _characteristics(held, f"amount per subject, {amount_unit}", level_unit)
+def characteristics(title: str, held: Mapping[str, Any], units: Mapping[str, str]) -> Section:
+    """What ``medcm_cli.data.describe`` found in an event table, in the form of the paper's Table 2.
+
+    :param units: of ``time``, ``amount`` and ``level``.
+    """
+    rows = _characteristics(held, units)
     return Section(title, ["characteristic", "median (least to most)"], [list(row) for row in rows.items()])
 
 
 def _patients(title: str, cohorts: Mapping[str, Mapping[str, Any]]) -> Section:
     """The characteristics of several data sets side by side."""
-    columns = [_characteristics(held, "amount per subject", held["level_unit"]) for held in cohorts.values()]
+    columns = [_characteristics(held, held["units"]) for held in cohorts.values()]
     labels = dict.fromkeys(label for rows in columns for label in rows)
     cells = [[label, *(rows.get(label, "") for rows in columns)] for label in labels]
     return Section(title, ["median (least to most)", *cohorts], cells)
 
 
-def _characteristics(held: Mapping[str, Any], amount: str, level_unit: str) -> dict[str, str]:
+def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, str]:
     """Label -> text. What hardly any table has stands there only where this one has it."""
     rows = {
         "subjects": str(held["subjects"]),
         "doses": str(held["doses"]),
         "doses per subject": _spread(held["doses_per_subject"]),
-        amount: _spread(held["amount_given"]),
+        f"amount per subject, {units['amount']}": _spread(held["amount_given"]),
         "infusions of more than 1 h": str(held["infusions_over_an_hour"]),
         "infusions of a modelled length": str(held["modelled_durations"]),
         "steady states": str(held["steady_states"]),
@@ -121,8 +124,8 @@ def _characteristics(held: Mapping[str, Any], amount: str, level_unit: str) -> d
         "observations": str(held["observations"]),
         "observations per subject": _spread(held["observations_per_subject"]),
         "observations below the limit of quantification": str(held["below_limit"]),
-        f"level, {level_unit}": _spread(held["level"]),
-        "follow-up, h": _spread(held["follow_up"]),
+        f"level, {units['level']}": _spread(held["level"]),
+        f"follow-up, {units['time']}": _spread(held["follow_up"]),
     }
     for label in ("steady states", "resets", "infusions of a modelled length"):
         if rows[label] == "0":
@@ -169,7 +172,7 @@ def _section(
 def _cell(median: float, sd: float, digits: int) -> str:
     if np.isnan(median):
         return "-"
-    # A mean squared error in (IU/mL)^2 has no digit left at the precision of a log likelihood.
+    # A mean squared error in the data's unit may have no digit left at the precision of a log likelihood.
     digits = digits if median == 0 or abs(median) >= 10**-digits else 5
     digits = min(digits, 1) if abs(median) >= 1000 else digits
     return f"{median:.{digits}f}" + ("" if np.isnan(sd) else f" ({sd:.{digits}f})")

@@ -76,7 +76,7 @@ def write(folder: Path, tables: Mapping[str, pa.Table], record: Mapping[str, Any
     with replaced(folder) as partial:
         partial.mkdir()
         for name, table in tables.items():
-            write_table(partial / f"{name}.parquet", table, columns(name, *units.names))
+            write_table(partial / f"{name}.parquet", table, columns(name, units.named))
         about = {"tables": list(tables), "hashes": hashes_of(partial, tables)}
         write_text(partial / RECORD, json.dumps({**record, **about}, indent=1) + "\n")
 

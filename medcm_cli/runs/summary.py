@@ -118,7 +118,8 @@ def _cohort(fit: Fit) -> dict[str, Any]:
     cohort = dict(fit.record.data.get("characteristics") or {})
     if cohort.get("level"):
         cohort["level"] = [level * fit.units.scale for level in cohort["level"]]
-    return {**cohort, "level_unit": fit.units.reported} if cohort else {}
+    units = {"time": fit.units.time, "amount": fit.units.amount, "level": fit.units.reported}
+    return {**cohort, "units": units} if cohort else {}
 
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
@@ -160,7 +161,7 @@ def columns_units(summary: Summary) -> dict[str, str]:
     """The units of the columns of ``fits`` and ``table``, by patterns."""
     reported = summary.fits["level_unit"].unique()
     level = str(reported[0]) if len(reported) == 1 else "see level_unit"
-    return columns("summary", level)
+    return columns("summary", {"reported": level})
 
 
 def _table(fits: pd.DataFrame) -> pd.DataFrame:

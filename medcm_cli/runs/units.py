@@ -1,5 +1,5 @@
 """The unit of every column of every table (``COLUMNS``), which the schema of each Parquet file names: a
-field's metadata ``unit``, such as h, IU/dL or -, which stands for none. Only a disease's covariates have
+field's metadata ``unit``, such as h, mg/L or -, which stands for none. Only a disease's covariates have
 theirs where they are prepared."""
 
 from collections.abc import Mapping
@@ -11,24 +11,30 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
+from medcm_cli import quantities
 from medcm_cli.files import replaced
 
 UNIT = b"unit"
 NONE = "-"
-_ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), of parameter (others)"
+_ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), {parameters}"
 _DRAWS = {"sigma_additive": "{model}", "lp": "nats", "ess_*": "draws"}
 _BOUNDS = ("typical", "median", "lower_*", "upper_*")
-_CANDIDATES = {"above_*": "h", "auc_*": "{reported} h", "trough_*": "{reported}", "peak_*": "{reported}"}
+_CANDIDATES = {
+    "above_*": "{time}",
+    "auc_*": "{reported} {time}",
+    "trough_*": "{reported}",
+    "peak_*": "{reported}",
+}
 _DOSE = {
-    "every": "h",
+    "every": "{time}",
     "dose": "{amount}",
     "best_dose": "{amount}",
     "per_kg": "{amount}/kg",
     "weekly": "{amount}/week",
 }
 # Table -> the unit of each column, by patterns, of which the first that fits counts; - for every other. In
-# braces: reported and model, the units of a data set's concentrations; amount, that of doses; what only the
-# table's writer knows.
+# braces: time, amount and model, the units of a data set's event table, and reported, that of concentrations
+# in results (``Units.named``); and what only the table's writer knows.
 COLUMNS: dict[str, dict[str, str]] = {
     "history": {
         "objective_value": "{objective}",
@@ -38,7 +44,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "parameters": {},
     "random_effects": {},
-    "effects": {"x": "{covariate}", "value": "of parameter"},
+    "effects": {"x": "{covariate}", "value": "{parameters}"},
     "uncertainty": {"name": "-", "method": "-", "rse": "%", "*": _ONE_OF_EACH},
     "draws": _DRAWS,
     "population": _DRAWS,
@@ -51,14 +57,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("rmse*", "sigma_additive*", "sigma_mae*"), "{reported}"),
     },
     "predictions/parameters": dict.fromkeys(_BOUNDS, "see unit"),
-    "predictions/curve": {"time": "h", **dict.fromkeys((*_BOUNDS, "measured_*"), "{reported}")},
-    "predictions/thresholds": {"threshold": "{reported}", **dict.fromkeys(_BOUNDS, "h")},
-    "predictions/above": {"time": "h", "threshold": "{reported}"},
-    "predictions/doses": {"time": "h", "amount": "{amount}", "duration": "h"},
-    "predictions/observations": {"time": "h", "level": "{reported}"},
+    "predictions/curve": {"time": "{time}", **dict.fromkeys((*_BOUNDS, "measured_*"), "{reported}")},
+    "predictions/thresholds": {"threshold": "{reported}", **dict.fromkeys(_BOUNDS, "{time}")},
+    "predictions/above": {"time": "{time}", "threshold": "{reported}"},
+    "predictions/doses": {"time": "{time}", "amount": "{amount}", "duration": "{time}"},
+    "predictions/observations": {"time": "{time}", "level": "{reported}"},
     "predictions/check": {"rmse*": "{reported}", "bias": "{reported}"},
     "predictions/check_levels": {
-        "time": "h",
+        "time": "{time}",
         **dict.fromkeys((*_BOUNDS, "observed", "sd"), "{reported}"),
     },
     "doses/doses": _DOSE,
@@ -67,38 +73,84 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 
 class Units(NamedTuple):
-    """In which units a data set's concentrations are: ``reported``, of which one of the model's, that of its
-    event table, is ``scale``."""
+    """The units of a data set: ``time``, ``amount`` and ``level`` of its event table, which are the model's,
+    and ``reported``, that of concentrations in results, of which one of ``level`` is ``scale``.
+    ``stated``: the configuration says so, and a fit begins where it would in h and with levels of a usual
+    size, whatever the units."""
 
     reported: str
     scale: float
+    level: str
+    amount: str
+    time: str = quantities.HOUR
+    stated: bool = True
 
     @classmethod
     def of(cls, dataset: Mapping[str, Any]) -> "Units":
-        """As the configuration of a data set has it."""
-        return cls(str(dataset["level_unit"]), float(dataset["level_scale"]))
+        """As the configuration of a data set has them. Of records that say no units what is known of them is
+        in the reported one."""
+        reported, scale = str(dataset["level_unit"]), float(dataset["level_scale"])
+        given = dataset.get("units")
+        if given is None:
+            level = _level_before(reported, scale)
+            return cls(reported, scale, level, level.split("/")[0], stated=False)
+        return cls(reported, scale, str(given["level"]), str(given["amount"]), str(given["time"]))
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The reported unit and the model's."""
-        return self.reported, self.model
+    def named(self) -> dict[str, str]:
+        """What stands in braces in ``COLUMNS``."""
+        return {"reported": self.reported, "model": self.level, "amount": self.amount, "time": self.time}
+
+    def of_parameters(self, patterns: Mapping[str, str]) -> dict[str, str]:
+        """Parameter -> its unit, of those that a compartment model names (``PkModel.units``)."""
+        return {name: pattern.format_map(self.named) for name, pattern in patterns.items()}
 
     @property
-    def model(self) -> str:
-        """The model's unit: by its name where that is known, else as a multiple of the reported one."""
-        if self.scale == 1:
-            return self.reported
-        factor_levels = (self.reported, self.scale) == ("IU/dL", 100.0)
-        return "IU/mL" if factor_levels else f"{self.scale:g} {self.reported}"
+    def hours(self) -> float:
+        """How many hours a unit of time is."""
+        return quantities.hours(self.time)
+
+    @property
+    def usual_level(self) -> float:
+        """How many units of the event table a level of a usual size is: where a residual error begins."""
+        return quantities.usual_level(self.amount, self.level) if self.stated else 1.0
+
+    def level_in(self, unit: str) -> float | None:
+        """How many of the reported unit a level of 1 ``unit`` is, None where that is not known."""
+        quantities.define_amount(self.amount)
+        if (reported := quantities.factor(unit, self.reported)) is not None:
+            return reported
+        in_file = quantities.factor(unit, self.level)
+        return None if in_file is None else in_file * self.scale
+
+    def area_in(self, unit: str) -> float | None:
+        """How many of the reported unit times the unit of time an area of 1 ``unit`` is, likewise."""
+        quantities.define_amount(self.amount)
+        for level, scale in ((self.reported, 1.0), (self.level, self.scale)):
+            if (found := quantities.factor(unit, f"{level}*{self.time}")) is not None:
+                return found * scale
+        return None
+
+    def time_in(self, unit: str) -> float | None:
+        """How many of the unit of time 1 ``unit`` is, None where it is no unit of time."""
+        return quantities.factor(unit, self.time)
 
 
-def columns(table: str, reported: str, model: str = "", **others: str) -> dict[str, str]:
+def _level_before(reported: str, scale: float) -> str:
+    """The unit of the levels in an event table, of a record that says only what they are reported in: by its
+    name where that is known, else as a multiple of the reported one."""
+    if scale == 1:
+        return reported
+    of_a_ml = scale == 100 and reported.endswith("/dL")
+    return f"{reported.removesuffix('/dL')}/mL" if of_a_ml else f"{scale:g} {reported}"
+
+
+def columns(table: str, known: Mapping[str, str]) -> dict[str, str]:
     """The units of a table's columns by patterns, for ``with_units``.
 
     :param table: of ``COLUMNS``; the columns of any other have none.
-    :param others: what stands in braces there, beside the units of concentrations.
+    :param known: what stands in braces there (``Units.named``), as far as the table needs it.
     """
-    known = {"reported": reported, "model": model, **others}
     units = {name: unit.format_map(known) for name, unit in COLUMNS.get(table, {}).items()}
     return {**units, "*": units.get("*", NONE)}
 
@@ -118,7 +170,7 @@ def with_units(table: pa.Table, units: Mapping[str, str]) -> pa.Table:
 
 
 def by_row(units: Mapping[str, str]) -> str:
-    """The unit of a column that depends on what its row is of, as in kg (weight), IU/dL (vwf)."""
+    """The unit of a column that depends on what its row is of, as in kg (weight), mL/min (crcl)."""
     return ", ".join(f"{unit} ({name})" for name, unit in units.items()) or NONE
 
 

@@ -50,10 +50,11 @@ class Fit:
         """The history's columns as the file has them, and what turns some into the reported unit."""
         table, units = read_table(self.folder, self.record, "history"), self.units
         before = all(unit_of(field) is None for field in table.schema)
+        models = (units.level, f"{units.scale:g} {units.reported}")  # the latter before units had names
         factors = {
             field.name: units.scale
             for field in table.schema
-            if (field.name in _MODEL_UNIT_BEFORE if before else unit_of(field) == units.model)
+            if (field.name in _MODEL_UNIT_BEFORE if before else unit_of(field) in models)
         }
         return {name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, factors
 

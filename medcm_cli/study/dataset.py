@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.checks import number, shown
-from medcm_cli.data import EventTable, Format, describe, read_events
+from medcm_cli.data import EventTable, Format, describe, read_events, with_magnitudes
 from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
@@ -29,6 +29,7 @@ from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
+from medcm_cli.runs import Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
 from medcm_cli.study.identity import Config
 
@@ -127,6 +128,7 @@ def format_of(
         limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
         until=until,
+        time_unit=Units.of(dataset).time,
     )
 
 
@@ -141,25 +143,25 @@ def read_dataset(
     """The events that fits see; what the file holds; and, of covariates that may be missing, what was done.
 
     :param needed: covariates that the model reads; others may be absent.
-    :param patients: read for prediction, ``until`` so many h (``Format.patients``).
+    :param patients: read for prediction, ``until`` so long (``Format.patients``).
     :param known: what a study's data held, whose subjects' values those of patients are taken from.
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how = format_of(columns, dataset, needed, patients, until)
+    how, units = format_of(columns, dataset, needed, patients, until), Units.of(dataset)
     if dataset["preparation"] is not None:
         return _prepared(path, dataset, columns, how, needed)
-    events = read_events(path, columns, how)
+    events = with_magnitudes(read_events(path, columns, how), units)
     held = describe(events)
     rules = rules_of(dataset["covariates"], needed)
     if not rules:
         return events, held, None
     taken = {name: rule for name, rule in rules.items() if rule[0] in STATISTICS}
     found = statistics(events, taken) if known is None else known.get("filled", {})
-    units = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
-    whole, origins = filled(events, found, units)
+    of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
+    whole, origins = filled(events, found, of_covariates)
     origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
-    return replace(whole, labels={}), held | {"filled": found}, origin_table(whole, origins, units)
+    return replace(whole, labels={}), held | {"filled": found}, origin_table(whole, origins, of_covariates)
 
 
 def _prepared(
@@ -170,12 +172,13 @@ def _prepared(
     needed: Collection[str],
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """What ``read_dataset`` gives of covariates that are prepared."""
+    units = Units.of(dataset)
     steps = Preparation.build(dataset["preparation"])
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
     spare = {column for name, column in columns.items() if name in how.spare and column in others}
     as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={})
-    raw = read_events(path, {**others, **given}, as_read)
+    raw = with_magnitudes(read_events(path, {**others, **given}, as_read), units)
     if raw.regimes is not None:
         name = min(raw.regimes.covariates)
         raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
@@ -189,7 +192,7 @@ def _prepared(
     events = replace(
         raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
     )
-    return events, describe(raw), preparation_table(raw.ids, prepared, baseline)
+    return events, describe(raw), preparation_table(raw.ids, prepared, baseline, units.level)
 
 
 def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:
@@ -219,8 +222,8 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
     who, number = events.ids[events.subject[row]], others[0] + 1
     raise InputError(
         f"{events.source}: subject {who!r} has an observation of compartment {number} (CMT) at "
-        f"{events.time[row]:g} h, and the model's is {pk.observes + 1}; leave such rows out (dataset.keep), "
-        "or say dataset.columns={cmt: null} where CMT says nothing"
+        f"{events.time[row]:g} {events.time_unit}, and the model's is {pk.observes + 1}; leave such rows out "
+        "(dataset.keep), or say dataset.columns={cmt: null} where CMT says nothing"
     )
 
 

@@ -14,6 +14,11 @@ Config = Mapping[str, Any]
 AXES = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 
+UNITS: Config = {"time": "h", "amount": "IU", "level": "IU/mL"}
+REPORTED: Mapping[str, str] = {"IU/mL": "IU/dL"}
+"""The units of results of before, and in which of them levels were reported: of factor levels; of data in
+other units all of these are given."""
+
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")
 # Options that configurations of earlier results do not have, and what was done before there were any: no
@@ -74,7 +79,10 @@ def _own(config: Config) -> dict[str, Any]:
     own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
     if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
         own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
-    return own | {"dataset": {k: v for k, v in config.get("dataset", {}).items() if k != "path"}}
+    dataset = {k: v for k, v in config.get("dataset", {}).items() if k != "path"}
+    if dataset.get("units", UNITS) in (None, UNITS):  # as of before, in h and with its level_unit
+        dataset.pop("units", None)
+    return own | {"dataset": dataset}
 
 
 def with_names(options: Any, names: Mapping[str, str]) -> Any:

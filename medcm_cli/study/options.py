@@ -18,6 +18,7 @@ from medcm_cli.files import check_depth
 from medcm_cli.study.covariates import LARGEST, check_covariates
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
+from medcm_cli.study.units import with_units
 
 # Hydra logs what it raises, too, as a line of its own.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
@@ -145,6 +146,7 @@ def complete_problem(config: Config) -> dict[str, Any]:
     if absent:
         raise InputError(f"dataset.{absent[0]}: is missing; `--help` lists the options")
     config = {**later, **config, "dataset": {**_DATASET, **LATER_OF["dataset"], **config["dataset"]}}
+    config = with_units(config)
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
     if config["pk"].get("bioavailability"):
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
@@ -168,8 +170,6 @@ _DATASET: Config = {
     "covariates": {},
     "truth": None,
     "predose_observations": "error",
-    "level_unit": "IU/dL",
-    "level_scale": 100,
 }
 
 

@@ -1,7 +1,7 @@
 """What is to be estimated, before anything is said of how: data and folds, truth and model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from medcm_cli import runs
 from medcm_cli.data import EventTable, Fold, Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, RandomEffects
-from medcm_cli.pk import check_schedule
+from medcm_cli.model import Model, RandomEffects, Rescaled
+from medcm_cli.pk import PkModel, check_schedule
 from medcm_cli.study.dataset import (
     check_observations,
     dataset_path,
@@ -102,11 +102,34 @@ def model_of(config: Config) -> Model:
 
     :raises InputError: options that are unknown or do not fit together.
     """
-    network = made(config["network"], "network", covariates=config["dataset"]["covariates"])
+    units, pk = runs.Units.of(config["dataset"]), made(config["pk"], "pk")
+    factors = _of_hours(pk, units.hours)
+    options = config["network"]
+    if isinstance(options.get("initial"), dict):  # in the data's units
+        begin = {name: _over(value, factors.get(name, 1.0)) for name, value in options["initial"].items()}
+        options = {**options, "initial": begin}
+    network = made(options, "network", covariates=config["dataset"]["covariates"])
     omega, sigma = fixed(config)
+    error = made(config["error"], "error", fixed=sigma)
+    if units.usual_level != 1 and "size" in getattr(error, "__dataclass_fields__", {}):
+        error = replace(error, size=units.usual_level)
     return Model(
-        network,
-        made(config["pk"], "pk"),
+        Rescaled(network, factors) if factors else network,
+        pk,
         RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
-        made(config["error"], "error", fixed=sigma),
+        error,
     )
+
+
+def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:
+    """Parameter -> what one in h is in a unit of time of so many hours, of those that have time in
+    their unit."""
+    powers = {
+        name: 1 if unit.endswith("/{time}") else -1 * (unit == "{time}") for name, unit in pk.units.items()
+    }
+    return {name: hours**power for name, power in powers.items() if power and hours != 1}
+
+
+def _over(value: object, factor: float) -> object:
+    """A number divided by a factor; what is none is refused elsewhere."""
+    return value / factor if isinstance(value, int | float) and not isinstance(value, bool) else value

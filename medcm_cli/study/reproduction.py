@@ -19,6 +19,7 @@ from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import Config, difference, identity
 from medcm_cli.study.options import as_config, complete, conf_dir
 from medcm_cli.study.trust import foreign_part
+from medcm_cli.study.units import without_derived
 
 _GROUPS = ("dataset", "split", "network", "pk", "error", "objective", "optimizer")
 # No part of what a result is, but of where it lies and how it is reported.
@@ -112,7 +113,8 @@ def overrides(config: Config, address: Address, trust: bool = False) -> tuple[li
         return [], f"cannot be given without trust in who made run.json (--trust): {foreign}"
     try:
         # Of no consequence to a result, and not recorded.
-        recorded = _as_given(complete({"batch": _composed(())["batch"], "overwrite": False, **config}))
+        whole = complete({"batch": _composed(())["batch"], "overwrite": False, **config})
+        recorded = without_derived(_as_given(whole))
         chosen, note = _chosen(recorded)
         options = [f"{group}={name}" for group, name in chosen.items() if name != _choices()[group]]
         plain = [key for key, value in _composed(()).items() if not isinstance(value, Mapping)]
@@ -126,8 +128,8 @@ def overrides(config: Config, address: Address, trust: bool = False) -> tuple[li
         variant = "+".join([*renamed, *named])
         if variant != folder:
             options.append(f"variant={_value(variant)}")
-        if _comparable(recorded) != _comparable(found):
-            note = f"not quite what was recorded: {difference(recorded, _as_given(found))}"
+        if _comparable(recorded) != _comparable(without_derived(found)):
+            note = f"not quite what was recorded: {difference(recorded, without_derived(_as_given(found)))}"
     except (InputError, HydraException, OmegaConfBaseException, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         return [], f"cannot be derived from what was recorded ({type(error).__name__}: {reason})"
@@ -224,7 +226,7 @@ def _comparable(config: Config) -> list[Any]:
 def _part(config: Config, keys: Iterable[str]) -> dict[str, Any]:
     """What matters of some options: that of their identity, and where results and data lie."""
     own = identity(config)
-    own["dataset"] = {**own["dataset"], "path": config["dataset"]["path"]}
+    own["dataset"] = {**own["dataset"], **{name: config["dataset"].get(name) for name in ("path", "units")}}
     own |= {name: config[name] for name in _PLACES}
     return {key: own[key] for key in keys if key in own}
 

@@ -62,7 +62,8 @@ def tables(
     effects = _effects(model, trained, covariates)
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     known = {
-        "objective": objective.describe().unit_in(reported.units.model),
+        "objective": objective.describe().unit_in(reported.units.level),
+        "parameters": by_row(reported.units.of_parameters(model.pk.units)),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
     result = []
@@ -80,7 +81,7 @@ def tables(
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
-                name: with_units(table, columns(name, *reported.units.names, **known))
+                name: with_units(table, columns(name, reported.units.named | known))
                 for name, table in of_fit.items()
             }
         )

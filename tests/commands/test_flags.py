@@ -22,6 +22,7 @@ from medcm_cli.patients.study import MOST_DRAWS
 from medcm_cli.patients.targets import read_target
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.figures.style import FORMATS
+from medcm_cli.runs import Units
 
 VALUES = ("-1", "0", "1e9", "1000000000", "1e308", "nan", "inf", "null", "", "1,2", "[1,2]", "abc")
 COMPOSED = ("fit", "posterior")  # whose flags are Hydra's
@@ -108,7 +109,7 @@ def test_values_that_make_no_sense_are_refused(
             options = read(line(command, action, value))
             for target in getattr(options, "target", []):
                 if action.dest == "target":
-                    read_target(target, {"IU/dL": 1.0})
+                    read_target(target, Units("IU/dL", 100.0, "IU/mL", "IU"))
         except InputError as error:
             said = str(error)
             assert flag.lstrip("-") in said
@@ -174,9 +175,9 @@ def test_the_parsers_name_what_the_modules_that_they_do_not_import_know() -> Non
         True,
         False,
     ]
-    every = search.EVERY
-    assert takes("dose", "--every", every[0] - 0.1, *every, every[1] + 1) == [False, True, True, False]
-    assert takes("dose", "--horizon", 0, search.HORIZON, search.HORIZON + 1) == [False, True, False]
+    # In the study's unit of time, which is not known yet.
+    for flag in ("--every", "--horizon"):
+        assert takes("dose", flag, 0, 0.1, flags.LATEST, flags.LATEST + 1) == [False, True, True, False]
     assert flags.MOST_TIMES == MOST_TIMES
 
 

@@ -20,7 +20,8 @@ from medcm_cli.commands.compose import checked_flags
 from medcm_cli.commands.mistyped import _Options
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.errors import InputError
-from medcm_cli.patients.targets import read_target, units_of
+from medcm_cli.patients.targets import read_target
+from medcm_cli.runs import Units
 from medcm_cli.study.dataset import with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
 from medcm_cli.study.options import PROBLEM, as_config, axis, complete, complete_problem, conf_dir, folds_of
@@ -86,7 +87,8 @@ def of_posterior(composed: DictConfig, own: Mapping[str, Any], *_: object) -> No
 def parsed(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     options = reads(command, monkeypatch)(words)
     for target in getattr(options, "target", []):
-        read_target(target, units_of("IU/dL", "IU/mL", 100.0))
+        of_all = Units("IU/dL", 100.0, "IU/mL", "IU")
+        read_target(target, of_all)
     if command == "help" and options.topic is not None:
         assert PLACEHOLDER.match(options.topic) or options.topic in help.topics()
     return options

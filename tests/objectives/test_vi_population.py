@@ -151,7 +151,14 @@ def test_reports_are_medians_under_q(model: Model) -> None:
     model = known(model, None, None)
     trained = train(model, objective, population, STREAMS, adam, Course(20, 10), F64)
     written = tables(
-        model, objective, population, population, trained, {}, None, Reported(Units("IU/dL", 100.0))
+        model,
+        objective,
+        population,
+        population,
+        trained,
+        {},
+        None,
+        Reported(Units("IU/dL", 100.0, "IU/mL", "IU")),
     )
     history = written[1]["history"].to_pandas()
     at = trained.layout.unpack(trained.checkpoints[-1])["population.mean"][:, 1].numpy()

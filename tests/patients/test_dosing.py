@@ -22,9 +22,10 @@ from medcm_cli.errors import InputError
 from medcm_cli.patients import dosing, search
 from medcm_cli.patients.measures import area
 from medcm_cli.patients.study import Study
-from medcm_cli.patients.targets import read_target, units_of
+from medcm_cli.patients.targets import read_target
 from medcm_cli.pk import OdeModel, michaelis_menten_rate, one_compartment
 from medcm_cli.report.section import Section
+from medcm_cli.runs import Units
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
 from tests.patients.known import certain
@@ -32,7 +33,7 @@ from tests.patients.known import certain
 Options = dict[str, Any]
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
 INFUSED = 1 / 60  # h, of a dose with an amount alone
-UNITS = units_of("IU/dL", "IU/mL", 100.0)
+UNITS = Units("IU/dL", 100.0, "IU/mL", "IU")
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +244,10 @@ def test_units_are_converted(one: str, other: str) -> None:
     first, second = (replace(read_target(text, UNITS), text="") for text in (one, other))
     assert (first.kind, first.least, first.share) == (second.kind, second.least, second.share)
     assert (first.limit, first.threshold) == pytest.approx((second.limit, second.threshold))
-    in_ml = read_target("peak<=150 IU/dL", units_of("IU/mL", "IU/mL", 1.0))
+    in_ml = read_target("peak<=150 IU/dL", Units("IU/mL", 1.0, "IU/mL", "IU"))
     assert in_ml.limit == pytest.approx(1.5)
-    assert read_target("trough>=3 mg/L", units_of("mg/L", "mg/L", 1.0)).limit == 3
-    assert units_of("ng/mL", "mg/L", 1000.0) == {"mg/L": 1000.0, "ng/mL": 1.0}
+    assert read_target("trough>=3 mg/L", Units("mg/L", 1.0, "mg/L", "mg")).limit == 3
+    assert read_target("trough>=3 mg/L", Units("ng/mL", 1.0, "ng/mL", "mg")).limit == 3000
     half = read_target("time_above(1 IU/dL)>=50%", UNITS)
     assert (half.bound(24), half.bound(72)) == (12, 36)
 
@@ -254,13 +255,13 @@ def test_units_are_converted(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("high enough", "is not understood; expected one such as 'trough>=0.01 IU/mL'"),
+        ("high enough", "is not understood; expected one such as 'trough>=1 mg/L'"),
         ("trough=5 IU/dL", "is not understood"),
         ("trough>=5", "is not understood"),
-        ("auc>=5 IU/dL", "is not understood"),
+        ("auc>=5 IU/dL", r"IU/dL cannot be converted into IU/dL\*h"),
         ("time_above>=5 h", "is not understood"),
-        ("trough>=5 mg/L", "unknown unit mg/L; expected IU/mL or IU/dL"),
-        ("trough>=5 %", "unknown unit %"),
+        ("trough>=5 mg/L", "mg/L cannot be converted into IU/dL"),
+        ("trough>=5 %", "% cannot be converted"),
         ("trough>=0 IU/dL", "numbers above 0"),
         ("trough>=1.2.3 IU/dL", "1.2.3 is no number"),
         ("time_above(1 IU/dL)>=101 %", "more than 100 %"),
@@ -348,11 +349,11 @@ def test_saturable_elimination_is_that_of_an_independent_solver(study: Study, pa
         ({"probability": float("nan")}, "expected a number between 0 and 1"),
         ({"vial": 0.0}, "vial is 0.0; expected a number above 0"),
         ({"most": 0}, "whole number from 1 to 10000"),
-        ({"every": []}, "expected hours between doses"),
-        ({"every": [0.0]}, "expected hours between doses"),
+        ({"every": []}, "expected times between doses"),
+        ({"every": [0.0]}, "expected times between doses"),
         ({"after": "never"}, "expected steady or given"),
         ({"horizon": 100.0}, "horizon belongs to doses after those given"),
-        ({"after": "given", "horizon": 0.0}, "expected hours above 0"),
+        ({"after": "given", "horizon": 0.0}, "expected a time above 0"),
         ({"target": []}, "at least one"),
         ({"method": "nuts"}, "expected one of importance"),
         ({"draws": 0}, "draws is 0"),
@@ -431,7 +432,7 @@ def test_the_command_writes_tables_and_what_they_are_for(
     assert len(record["fits"]) == 2
     with pytest.raises(InputError, match="holds no doses"):
         command(outputs, "--patient", str(path), "--target", "trough>=2 IU/dL", "--out", str(tmp_path))
-    with pytest.raises(InputError, match="expected a number from 1 to 10000, in h"):
+    with pytest.raises(InputError, match="expected a number above 0 to"):
         command(outputs, "--patient", str(path), "--target", "trough>=2 IU/dL", "--every", "daily")
     with pytest.raises(InputError, match="no such file"):
         command(outputs, "--patient", "nobody.csv", "--target", "trough>=2 IU/dL")

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from medcm_cli.patients.plausibility import odd_fits, unit_in_file
+from medcm_cli.patients.plausibility import odd_fits
 from medcm_cli.patients.ranges import Ranges, outside
 from tests.helpers import make_events
 
@@ -32,8 +32,3 @@ def test_fits_that_went_astray_are_counted() -> None:
     found = odd_fits({"CL": cl, "V1": torch.ones(1, 4, 5)})
     assert len(found) == 1
     assert found["message"][0].startswith("1 of 5 fits have a CL more than 10 times off")
-
-
-def test_unit_of_a_file() -> None:
-    assert unit_in_file({"level_unit": "IU/dL", "level_scale": 100}) == "IU/mL"
-    assert unit_in_file({"level_unit": "mg/L", "level_scale": 1}) == "mg/L"

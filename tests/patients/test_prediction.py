@@ -311,7 +311,7 @@ def test_what_does_not_fit_is_said_with_the_patients_name(study: Study, patients
     ("options", "words"),
     [
         ({"times": [5.0]}, "two or more times"),
-        ({"times": [-1.0, 5.0]}, "from 0 h"),
+        ({"times": [-1.0, 5.0]}, "from 0"),
         ({"thresholds": [0.0]}, "expected levels above 0"),
         ({"draws": 3}, "draws is 3; expected a whole number from 20 to 100000"),
         ({"draws": 10**9}, "draws is 1000000000; expected a whole number from 20"),

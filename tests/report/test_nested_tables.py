@@ -112,7 +112,7 @@ def test_patients_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
     assert rows["doses per subject"] == ["1 (1 to 2)"] * 2
     assert rows["observations per subject"] == ["3"] * 2
     assert rows["level, IU/dL"] == ["25 (1 to 150)"] * 2
-    assert rows["amount per subject"] == ["2000 (500 to 18000)"] * 2
+    assert rows["amount per subject, IU"] == ["2000 (500 to 18000)"] * 2
     assert rows["resets"] == ["", "2"]
     assert rows["covariate vwf"] == ["120 (36 to 231), missing 65.2 %", ""]
     assert rows["covariate ffm"] == ["-, changes in time", ""]
@@ -120,7 +120,7 @@ def test_patients_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
 
 
 def test_characteristics_of_one_table() -> None:
-    section = tables.characteristics("mine.csv", HELD, "mg", "mg/L")
+    section = tables.characteristics("mine.csv", HELD, {"time": "min", "amount": "mg", "level": "mg/L"})
     assert section.title == "mine.csv"
     rows = dict(section.cells)
     assert rows["amount per subject, mg"] == "2000 (500 to 18000)"

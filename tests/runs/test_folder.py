@@ -404,7 +404,7 @@ def test_folders_read_as_one_hive_partitioned_table(tmp_path: Path, model: Model
             trained,
             covariates,
             None,
-            Reported(runs.Units("IU/dL", 100.0)),
+            Reported(runs.Units("IU/dL", 100.0, "IU/mL", "IU")),
         )
         for (fold, replicate), of_fit in zip(fits, made, strict=True):
             variant = "epochs-2+objective.samples-1"

@@ -16,7 +16,7 @@ from medcm_cli.runs import draws
 from medcm_cli.runs.summary import summarize
 from medcm_cli.runs.walk import Fit
 
-UNITS = runs.Units("IU/dL", 100.0)
+UNITS = runs.Units("IU/dL", 100.0, "IU/mL", "IU")
 
 
 def units_in(path: Path) -> dict[str, str | None]:
@@ -96,8 +96,8 @@ def test_old_and_new_histories_are_read_alike(study: Path, tmp_path: Path) -> No
     ("reported", "scale", "model"),
     [("IU/dL", 100.0, "IU/mL"), ("mg/L", 1.0, "mg/L"), ("ng/mL", 1000.0, "1000 ng/mL")],
 )
-def test_the_unit_of_the_model(reported: str, scale: float, model: str) -> None:
-    assert runs.Units(reported, scale).model == model
+def test_the_unit_of_the_model_in_a_record_that_says_none(reported: str, scale: float, model: str) -> None:
+    assert runs.Units.of({"level_unit": reported, "level_scale": scale}).level == model
 
 
 def test_the_first_pattern_counts_and_a_column_may_have_none() -> None:

@@ -203,6 +203,9 @@ def test_results_of_before_there_were_these_options_stay_valid(data: Path, outpu
     for option in LATER:
         del config[option]
     config["dataset"] = {k: v for k, v in config["dataset"].items() if k not in LATER_OF_DATASET}
+    del config["dataset"]["units"]  # then said by these numbers
+    config["dataset"] |= {"level_unit": "IU/dL", "level_scale": 100}
+    config["pk"] = {**config["pk"], "amount_per_level": 1000}
     of_doses = {"lag", "bioavailability", "durations", "bioavailability_keeps"}
     for group, later in (("network", {"initial"}), ("pk", of_doses)):
         assert later <= set(config[group])

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.study.problem import Problem
 from tests.helpers import configuration
 
-MG = "pk.amount_per_level=1"
+MG = "dataset.units={amount: mg, level: mg/L}"
 
 
 def table(path: Path, **columns: Any) -> Path:

@@ -85,7 +85,14 @@ def test_the_commands_give_the_same_fits(tmp_path: Path, monkeypatch: pytest.Mon
         ["fixed={omega:[[0.04,0],[0,0.02]],sigma:{additive:0.03}}", "dtype=float64"],
         ["~dataset.covariates.vwf", "+dataset.covariates.age={column:age,scale:85,reference:40,unit:y}"],
         ["dataset=table", "dataset.path=1.csv", "+dataset.keep.DVID=[1,2]", "+dataset.columns.dv=CONC"],
-        ["dataset.name='1'", "dataset.level_unit='%'", "dataset.events='a=b, c'"],
+        ["dataset.name='1'", "dataset.level_unit='%'", "dataset.level_scale=9", "dataset.events='a=b, c'"],
+        [
+            "dataset.path=a.csv",
+            "dataset.units.amount=mg",
+            "dataset.units.level=ng/mL",
+            "dataset.level_unit=ug/L",
+        ],
+        ["dataset.units=null", "dataset.level_unit=mg/L", "dataset.level_scale=1", "pk.amount_per_level=1"],
     ],
 )
 def test_options_that_were_given_are_found_again(options: list[str]) -> None:

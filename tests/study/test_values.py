@@ -144,7 +144,7 @@ TAKEN = {
     "study": NAMES,
     "variant": f"{NAMES} null",
     "outputs": "abc",
-    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGE),
+    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale", "dataset.level_unit"), "null"),
     **dict.fromkeys(("fixed.sigma.additive", "dataset.truth.sigma.additive", "network.initial.Q"), LARGE),
     **dict.fromkeys(("dataset.truth", "dataset.preparation", "fixed.omega"), "null"),
     "dataset.bolus_duration": "0",
@@ -155,7 +155,6 @@ TAKEN = {
     "dataset.cohort": "null",
     "dataset.name": NAMES,
     **dict.fromkeys(("dataset.path", "dataset.events"), "null abc"),
-    "dataset.level_unit": "'' abc",
 }
 OF_A_CHOICE = {
     "dataset=perioperative": {"dataset.preparation.impute": "null"},

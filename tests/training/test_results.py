@@ -36,7 +36,7 @@ def optimizer(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.1)
 
 
-UNITS = Units("IU/dL", 100.0)
+UNITS = Units("IU/dL", 100.0, "IU/mL", "IU")
 
 
 def make_tables(

@@ -37,7 +37,10 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
     typical = f"typical prediction, {unit}"
     plots = [("typical", "dv", typical, f"observed, {unit}")]
     plots += [("individual", "dv", f"individual prediction, {unit}", f"observed, {unit}")] if mixed else []
-    plots += [("time", "residual", "time, h", residual), ("typical", "residual", typical, residual)]
+    plots += [
+        ("time", "residual", f"time, {sweep.units.time}", residual),
+        ("typical", "residual", typical, residual),
+    ]
     with style.styled():
         figure, axes = style.panels(len(plots), 2 if mixed else 3, 2.3)
         for axis, (x, y, xlabel, ylabel) in zip(axes, plots, strict=True):
@@ -133,7 +136,7 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             _check_panel(axis, diagnosis.check, method)
             axis.use_sticky_edges = False
             axis.set_title(method.label)
-            axis.set_xlabel("time, h")
+            axis.set_xlabel(f"time, {sweep.units.time}")
             axis.set_ylabel(f"level, {sweep.units.reported}")
             axis.tick_params(labelbottom=True, labelleft=True)
             if logarithmic:

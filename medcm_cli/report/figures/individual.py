@@ -45,8 +45,8 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             axis.set_ylim(floor, top)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_xlim(prediction.times[0], prediction.times[-1])
-            _hours(axis)
-            axis.set_xlabel("time, h")
+            _days(axis, prediction.units.hours)
+            axis.set_xlabel(f"time, {prediction.units.time}")
             axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
         axes[0].set_ylabel(f"level, {prediction.unit}")
         style.legend(figure, _handles(bool(len(seen))))
@@ -59,7 +59,7 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
     )
     last = curve.groupby("regimen", sort=False).tail(1)
     alt = f"Line chart of level against time for {name}. " + " ".join(
-        f"Regimen {row.regimen}: {row.median:.3g} {prediction.unit} at {row.time:g} h."
+        f"Regimen {row.regimen}: {row.median:.3g} {prediction.unit} at {row.time:g} {prediction.units.time}."
         for row in last[["regimen", "median", "time"]].itertuples()
     )
     numbers = curve.assign(study=prediction.label, disclaimer=prediction.disclaimer)
@@ -106,9 +106,11 @@ def _points(axis: Axes, seen: pd.DataFrame, floor: float) -> None:
         axis.plot(at["time"], at["level"].clip(lower=floor * 1.1), marker, color="black", ms=4, zorder=4)
 
 
-def _hours(axis: Axes) -> None:
+def _days(axis: Axes, hours: float) -> None:
+    """Ticks at whole hours, days or weeks. :param hours: that a unit of time is."""
     low, high = axis.get_xlim()
-    step = next((s for s in (1, 2, 4, 6, 12, 24, 48, 72, 168, 336) if (high - low) / s <= 8), None)
+    steps = (s / hours for s in (1, 2, 4, 6, 12, 24, 48, 72, 168, 336))
+    step = next((s for s in steps if (high - low) / s <= 8), None)
     if step is not None:
         axis.set_xticks(np.arange(np.ceil(low / step) * step, high + 1e-9, step))
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from medcm_cli.report.figures import style
+from medcm_cli.runs import Units
 from medcm_cli.runs.sweeps import Method, Sweep
 from medcm_cli.runs.walk import Fit
 
@@ -46,7 +47,7 @@ def subjects(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis", pag
             _curves(axis, curves[curves["subject"] == subject], colour)
             _points(axis, seen[seen["subject"] == subject], floor)
             axis.set_title(style.named(subject, 28), pad=2, fontsize=7)
-        _share(axes, len(shown), floor, f"level, {sweep.units.reported}")
+        _share(axes, len(shown), floor, sweep.units)
         handles = _handles(method.label, colour)
         figure.legend(handles=handles, loc="upper center", ncols=len(handles))
     triangles = (
@@ -105,7 +106,7 @@ def _points(axis: Axes, points: pd.DataFrame, floor: float) -> None:
         )
 
 
-def _share(axes: list[Axes], count: int, floor: float, label: str) -> None:
+def _share(axes: list[Axes], count: int, floor: float, units: Units) -> None:
     """The logarithmic axes that all panels share, with their labels at the edges of the page."""
     for empty in axes[count:]:
         empty.set_visible(False)
@@ -113,10 +114,10 @@ def _share(axes: list[Axes], count: int, floor: float, label: str) -> None:
     axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].set_ylim(bottom=floor)
     for axis in axes[:count][-_COLUMNS:]:  # the last of each column
-        axis.set_xlabel("time, h")
+        axis.set_xlabel(f"time, {units.time}")
         axis.tick_params(labelbottom=True)
     for axis in axes[:count:_COLUMNS]:
-        axis.set_ylabel(label)
+        axis.set_ylabel(f"level, {units.reported}")
 
 
 def _handles(label: str, colour: str) -> list[Artist]:
