@@ -1,43 +1,100 @@
 """``medcm data check``: an event table read, checked and described without fitting it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medcm_cli.commands.parser import Parser, pair, path, text
+from medcm_cli.commands.parser import Parser, add_dialect, pair, path, text
 from medcm_cli.commands.terminal import ERR, OUT, show
+from medcm_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from omegaconf import DictConfig
 
 _REPEATED: dict[str, Any] = {"action": "append", "default": []}
+_TABLE_FLAGS = ("column", "keep", "covariate", "dialect", "predose")
 
 
 def command(arguments: list[str]) -> None:
     """Do what the command line says. :raises InputError: options or a file that do not fit."""
     options = _parser().read(arguments)
-    columns = {role: None if name == "null" else name for role, name in options.column}
-    keep = {name: values.split(",") for name, values in options.keep}
+    if options.option or options.config_dir is not None:
+        _check_as_fit(options)
+    else:
+        _check(options)
+    OUT.print(f"{options.file}: no fault found")
 
+
+def _check(options: "argparse.Namespace") -> None:
+    """Whatever model it is for."""
     from medcm_cli.data import Format, describe, plain_covariates, read_events
     from medcm_cli.report.tables import characteristics
 
-    form = Format(columns, keep, predose_observations="keep" if options.predose else "error")
+    columns = {role: None if name == "null" else name for role, name in options.column}
+    keep = {name: values.split(",") for name, values in options.keep}
+    predose = "keep" if options.predose else "error"
+    form = Format(columns, keep, dict(options.dialect), predose_observations=predose)
     covariates, form = plain_covariates(options.file, form, options.covariate)
     table = read_events(options.file, covariates, form)
-    described = describe(table)
-    show(characteristics(str(options.file), described, options.amount_unit, options.level_unit))
+    show(characteristics(str(options.file), describe(table), options.amount_unit, options.level_unit))
     for line in table.notes:
         ERR.print(line)
-    OUT.print(f"{options.file}: no fault found")
+
+
+def _check_as_fit(options: "argparse.Namespace") -> None:
+    """As a fit with the same options would read it. :raises InputError: what a fit refuses."""
+    from medcm_cli.commands.compose import run
+    from medcm_cli.study.options import as_config, complete
+
+    flags = [name for name in _TABLE_FLAGS if getattr(options, name)]
+    if flags:
+        raise InputError(
+            f"--{flags[0]}: has no effect with the options of a fit; say it by those (dataset.*)"
+        )
+
+    def check(composed: "DictConfig") -> None:
+        complete(as_config(composed))
+
+    def job(composed: "DictConfig") -> None:
+        from medcm_cli.report.tables import characteristics
+        from medcm_cli.study.job import Job
+
+        problem = Job.build(as_config(composed)).problem
+        held = problem.data["characteristics"]
+        show(characteristics(str(options.file), held, options.amount_unit, options.level_unit))
+        for line in problem.events.notes:
+            ERR.print(line)
+
+    quoted = str(options.file).replace("\\", "\\\\").replace("'", "\\'")
+    whole = [] if any(word.startswith("dataset=") for word in options.option) else ["dataset=table"]
+    split = [] if any(word.startswith("split=") for word in options.option) else ["split=all"]
+    folder = [] if options.config_dir is None else ["--config-dir", str(options.config_dir)]
+    given = [*folder, *whole, *split, *options.option, f"dataset.path='{quoted}'"]
+    run("data", "config", given, check, job)
 
 
 def _parser() -> Parser:
     parser = Parser("data", "Check an event table without fitting it, and print what it holds.")
     parser.add_argument("action", choices=["check"])
-    parser.add_argument("file", type=path, help="event table, .csv or .parquet")
+    parser.add_argument("file", type=path, help="event table, text (.csv, .dat ...) or .parquet")
+    parser.add_argument(
+        "option",
+        nargs="*",
+        type=text,
+        metavar="option=value",
+        help="options of a fit: with any, the table is read and refused as that fit would do it, with "
+        "dataset=table and split=all if nothing else is said",
+    )
+    parser.add_argument(
+        "-cd", "--config-dir", type=path, help="a folder of your own choices of options, as fit takes it"
+    )
     parser.add_argument(
         "--column",
         type=pair,
         metavar="ROLE=NAME",
         help="the name of a column, where it is not that of its role, or null of a role that no column is to "
-        "have; may be given several times. Roles: id, "
-        "time, amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq",
+        "have; may be given several times. Roles: id, time, date, "
+        "amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq",
         **_REPEATED,
     )
     parser.add_argument(
@@ -51,9 +108,11 @@ def _parser() -> Parser:
         "--covariate",
         type=text,
         metavar="NAME",
-        help="a column to describe; may be given several times (all columns of numbers if not given)",
+        help="a column to describe, which every row needs; may be given several times (all columns of "
+        "numbers, missing or not, if not given)",
         **_REPEATED,
     )
+    add_dialect(parser)
     parser.add_argument("--level-unit", type=text, default="IU/mL", help="unit of DV")
     parser.add_argument("--amount-unit", type=text, default="IU", help="unit of AMT")
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")

@@ -24,9 +24,9 @@ Show = Callable[[Section], None]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
-    study = load_study(options.run, options.objective, options.trust)
+    study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient, until_of(options.after))
+    events, origins = study.read_with_origins(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:
         found = dose(
             study,
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "most": options.most,
     }
     tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
-    write(folder, _KIND, study, tables, about)
+    write(folder, _KIND, study, tables, about, origins=origins)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     _show(found, what_was_read(study, events, _SHOWN, _SHOWN), options.vial, options.most, show)
     warn(found.warnings, options.patient, study, events.notes)

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         """:raises InputError: arguments that do not fit."""
         # Before argparse, which would rather say what else is missing.
         check_flags(self, arguments)
-        return self.parse_args(arguments)
+        return self.parse_intermixed_args(arguments)  # options of a fit stand among flags
 
     def add_folders(self) -> None:
         """The run folders that a command reads."""
@@ -185,6 +185,24 @@ def _parsed(kind: type[int] | type[float], given: str) -> object:
 # -- flags that several commands have --------------------------------------------------------------
 
 
+def add_dialect(parser: argparse.ArgumentParser) -> None:
+    """How a text file is written, where that cannot be found in it."""
+    parser.add_argument(
+        "--dialect",
+        type=_dialect,
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="how the file is written, where it does not show it, as in decimal=comma; may be given several "
+        "times. Names: encoding, separator, decimal, thousands, dates, ignore, names",
+    )
+
+
+def _dialect(given: str) -> tuple[str, str | None]:
+    name, value = pair(given)
+    return name, None if value == "null" else value
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether code runs that recorded configurations name."""
     parser.add_argument(
@@ -213,5 +231,6 @@ def add_study(parser: argparse.ArgumentParser, kind: str) -> None:
         type=whole(20, 100_000),
         help="draws of each patient's posterior (1000, or 200 for more than 100 patients, if not given)",
     )
+    add_dialect(parser)
     parser.add_argument("--out", type=path, help=f"folder to write (STUDY/{kind}/NAME if not given)")
     add_trust(parser)

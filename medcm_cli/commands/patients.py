@@ -61,8 +61,12 @@ def write(
     tables: Mapping[str, pd.DataFrame],
     about: Mapping[str, Any],
     draw: Callable[[Path], None] | None = None,
+    origins: pa.Table | None = None,
 ) -> None:
-    """Parquet tables, ``kind.json`` and what ``draw`` adds to the folder; everything or nothing."""
+    """Parquet tables, ``kind.json`` and what ``draw`` adds to the folder; everything or nothing.
+
+    :param origins: how the patients' covariates came about, where there is something to say of it.
+    """
     said = {"study": study.label, "disclaimer": DISCLAIMER, "unit": study.unit}
     if "warnings" in tables:
         said["warnings"] = "; ".join(_lines(tables["warnings"]))
@@ -82,6 +86,8 @@ def write(
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
             units = columns(f"{kind}/{name}", study.unit, amount=study.dose_unit)
             write_table(partial / f"{name}.parquet", table, units)
+        if origins is not None:
+            write_table(partial / "preparation.parquet", origins)
         write_text(partial / f"{kind}.json", json.dumps(content, indent=1) + "\n")
         if draw is not None:
             draw(partial)
@@ -131,8 +137,9 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
     columns that say nothing to the study, whose names may be misspelt."""
     for line in (*_lines(warnings), *notes):
         ERR.print(line)
-    sheet = read_sheet(path, study.dataset["columns"], {})
+    sheet = read_sheet(path, study.dataset["columns"], {}, study.dataset["dialect"])
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]
+    names += [entry.get("by") for entry in study.dataset["covariates"].values()]
     steps = study.dataset["preparation"]
     if steps is not None:
         names += [*steps["columns"].values(), steps["baseline"]]

@@ -42,12 +42,13 @@ def run(options: argparse.Namespace, show: Show) -> None:
     thresholds = options.threshold or _THRESHOLDS
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
-    study = load_study(options.run, options.objective, options.trust)
+    study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     if options.check:
         _check(study, options, show)
         return
     folder = folder_for(study, options.out, _KIND, options.patient.stem)
-    events = study.read(options.patient, np.inf if options.times is None else max(options.times))
+    until = np.inf if options.times is None else max(options.times)
+    events, origins = study.read_with_origins(options.patient, until)
     with progress(len(events.ids)) as told:
         found = predict(
             study,
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "times": found.times.tolist(),
     }
     drawn = len(events.ids) <= _FIGURES
-    write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None)
+    write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None, origins)
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     for section in (what_was_read(study, events, _FIGURES, _SHOWN), *sections(found)):
         show(lean(section))

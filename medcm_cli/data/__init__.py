@@ -1,8 +1,9 @@
 """Event tables, padded populations and folds."""
 
 from medcm_cli.data.describe import describe
-from medcm_cli.data.events import EventTable, Format, plain_covariates, read_events
+from medcm_cli.data.events import EventTable, plain_covariates, read_events
 from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, from_files, nested
+from medcm_cli.data.format import Format
 from medcm_cli.data.population import Population
 
 __all__ = [

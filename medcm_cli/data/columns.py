@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
+from medcm_cli.data.clock import times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
@@ -41,19 +42,19 @@ def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
 
 
 def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
-    """EVID of every row and whether it is an observation; where the file has only MDV, EVID follows from
-    it."""
+    """EVID of every row and whether it is an observation; where the file has only MDV, EVID follows from it,
+    and where it has neither, both follow from AMT and DV."""
     has_evid = sheet.has("evid")
     column = sheet.named("evid" if has_evid else "mdv")
+    amount, rate = (np.nan_to_num(sheet.number(sheet.named(name), 0.0)) for name in ("amt", "rate"))
+    gives = (amount != 0) | (rate != 0)
     if not has_evid and not sheet.has("mdv"):
-        raise InputError(f"{sheet.source}: needs a column 'evid' or 'mdv' to tell doses from observations")
+        return _kinds_by_amount(sheet, gives)
     kind = sheet.number(column)
     if has_evid:
         sheet.first(~np.isin(kind, (0, 1, 2, 3, 4)), column, "is {value}; expected 0, 1, 2, 3 or 4")
     else:
         sheet.first(~np.isin(kind, (0, 1)), column, "is {value}; expected 0 or 1")
-    amount, rate = (np.nan_to_num(sheet.number(sheet.named(name), 0.0)) for name in ("amt", "rate"))
-    gives = (amount != 0) | (rate != 0)
     is_observation = kind == 0
     if has_evid and sheet.has("mdv"):
         mdv = sheet.number(sheet.named("mdv"))
@@ -68,12 +69,35 @@ def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
     return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
 
 
+def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArray]:
+    """Where neither EVID nor MDV says it: a row that gives something is a dose, another with a DV is an
+    observation."""
+    if not sheet.has("amt") and not sheet.has("rate"):
+        raise InputError(
+            f"{sheet.source}: needs a column 'evid' or 'mdv', or 'amt', to tell doses from observations"
+        )
+    column = sheet.named("dv")
+    dv = sheet.number(column, below=True)
+    has_level = ~np.isnan(dv)
+    both = gives & has_level & ((dv != 0) | sheet.below(column))  # 0 fills the cells of doses
+    sheet.first(
+        both,
+        column,
+        "is {value} on a row that has a dose; without a column 'evid' or 'mdv' expected two rows",
+    )
+    if sheet.has("cens"):
+        has_level |= sheet.whole("cens", (0, 1)) == 1  # the limit is in LLOQ
+    is_observation = has_level & ~gives
+    return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
+
+
 def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
     """TIME, h, in order within a subject but for resets."""
     column = sheet.named("time")
-    time = sheet.number(column)
+    time, dated = times(sheet, subject)
     sheet.first(np.isnan(time), column, "is missing; expected hours since the first dose")
-    sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
+    if not dated:
+        sheet.first(time < 0, column, "{value} is negative; expected hours since the first dose")
     unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
     sheet.first(
         unsorted,
@@ -81,7 +105,23 @@ def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
         "{value} comes after a later time of the same subject; sort rows by time, "
         "or begin again with EVID 3 or 4",
     )
+    sheet.first(time < 0, column, "{value} comes before the subject's first record")
     return time
+
+
+def assumed(sheet: Sheet) -> tuple[str, ...]:
+    """A line that says how a file was read, where it is not written plainly and is not told otherwise."""
+    words = list(sheet.assumed)
+    if said := times(sheet, subjects(sheet)[0]).assumed:
+        words.append(said)
+    if not sheet.has("evid") and not sheet.has("mdv"):
+        words.append("rows with an amount as doses, others with a level as observations")
+    column = sheet.named("dv")
+    below = sheet.below(column)
+    if below.any():
+        cell = sheet.frame[column][below].iloc[0]
+        words.append(f"{int(below.sum())} DV below a limit of quantification, such as {str(cell).strip()!r}")
+    return (f"{sheet.source}: read {'; '.join(words)}",) if words else ()
 
 
 def doses(sheet: Sheet, is_dose: BoolArray, bolus: float) -> tuple[FloatArray, FloatArray]:
@@ -152,15 +192,22 @@ def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, Int
 
 
 def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """DV of observations, the limit where they are censored, and whether they are."""
+    """DV of observations, the limit where they are censored, and whether they are: by CENS, by a DV below
+    LLOQ, or by a DV such as ``<1``, whose limit this is."""
     column = sheet.named("dv")
-    dv = sheet.number(column)
+    dv, below = sheet.number(column, below=True), sheet.below(column) & is_observation
     lloq = sheet.number(sheet.named("lloq"), np.nan)
     sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
+    sheet.first(below & ~(dv > 0), column, "is {value}; expected a limit above 0")
+    unlike = below & ~np.isnan(lloq) & (lloq != dv)
+    sheet.first(unlike, column, f"is {{value}}, and {sheet.named('lloq')!r} is another limit; expected one")
     if sheet.has("cens"):
+        said = sheet.number(sheet.named("cens"))
+        sheet.first(below & (said == 0), sheet.named("cens"), "is 0 where the level is below a limit")
         censored = is_observation & (sheet.whole("cens", (0, 1)) == 1)
     else:
         censored = is_observation & (dv < lloq)
+    censored |= below
     limit = np.where(censored & ~np.isnan(lloq), lloq, dv)
     missing = is_observation & np.isnan(limit)
     sheet.first(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.data.events import EventTable, Regimes
+from medcm_cli.data.covariates import Regimes
+from medcm_cli.data.events import EventTable
 from medcm_cli.data.segments import Segments, last_of, segments_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 
@@ -22,7 +23,7 @@ LAGGED = _FALL[:12]  # h, after a lag time
 LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
-_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "superposed", "notes", "left_out")
+_ONCE = ("source", "ids", *_RESETS, "covariates", "regimes", "labels", "superposed", "notes", "left_out")
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
 

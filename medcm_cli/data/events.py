@@ -16,78 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.checks import number, one_of, shown
 from medcm_cli.data import columns, names
+from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers, to_read
+from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, read_sheet
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, read_sheet
 from medcm_cli.errors import InputError
 
 MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
-OVER_TIME = ("constant", "record", "mean", "first")
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a file is to be read.
-
-    ``columns`` role -> column, None of a role that no column has; ``keep`` column -> values of the rows to
-    keep; ``bolus_duration`` h, of a dose with an amount alone, 0 (the default) at once;
-    ``predose_observations``: ``error`` refuses an observation before the subject's first dose, where the
-    model predicts exactly zero, ``keep`` allows it; ``over_time`` covariate -> what a covariate that changes
-    means: ``record`` the value in force at each record, ``mean`` or ``first`` of the subject, ``constant``
-    (the default) refuses it; ``optional``: covariates that may be missing, NaN then; ``spare``: covariates
-    that nothing depends on, read where that can be done; ``limits``: covariate -> its least and greatest
-    value.
-    ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
-    negative level is refused; and additional doses after a subject's last record are given ``until``, h in
-    the file's time (all of them by default).
-    """
-
-    columns: Mapping[str, str | None] = field(default_factory=dict)
-    keep: Mapping[str, Sequence[object]] = field(default_factory=dict)
-    bolus_duration: float = 0.0
-    predose_observations: str = "error"
-    over_time: Mapping[str, str] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
-    spare: frozenset[str] = frozenset()
-    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    patients: bool = False
-    until: float = np.inf
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.columns) - set(ROLES))
-        if unknown:
-            raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
-        for role, name in self.columns.items():
-            if name is not None and (not isinstance(name, str) or not name):
-                raise InputError(
-                    f"dataset.columns.{role} is {name!r}; expected the name of a column, or null"
-                )
-        for name, values in self.keep.items():
-            plain = isinstance(values, Sequence) and all(isinstance(v, str | int | float) for v in values)
-            if not plain or isinstance(values, str) or not values:
-                raise InputError(
-                    f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
-                )
-        one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
-        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h", most=10_000)
-        for name, rule in self.over_time.items():
-            one_of(f"dataset.over_time.{name}", rule, OVER_TIME)
-
-
-@dataclass(frozen=True)
-class Regimes:
-    """Runs of records in which covariates that change have one value, in the order of subjects and records.
-
-    ``subject``; ``end`` h on the clock, of the run's last record, the last of a subject infinite;
-    ``covariates`` name -> value. As in NONMEM, a record's value holds from the record before it until the
-    record itself; a run whose records have the time of the record before it holds at them alone.
-    """
-
-    subject: IntArray
-    end: FloatArray
-    covariates: dict[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -106,7 +43,7 @@ class EventTable:
     from then on.
     ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to be said of
     the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value per
-    subject, NaN where missing and optional.
+    subject, NaN where missing and optional, and ``labels`` one text, empty where missing.
     """
 
     source: str
@@ -132,6 +69,7 @@ class EventTable:
     reset_shift: FloatArray
     covariates: dict[str, FloatArray]
     regimes: Regimes | None = None
+    labels: dict[str, TextArray] = field(default_factory=dict)
     superposed: bool = False
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -162,38 +100,39 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    return _table(read_sheet(path, how.columns, how.keep), covariates, how)
+    return _table(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how)
 
 
 def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:
     """The covariates to read for a look at a table: the ``wanted`` columns, or else all that have no role and
-    hold numbers. Any may be missing, and those that change within a subject are taken record by record.
+    hold numbers. Of these any may be missing, and those that change within a subject are taken record by
+    record; those that are wanted are read as a fit would.
 
     :raises InputError: the file cannot be read, or a wanted column is absent or holds no numbers.
     """
-    sheet = read_sheet(path, how.columns, how.keep)
+    sheet = read_sheet(path, how.columns, how.keep, how.dialect)
     taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     wanted = [sheet.find(name) or name for name in wanted]
     for name in wanted:
-        sheet.number(name, flags=True)
+        numbers(sheet, name, name, how.texts.get(name))
     numeric = [name for name in sheet.frame if sheet.frame[name].dtype.kind in "iufb"]
     others = [str(name) for name in numeric if name not in taken]
     described = wanted or [name for name in others if names.meaning(name) is None]
     by_subject = sheet.frame.groupby(sheet.frame[sheet.named("id")]) if sheet.has("id") else None
     changing = [
         name
-        for name in described
+        for name in ([] if wanted else described)
         if by_subject is not None and (by_subject[name].max() > by_subject[name].min()).any()
     ]
     over_time = {**dict.fromkeys(changing, "record"), **how.over_time}
-    optional = frozenset(described)
+    optional = frozenset(() if wanted else described)
     return {name: name for name in described}, replace(how, over_time=over_time, optional=optional)
 
 
 def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
-    covariates, how = _to_read(sheet, covariates, how)
+    covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
-    used |= set(covariates.values())
+    used |= set(covariates.values()) | set(map(sheet.find, how.labels))
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     _, is_observation = columns.kinds(sheet)
@@ -224,7 +163,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
         columns.coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
         columns.no_predose(sheet, len(ids), subject, time, is_observation, regimen)
-    values, regimes, regime = _covariates(sheet, covariates, how, subject, regimen.clock)
+    values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)
     doses, seen = regimen.doses, np.flatnonzero(is_observation)
     joined = _in_order(regimen, subject, seen)
     row, clock = joined(doses.record, seen), joined(doses.clock, regimen.clock[seen])
@@ -250,8 +189,9 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
         reset_shift=(regimen.clock - time)[regimen.reset_record],
         covariates=values,
         regimes=regimes,
+        labels=labels_of(sheet, how, subject, ids),
         superposed=bool((records.ss == 2).any()),
-        notes=notes + columns.amounts_agree(sheet, is_dose),
+        notes=columns.assumed(sheet) + notes + columns.amounts_agree(sheet, is_dose),
     )
 
 
@@ -286,64 +226,3 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
         return np.concatenate([given, np.broadcast_to(of_observations, len(seen))])[order]
 
     return joined
-
-
-def _to_read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> tuple[dict[str, str], Format]:
-    """The columns of covariates as the file calls them, without spare ones that are not there or hold no
-    numbers; no value of a spare one is a fault."""
-    found = {name: sheet.find(column) or column for name, column in covariates.items()}
-    spare = {name for name in how.spare & found.keys() if how.over_time.get(name) is None}
-    for name in how.spare & found.keys():
-        if found[name] not in sheet.frame or sheet.frame[found[name]].dtype.kind not in "iufb":
-            del found[name]
-    return found, replace(
-        how,
-        over_time={**how.over_time, **dict.fromkeys(spare, "first")},
-        optional=how.optional | how.spare,
-        limits={name: of for name, of in how.limits.items() if name not in how.spare},
-    )
-
-
-def _covariates(
-    sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
-) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
-    """Values per subject of those that stay, regimes of those that change, and which of its subject's regimes
-    each row has, -1 without any."""
-    opens = np.unique(subject, return_index=True)[1]
-    stay: dict[str, FloatArray] = {}
-    change: dict[str, FloatArray] = {}
-    for name, column in covariates.items():
-        values: FloatArray = sheet.number(column, flags=True)
-        rule = how.over_time.get(name, "constant")
-        optional = name in how.optional
-        low, high = how.limits.get(name, (-np.inf, np.inf))
-        absurd = (values < low) | (values > high)
-        sheet.first(absurd, column, f"is {{value}}; expected {low:g} to {high:g} (dataset.covariates)")
-        if not optional and rule == "constant":
-            sheet.first(np.isnan(values), column, "is missing; every row needs this covariate")
-        # A record without a value has that of the record before it, or else of the first that has one.
-        filled = pd.Series(values).groupby(subject)
-        values = np.asarray(filled.ffill().groupby(subject).bfill(), dtype=np.float64)
-        if not optional:
-            sheet.first(np.isnan(values), column, "is missing in every row of the subject")
-        first = values[opens]
-        if rule == "record":
-            change[name] = values
-        elif rule == "mean":
-            stay[name] = np.asarray(filled.mean(), dtype=np.float64)
-        else:
-            if rule == "constant":
-                differs = ~((values == first[subject]) | np.isnan(values))
-                sheet.first(differs, column, "{value} differs from the subject's first value")
-            stay[name] = first
-    if not change:
-        return stay, None, np.full(len(subject), -1)
-    new = np.r_[True, np.diff(subject) != 0]
-    for values in change.values():
-        new |= np.r_[True, values[1:] != values[:-1]]
-    last = np.r_[new[1:], True]
-    end = np.where(np.r_[np.diff(subject) != 0, True], np.inf, clock)
-    starts = np.flatnonzero(new)
-    regimes = Regimes(subject[starts], end[last], {name: values[starts] for name, values in change.items()})
-    number = np.cumsum(new) - 1
-    return stay, regimes, number - number[opens][subject]

@@ -9,11 +9,12 @@ from medcm_cli.errors import InputError
 
 # What a column can be, as NONMEM names them.
 ROLES = (
-    *("id", "time", "amt", "rate", "duration", "dv", "evid", "mdv"),
+    *("id", "time", "date", "amt", "rate", "duration", "dv", "evid", "mdv"),
     *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq"),
 )
 # What else the field calls a role, without regard to case, blanks, punctuation and a unit in brackets.
 _SYNONYMS = {
+    "date": ("dat1", "dat2", "dat3"),
     "amt": ("amount", "dose", "dosage"),
     "rate": ("infusionrate", "infrate", "rateinf"),
     "duration": ("dur", "tinf", "tinfusion", "infdur", "inftime", "infusiontime", "infusionduration"),
@@ -28,6 +29,7 @@ _SYNONYMS = {
     "occ": ("occasion",),
 }
 _HARMLESS = (
+    "date",
     "ii",
     "occ",
     "evid",

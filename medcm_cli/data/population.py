@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from medcm_cli.data.events import EventTable, Regimes
+from medcm_cli.data.covariates import Regimes
+from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.pk.schedule import CLOCK, Features, Schedule
 

@@ -2,83 +2,93 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
+from medcm_cli.data.dialect import Dialect, Marks
+from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+TextArray = npt.NDArray[np.object_]
 
 MOST = 1_000_000_000  # of a whole number
+# Names that a header has, by which it and what separates columns are recognised.
+KNOWN = ("id", "time", "date", "amt", "rate", "dv", "evid", "mdv", "cmt", "cens", "lloq", "ii", "addl", "ss")
+_FORTRAN = r"\s*\d\.\d+E[+-]\d\d\s*"
 _NOTHING = ""  # the name of a column that no file has
 _OTHERS = {
-    b"\xff\xfe": "is text in UTF-16",
-    b"\xfe\xff": "is text in UTF-16",
     b"\x1f\x8b": "is compressed (gzip)",
     b"PK\x03\x04": "is a spreadsheet or an archive (zip)",
 }
-MISSING = ["", "NA", "NaN", "nan", "."]
+# As people export tables. A role's column may also be called so, where none has its own name.
+SUFFIXES = (".csv", ".tsv", ".txt", ".tab", ".dat", ".prn")
+_ALSO = {"time": ("datetime", "date_time")}
 
 
 def read_sheet(
-    path: Path | pd.DataFrame, columns: Mapping[str, str | None], keep: Mapping[str, Sequence[object]]
+    path: Path | pd.DataFrame,
+    columns: Mapping[str, str | None],
+    keep: Mapping[str, Sequence[object]],
+    dialect: Mapping[str, object],
 ) -> "Sheet":
-    """Read a CSV or Parquet file, or take a frame as it is. Names are found without regard to case and to
+    """Read a text or Parquet file, or take a frame as it is. Names are found without regard to case and to
     blanks around them.
 
     :param columns: role -> column of the file, where it is not the role's own name; None of a role that is
         to have none.
     :param keep: column -> values; other rows are left out.
+    :param dialect: what is said of how the file is written (``medcm_cli.data.dialect``).
     :raises InputError: the file cannot be read, or has not these columns.
     """
-    row_name: Callable[[int], str] = _row
+    said = Dialect.build(dialect)
     if isinstance(path, pd.DataFrame):
-        source, frame = "table", path.reset_index(drop=True)
-        if frame.empty:
+        if path.empty:
             raise InputError("table: has no rows")
+        sheet = Sheet("table", path.reset_index(drop=True), _row, columns, said)
     else:
-        source = str(path)
-        frame, row_name = _load(path, columns.get("id"))
-    sheet = Sheet(source, frame, row_name, columns)
+        sheet = _load(path, columns, said)
     for wanted_name, values in keep.items():
         column = sheet.find(wanted_name) or wanted_name
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(
                 f"dataset.keep.{wanted_name} is {values!r}; expected a list of the values to keep"
             )
-        if column not in frame:
+        if column not in sheet.frame:
             raise sheet.absent(column)
-        cells, wanted = frame[column], list(values)
+        cells, wanted = sheet.frame[column], list(values)
         chosen = cells.isin(wanted) | cells.astype(str).isin(list(map(str, wanted)))
         if not chosen.any():
-            raise InputError(f"{source}: no row has {column} in {wanted}; dataset.keep leaves nothing")
+            raise InputError(f"{sheet.source}: no row has {column} in {wanted}; dataset.keep leaves nothing")
         sheet = sheet.rows(chosen.to_numpy())
-        frame = sheet.frame
     return sheet
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of a file. ``row_name`` gives the words for its row of a number from 0: a line, or a row."""
+    """Rows of a file. ``row_name`` gives the words for its row of a number from 0: a line, or a row;
+    ``marks`` are those of numbers that are text; ``assumed``: how the file was read, in words."""
 
     source: str
     frame: pd.DataFrame
     row_name: Callable[[int], str]
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    dialect: Dialect = field(default_factory=Dialect)
+    marks: Marks = field(default_factory=Marks)
+    assumed: tuple[str, ...] = ()
 
     def rows(self, keep: BoolArray) -> "Sheet":
         """Some of the rows, which keep their names."""
         place = np.flatnonzero(keep)
-        return Sheet(self.source, self.frame[keep], lambda row: self.row_name(int(place[row])), self.columns)
+        return replace(self, frame=self.frame[keep], row_name=lambda row: self.row_name(int(place[row])))
 
     def find(self, name: str) -> str | None:
         """The file's column of that name, None where it has none.
@@ -93,7 +103,10 @@ class Sheet:
     def named(self, role: str) -> str:
         """The file's column for a role; the role itself, or what it was to be, where the file has none."""
         name = self.columns.get(role, role)
-        return _NOTHING if name is None else self.find(name) or name
+        if name is None:
+            return _NOTHING
+        also = () if role in self.columns else _ALSO.get(role, ())
+        return next(filter(None, map(self.find, (name, *also))), name)
 
     def has(self, role: str) -> bool:
         """Whether the file has a column for a role, or ought to have."""
@@ -119,10 +132,10 @@ class Sheet:
                 value = "empty"
             raise self.refuse(row, column, what.format(value=value))
 
-    def number(self, column: str, default: float | None = None, flags: bool = False) -> FloatArray:
+    def number(self, column: str, default: float | None = None, below: bool = False) -> FloatArray:
         """A column as float64, missing cells NaN; an absent column is filled with ``default`` or refused.
 
-        :param flags: take true for 1 and false for 0.
+        :param below: take the limit of a cell such as ``<1``.
         """
         column = self.find(column) or column
         if column not in self.frame:
@@ -131,18 +144,49 @@ class Sheet:
             return np.full(len(self.frame), default)
         raw = self.frame[column]
         if raw.dtype.kind in "mM":  # a date or a clock time is not a number of hours
-            raw = raw.astype(str)
-        if not flags:
-            is_flag = (
-                raw.map(lambda cell: isinstance(cell, bool | np.bool_)) if raw.dtype.kind in "bO" else None
-            )
-            if is_flag is not None:
-                self.first(is_flag.to_numpy(dtype=bool), column, "{value!r} is not a number")
-        values = pd.to_numeric(raw, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        text = np.isnan(values) & raw.notna().to_numpy()
-        self.first(text, column, "{value!r} is not a number (with a point, as in 0.3)")
+            raw = raw.astype(str).where(raw.notna())
+        if raw.dtype.kind not in "iuf":
+            codes, cells = pd.factorize(raw)
+            found = [self._value(cell, below) for cell in cells]
+            bad = np.array([value is None for value in found] + [False])[codes]
+            hint = self.marks.hint(cells[codes[int(np.argmax(bad))]]) if bad.any() else ""
+            words = hint.replace("{", "{{").replace("}", "}}")
+            self.first(bad, column, f"{{value!r}} is not a number ({words})")
+            raw = pd.Series(np.array([*found, np.nan], dtype=np.float64)[codes])
+        values = pd.to_numeric(raw).to_numpy(dtype=np.float64, na_value=np.nan)
         self.first(np.isinf(values), column, "{value} is not finite")
         return values
+
+    def _value(self, cell: object, below: bool) -> float | None:
+        if isinstance(cell, bool | np.bool_):
+            return None
+        limit = _limit_of(cell) if below else None
+        return self.marks.value(cell if limit is None else limit)
+
+    def below(self, column: str) -> BoolArray:
+        """Whether cells are such as ``<1``."""
+        if column not in self.frame or self.frame[column].dtype.kind in "iufb":
+            return np.zeros(len(self.frame), dtype=bool)
+        return self.frame[column].map(lambda cell: _limit_of(cell) is not None).to_numpy(dtype=bool)
+
+    def holds_numbers(self, column: str) -> bool:
+        """Whether every cell of a column is a number, or empty."""
+        raw = self.frame[column]
+        if raw.dtype.kind in "iuf":
+            return True
+        return raw.dtype.kind not in "mMb" and all(
+            self._value(cell, False) is not None for cell in raw.dropna().unique()
+        )
+
+    def with_numbers(self) -> "Sheet":
+        """With columns of text that hold nothing but numbers, such as 1'000, as numbers; subjects only where
+        they are as NONMEM writes them, 1.0000E+00."""
+        name = self.named("id")
+        if name in self.frame and self.frame[name].astype(str).str.fullmatch(_FORTRAN).all():
+            name = _NOTHING
+        texts = [str(c) for c in self.frame if c != name and self.frame[c].dtype.kind not in "iufbmM"]
+        numeric = [c for c in texts if self.frame[c].notna().any() and self.holds_numbers(c)]
+        return replace(self, frame=self.frame.assign(**{c: self.number(c) for c in numeric}))
 
     def whole(self, role: str, allowed: Sequence[int] | None = None) -> IntArray:
         """A column of whole numbers from 0, or of ``allowed`` ones; 0 where it is absent or a cell empty."""
@@ -167,21 +211,29 @@ def label(value: object) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[int], str]]:
+def _limit_of(cell: object) -> str | None:
+    """The text after the sign of a cell that is below something."""
+    return cell.strip()[1:].strip() if isinstance(cell, str) and cell.strip()[:1] == "<" else None
+
+
+def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {what}; expected an event table (.csv or .parquet)")
-    is_text = path.suffix.lower() == ".csv"
+        raise InputError(f"{path}: {what}; expected an event table (.csv, .dat or .parquet)")
+    is_text, text = path.suffix.lower() in SUFFIXES, None
+    if not is_text and path.suffix.lower() != ".parquet":
+        _check_content(path)
+        raise InputError(f"{path}: expected a {', '.join(SUFFIXES)} or .parquet file")
     try:
         _check_content(path)
         if is_text:
-            table = _read_csv(path, id_column)
-        elif path.suffix.lower() == ".parquet":
-            table = pyarrow.parquet.read_table(path)
+            known = {folded(columns.get(role) or role) for role in (*KNOWN, *columns)}
+            text = read_text(path, said, known, folded(columns.get("id") or "id"))
+            table = text.table
         else:
-            raise InputError(f"{path}: expected a .csv or .parquet file")
+            table = pyarrow.parquet.read_table(path)
         names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as an event table: {error}") from error
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
@@ -195,33 +247,16 @@ def _load(path: Path, id_column: str | None) -> tuple[pd.DataFrame, Callable[[in
         raise InputError(f"{path}: the table has a header and no rows")
     frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others
     assert isinstance(frame, pd.DataFrame)
-
-    if not is_text:
-        return frame, _row
+    if text is None:
+        return Sheet(str(path), frame, _row, columns, said)
     frame = frame.dropna(how="all")  # blank lines
-    lines = frame.index.to_numpy() + 2  # after the header
-    return frame, lambda row: f"line {lines[row]}"
+    lines = frame.index.to_numpy() + text.header + 1
+    sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
+    return sheet.with_numbers()
 
 
 def _row(row: int) -> str:
     return f"row {row + 1}"
-
-
-def _read_csv(path: Path, id_column: str | None) -> pa.Table:
-    names = [name for name in _header(path) if folded(name) == folded(id_column or "id")]
-    table = pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # only so do errors tell the line
-        parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),  # rows stay lines
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in names},  # 007 is a name
-            null_values=MISSING,
-            strings_can_be_null=True,
-        ),
-    )
-    if table.column_names == [""]:
-        raise InputError(f"{path}: the file is empty or begins with a blank line")
-    return table
 
 
 def _check_content(path: Path) -> None:
@@ -230,16 +265,4 @@ def _check_content(path: Path) -> None:
         begin = file.read(4)
     for mark, what in _OTHERS.items():
         if begin.startswith(mark):
-            raise InputError(f"{path}: {what}; expected an event table as text in UTF-8 or as Parquet")
-
-
-def _header(path: Path) -> list[str]:
-    """The names of a CSV file's columns. :raises InputError: they are not separated by commas."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    for mark, what in (";", "semicolons"), ("\t", "tabs"), ("|", "bars"):
-        if len(names) == 1 and mark in names[0]:
-            raise InputError(
-                f"{path}: columns are separated by {what}; expected commas, and points in numbers"
-            )
-    return names
+            raise InputError(f"{path}: {what}; expected an event table as text or as Parquet")

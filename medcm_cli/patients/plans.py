@@ -27,13 +27,15 @@ _STARTS = ("fresh", "continue")
 class Plan:
     """A regimen to try. ``doses``: an event table's dose rows, with ``id`` where patients have their own.
     ``continues``: whether they are given on top of the doses in the patients' file, on its clock, and not in
-    their place to someone who has had none. Times are the file's, after a patient's last reset."""
+    their place to someone who has had none. Times are the file's, after a patient's last reset. ``assumed``:
+    how an event table was read, in words."""
 
     name: str
     doses: pd.DataFrame
     continues: bool = False
     bolus_duration: float = Format.bolus_duration
     until: float = np.inf
+    assumed: tuple[str, ...] = ()
 
 
 def read_plan(
@@ -58,13 +60,13 @@ def _plan(given: Path | str | pd.DataFrame | Mapping[str, Any], columns: Mapping
     if isinstance(given, Mapping):
         return _from_mapping(given, "regimen", "regimen")
     if isinstance(given, pd.DataFrame):
-        return Plan("regimen", _from_table(given, columns))
+        return _from_table("regimen", given, columns)
     path = Path(given)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a regimen, as YAML or an event table")
     if path.suffix.lower() in (".yaml", ".yml"):
         return _from_mapping(_yaml(path), path.stem, str(path))
-    return Plan(path.stem, _from_table(path, columns))
+    return _from_table(path.stem, path, columns)
 
 
 def _yaml(path: Path) -> object:
@@ -79,9 +81,9 @@ def _yaml(path: Path) -> object:
     return content
 
 
-def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def _from_table(name: str, given: Path | pd.DataFrame, columns: Mapping[str, str]) -> Plan:
     """The doses of an event table."""
-    sheet = read_sheet(given, columns, {})
+    sheet = read_sheet(given, columns, {}, {})
     names.unused(sheet, {sheet.named(role) for role in ROLES})
     frame = pd.DataFrame({"time": sheet.number(sheet.named("time"))})
     for role in ("amt", "rate", "duration", "addl", "ii", "ss", "cmt", "evid", "mdv"):
@@ -94,7 +96,8 @@ def _from_table(given: Path | pd.DataFrame, columns: Mapping[str, str]) -> pd.Da
     gives = frame.reindex(columns=["amt", "rate"]).fillna(0.0).ne(0).any(axis=1)
     if not gives.any():
         raise InputError(f"{sheet.source}: holds no dose; expected rows with an amount or a rate")
-    return frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore")
+    doses = frame[gives.to_numpy()].drop(columns=["evid", "mdv"], errors="ignore")
+    return Plan(name, doses, assumed=sheet.assumed)
 
 
 def _from_mapping(content: object, name: str, source: str) -> Plan:

@@ -179,7 +179,8 @@ def _warnings(
         # What is shown by default goes a day further than what happened.
         end = _last(table) if last is None else last
         notes.append(outside(study.ranges, table, name, end))
-    return notes + [_into_the_past(plan, events) for plan in plans]
+    read = [("", "regimen", f"{plan.name}: read {'; '.join(plan.assumed)}") for plan in plans if plan.assumed]
+    return [*notes, *(_into_the_past(plan, events) for plan in plans), note_table(read)]
 
 
 def _into_the_past(plan: Plan, events: EventTable) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """A fitted study, loaded to be used on patients that it has not seen."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -84,6 +85,14 @@ class Study:
         """Name -> the fits' values (..., B) in single precision, for levels."""
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
+    def with_dialect(self, said: Mapping[str, object]) -> "Study":
+        """The same for files of patients that are written otherwise than the study's.
+
+        :param said: what is said of them beside, or in the place of, ``dataset.dialect``.
+        """
+        dataset = {**self.dataset, "dialect": {**self.dataset["dialect"], **said}}
+        return Study(replace(self.fits, config={**self.fits.config, "dataset": dataset}))
+
     def read(self, patients: Patients, until: float = np.inf) -> EventTable:
         """Patients in the format of the study's data.
 
@@ -91,12 +100,20 @@ class Study:
             for; all of them by default.
         :raises InputError: a fault in the file.
         """
+        return self.read_with_origins(patients, until)[0]
+
+    def read_with_origins(
+        self, patients: Patients, until: float = np.inf
+    ) -> tuple[EventTable, pa.Table | None]:
+        """The same, and of covariates that were prepared or may be missing how each patient's value came
+        about, None of others."""
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
-        events, _, _ = read_dataset(path, self.dataset, needed, patients=True, until=until)
+        known = self.fits.records[0].data.get("characteristics", {})
+        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
-        return events
+        return events, origins
 
     @property
     def notes(self) -> pd.DataFrame:

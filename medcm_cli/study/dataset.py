@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from medcm_cli.checks import number, shown
 from medcm_cli.data import EventTable, Format, describe, read_events
+from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
 from medcm_cli.files import remove_partial, replaced
@@ -28,6 +29,7 @@ from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
+from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
 from medcm_cli.study.identity import Config
 
 
@@ -109,12 +111,18 @@ def format_of(
     columns: Mapping[str, str], dataset: Config, needed: Collection[str], patients: bool, until: float
 ) -> Format:
     """How the file is to be read. :param columns: covariate -> its column."""
+    rules = rules_of(dataset["covariates"], needed)
     return Format(
         columns=dataset["columns"],
         keep=dataset["keep"],
+        dialect=dataset["dialect"],
         bolus_duration=dataset["bolus_duration"],
         predose_observations=dataset["predose_observations"],
         over_time=dataset["over_time"],
+        texts=texts_of(dataset["covariates"]),
+        optional=frozenset(name for name, (rule, _) in rules.items() if rule in STATISTICS),
+        forward=frozenset(name for name, (rule, _) in rules.items() if rule == "forward"),
+        labels=tuple(dict.fromkeys(by for _, by in rules.values() if by is not None)),
         spare=frozenset(columns) - set(needed),
         limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
@@ -128,18 +136,40 @@ def read_dataset(
     needed: Collection[str],
     patients: bool = False,
     until: float = np.inf,
+    known: Mapping[str, Any] | None = None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
-    """The events that fits see; what the file holds; and, of prepared covariates, what was done.
+    """The events that fits see; what the file holds; and, of covariates that may be missing, what was done.
 
     :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so many h (``Format.patients``).
+    :param known: what a study's data held, whose subjects' values those of patients are taken from.
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
     how = format_of(columns, dataset, needed, patients, until)
-    if dataset["preparation"] is None:
-        events = read_events(path, columns, how)
-        return events, describe(events), None
+    if dataset["preparation"] is not None:
+        return _prepared(path, dataset, columns, how, needed)
+    events = read_events(path, columns, how)
+    held = describe(events)
+    rules = rules_of(dataset["covariates"], needed)
+    if not rules:
+        return events, held, None
+    taken = {name: rule for name, rule in rules.items() if rule[0] in STATISTICS}
+    found = statistics(events, taken) if known is None else known.get("filled", {})
+    units = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
+    whole, origins = filled(events, found, units)
+    origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
+    return replace(whole, labels={}), held | {"filled": found}, origin_table(whole, origins, units)
+
+
+def _prepared(
+    path: Path | pd.DataFrame,
+    dataset: Config,
+    columns: Mapping[str, str],
+    how: Format,
+    needed: Collection[str],
+) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
+    """What ``read_dataset`` gives of covariates that are prepared."""
     steps = Preparation.build(dataset["preparation"])
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}

@@ -24,6 +24,7 @@ LATER_OF: Mapping[str, Config] = {
     "dataset": {
         "columns": {},
         "keep": {},
+        "dialect": {},
         "bolus_duration": 1 / 60,  # h
         "over_time": {},
         "preparation": None,

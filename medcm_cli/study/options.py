@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medcm_cli.checks import flag, name, number, one_of, shown, whole
 from medcm_cli.errors import InputError
 from medcm_cli.files import check_depth
+from medcm_cli.study.covariates import LARGEST, check_covariates
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
 
@@ -95,7 +96,6 @@ def complete(config: Config) -> dict[str, Any]:
     return config
 
 
-_LARGEST = 1e12  # of what is in a unit of the data
 # What nobody means, and a machine would choke on: whole numbers from and to, and numbers above 0 to.
 _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "epochs": (1, 10_000_000),
@@ -116,7 +116,7 @@ _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "objective.lkj": 1000.0,
     "pk.rtol": 1.0,
     "pk.atol": 1e6,
-    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), _LARGEST),
+    **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGEST),
 }
 _CHECKPOINTS = 1_000_000
 _MOST_FITS = 1_000_000
@@ -224,24 +224,14 @@ def _check_dataset(dataset: Config) -> None:
         raise InputError(f"dataset.events is {dataset['events']!r}; expected the name of a file, or a list")
     _text("dataset.level_unit", dataset["level_unit"])
     _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
-    for option in ("columns", "keep", "over_time"):
+    for option in ("columns", "keep", "dialect", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
     if dataset["truth"] is not None and not isinstance(dataset["truth"], Mapping):
         raise InputError(
             f"dataset.truth is {shown(dataset['truth'])}; expected null, or random_effects, omega and sigma"
         )
-    covariates = dataset["covariates"]
-    if not isinstance(covariates, Mapping):
-        raise InputError(f"dataset.covariates is {covariates!r}; expected a group, {{}} for none")
-    for covariate, entry in covariates.items():
-        where = f"dataset.covariates.{covariate}"
-        if not isinstance(entry, Mapping) or set(entry) != {"column", "scale", "reference", "unit"}:
-            raise InputError(f"{where} is {entry!r}; expected column, scale, reference and unit")
-        name(f"{where}.column", entry["column"])
-        number(f"{where}.reference", entry["reference"], least=-_LARGEST, most=_LARGEST)
-        number(f"{where}.scale", entry["scale"], above=0, most=_LARGEST)
-        _text(f"{where}.unit", entry["unit"])
+    check_covariates(dataset["covariates"], dataset["preparation"] is not None)
 
 
 def _text(option: str, value: object) -> None:

@@ -36,6 +36,13 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "bad cell": ((*TABLE, "dataset.path=bad.csv"), "bad.csv, line 5, column 'dv'"),
     "bad cell of a table to check": (("data", "check", "bad.csv"), "bad.csv, line 5, column 'dv'"),
     "table to check absent": (("data", "check", "absent.csv"), "absent.csv: no such file"),
+    "bad cell as a fit reads it": (("data", "check", "bad.csv", "dataset=table", "seed=1"), "bad.csv"),
+    "flag beside options": (
+        ("data", "check", "bad.csv", "seed=1", "--keep", "id=a"),
+        "--keep: has no effect",
+    ),
+    "option of a fit that is none": (("data", "check", "bad.csv", "sed=1"), "sed"),
+    "dialect that is none": (("data", "check", "bad.csv", "--dialect", "mark=x"), "dataset.dialect.mark"),
     "something else to do with data": (("data", "clean", "bad.csv"), "'clean'"),
     "column without a name": (
         ("data", "check", "bad.csv", "--column", "dv"),

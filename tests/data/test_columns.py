@@ -11,7 +11,9 @@ from tests.data.tables import FORMATS, FULL, LINES, edited, full_row, refusal, w
 # edits of LINES -> line, column, words of the reason
 BAD_CELLS: dict[str, tuple[dict[int, str | None], int, str, str]] = {
     "text in time": ({3: "a,soon,,,,0.5,0,70"}, 3, "time", "'soon' is not a number"),
-    "text in dv": ({3: "a,4,,,,<0.01,0,70"}, 3, "dv", "'<0.01' is not a number"),
+    "text in dv": ({3: "a,4,,,,BLQ,0,70"}, 3, "dv", "'BLQ' is not a number"),
+    "above a limit": ({3: "a,4,,,,>2,0,70"}, 3, "dv", "'>2' is not a number"),
+    "below nothing": ({3: "a,4,,,,<0,0,70"}, 3, "dv", "expected a limit above 0"),
     "text in amt": ({5: "b,0,2000 IU,,,,1,80"}, 5, "amt", "'2000 IU' is not a number"),
     "text in rate": ({5: "b,0,2000,fast,,,1,80"}, 5, "rate", "'fast' is not a number"),
     "text in duration": ({5: "b,0,2000,,short,,1,80"}, 5, "duration", "'short' is not a number"),

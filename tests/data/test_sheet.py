@@ -29,25 +29,10 @@ def test_a_line_with_another_number_of_cells_is_named(tmp_path: Path, row: str) 
     assert any(where in message for where in ("line 4", "Row #4"))
 
 
-TIMES = ["2020-03-01 00:00:00", "2020-03-01 04:00:00", "2020-03-02 00:00:00"] * 2
-
-
-def test_dates_and_clock_times_are_not_hours_in_csv(tmp_path: Path) -> None:
-    frame = pd.read_csv(io.StringIO(edited({}))).assign(time=TIMES[:5])
-    path = tmp_path / "events.csv"
-    frame.to_csv(path, index=False)
-    assert refusal(path).startswith(f"{path}, line 2, column 'time': ")
-
-
-@pytest.mark.parametrize(
-    "times",
-    [pd.to_datetime(TIMES[:5]), pd.to_timedelta([0, 4, 24, 0, 5], unit="h")],
-    ids=["timestamp", "duration"],
-)
-def test_timestamps_and_durations_are_not_hours_in_parquet(tmp_path: Path, times: pd.Index) -> None:
-    frame = pd.read_csv(io.StringIO(edited({}))).assign(time=times)
+def test_durations_are_not_hours_in_parquet(tmp_path: Path) -> None:
+    times = pd.to_timedelta([0, 4, 24, 0, 5], unit="h")
     path = tmp_path / "events.parquet"
-    frame.to_parquet(path)
+    pd.read_csv(io.StringIO(edited({}))).assign(time=times).to_parquet(path)
     assert refusal(path).startswith(f"{path}, row 1, column 'time': ")
 
 
@@ -64,9 +49,9 @@ def test_a_missing_column_is_named_with_those_that_are_there(
     assert ", ".join(frame.columns) in message
 
 
-def test_a_table_needs_evid_or_mdv(tmp_path: Path) -> None:
+def test_a_table_needs_evid_or_mdv_or_doses(tmp_path: Path) -> None:
     path = tmp_path / "events.csv"
-    pd.read_csv(io.StringIO(edited({}))).drop(columns="evid").to_csv(path, index=False)
+    pd.read_csv(io.StringIO(edited({}))).drop(columns=["evid", "amt", "rate"]).to_csv(path, index=False)
     message = refusal(path)
     assert "'evid'" in message
     assert "'mdv'" in message
@@ -82,21 +67,13 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "empty csv": ("events.csv", b"", "empty"),
     "only line ends": ("events.csv", b"\n\n", "empty"),
     "header only": ("events.csv", (LINES[0] + "\n").encode(), "no rows"),
-    "semicolons": (
-        "events.csv",
-        edited({}).replace(",", ";").encode(),
-        "columns are separated by semicolons",
-    ),
-    "tabs": ("events.csv", edited({}).replace(",", "\t").encode(), "columns are separated by tabs"),
-    "utf-16": ("events.csv", edited({}).encode("utf-16"), "is text in utf-16"),
     "gzip": ("events.csv", gzip.compress(edited({}).encode()), "is compressed (gzip)"),
     "gzip by name": ("events.csv.gz", gzip.compress(edited({}).encode()), "is compressed (gzip)"),
     "spreadsheet": ("events.csv", b"PK\x03\x04....", "is a spreadsheet or an archive"),
     "nothing but NUL": ("events.csv", bytes(100), ""),
     "column twice": ("events.csv", edited({1: LINES[0].replace("rate", "amt")}).encode(), "column 'amt'"),
-    "not utf-8": ("events.csv", edited({}).replace("a,", "\xe4,").encode("latin-1"), ""),
-    "another kind of file": ("events.xlsx", b"PK", ".csv or .parquet"),
-    "no suffix": ("events", edited({}).encode(), ".csv or .parquet"),
+    "another kind of file": ("events.xlsx", b"PK", "or .parquet file"),
+    "no suffix": ("events", edited({}).encode(), "or .parquet file"),
     "csv called parquet": ("events.parquet", edited({}).encode(), "cannot be read as an event table"),
     "empty parquet": ("events.parquet", b"", "cannot be read as an event table"),
     "parquet cut short": ("events.parquet", b"PAR1" + bytes(60), "cannot be read as an event table"),

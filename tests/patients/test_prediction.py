@@ -234,6 +234,10 @@ def test_files_and_frames_give_the_same(study: Study, patients: pd.DataFrame, tm
     expected = predict(study, patients, **options).curve
     for name in ("p.csv", "p.parquet"):
         pd.testing.assert_frame_equal(predict(study, tmp_path / name, **options).curve, expected)
+    patients.to_csv(tmp_path / "p.csv", index=False, sep=";", decimal=",")
+    pd.testing.assert_frame_equal(predict(study, tmp_path / "p.csv", **options).curve, expected)
+    with pytest.raises(InputError, match=r"dataset\.dialect=\{decimal: comma\} reads it"):
+        predict(study.with_dialect({"decimal": "point"}), tmp_path / "p.csv", **options)
 
 
 def test_patients_without_a_dose_have_those_of_the_regimen(study: Study) -> None:

@@ -1,0 +1,260 @@
+"""TIME as hours, of whatever a file tells it by: hours, clock times, dates, or both in one column or two.
+
+Dates and clock times become h since the subject's first record. They are taken as they are written: a change
+to or from summer time in between is not known of.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medcm_cli.data.dialect import DATES, option
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet
+from medcm_cli.errors import InputError
+
+_DATE = r"(?P<a>\d{1,4})(?P<by>[-./ ]?)(?P<b>\d{1,2}|[A-Za-z]{3})(?P=by)(?P<c>\d{2,4})|(?P<whole>\d{8})"
+_CLOCK = (
+    r"(?P<hour>\d{1,4}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d(?:\.\d*)?))?"
+    r"(?:\s*(?P<half>[aApP])\.?[mM]\.?)?(?P<zone>Z|[+-]\d{2}:?\d{2})?"
+)
+_WHEN = rf"(?:{_DATE})?(?:(?:^|[T ,:]\s*)(?:{_CLOCK}))?"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_PLACES = {"dmy": "cba", "mdy": "cab", "ymd": "abc", "ydm": "acb"}  # of year, month and day
+_SPOKEN = {"dmy": "day, month, year", "mdy": "month, day, year", "ymd": "year, month, day"}
+_SPOKEN["ydm"] = "year, day, month"
+_NONMEM = {"dat1": "dmy", "dat2": "ymd", "dat3": "ydm"}  # whose names say the order
+_CENTURY = 69  # two digits from here are of 1900
+_DAY = 24.0
+_EXCEL = 20_000, 80_000  # its days from 1954 to 2119, which no study's first h are
+
+
+class Times(NamedTuple):
+    """``hours`` (R,), NaN where missing, and how they came about in words, empty where the file has hours."""
+
+    hours: FloatArray
+    assumed: str
+
+
+def times(sheet: Sheet, subject: IntArray) -> Times:
+    """The hours of the R rows of a sheet.
+
+    :raises InputError: a cell that is no time, a date that can be read in two ways, or clock times whose
+        days are not known.
+    """
+    column, date = sheet.named("time"), _date_column(sheet)
+    if column not in sheet.frame:
+        raise sheet.absent(column)
+    if sheet.holds_numbers(column):
+        values = sheet.number(column)
+        if sheet.dialect.dates == "excel":
+            seconds = np.round(values * 86_400, 2)  # to which a number of days is exact
+            return Times(_since_first(seconds, subject), _words(repr(column), ""))
+        if sheet.columns.get("date") is None:
+            if sheet.dialect.dates != "none":
+                _check_hours(sheet, column, date, values, subject)
+            return Times(values, "")
+        assert date is not None
+        sheet.first((values < 0) | (values > _DAY), column, "is {value}; expected a clock time in h, 0 to 24")
+        seconds, order = _days(sheet, date) * 86_400 + values * 3600, _order(sheet, date)
+        return Times(_since_first(seconds, subject), _words(f"{date!r} and {column!r}", order))
+    return _read(sheet, column, date, subject)
+
+
+def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Times:
+    """From a column that does not hold numbers."""
+    parts = _parts(sheet, column)
+    clock = _clock(parts)
+    has_date = parts["a"].notna() | parts["whole"].notna()
+    dated = bool(has_date.any())
+    if dated:
+        _check_alike(sheet, column, parts, has_date.to_numpy())
+        days, where, order = _days(sheet, column), repr(column), _order(sheet, column)
+        if date is not None:
+            what = (
+                f"has another date than column {date!r}; dataset.columns={{{{date: null}}}} does without that"
+            )
+            sheet.first(days != _days(sheet, date), column, f"{{value!r}} {what}")
+    elif date is not None:
+        of_date = _clock(_parts(sheet, date))
+        what = f"has another clock time than column {column!r}; expected a date"
+        sheet.first((of_date != 0) & (of_date != clock), date, f"{{value!r}} {what}")
+        days, where, order = _days(sheet, date), f"{date!r} and {column!r}", _order(sheet, date)
+    else:
+        days, where, order = np.zeros(len(parts)), repr(column), ""
+    if dated or date is not None:
+        sheet.first(_beyond(parts), column, "{value!r} is no clock time")
+        return Times(_since_first(days * 86_400 + clock, subject), _words(where, order))
+    if np.nanmax(clock, initial=0) >= _DAY * 3600:
+        return Times(clock / 3600, f"{column!r} as hours and minutes that have passed")
+    falls = np.r_[False, (np.diff(clock) < 0) & (np.diff(subject) == 0)]
+    sheet.first(
+        falls,
+        column,
+        "{value!r} comes after a later clock time of the same subject, and no column has the date; expected "
+        "one, or the date in this one",
+    )
+    return Times(_since_first(clock, subject), _words(where, "") + ", of one day each")
+
+
+def _check_alike(sheet: Sheet, column: str, parts: pd.DataFrame, has_date: BoolArray) -> None:
+    """All cells have a date, and all or none a clock time and its zone. :raises InputError: one is unlike."""
+    filled = sheet.frame[column].notna().to_numpy()
+    sheet.first(filled & ~has_date, column, "{value!r} has no date, as others have")
+    for part, words in (("hour", "clock time"), ("zone", "zone of time")):
+        has = parts[part].notna().to_numpy()
+        if has.any():
+            sheet.first(filled & ~has, column, f"{{value!r}} has no {words}, as others have")
+
+
+def _beyond(parts: pd.DataFrame) -> BoolArray:
+    """Whether clock times are after midnight of the day."""
+    hour, minute = pd.to_numeric(parts["hour"]), pd.to_numeric(parts["minute"])
+    return np.asarray((hour > _DAY) | ((hour == _DAY) & (minute > 0)), dtype=bool)
+
+
+def _words(where: str, order: str) -> str:
+    return f"{where} as h since the subject's first record" + (f" ({_SPOKEN[order]})" if order else "")
+
+
+def _since_first(seconds: FloatArray, subject: IntArray) -> FloatArray:
+    opens = np.unique(subject, return_index=True)[1]
+    return np.asarray((seconds - seconds[opens][subject]) / 3600, dtype=np.float64)
+
+
+def _date_column(sheet: Sheet) -> str | None:
+    """The column of dates, None of a file that has none or is to do without."""
+    if "date" in sheet.columns:
+        name = sheet.named("date")
+        if sheet.columns["date"] is not None and name not in sheet.frame:
+            raise sheet.absent(name)
+        return name or None
+    return next((found for name in ("date", *_NONMEM) if (found := sheet.find(name))), None)
+
+
+def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray, subject: IntArray) -> None:
+    """Numbers in TIME are h that have passed, not Excel's numbers of days and not those of a clock beside a
+    date. :raises InputError: they may be others."""
+    opens = np.unique(subject, return_index=True)[1]
+    first, last = _EXCEL
+    if ((values[opens] > first) & (values[opens] < last)).all():
+        what = "{value} may be Excel's number of a date, or h; "
+        what += f"{option(dates='excel')} or {option(dates='none')} says which".replace("{", "{{").replace(
+            "}", "}}"
+        )
+        sheet.first(np.ones(len(values), dtype=bool), column, what)
+    if date is None:
+        return
+    days = pd.factorize(sheet.frame[date])[0]
+    changes = bool(((np.diff(days) != 0) & (np.diff(subject) == 0)).any())
+    unlike = changes and np.nanmax(values, initial=0) < _DAY
+    try:
+        passed = _days(sheet, date) * _DAY
+    except InputError:
+        passed = np.full(len(values), np.nan)  # no dates that say anything
+    gap = (passed - passed[opens][subject]) - (values - values[opens][subject])
+    if unlike or (np.abs(gap) > _DAY + 1).any():
+        raise InputError(
+            f"{sheet.source}: column {column!r} may be h that have passed or clock times of {date!r}; "
+            f"dataset.columns={{date: null}} or {{date: {date}}} says which"
+        )
+
+
+def _parts(sheet: Sheet, column: str) -> pd.DataFrame:
+    """The parts of dates and clock times, missing where a cell has none."""
+    raw = sheet.frame[column]
+    if isinstance(raw.dtype, pd.DatetimeTZDtype):
+        raw = raw.dt.tz_convert("UTC").dt.tz_localize(None)
+    cells = raw.astype(str).str.strip().where(raw.notna(), "")
+    if raw.dtype.kind in "fi":
+        cells = raw.map(lambda cell: "" if pd.isna(cell) else f"{cell:.0f}")
+    parts = cells.str.extract(f"^{_WHEN}$", flags=re.ASCII)
+    read = parts[["a", "whole", "hour"]].notna().any(axis=1) | (cells == "")
+    if not read[cells != ""].all() and any(map(sheet.marks.value, cells[cells != ""])):
+        sheet.number(column)  # says which is none
+    what = "{value!r} is not a number (of h), nor a date or clock time (2020-03-01, 08:30 or both)"
+    sheet.first(~read.to_numpy(), column, what)
+    return parts
+
+
+def _clock(parts: pd.DataFrame) -> FloatArray:
+    """Seconds of the day, 0 of a date alone, NaN of an empty cell."""
+    hour, minute, second = (pd.to_numeric(parts[name]).to_numpy() for name in ("hour", "minute", "second"))
+    half = parts["half"].str.lower()
+    hour = np.where(half.notna(), hour % 12 + 12 * (half == "p"), hour)
+    seconds = hour * 3600 + minute * 60 + np.nan_to_num(second)
+    zone = parts["zone"].str.extract(r"(?P<sign>[+-])(?P<hour>\d\d):?(?P<minute>\d\d)")
+    ahead = pd.to_numeric(zone["hour"]) * 3600 + pd.to_numeric(zone["minute"]) * 60
+    seconds = seconds - (ahead.fillna(0) * np.where(zone["sign"] == "-", -1, 1)).to_numpy()
+    is_date = (parts["a"].notna() | parts["whole"].notna()).to_numpy()
+    return np.asarray(np.where(is_date, np.nan_to_num(seconds), seconds), dtype=np.float64)
+
+
+Days = dict[str, FloatArray]
+"""Order of day, month and year -> days since 1970 (R,), NaN where a cell is no date in this order."""
+
+
+def _readings(sheet: Sheet, column: str) -> tuple[pd.DataFrame, Days, BoolArray]:
+    """A column's parts, its readings in each order that fits all cells, and which of them hold something."""
+    parts = _parts(sheet, column)
+    whole = parts["whole"].notna()
+    parts.loc[whole, "a"] = parts["whole"].str[:4]
+    parts.loc[whole, "b"] = parts["whole"].str[4:6]
+    parts.loc[whole, "c"] = parts["whole"].str[6:]
+    filled = parts["a"].notna().to_numpy()
+    empty = sheet.frame[column].notna().to_numpy() & ~filled
+    sheet.first(empty, column, "{value!r} is no date")
+    named = parts["b"].str.lower().map({name: str(i) for i, name in enumerate(_MONTHS, 1)})
+    by_name = bool(named.notna().any())
+    parts["b"] = named.where(named.notna(), parts["b"])
+    orders = [_NONMEM.get(column.lower(), "")] if column.lower() in _NONMEM else list(DATES[:3])
+    if sheet.dialect.dates in _SPOKEN:
+        orders = [sheet.dialect.dates]
+    elif by_name:
+        orders = ["dmy", "ymd"]
+    elif (parts["by"].dropna() == ".").all():
+        orders = [order for order in orders if order != "mdy"]  # nobody's
+    readings = {order: _as_days(parts, order) for order in orders}
+    fitting = {order: days for order, days in readings.items() if not np.isnan(days[filled]).any()}
+    if not fitting:
+        best = min(readings.values(), key=lambda days: int(np.isnan(days[filled]).sum()))
+        words = " or ".join(_SPOKEN[order] for order in orders)
+        sheet.first(filled & np.isnan(best), column, f"{{value!r}} is no date of {words}")
+    return parts, fitting, filled
+
+
+def _as_days(parts: pd.DataFrame, order: str) -> FloatArray:
+    y, m, d = tuple(_PLACES[order])
+    digits = {name: parts[name].str.len() for name in "abc"}
+    year = pd.to_numeric(parts[y], errors="coerce")
+    short = digits[y] <= 2
+    year = year.where(~short, year + np.where(year >= _CENTURY, 1900, 2000))
+    month, day = (pd.to_numeric(parts[name], errors="coerce") for name in (m, d))
+    fits = digits[y].isin((2, 4)) & (digits[m] <= 2) & (digits[d] <= 2)
+    frame = pd.DataFrame({"year": year, "month": month, "day": day}).where(fits)
+    stamps: npt.NDArray[np.datetime64] = pd.to_datetime(frame, errors="coerce").to_numpy("datetime64[D]")
+    days = stamps.astype("int64").astype(np.float64)
+    days[np.isnat(stamps)] = np.nan
+    return days
+
+
+def _chosen(sheet: Sheet, column: str) -> tuple[str, FloatArray]:
+    """The order of day, month and year of a column, and its days. :raises InputError: it is not known."""
+    _, fitting, filled = _readings(sheet, column)
+    (order, days), *others = fitting.items()
+    for other, differ in others:
+        words = f"may be {_SPOKEN[order]} or {_SPOKEN[other]}; "
+        words += f"{option(dates=order)} or {option(dates=other)} says which"
+        words = words.replace("{", "{{").replace("}", "}}")
+        sheet.first(filled & (days != differ), column, f"{{value!r}} {words}")
+    return order, days
+
+
+def _days(sheet: Sheet, column: str) -> FloatArray:
+    return _chosen(sheet, column)[1]
+
+
+def _order(sheet: Sheet, column: str) -> str:
+    return _chosen(sheet, column)[0]

@@ -1,0 +1,67 @@
+"""How an event table is to be read: what its columns are, and what is allowed in them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medcm_cli.checks import number, one_of, shown
+from medcm_cli.data.names import ROLES
+from medcm_cli.errors import InputError
+
+OVER_TIME = ("constant", "record", "mean", "first")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file is to be read.
+
+    ``columns`` role -> column, None of a role that no column has; ``keep`` column -> values of the rows to
+    keep; ``dialect``: what is said of how the file is written (``medcm_cli.data.dialect``);
+    ``bolus_duration`` h, of a dose with an amount alone, 0 (the default) at once; ``predose_observations``:
+    ``error`` refuses an observation before the subject's first dose, where the model predicts exactly zero,
+    ``keep`` allows it; ``over_time`` covariate -> what a covariate that changes means: ``record`` the value
+    in force at each record, ``mean`` or ``first`` of the subject, ``constant`` (the default) refuses it;
+    ``texts`` covariate -> the numbers that its texts stand for; ``optional``: covariates that may be
+    missing, NaN then; ``forward``: those that rows may lack which others of the subject have; ``labels``:
+    columns whose text is kept, one for each subject; ``spare``: covariates that nothing depends on, read
+    where that can be done; ``limits``: covariate -> its least and greatest value.
+    ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
+    negative level is refused; and additional doses after a subject's last record are given ``until``, h in
+    the file's time (all of them by default).
+    """
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    keep: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    dialect: Mapping[str, object] = field(default_factory=dict)
+    bolus_duration: float = 0.0
+    predose_observations: str = "error"
+    over_time: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    forward: frozenset[str] = frozenset()
+    labels: tuple[str, ...] = ()
+    spare: frozenset[str] = frozenset()
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    patients: bool = False
+    until: float = np.inf
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.columns) - set(ROLES))
+        if unknown:
+            raise InputError(f"dataset.columns: {unknown[0]!r}; expected some of {', '.join(ROLES)}")
+        for role, name in self.columns.items():
+            if name is not None and (not isinstance(name, str) or not name):
+                raise InputError(
+                    f"dataset.columns.{role} is {name!r}; expected the name of a column, or null"
+                )
+        for name, values in self.keep.items():
+            plain = isinstance(values, Sequence) and all(isinstance(v, str | int | float) for v in values)
+            if not plain or isinstance(values, str) or not values:
+                raise InputError(
+                    f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
+                )
+        one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
+        number("dataset.bolus_duration", self.bolus_duration, least=0, unit="h", most=10_000)
+        for name, rule in self.over_time.items():
+            one_of(f"dataset.over_time.{name}", rule, OVER_TIME)
