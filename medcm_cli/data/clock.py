@@ -58,8 +58,10 @@ def times(sheet: Sheet, subject: IntArray) -> Times:
             return Times(values, "")
         assert date is not None
         sheet.first((values < 0) | (values > _DAY), column, "is {value}; expected a clock time in h, 0 to 24")
-        seconds, order = _days(sheet, date) * 86_400 + values * 3600, _order(sheet, date)
-        return Times(_since_first(seconds, subject), _words(f"{date!r} and {column!r}", order))
+        order, days = _chosen(sheet, date)
+        return Times(
+            _since_first(days * 86_400 + values * 3600, subject), _words(f"{date!r} and {column!r}", order)
+        )
     return _read(sheet, column, date, subject)
 
 
@@ -71,17 +73,15 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Tim
     dated = bool(has_date.any())
     if dated:
         _check_alike(sheet, column, parts, has_date.to_numpy())
-        days, where, order = _days(sheet, column), repr(column), _order(sheet, column)
+        (order, days), where = _chosen(sheet, column), repr(column)
         if date is not None:
-            what = (
-                f"has another date than column {date!r}; dataset.columns={{{{date: null}}}} does without that"
-            )
-            sheet.first(days != _days(sheet, date), column, f"{{value!r}} {what}")
+            what = f"has another date than column {date!r}; dataset.columns={{date: null}} does without that"
+            sheet.first(days != _chosen(sheet, date)[1], column, f"{{value!r}} {what}")
     elif date is not None:
         of_date = _clock(_parts(sheet, date))
         what = f"has another clock time than column {column!r}; expected a date"
         sheet.first((of_date != 0) & (of_date != clock), date, f"{{value!r}} {what}")
-        days, where, order = _days(sheet, date), f"{date!r} and {column!r}", _order(sheet, date)
+        (order, days), where = _chosen(sheet, date), f"{date!r} and {column!r}"
     else:
         days, where, order = np.zeros(len(parts)), repr(column), ""
     if dated or date is not None:
@@ -141,9 +141,7 @@ def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray
     first, last = _EXCEL
     if ((values[opens] > first) & (values[opens] < last)).all():
         what = "{value} may be Excel's number of a date, or h; "
-        what += f"{option(dates='excel')} or {option(dates='none')} says which".replace("{", "{{").replace(
-            "}", "}}"
-        )
+        what += f"{option(dates='excel')} or {option(dates='none')} says which"
         sheet.first(np.ones(len(values), dtype=bool), column, what)
     if date is None:
         return
@@ -151,7 +149,7 @@ def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray
     changes = bool(((np.diff(days) != 0) & (np.diff(subject) == 0)).any())
     unlike = changes and np.nanmax(values, initial=0) < _DAY
     try:
-        passed = _days(sheet, date) * _DAY
+        passed = _chosen(sheet, date)[1] * _DAY
     except InputError:
         passed = np.full(len(values), np.nan)  # no dates that say anything
     gap = (passed - passed[opens][subject]) - (values - values[opens][subject])
@@ -247,14 +245,5 @@ def _chosen(sheet: Sheet, column: str) -> tuple[str, FloatArray]:
     for other, differ in others:
         words = f"may be {_SPOKEN[order]} or {_SPOKEN[other]}; "
         words += f"{option(dates=order)} or {option(dates=other)} says which"
-        words = words.replace("{", "{{").replace("}", "}}")
         sheet.first(filled & (days != differ), column, f"{{value!r}} {words}")
     return order, days
-
-
-def _days(sheet: Sheet, column: str) -> FloatArray:
-    return _chosen(sheet, column)[1]
-
-
-def _order(sheet: Sheet, column: str) -> str:
-    return _chosen(sheet, column)[0]
