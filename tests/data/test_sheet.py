@@ -139,3 +139,16 @@ def test_texts_with_braces_are_quoted_as_they_are(tmp_path: Path) -> None:
         read_events(path, {"weight": "wt"}, Format())
     assert "column 'wt': is '{M}', a text" in str(caught.value)
     assert "dataset.covariates.weight.values={{F}: 0, {M}: 1}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x\x1b]0;gone\x07y", "a\x1cb"])
+def test_an_id_with_control_characters_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+    """In Unicode: what is shown of it spells them out. A guess at another encoding takes none."""
+    path = tmp_path / "events.csv"
+    text = edited({}).replace("\na,", f"\n{name},")
+    path.write_text(text, encoding="utf-8")
+    assert read_events(path, {"weight": "wt"}, Format()).ids == (name, "b")
+    path.write_bytes(text.replace(name, name + "\xfc").encode("cp1252"))
+    assert "is no text in UTF-8, UTF-16 or Windows-1252" in refusal(path)
+    path.write_text(text.replace(name, "\0"), encoding="utf-8")
+    assert "is no text" in refusal(path)
