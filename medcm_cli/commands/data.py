@@ -57,7 +57,8 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
     flags = [name for name in _TABLE_FLAGS if getattr(options, name)]
     if flags:
         raise InputError(
-            f"--{flags[0].replace('_', '-')}: has no effect with the options of a fit; say it by those (dataset.*)"
+            f"--{flags[0].replace('_', '-')}: has no effect with the options of a fit; "
+            "say it by those (dataset.*)"
         )
 
     def check(composed: "DictConfig") -> None:

@@ -1,7 +1,8 @@
-"""TIME as hours, of whatever a file tells it by: hours, clock times, dates, or both in one column or two.
+"""TIME in the data's unit, of whatever a file tells it by: numbers, clock times, dates, or both in one column
+or two.
 
-Dates and clock times become h since the subject's first record. They are taken as they are written: a change
-to or from summer time in between is not known of.
+Dates and clock times become the time since the subject's first record. They are taken as they are written:
+a change to or from summer time in between is not known of.
 """
 
 import re
@@ -14,6 +15,7 @@ import pandas as pd
 from medcm_cli.data.dialect import DATES, option
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet
 from medcm_cli.errors import InputError
+from medcm_cli.quantities import hours
 
 _DATE = r"(?P<a>\d{1,4})(?P<by>[-./ ]?)(?P<b>\d{1,2}|[A-Za-z]{3})(?P=by)(?P<c>\d{2,4})|(?P<whole>\d{8})"
 _CLOCK = (
@@ -32,14 +34,14 @@ _EXCEL = 20_000, 80_000  # its days from 1954 to 2119, which no study's first h 
 
 
 class Times(NamedTuple):
-    """``hours`` (R,), NaN where missing, and how they came about in words, empty where the file has hours."""
+    """``passed`` (R,), NaN where missing, and how they came about in words, empty where the file has them."""
 
-    hours: FloatArray
+    passed: FloatArray
     assumed: str
 
 
-def times(sheet: Sheet, subject: IntArray) -> Times:
-    """The hours of the R rows of a sheet.
+def times(sheet: Sheet, subject: IntArray, unit: str) -> Times:
+    """The times of the R rows of a sheet, in ``unit``.
 
     :raises InputError: a cell that is no time, a date that can be read in two ways, or clock times whose
         days are not known.
@@ -51,19 +53,21 @@ def times(sheet: Sheet, subject: IntArray) -> Times:
         values = sheet.number(column)
         if sheet.dialect.dates == "excel":
             seconds = np.round(values * 86_400, 2)  # to which a number of days is exact
-            return Times(_since_first(seconds, subject), _words(repr(column), ""))
+            return _since_first(seconds, subject, unit, repr(column))
         if sheet.columns.get("date") is None:
             if sheet.dialect.dates != "none":
-                _check_hours(sheet, column, date, values, subject)
+                _check_passed(sheet, column, date, values, subject, unit)
             return Times(values, "")
         assert date is not None
         sheet.first((values < 0) | (values > _DAY), column, "is {value}; expected a clock time in h, 0 to 24")
-        seconds, order = _days(sheet, date) * 86_400 + values * 3600, _order(sheet, date)
-        return Times(_since_first(seconds, subject), _words(f"{date!r} and {column!r}", order))
-    return _read(sheet, column, date, subject)
+        order, days = _chosen(sheet, date)
+        return _since_first(
+            days * 86_400 + values * 3600, subject, unit, f"{date!r} and {column!r}", _spoken(order)
+        )
+    return _read(sheet, column, date, subject, unit)
 
 
-def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Times:
+def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray, unit: str) -> Times:
     """From a column that does not hold numbers."""
     parts = _parts(sheet, column)
     clock = _clock(parts)
@@ -71,24 +75,22 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Tim
     dated = bool(has_date.any())
     if dated:
         _check_alike(sheet, column, parts, has_date.to_numpy())
-        days, where, order = _days(sheet, column), repr(column), _order(sheet, column)
+        (order, days), where = _chosen(sheet, column), repr(column)
         if date is not None:
-            what = (
-                f"has another date than column {date!r}; dataset.columns={{{{date: null}}}} does without that"
-            )
-            sheet.first(days != _days(sheet, date), column, f"{{value!r}} {what}")
+            what = f"has another date than column {date!r}; dataset.columns={{date: null}} does without that"
+            sheet.first(days != _chosen(sheet, date)[1], column, f"{{value!r}} {what}")
     elif date is not None:
         of_date = _clock(_parts(sheet, date))
         what = f"has another clock time than column {column!r}; expected a date"
         sheet.first((of_date != 0) & (of_date != clock), date, f"{{value!r}} {what}")
-        days, where, order = _days(sheet, date), f"{date!r} and {column!r}", _order(sheet, date)
+        (order, days), where = _chosen(sheet, date), f"{date!r} and {column!r}"
     else:
         days, where, order = np.zeros(len(parts)), repr(column), ""
     if dated or date is not None:
         sheet.first(_beyond(parts), column, "{value!r} is no clock time")
-        return Times(_since_first(days * 86_400 + clock, subject), _words(where, order))
+        return _since_first(days * 86_400 + clock, subject, unit, where, _spoken(order))
     if np.nanmax(clock, initial=0) >= _DAY * 3600:
-        return Times(clock / 3600, f"{column!r} as hours and minutes that have passed")
+        return Times(clock / 3600 / hours(unit), f"{column!r} as hours and minutes that have passed")
     falls = np.r_[False, (np.diff(clock) < 0) & (np.diff(subject) == 0)]
     sheet.first(
         falls,
@@ -96,7 +98,7 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray) -> Tim
         "{value!r} comes after a later clock time of the same subject, and no column has the date; expected "
         "one, or the date in this one",
     )
-    return Times(_since_first(clock, subject), _words(where, "") + ", of one day each")
+    return _since_first(clock, subject, unit, where, ", of one day each")
 
 
 def _check_alike(sheet: Sheet, column: str, parts: pd.DataFrame, has_date: BoolArray) -> None:
@@ -115,13 +117,15 @@ def _beyond(parts: pd.DataFrame) -> BoolArray:
     return np.asarray((hour > _DAY) | ((hour == _DAY) & (minute > 0)), dtype=bool)
 
 
-def _words(where: str, order: str) -> str:
-    return f"{where} as h since the subject's first record" + (f" ({_SPOKEN[order]})" if order else "")
+def _spoken(order: str) -> str:
+    return f" ({_SPOKEN[order]})" if order else ""
 
 
-def _since_first(seconds: FloatArray, subject: IntArray) -> FloatArray:
+def _since_first(seconds: FloatArray, subject: IntArray, unit: str, where: str, how: str = "") -> Times:
+    """From ``seconds`` on one clock; in words: read ``where`` and ``how``."""
     opens = np.unique(subject, return_index=True)[1]
-    return np.asarray((seconds - seconds[opens][subject]) / 3600, dtype=np.float64)
+    passed = (seconds - seconds[opens][subject]) / 3600 / hours(unit)
+    return Times(passed, f"{where} as {unit} since the subject's first record{how}")
 
 
 def _date_column(sheet: Sheet) -> str | None:
@@ -134,30 +138,31 @@ def _date_column(sheet: Sheet) -> str | None:
     return next((found for name in ("date", *_NONMEM) if (found := sheet.find(name))), None)
 
 
-def _check_hours(sheet: Sheet, column: str, date: str | None, values: FloatArray, subject: IntArray) -> None:
-    """Numbers in TIME are h that have passed, not Excel's numbers of days and not those of a clock beside a
+def _check_passed(
+    sheet: Sheet, column: str, date: str | None, values: FloatArray, subject: IntArray, unit: str
+) -> None:
+    """Numbers in TIME are of time that has passed, not Excel's numbers of days nor those of a clock beside a
     date. :raises InputError: they may be others."""
     opens = np.unique(subject, return_index=True)[1]
     first, last = _EXCEL
     if ((values[opens] > first) & (values[opens] < last)).all():
-        what = "{value} may be Excel's number of a date, or h; "
-        what += f"{option(dates='excel')} or {option(dates='none')} says which".replace("{", "{{").replace(
-            "}", "}}"
-        )
+        what = f"{{value}} may be Excel's number of a date, or {unit}; "
+        what += f"{option(dates='excel')} or {option(dates='none')} says which"
         sheet.first(np.ones(len(values), dtype=bool), column, what)
     if date is None:
         return
     days = pd.factorize(sheet.frame[date])[0]
     changes = bool(((np.diff(days) != 0) & (np.diff(subject) == 0)).any())
+    passing = values * hours(unit)
     unlike = changes and np.nanmax(values, initial=0) < _DAY
     try:
-        passed = _days(sheet, date) * _DAY
+        passed = _chosen(sheet, date)[1] * _DAY
     except InputError:
         passed = np.full(len(values), np.nan)  # no dates that say anything
-    gap = (passed - passed[opens][subject]) - (values - values[opens][subject])
+    gap = (passed - passed[opens][subject]) - (passing - passing[opens][subject])
     if unlike or (np.abs(gap) > _DAY + 1).any():
         raise InputError(
-            f"{sheet.source}: column {column!r} may be h that have passed or clock times of {date!r}; "
+            f"{sheet.source}: column {column!r} may be {unit} that have passed or clock times of {date!r}; "
             f"dataset.columns={{date: null}} or {{date: {date}}} says which"
         )
 
@@ -174,7 +179,7 @@ def _parts(sheet: Sheet, column: str) -> pd.DataFrame:
     read = parts[["a", "whole", "hour"]].notna().any(axis=1) | (cells == "")
     if not read[cells != ""].all() and any(map(sheet.marks.value, cells[cells != ""])):
         sheet.number(column)  # says which is none
-    what = "{value!r} is not a number (of h), nor a date or clock time (2020-03-01, 08:30 or both)"
+    what = "{value!r} is not a number, nor a date or clock time (2020-03-01, 08:30 or both)"
     sheet.first(~read.to_numpy(), column, what)
     return parts
 
@@ -247,14 +252,5 @@ def _chosen(sheet: Sheet, column: str) -> tuple[str, FloatArray]:
     for other, differ in others:
         words = f"may be {_SPOKEN[order]} or {_SPOKEN[other]}; "
         words += f"{option(dates=order)} or {option(dates=other)} says which"
-        words = words.replace("{", "{{").replace("}", "}}")
         sheet.first(filled & (days != differ), column, f"{{value!r}} {words}")
     return order, days
-
-
-def _days(sheet: Sheet, column: str) -> FloatArray:
-    return _chosen(sheet, column)[1]
-
-
-def _order(sheet: Sheet, column: str) -> str:
-    return _chosen(sheet, column)[0]

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from medcm_cli.data.clock import times
+from medcm_cli.data.clock import Times, times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
@@ -91,12 +91,13 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
     return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
 
 
-def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
-    """TIME, in order within a subject but for resets."""
+def time(sheet: Sheet, subject: IntArray, evid: IntArray, unit: str) -> Times:
+    """TIME in ``unit``, in order within a subject but for resets."""
     column = sheet.named("time")
-    time, dated = times(sheet, subject)
+    found = times(sheet, subject, unit)
+    time = found.passed
     sheet.first(np.isnan(time), column, "is missing; expected the time since the first dose")
-    if not dated:
+    if not found.assumed:
         sheet.first(time < 0, column, "{value} is negative; expected the time since the first dose")
     unsorted = np.r_[False, (np.diff(time) < 0) & (np.diff(subject) == 0)] & (evid < 3)
     sheet.first(
@@ -106,14 +107,15 @@ def time(sheet: Sheet, subject: IntArray, evid: IntArray) -> FloatArray:
         "or begin again with EVID 3 or 4",
     )
     sheet.first(time < 0, column, "{value} comes before the subject's first record")
-    return time
+    return found
 
 
-def assumed(sheet: Sheet) -> tuple[str, ...]:
-    """A line that says how a file was read, where it is not written plainly and is not told otherwise."""
-    words = list(sheet.assumed)
-    if said := times(sheet, subjects(sheet)[0]).assumed:
-        words.append(said)
+def assumed(sheet: Sheet, of_times: str) -> tuple[str, ...]:
+    """A line that says how a file was read, where it is not written plainly and is not told otherwise.
+
+    :param of_times: how its times came about, in words (``clock.Times``).
+    """
+    words = [*sheet.assumed, *([of_times] if of_times else [])]
     if not sheet.has("evid") and not sheet.has("mdv"):
         words.append("rows with an amount as doses, others with a level as observations")
     column = sheet.named("dv")
@@ -226,7 +228,7 @@ def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | N
         first = kinds.dropna().iloc[:1].tolist()
         other = (kinds.notna() & ~kinds.isin(first)).to_numpy()
         what = "is {value}, of another kind than an observation before; "
-        sheet.first(other, str(name), what + f"dataset.keep={{{{{name}: {first}}}}} chooses")
+        sheet.first(other, str(name), what + f"dataset.keep={{{name}: {first}}} chooses")
 
 
 def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def _refuse_text(sheet: Sheet, name: str, column: str, missing: BoolArray) -> No
         sheet.first(
             ~missing,
             column,
-            f"is {{value!r}}, a text; dataset.covariates.{name}.values={{{{{example}}}}} says which numbers "
+            f"is {{value!r}}, a text; dataset.covariates.{name}.values={{{example}}} says which numbers "
             "texts stand for",
         )
 

@@ -151,7 +151,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
     """The table of a sheet whose columns and subjects are those to be used."""
     subject, ids = columns.subjects(sheet)
     evid, is_observation = columns.kinds(sheet)
-    time = columns.time(sheet, subject, evid)
+    time, of_times = columns.time(sheet, subject, evid, how.time_unit)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
     dv, censored = columns.observations(sheet, is_observation)
@@ -195,7 +195,7 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
         regimes=regimes,
         labels=labels_of(sheet, how, subject, ids),
         superposed=bool((records.ss == 2).any()),
-        notes=columns.assumed(sheet) + notes + columns.amounts_agree(sheet, is_dose),
+        notes=columns.assumed(sheet, of_times) + notes + columns.amounts_agree(sheet, is_dose),
         time_unit=how.time_unit,
     )
 

@@ -1,6 +1,7 @@
 """A table as its file has it, with the words to point at a cell of it."""
 
 import csv
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ _OTHERS = {
 }
 # As people export tables. A role's column may also be called so, where none has its own name.
 SUFFIXES = (".csv", ".tsv", ".txt", ".tab", ".dat", ".prn")
+_CELL = re.compile(r"\{value(!r)?\}")
 _ALSO = {"time": ("datetime", "date_time")}
 
 
@@ -45,7 +47,7 @@ def read_sheet(
 
     :param columns: role -> column of the file, where it is not the role's own name; None of a role that is
         to have none.
-    :param keep: column -> values; other rows are left out.
+    :param keep: column -> values, as ``Format`` has checked them; other rows are left out.
     :param dialect: what is said of how the file is written (``medcm_cli.data.dialect``).
     :raises InputError: the file cannot be read, or has not these columns.
     """
@@ -58,10 +60,6 @@ def read_sheet(
         sheet = _load(path, columns, said)
     for wanted_name, values in keep.items():
         column = sheet.find(wanted_name) or wanted_name
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(
-                f"dataset.keep.{wanted_name} is {values!r}; expected a list of the values to keep"
-            )
         if column not in sheet.frame:
             raise sheet.absent(column)
         cells, wanted = sheet.frame[column], list(values)
@@ -122,7 +120,8 @@ class Sheet:
         return InputError(f"{self.source}, {self.row_name(row)}, column {column!r}: {what}")
 
     def first(self, bad: BoolArray, column: str, what: str) -> None:
-        """Refuse the first row where ``bad`` holds; ``{value}`` in ``what`` is the cell."""
+        """Refuse the first row where ``bad`` holds; ``{value}`` in ``what`` is the cell, ``{value!r}`` the
+        cell in quotes. Other braces stay: names of columns may have some."""
         if bad.any():
             row = int(np.argmax(bad))
             value = self.frame[column].iloc[row] if column in self.frame else None
@@ -130,7 +129,7 @@ class Sheet:
                 value = int(value)  # as the file has it
             elif pd.isna(value):
                 value = "empty"
-            raise self.refuse(row, column, what.format(value=value))
+            raise self.refuse(row, column, _CELL.sub(lambda m: repr(value) if m[1] else str(value), what))
 
     def number(self, column: str, default: float | None = None, below: bool = False) -> FloatArray:
         """A column as float64, missing cells NaN; an absent column is filled with ``default`` or refused.
@@ -150,8 +149,7 @@ class Sheet:
             found = [self._value(cell, below) for cell in cells]
             bad = np.array([value is None for value in found] + [False])[codes]
             hint = self.marks.hint(cells[codes[int(np.argmax(bad))]]) if bad.any() else ""
-            words = hint.replace("{", "{{").replace("}", "}}")
-            self.first(bad, column, f"{{value!r}} is not a number ({words})")
+            self.first(bad, column, f"{{value!r}} is not a number ({hint})")
             raw = pd.Series(np.array([*found, np.nan], dtype=np.float64)[codes])
         values = pd.to_numeric(raw).to_numpy(dtype=np.float64, na_value=np.nan)
         self.first(np.isinf(values), column, "{value} is not finite")

@@ -24,7 +24,7 @@ _TABLE = re.compile(r"\s*TABLE NO\.\s*\d+")  # what NONMEM's $TABLE puts above a
 _COMMENT = re.compile(r"^[ \t\"]*[#@Cc]", re.MULTILINE)  # what may be one
 _QUOTED_COMMA = re.compile(r'"[^"\n]*\d,\d[^"\n]*"')
 _VALUE = re.compile(r"[+-]?[\d.,:/-]*\d[\d.,]*(?:[eE][+-]?\d+)?")
-_NOTHING = re.compile(r"[\x00-\x08\x0e-\x1f]")  # no text has these
+_NOTHING = re.compile(r"[\x00-\x08\x0e-\x1f]")  # what is taken as text by a guess has none of these
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
             text = content.decode(name)
         except (UnicodeDecodeError, LookupError):
             continue
-        if _NOTHING.search(text):
+        certain = encoding is not None or name.startswith("utf-8")  # few others would fit it
+        if "\0" in text or (not certain and _NOTHING.search(text)):
             break
         text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         return text, "utf-16" if name.startswith("utf-16") else name

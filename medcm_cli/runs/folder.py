@@ -223,7 +223,7 @@ def read_finished(folder: Path, digest: str) -> Record | None:
     Another process may replace the fit by the same one between the reading of its record and of its tables,
     which is then read again.
 
-    :raises InputError: a file is damaged, or there are none.
+    :raises InputError: a file is damaged, or a complete fit has no estimates.
     """
     while True:
         record = read_record(folder)

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from medcm_cli.data import Format, read_events
+from medcm_cli.errors import InputError
 from tests.data.tables import FORMATS, LINES, edited, refusal, write
 
 
@@ -127,3 +129,26 @@ def test_a_column_name_of_two_lines_does_not_make_the_message_two_lines(tmp_path
     frame = pd.read_csv(io.StringIO(edited({}))).rename(columns={"wt": "weight\n(kg)"})
     frame.to_parquet(path)
     assert "column 'wt' is missing" in refusal(path)
+
+
+def test_texts_with_braces_are_quoted_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    frame = pd.read_csv(io.StringIO(edited({})), dtype=str)
+    frame.assign(wt=frame["wt"].map({"70": "{M}", "80": "{F}"})).to_csv(path, index=False)
+    with pytest.raises(InputError) as caught:
+        read_events(path, {"weight": "wt"}, Format())
+    assert "column 'wt': is '{M}', a text" in str(caught.value)
+    assert "dataset.covariates.weight.values={{F}: 0, {M}: 1}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x\x1b]0;gone\x07y", "a\x1cb"])
+def test_an_id_with_control_characters_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+    """In Unicode: what is shown of it spells them out. A guess at another encoding takes none."""
+    path = tmp_path / "events.csv"
+    text = edited({}).replace("\na,", f"\n{name},")
+    path.write_text(text, encoding="utf-8")
+    assert read_events(path, {"weight": "wt"}, Format()).ids == (name, "b")
+    path.write_bytes(text.replace(name, name + "\xfc").encode("cp1252"))
+    assert "is no text in UTF-8, UTF-16 or Windows-1252" in refusal(path)
+    path.write_text(text.replace(name, "\0"), encoding="utf-8")
+    assert "is no text" in refusal(path)

@@ -194,6 +194,7 @@ LATER_OF_DATASET = (
     "preparation",
     "cohort",
     "batch_subjects",
+    "dialect",
 )
 
 

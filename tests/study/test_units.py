@@ -81,7 +81,7 @@ def test_contradictions_are_refused_in_a_line(options: list[str], words: str) ->
 
 def test_made_patients_have_their_units() -> None:
     config = configuration(None, Path("outputs"), "dataset.units.time=min")
-    with pytest.raises(InputError, match="without dataset.path patients are made whose units are"):
+    with pytest.raises(InputError, match=r"without dataset\.path patients are made whose units are"):
         complete_problem(config)
 
 
