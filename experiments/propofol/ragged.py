@@ -10,6 +10,7 @@ the median of the CPU time.
 import argparse
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -86,6 +87,7 @@ def main() -> None:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     run = pool.submit(epoch, Path(folder, f"{table}.csv"), padded, epochs)
                     found[name].append(run.result())
+                print(f"{name}: {found[name][-1][0]:.3f} CPU s an epoch", file=sys.stderr, flush=True)
     middle = {name: [statistics.median(v) for v in zip(*runs, strict=True)] for name, runs in found.items()}
     before = middle[next(iter(CASES))][0]
     cells = [
