@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medcm_cli.numerics.devices import CPU
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -42,10 +44,10 @@ def per_fit(
     :param streams: the random numbers of each of B fits.
     :param draw: draws the numbers of one fit, (...), from its generator.
     :param purpose: what the numbers are for, by which the generator is chosen.
-    :returns: (..., B), fits along a last, new dimension.
+    :returns: (..., B), fits along a last, new dimension; on the CPU, where all random numbers are drawn.
     """
     drawn = [np.asarray(draw(stream.generator(purpose))) for stream in streams]
-    return torch.as_tensor(np.stack(drawn, axis=-1), dtype=dtype)
+    return torch.from_numpy(np.stack(drawn, axis=-1)).to(dtype)
 
 
 class Noise:
@@ -62,13 +64,16 @@ class Noise:
         counts: Sequence[int],
         dtype: torch.dtype,
         purpose: str = "noise",
+        device: torch.device = CPU,
     ) -> None:
         """
         :param streams: the random numbers of each of B fits.
         :param shape: (..., N) of one epoch and one fit.
         :param counts: how many of the N subjects each fit has; they come first, the others are padding.
         :param purpose: what the numbers are for, by which the generators are chosen.
+        :param device: where they are wanted; they are the same everywhere.
         """
+        self._device = device
         self._generators = [stream.generator(purpose) for stream in streams]
         self._shape, self._counts = shape, counts
         self._dtype = np.float64 if dtype == torch.float64 else np.float32
@@ -121,7 +126,7 @@ class Noise:
         for fit, (generator, count) in enumerate(zip(self._generators, self._counts, strict=True)):
             size = (_BLOCK, *self._shape[:-1], count)
             block[..., :count, fit] = generator.standard_normal(size, dtype=self._dtype)
-        return torch.from_numpy(block)
+        return torch.from_numpy(block).to(self._device)
 
 
 _BLOCK = 25  # epochs

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
+from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training.kept import Kept, Reached
@@ -36,7 +37,7 @@ class Trained:
     to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
     failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
     not found at a checkpoint (0 without modes); ``redraws`` (B,) how often its initialisation was drawn
-    again; ``seconds`` wall-clock time of the training loop.
+    again; ``seconds`` wall-clock time of the training loop. All tensors are on the CPU.
     """
 
     epochs: tuple[int, ...]
@@ -91,6 +92,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     dtype: torch.dtype,
     progress: Progress | None = None,
     kept: Kept | None = None,
+    device: torch.device = CPU,
 ) -> Trained:
     """Train B fits, B = ``len(streams)``.
 
@@ -98,14 +100,15 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     its values and rows so far are kept, and since no operation mixes fits, the others go on as if it were not
     there.
 
-    :param population: training subjects, with B fits.
+    :param population: training subjects, with B fits, on the CPU.
     :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
         each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
     :param kept: where to go on from, with the very same result, and to keep how far it is.
+    :param device: to train on. Random numbers are those of the CPU, so that results differ by rounding.
     """
-    begun = _start(model, objective, population, streams, course, dtype)
-    fits = _Fits(model, objective, population, make_optimizer, begun)
+    begun = _start(model, objective, population, streams, course, dtype, device)
+    fits = _Fits(model, objective, population.to(device), make_optimizer, begun)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -121,7 +124,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
             fits.keep(total)
             if progress:
                 progress(epoch - 1, total.loss)
-        if last or not bool(fits.alive.any()):
+        if last or fits.over(due):
             break
         fits.step(epoch, total)
         if kept is not None and kept.due:
@@ -147,19 +150,21 @@ def _start(
     streams: Sequence[Stream],
     course: Course,
     dtype: torch.dtype,
+    device: torch.device,
 ) -> _Begun:
     """Initial values whose loss and gradient are sound, as far as the course allows.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
-    redrawn = torch.zeros(len(streams), dtype=torch.long)
+    redrawn = torch.zeros(len(streams), dtype=torch.long, device="cpu")
+    there = population.to(device)
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
-        state = objective.init(model, population, drawn, dtype)
-        evaluation = Evaluation(model, objective, population, state, drawn, dtype, course.batch_subjects)
+        state = objective.init(model, population, drawn, dtype).to(device)
+        evaluation = Evaluation(model, objective, there, state, drawn, dtype, course.batch_subjects)
         flat = evaluation.layout.pack(state.trained).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~evaluation.sound(first) & (redrawn < course.redraws)
+        again = ~evaluation.sound(first).cpu() & (redrawn < course.redraws)
         if not bool(again.any()):
             return _Begun(state, evaluation, first, redrawn)
         redrawn += again
@@ -182,9 +187,12 @@ class _Fits:
         self._flat = begun.evaluation.layout.pack(begun.state.trained).requires_grad_()
         self._shared, self._own = steppers(make_optimizer, self._flat, begun.evaluation)
         count = len(begun.redraws)
-        self.alive = torch.ones(count, dtype=torch.bool)
+        self.alive = torch.ones(count, dtype=torch.bool, device=self._flat.device)
         self._failures: list[Failure | None] = [None] * count
-        self._unconverged = self._flat.detach().new_zeros(count)
+        # Of each fit, its loss where it failed and in which epoch; 0 where it has not.
+        self._lost = self._flat.detach().new_zeros(count)
+        self._failed = torch.zeros_like(self.alive, dtype=torch.long)
+        self._unconverged = torch.zeros_like(self._lost)
         self._snapshots: list[Tensor] = []
         self._values: list[Tensor] = []
         self._take(1, begun.first, self.alive)
@@ -201,8 +209,8 @@ class _Fits:
 
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
-        self._snapshots.append(self._flat.detach().clone())
-        self._values.append(total.loss)
+        self._snapshots.append(self._flat.detach().to(CPU, copy=True))
+        self._values.append(total.loss.cpu())
         share = self._objective.unconverged(self._population, self._state())
         if share is not None:
             self._unconverged = torch.maximum(self._unconverged, torch.where(self.alive, share, 0))
@@ -216,9 +224,9 @@ class _Fits:
                 stepper.step(flat, total.gradient, self.alive)
             return
         gradient = torch.zeros_like(flat)
-        for number, minibatch in enumerate(evaluation.minibatches):
+        for minibatch in evaluation.minibatches:
             part = evaluation.part(flat, self._carried, minibatch)
-            active = self.alive & (number < evaluation.count)
+            active = self.alive & minibatch.there
             self._take(epoch, part, active)
             for stepper in self._shared:
                 stepper.step(flat, part.gradient / minibatch.share, active & self.alive)
@@ -231,20 +239,32 @@ class _Fits:
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
         failed = active & ~self._evaluation.sound(part)
-        if bool(failed.any()):
-            trained = self._evaluation.layout.unpack(self._flat.detach())
-            for fit in torch.nonzero(failed).flatten().tolist():
-                limit = self._evaluation.limit
-                cause = _cause(self._model, self._objective, trained, part.loss, limit, fit)
-                self._failures[fit] = Failure(epoch, cause)
-            self.alive = self.alive & ~failed
+        if not nowhere(failed):
+            self._lost.copy_(torch.where(failed, part.loss, self._lost))
+            self._failed.copy_(torch.where(failed, epoch, self._failed))
+            self.alive.logical_and_(~failed)
         if self._evaluation.moves:
             with torch.no_grad():
                 self._flat.copy_(torch.where(self.alive, part.values, self._flat))
 
+    def over(self, due: bool) -> bool:
+        """Whether no fit is alive. Another device than the CPU is asked at checkpoints, which are ``due``,
+        since its answer has to be waited for."""
+        return (due or self.alive.device == CPU) and not bool(self.alive.any())
+
+    def _settle(self) -> None:
+        """The causes of failures, whose fits stand still since then."""
+        failed, lost, limit = (of.cpu() for of in (self._failed, self._lost, self._evaluation.limit))
+        values = self._evaluation.layout.unpack(self._flat.detach().cpu())
+        for fit in failed.nonzero().flatten().tolist():
+            if self._failures[fit] is None:
+                cause = _cause(self._model, self._objective, values, lost, limit, fit)
+                self._failures[fit] = Failure(int(failed[fit]), cause)
+
     def keep_all(self, kept: Kept, epoch: int, seconds: float) -> None:
         """Everything that the epochs after ``epoch`` depend on, to a file; of an optimiser whose memory is
         more than tensors and numbers, nothing."""
+        self._settle()
         numbers: dict[str, Any] = {
             "epoch": epoch,
             "seconds": seconds,
@@ -262,7 +282,7 @@ class _Fits:
                     tensors[f"optimizer.{number}.{name}"] = value
                 else:
                     numbers[f"optimizer.{number}.{name}"] = value
-        arrays = {name: value.numpy() for name, value in tensors.items()}
+        arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
         arrays |= {f"position.{name}": value for name, value in self._evaluation.position().items()}
         kept.write(Reached(numbers, arrays))
 
@@ -282,9 +302,13 @@ class _Fits:
         self._evaluation.move_to(_below("position.", arrays))
         with torch.no_grad():
             self._flat.copy_(tensors["flat"])
-        self._carried = _below("carried.", tensors)
-        self.alive, self._unconverged = tensors["alive"], tensors["unconverged"]
+        self._carried = {n: v.to(self._flat.device) for n, v in _below("carried.", tensors).items()}
+        self.alive.copy_(tensors["alive"])
+        self._unconverged.copy_(tensors["unconverged"])
         self._failures = [failure and Failure(**failure) for failure in numbers["failures"]]
+        self._failed.copy_(
+            torch.tensor([failure.epoch if failure else 0 for failure in self._failures], device="cpu")
+        )
         self._snapshots = list(tensors.get("snapshots", ()))
         self._values = list(tensors.get("values", ()))
         for number, stepper in enumerate((*self._shared, *self._own)):
@@ -297,15 +321,16 @@ class _Fits:
 
     def trained(self, labels: Sequence[int], seconds: float) -> Trained:
         """What has become of them; ``labels`` of the checkpoints, as many as were reached."""
-        flat, count = self._flat.detach(), len(self._failures)
+        self._settle()
+        flat, count = self._flat.detach().cpu(), len(self._failures)
         return Trained(
             epochs=tuple(labels[: len(self._snapshots)]),
             layout=self._evaluation.layout,
             checkpoints=torch.stack(self._snapshots) if self._snapshots else flat.new_zeros((0, *flat.shape)),
             objective=torch.stack(self._values) if self._values else flat.new_zeros((0, count)),
             failures=tuple(self._failures),
-            state=self._state(),
-            unconverged=self._unconverged,
+            state=self._state().to(CPU),
+            unconverged=self._unconverged.cpu(),
             redraws=self._begun.redraws,
             seconds=seconds,
         )
