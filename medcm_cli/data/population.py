@@ -109,8 +109,13 @@ class Population:
         return Population(**parts)
 
     def to(self, device: torch.device) -> "Population":
-        """The same, on a device."""
-        return self if self.present.device == device else self._each(lambda values: values.to(device))
+        """The same, on a device; on mps, which has no float64, times on the clock are float32."""
+        if self.present.device == device:
+            return self
+        single = device.type == "mps"
+        return self._each(
+            lambda values: (values.float() if single and values.dtype == torch.float64 else values).to(device)
+        )
 
     def _in(self, dtype: torch.dtype) -> "Population":
         """With every number in a type, but for times on the clock."""

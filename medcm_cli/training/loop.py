@@ -13,8 +13,9 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training import replay
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Evaluation, Layout, Part
+from medcm_cli.training.loss import Evaluation, Layout, Part, cause_of
 from medcm_cli.training.steppers import MakeOptimizer, steppers
 
 Progress = Callable[[int, Tensor], None]
@@ -37,7 +38,8 @@ class Trained:
     to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
     failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
     not found at a checkpoint (0 without modes); ``redraws`` (B,) how often its initialisation was drawn
-    again; ``seconds`` wall-clock time of the training loop. All tensors are on the CPU.
+    again; ``seconds`` wall-clock time of the training loop; ``replayed`` how many epochs were those of a CUDA
+    graph. All tensors are on the CPU.
     """
 
     epochs: tuple[int, ...]
@@ -49,6 +51,7 @@ class Trained:
     unconverged: Tensor
     redraws: Tensor
     seconds: float
+    replayed: int = 0
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
@@ -68,13 +71,14 @@ class Course:
     what a subject has for itself takes one step an epoch, along its own gradient.
 
     ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
-    beyond any fit's (``Evaluation.sound``).
+    beyond any fit's (``Evaluation.sound``). ``graph``: an epoch is one CUDA graph, where it can be.
     """
 
     epochs: int
     checkpoint_every: int
     batch_subjects: int | None = None
     redraws: int = 20
+    graph: bool = True
 
     @property
     def labels(self) -> dict[int, int]:
@@ -108,7 +112,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     :param device: to train on. Random numbers are those of the CPU, so that results differ by rounding.
     """
     begun = _start(model, objective, population, streams, course, dtype, device)
-    fits = _Fits(model, objective, population.to(device), make_optimizer, begun)
+    fits = _Fits(model, objective, population.to(device), make_optimizer, begun, course.graph)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -118,7 +122,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     for epoch in range(before + 1, course.epochs + 2):
         last = epoch > course.epochs
         due = epoch - 1 in labels
-        total = begun.first if epoch == 1 else fits.evaluate(epoch, due or last)
+        total = begun.first if epoch == 1 else fits.evaluate(epoch, due, last)
         if due:
             assert total is not None
             fits.keep(total)
@@ -181,6 +185,7 @@ class _Fits:
         population: Population,
         make_optimizer: MakeOptimizer,
         begun: _Begun,
+        graph: bool,
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
         self._begun, self._evaluation = begun, begun.evaluation
@@ -193,30 +198,70 @@ class _Fits:
         self._lost = self._flat.detach().new_zeros(count)
         self._failed = torch.zeros_like(self.alive, dtype=torch.long)
         self._unconverged = torch.zeros_like(self._lost)
+        self._replay: Callable[[], None] | None = None
+        wanted = graph and begun.evaluation.whole and not begun.evaluation.moves
+        repeated = all(stepper.repeats for stepper in (*self._shared, *self._own))
+        self._warm: int | None = None  # epochs until one is captured; None: none is
+        if wanted and repeated and replay.repeats(model, objective, self._flat.device):
+            self._warm = replay.WARM
+        self._replayed = 0
+        self._now, self._loss = torch.zeros_like(self._failed[0]), torch.zeros_like(self._lost)
+        self._before: Tensor | None = None
         self._snapshots: list[Tensor] = []
         self._values: list[Tensor] = []
         self._take(1, begun.first, self.alive)
 
-    def evaluate(self, epoch: int, needed: bool) -> Part | None:
+    def evaluate(self, epoch: int, due: bool, last: bool) -> Part | None:
         """All subjects, with the random numbers of a new epoch; None where only minibatches will be asked
-        for, and nothing else is ``needed``."""
+        for, and nothing else is needed: no checkpoint is ``due`` and it is not the ``last``. Where an epoch
+        is a graph, its step is taken with it."""
         self._evaluation.draw()
-        if not (self._evaluation.whole or needed):
+        self._before = None
+        if not (self._evaluation.whole or due or last):
             return None
+        if self._warm is not None and not last:
+            self._warm -= 1
+            if self._warm < 0 and self._replay is None:
+                self._evaluation.hold()
+                self._replay = replay.captured(self._epoch)
+                self._warm = 0 if self._replay else None
+        if self._replay is not None and not last:
+            return self._once_more(epoch, due)
         total = self._evaluation.total(self._flat, self._carried, differentiate=self._evaluation.whole)
         self._take(epoch, total, self.alive)
         return total
 
+    def _epoch(self) -> None:
+        """One epoch from its evaluation to its step, of tensors that stay where they are."""
+        part = self._evaluation.total(self._flat, self._carried, differentiate=True)
+        self._take(self._now, part, self.alive)
+        self._loss.copy_(part.loss)
+        for stepper in self._shared:
+            stepper.step(self._flat, part.gradient, self.alive)
+
+    def _once_more(self, epoch: int, due: bool) -> Part:
+        """``_epoch``, replayed; what a checkpoint needs of the values before its step is put aside."""
+        assert self._replay is not None
+        values = self._flat.detach()
+        self._before = values.to(CPU, copy=True) if due else values
+        self._now.fill_(epoch)
+        self._replay()
+        self._replayed += 1
+        return Part(self._loss, values, values, self._carried)
+
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
-        self._snapshots.append(self._flat.detach().to(CPU, copy=True))
-        self._values.append(total.loss.cpu())
+        before = self._flat.detach().to(CPU, copy=True) if self._before is None else self._before
+        self._snapshots.append(before)
+        self._values.append(total.loss.to(CPU, copy=self._before is not None))
         share = self._objective.unconverged(self._population, self._state())
         if share is not None:
             self._unconverged = torch.maximum(self._unconverged, torch.where(self.alive, share, 0))
 
     def step(self, epoch: int, total: Part | None) -> None:
-        """One pass of the optimiser over all subjects."""
+        """One pass of the optimiser over all subjects, where a graph has not taken it."""
+        if self._before is not None:
+            return
         evaluation, flat = self._evaluation, self._flat
         if evaluation.whole:
             assert total is not None
@@ -234,7 +279,7 @@ class _Fits:
         for stepper in self._own:
             stepper.step(flat, gradient, self.alive)
 
-    def _take(self, epoch: int, part: Part, active: Tensor) -> None:
+    def _take(self, epoch: int | Tensor, part: Part, active: Tensor) -> None:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
@@ -258,7 +303,7 @@ class _Fits:
         values = self._evaluation.layout.unpack(self._flat.detach().cpu())
         for fit in failed.nonzero().flatten().tolist():
             if self._failures[fit] is None:
-                cause = _cause(self._model, self._objective, values, lost, limit, fit)
+                cause = cause_of(self._model, self._objective, values, lost, limit, fit)
                 self._failures[fit] = Failure(int(failed[fit]), cause)
 
     def keep_all(self, kept: Kept, epoch: int, seconds: float) -> None:
@@ -333,30 +378,10 @@ class _Fits:
             unconverged=self._unconverged.cpu(),
             redraws=self._begun.redraws,
             seconds=seconds,
+            replayed=self._replayed,
         )
 
 
 def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
-
-
-def _cause(
-    model: Model,
-    objective: Objective,
-    values: Mapping[str, Tensor],
-    loss: Tensor,
-    limit: Tensor,
-    fit: int,
-) -> str:
-    """Why a fit stops whose loss, (B,), or gradient is not sound."""
-    if objective.mixed:
-        omega = model.omega_cholesky(objective.estimates(model, values))
-        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
-        if not bool((diagonal > 0).all()):
-            return "Omega is not positive definite"
-    if not bool(torch.isfinite(loss[fit])):
-        return "objective is not finite"
-    if bool(loss[fit].abs() > limit[fit]):
-        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
-    return "gradient is not finite"

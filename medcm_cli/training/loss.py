@@ -131,15 +131,26 @@ class Evaluation:
         else:
             self._refresh = Noise(streams, of_refresh, counts, dtype, "refresh", device)
         shuffle = (population.shape[1],)
+        self._held = False
+        self.noise: Tensor | None = None
         self._order = None if self.whole else Noise(streams, shuffle, counts, torch.float64, "minibatch")
         self.draw()
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
-        self.noise, self.refresh = (
+        noise, self.refresh = (
             None if source is None else source.draw() for source in (self._noise, self._refresh)
         )
+        if self._held and noise is not None:
+            assert self.noise is not None
+            self.noise.copy_(noise)
+        else:
+            self.noise = noise
         self.minibatches = [] if self._order is None else self._cut(self._order.draw())
+
+    def hold(self) -> None:
+        """From now on the noise of every epoch lies where that of this one does."""
+        self._held, self.noise = True, None if self.noise is None else self.noise.clone()
 
     @property
     def _sources(self) -> dict[str, Noise]:
@@ -276,3 +287,24 @@ def _some(population: Population, index: Tensor) -> Population:
     if bool(there.all()):
         return chosen
     return replace(chosen, present=chosen.present * there, observed=chosen.observed * there, ragged=True)
+
+
+def cause_of(
+    model: Model,
+    objective: Objective,
+    values: Mapping[str, Tensor],
+    loss: Tensor,
+    limit: Tensor,
+    fit: int,
+) -> str:
+    """Why a fit stops whose loss, (B,), or gradient is not sound."""
+    if objective.mixed:
+        omega = model.omega_cholesky(objective.estimates(model, values))
+        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
+        if not bool((diagonal > 0).all()):
+            return "Omega is not positive definite"
+    if not bool(torch.isfinite(loss[fit])):
+        return "objective is not finite"
+    if bool(loss[fit].abs() > limit[fit]):
+        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
+    return "gradient is not finite"

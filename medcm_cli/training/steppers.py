@@ -24,6 +24,14 @@ class Stepper:
             self._where = rows, fits[:, 0]
         self._values = flat if self._where is None else flat.detach()[self._where].requires_grad_()
         self._optimizer = make_optimizer([self._values])
+        if flat.device.type == "cuda":  # what an optimiser counts lies there too
+            for group in self._optimizer.param_groups:
+                group.update({"capturable": True} if "capturable" in group else {})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether all of its steps are the same operations, of a CUDA graph too."""
+        return all(group.get("capturable") for group in self._optimizer.param_groups)
 
     @property
     def memory(self) -> dict[str, Any]:
