@@ -224,8 +224,9 @@ def check_single(problem: Problem) -> None:
 
     :raises InputError: it cannot.
     """
-    schedule = problem.everyone.schedule
-    if problem.model.pk.needs_double or not schedule.plain or schedule.change is not None:
+    schedule, pk = problem.everyone.schedule, problem.model.pk
+    cubic = "Q3" in pk.parameters  # whose roots are found in float64 (pk.compartments)
+    if pk.needs_double or cubic or not schedule.plain or schedule.change is not None:
         raise InputError(
             "device=mps has no float64, which this model or its regimens need; choose device=cpu"
         )
