@@ -4,8 +4,10 @@ Each (study seed, fold, replicate, purpose) has its own counter-based generator.
 that replicate r of fold k starts from the same network under every objective.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,12 +124,31 @@ class Noise:
 
     def _draw_block(self) -> Tensor:
         self._before = self._states()
+        if self._device != CPU:
+            return self._elsewhere()
         block = np.zeros((_BLOCK, *self._shape, len(self._generators)), dtype=self._dtype)
         for fit, (generator, count) in enumerate(zip(self._generators, self._counts, strict=True)):
             size = (_BLOCK, *self._shape[:-1], count)
             block[..., :count, fit] = generator.standard_normal(size, dtype=self._dtype)
-        return torch.from_numpy(block).to(self._device)
+        return torch.from_numpy(block)
+
+    def _elsewhere(self) -> Tensor:
+        """A block for another device, which may be done with an epoch before one core has drawn the next:
+        drawn by several, fit by fit, and brought into order there."""
+        fits = len(self._generators)
+        block = np.zeros((fits, _BLOCK, *self._shape), dtype=self._dtype)
+
+        def draw(part: npt.NDArray[np.int_]) -> None:
+            for fit in part.tolist():
+                size = (_BLOCK, *self._shape[:-1], self._counts[fit])
+                block[fit, ..., : size[-1]] = self._generators[fit].standard_normal(size, dtype=self._dtype)
+
+        workers = min(os.cpu_count() or 1, _DRAWING, fits)
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(draw, np.array_split(np.arange(fits), workers)))
+        return torch.from_numpy(block).to(self._device).movedim(0, -1).contiguous()
 
 
 _BLOCK = 25  # epochs
+_DRAWING = 16  # cores, at most, on which numbers for another device are drawn
 _PHILOX = 13  # numbers that say where a generator is
