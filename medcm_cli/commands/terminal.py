@@ -36,9 +36,6 @@ OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
 ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
-_WIDEST = 40  # characters of a table's first column, which is not broken into lines up to here
-
-
 @cache
 def said(line: str) -> None:
     """A line on stderr, once: jobs of a sweep read the same file."""
@@ -46,28 +43,19 @@ def said(line: str) -> None:
 
 
 def show(section: "Section") -> None:
-    """A table for a person on a terminal, Markdown anywhere else."""
-    if not OUT.is_terminal:
-        from medcm_cli.report.section import markdown
+    """A table for a person on a terminal, as wide as that is, and Markdown in full width anywhere else."""
+    from medcm_cli.report.section import in_lines, markdown
 
+    if not OUT.is_terminal:
         OUT.print(markdown(section))
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from medcm_cli.report.section import in_lines
+    from medcm_cli.commands.layout import blocks, wrapped
 
     section = in_lines(section)
-    table = Table(
-        title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for header, *column in zip(section.headers, *section.cells, strict=True):
-        numbers = any(cell[:1].isdigit() or cell[:1] in ("-", "(") for cell in column if cell)
-        first = header == section.headers[0] and max(map(len, column), default=0) <= _WIDEST
-        table.add_column(header, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
-    for row in section.cells:
-        table.add_row(*row)
-    OUT.print(table, soft_wrap=False)
+    for line in wrapped(section.title, OUT.width):
+        OUT.print(Text(line, style="bold"))
+    for lines in blocks(section, OUT.width):
+        OUT.print(Text("\n".join([*lines, ""])))
 
 
 def shortened(lines: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
