@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from medcm_cli.commands.compose import check_arguments, run
-from medcm_cli.commands.terminal import OUT, complain, job_bar, said, shortened
+from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import AXES
 from medcm_cli.study.options import as_config, axis, complete
@@ -137,8 +137,8 @@ def _job(composed: DictConfig) -> None:
         + (f", {len(plan.done)} done before" if plan.done else "")
         + f", {len(failed)} failed -> {study}"
     )
-    for line in shortened(list(map(_failure, failed)), 5, f"; `medcm summarize {study}` counts them"):
-        OUT.print(f"  {line}")
+    for line in shortened(by_cause(list(map(_failure, failed)), "fits"), 5):
+        OUT.print(f"  failed: {line}")
 
 
 def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
@@ -155,10 +155,10 @@ def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["R
     return finished, elapsed()
 
 
-def _failure(record: "Record") -> str:
+def _failure(record: "Record") -> tuple[str, str]:
     assert record.failure is not None
     where = " ".join(f"{name} {int(number)}" for name, number in record.address.where.items())
-    return f"failed: {where} at epoch {record.failure['epoch']}: {record.failure['cause']}"
+    return f"{where} at epoch {record.failure['epoch']}", record.failure["cause"]
 
 
 def _short(variant: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli import __version__
-from medcm_cli.commands.terminal import ERR, job_bar, shortened
+from medcm_cli.commands.terminal import ERR, by_cause, job_bar, shortened
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import latest_covariates
 from medcm_cli.data.names import ROLES
@@ -150,7 +150,10 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
 
 
 def _lines(warnings: pd.DataFrame) -> list[str]:
-    """The first warnings, and how many there are beside."""
-    said = warnings[["patient", "message"]].to_numpy()
-    lines = [f"warning: {f'patient {patient}: ' if patient else ''}{message}" for patient, message in said]
-    return shortened(lines, _WARNINGS, ", in warnings.parquet")
+    """The warnings, of many patients a line for each thing that there is to say."""
+    said = [(f"patient {p}" if p else "", m) for p, m in warnings[["patient", "message"]].to_numpy()]
+    if len(said) > _WARNINGS:
+        lines = by_cause([(name.removeprefix("patient "), words) for name, words in said], "patients")
+    else:
+        lines = [": ".join(filter(None, one)) for one in said]
+    return shortened([f"warning: {line}" for line in lines], _WARNINGS, ", in warnings.parquet")
