@@ -46,6 +46,12 @@ def with_magnitudes(events: EventTable, units: Units) -> EventTable:
     return replace(events, notes=(*events.notes, *notes))
 
 
+def units_assumed(source: str, units: Units) -> str:
+    """A line that says in which units a table is taken to be, of which nothing was said."""
+    taken = f"TIME is taken as {units.time}, AMT as {units.amount} and DV as {units.level}"
+    return f"{source}: {taken}; say others by {_SAID}"
+
+
 def _check_density(events: EventTable, units: Units) -> None:
     dense = factor(units.level, "kg/L")
     if dense is None:
@@ -82,7 +88,8 @@ def _said(events: EventTable, units: Units, given: FloatArray, rows: BoolArray, 
     )
 
 
-_MEND = (
-    "check the units of TIME, AMT and DV: dataset.units={time: ..., amount: ..., level: ...}, or "
-    "--time-unit, --amount-unit and --level-unit of `medcm data check`"
+_SAID = (
+    "dataset.units={time: ..., amount: ..., level: ...}, or --time-unit, --amount-unit and --level-unit of "
+    "`medcm data check`"
 )
+_MEND = f"check the units of TIME, AMT and DV: {_SAID}"

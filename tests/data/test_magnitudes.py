@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from medcm_cli.data import with_magnitudes
+from medcm_cli.data import units_assumed, with_magnitudes
 from medcm_cli.errors import InputError
 from medcm_cli.runs import Units
 from tests.helpers import make_events
@@ -34,6 +34,13 @@ def test_levels_are_compared_with_what_was_given(factor: float, units: Units, wo
         assert "(4 of 4 subjects)" in told[0]
         assert "dataset.units=" in told[0]
         assert "\n" not in told[0]
+
+
+def test_units_of_which_nothing_was_said_are_told() -> None:
+    told = units_assumed("a.csv", Units("ng/mL", 1.0, "ng/mL", "mg", "min"))
+    assert told.startswith(
+        "a.csv: TIME is taken as min, AMT as mg and DV as ng/mL; say others by dataset.units="
+    )
 
 
 def test_one_late_or_low_level_is_nothing_to_tell() -> None:
