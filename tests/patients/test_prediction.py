@@ -392,7 +392,7 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     assert read.headers == ["patient", "doses", "in all, IU", "levels", "weight, kg", "vwf, IU/dL"]
     weight, vwf = some[["wt", "vwf"]].iloc[-1]
     assert read.cells[1][3:] == ["3", f"{weight:.4g}", f"{vwf:.4g}"]
-    folder = outputs / "default" / "predictions" / "patient one"
+    folder = outputs / "default" / "predictions" / "patient one_plan"
     assert [s.title.split(",")[0] for s in shown] == ["Parameters", "Levels", "Time above a level"]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)
     assert [len(section.cells) for section in shown] == [2 * 5, 2 * 2 * 4, 2 * 2 * 3]
@@ -415,7 +415,8 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     figures = list(folder.glob("*.png"))
     assert len(figures) == 2
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in figures)
-    # Again replaces them; a folder that holds something else is left alone. Titles have what rows share.
+    # Without the regimen they go elsewhere; what holds something else is left alone. Titles have what rows
+    # share.
     again = command(
         outputs, "--patient", str(path), "--draws", "60", "--times", "0:48:12", "--threshold", "2"
     )
@@ -427,8 +428,9 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     ]
     assert [len(s.headers) for s in again] == [len(s.cells[0]) for s in again]
     assert not any("regimen" in s.headers for s in again)
-    curve = pd.read_parquet(folder / "curve.parquet")
+    curve = pd.read_parquet(folder.with_name("patient one") / "curve.parquet")
     assert sorted(curve["time"].unique()) == [0, 12, 24, 36, 48]
+    assert json.loads((folder / "predictions.json").read_text()) == record
     with pytest.raises(InputError, match="holds no predictions"):
         command(outputs, "--patient", str(path), "--out", str(tmp_path))
 
