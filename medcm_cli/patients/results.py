@@ -31,8 +31,8 @@ class Prediction:
     - ``warnings``: patient (empty: all), kind and message.
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
-    are in ``unit``, all in ``units``; ``attrs["units"]`` of each table has those of its columns. ``label`` names the study,
-    ``disclaimer`` what predictions are for.
+    are in ``unit``, all in ``units``; ``attrs["units"]`` of each table has those of its columns. ``label``
+    names the study, ``disclaimer`` what predictions are for.
     """
 
     label: str
@@ -80,8 +80,9 @@ class Dosing:
       time above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
     - ``warnings``: patient (empty: all), kind and message.
 
-    Levels are in ``unit``, doses in ``dose_unit``, intervals in ``units.time`` (``attrs["units"]``). ``regimen``
-    says what is repeated and which interval counts, ``label`` names the study, ``disclaimer`` what doses are for.
+    Levels are in ``unit``, doses in ``dose_unit``, intervals in ``units.time`` (``attrs["units"]``).
+    ``regimen`` says what is repeated and which interval counts, ``label`` names the study, ``disclaimer``
+    what doses are for.
     """
 
     label: str

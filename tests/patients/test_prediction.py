@@ -482,7 +482,7 @@ def test_figures_of_names_that_files_cannot_hold(
 
 def test_a_notebook_shows_what_there_is(study: Study, patients: pd.DataFrame) -> None:
     found = predict(study, patients, draws=20, thresholds=())
-    assert repr(study) == f"<{study.label}>"
+    assert repr(study) == f"<{study.label}; .summary, .history, .effects>"
     assert repr(found).startswith(f"{study.label}. For research use only")
     assert f".curve: {len(found.curve)} rows" in repr(found)
 
