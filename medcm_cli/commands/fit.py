@@ -149,7 +149,7 @@ def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["R
     from medcm_cli.study.workers import batches, process_count
 
     batch = job.config["batch"]
-    processes = process_count(batch["processes"], len(records))
+    processes = process_count(batch["processes"], len(records), job.device)
     parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
     parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
     with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
