@@ -53,12 +53,7 @@ def read_sheet(
     :raises InputError: the file cannot be read, or has not these columns.
     """
     said = Dialect.build(dialect)
-    if isinstance(path, pd.DataFrame):
-        if path.empty:
-            raise InputError("table: has no rows")
-        sheet = Sheet("table", path.reset_index(drop=True), _row, columns, said)
-    else:
-        sheet = _load(path, columns, said)
+    sheet = _of_frame(path, columns, said) if isinstance(path, pd.DataFrame) else _load(path, columns, said)
     for wanted_name, values in keep.items():
         column = sheet.find(wanted_name) or wanted_name
         if column not in sheet.frame:
@@ -257,6 +252,24 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
     lines = frame.index.to_numpy() + text.header + 1
     sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
     return sheet.with_numbers()
+
+
+def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dialect) -> Sheet:
+    """A frame whose rows are named by their number and, where it is more than that, their index. Levels of
+    the index that have names are columns."""
+    if given.empty:
+        raise InputError("table: has no rows")
+    named = [name for name in given.index.names if name is not None and name not in given]
+    frame = given.reset_index(named) if named else given
+    for column in frame:
+        nested = frame[column].map(pd.api.types.is_list_like) if frame[column].dtype == object else None
+        if nested is not None and nested.any():
+            row = int(np.argmax(nested.to_numpy()))
+            raise InputError(f"table, {_row(row)}, column {str(column)!r}: expected single values")
+    labels = frame.index
+    plain = labels.equals(pd.RangeIndex(len(frame)))
+    row_name = _row if plain else lambda row: f"{_row(row)} (index {labels[row : row + 1].tolist()[0]!r})"
+    return Sheet("table", frame.reset_index(drop=True), row_name, columns, said)
 
 
 def _row(row: int) -> str:
