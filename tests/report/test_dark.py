@@ -7,19 +7,20 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
+from matplotlib.typing import ColorType
 from PIL import Image
 
 from medcm_cli.report.figures import dark, style
 
 
-def luminance(colour: object) -> float:
+def luminance(colour: ColorType) -> float:
     """Relative luminance, as WCAG 2 has it."""
-    channels = np.array(to_rgb(colour))  # type: ignore[arg-type]
+    channels = np.array(to_rgb(colour), dtype=np.float64)
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def contrast(one: object, other: object) -> float:
+def contrast(one: ColorType, other: ColorType) -> float:
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
