@@ -114,7 +114,8 @@ def symbol(letter: str, *names: str) -> str:
 
 
 SQUARED_OMEGA = r"$N(0, \omega^2)$"
-_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA))
+_POWER = r"\$\\mathdefault\{(?:\d\\times)?10\^\{-?\d+\}\}\$"  # matplotlib's, on a logarithmic axis
+_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA) + "|" + _POWER)
 
 
 def _harmless(figure: Figure) -> None:
