@@ -62,11 +62,13 @@ def verdict(compared: Comparison) -> str:
     base = f"{number} ({fits}, so there is no interval)"
     if ends != "-":
         base = f"{number} (95 % interval {ends}; {fits})"
-    mean = "geometric mean" if compared.ratio else "mean"
+    mean = "geometric mean " if compared.ratio else "mean "
     title = compared.measure.title
+    if all(one.fits == 1 for one in compared.means):
+        mean = ""
     if not compared.differences:
-        return f"Only {best.label} has it: {mean} {title} {base}. There is nothing to compare it with."
-    parts = [f"{best.label} has the lowest {mean} {title}: {base}."]
+        return f"Only {best.label} has it: {mean}{title} {base}. There is nothing to compare it with."
+    parts = [f"{best.label} has the lowest {mean}{title}: {base}."]
     kinds = {True: "Distinguishable", False: "Not distinguishable", None: "Cannot be told apart"}
     for verdict_of, name in kinds.items():
         said = [
@@ -91,19 +93,18 @@ def _apart(compared: Comparison, label: str) -> str:
     if compared.ratio:
         said = f"{value} times as much"
     else:
-        said = f"{_measured(value, compared.measure.unit)} {'less' if less else 'more'}"
+        said = _measured(value, compared.measure.unit, " less" if less else " more")
     return f"{label} ({said})" if ends == "-" else f"{label} ({said}, {ends})"
 
 
-def _measured(number: str, unit: str) -> str:
-    """A number and its unit in a sentence."""
-    if unit == "-":
-        return number
-    return (
-        f"{number} units of {unit}"
-        if unit.startswith("-")
-        else f"{number} {unit}".replace(" log", " on the log")
+def _measured(number: str, unit: str, than: str = "") -> str:
+    """A number and its unit in a sentence. :param than: more or less, where it is a difference."""
+    if unit == "log scale":
+        return f"{number}{than} on the {unit}"
+    said = (
+        number if unit == "-" else f"{number} units of {unit}" if unit.startswith("-") else f"{number} {unit}"
     )
+    return said + than
 
 
 def _failures(records: Sequence[Record]) -> str:
@@ -115,7 +116,7 @@ def _failures(records: Sequence[Record]) -> str:
     waiting = sum(record.status not in ("complete", "failed") for record in records)
     rest = f" {counted(waiting, 'fit')} did not finish." if waiting else ""
     if not failed:
-        return f"None of {counted(len(records), 'fit')} failed.{rest}"
+        return f"No: 0 of {counted(len(records), 'fit')}.{rest}"
     by = ", ".join(f"{label} {some} of {all_}" for label, (some, all_) in counts.items() if some)
     return f"{failed} of {counted(len(records), 'fit')} failed: {by}.{rest}"
 

@@ -23,7 +23,7 @@ from medcm_cli.runs.walk import Fault, Fit, walk
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
-_ONE_LINE = 36  # characters of a cell that stay on one line
+_ONE_LINE, _ALWAYS = 36, 12  # characters of a cell that stay on one line; on paper too
 _MOST_COLUMNS = 10  # a table of more stands on its side where it has fewer rows
 
 
@@ -111,8 +111,9 @@ def _classes(section: Section) -> list[Markup]:
         if place and any(column) and all(number.fullmatch(cell) or ends.fullmatch(cell) for cell in column):
             result.append(Markup(' class="number"'))
         else:
-            short = max(map(len, column), default=0) <= _ONE_LINE
-            result.append(Markup(' class="short"') if short else Markup(""))
+            longest = max(map(len, column), default=0)
+            kind = "short tight" if longest <= _ALWAYS else "short" if longest <= _ONE_LINE else ""
+            result.append(Markup(f' class="{kind}"') if kind else Markup(""))
     return result
 
 

@@ -178,7 +178,7 @@ def test_fits_of_other_data_or_folds_are_not_compared() -> None:
         {"config": config | {"dataset": DATASET | {"keep": {"sex": "F"}}}},
         {"config": config | {"dataset": DATASET | {"level_unit": "mg/L"}}},
     ):
-        other = [*alike, record("foce", **changed)]  # type: ignore[arg-type]
+        other = [*alike, record("foce", **changed)]
         sets = comparison.comparable(rows(other), other)
         assert sorted(sorted(set(fits["label"])) for fits in sets) == [["FO", "VI"], ["FOCE"]]
         assert any("not compared with one another" in line for line in findings.limits(other, sets_of(other)))
