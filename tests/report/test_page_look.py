@@ -207,6 +207,20 @@ def test_paper_breaks_no_row_and_no_figure_and_forces_no_page() -> None:
     assert "size:" not in blocks(CSS.read_text(encoding="utf-8"))["@page"].replace("font-size:", "")
 
 
+def test_powers_of_ten_are_read_as_such_in_the_dark_too(tmp_path: Path) -> None:
+    """A figure is saved twice; the second time its axis has labels already."""
+    (drawn,) = drawing()
+    (axis,) = drawn.figure.axes
+    axis.set_yscale("log")
+    axis.set_ylim(1, 1000)
+    for dark_page in (False, True):
+        (path,) = style.save(drawn, tmp_path, ["svg"], dark_page)
+        assert "10^{2}" in path.read_text(encoding="utf-8")  # matplotlib's comment
+        labels = [label for label in axis.get_yticklabels() if "10^{2}" in label.get_text()]
+        assert all(label.get_parse_math() for label in labels)
+        assert labels
+
+
 # -- in a browser ----------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

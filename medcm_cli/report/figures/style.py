@@ -197,6 +197,8 @@ def save(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS, dark_page
     paths = [folder / f"{drawn.stem}{ending}.{kind}" for kind in formats]
     without_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled():
+        if any("log" in (axes.get_xscale(), axes.get_yscale()) for axes in drawn.figure.axes):
+            drawn.figure.draw_without_rendering()  # powers of ten are labels once they were drawn
         _harmless(drawn.figure)
         if drawn.figure.get_layout_engine() is not None:
             drawn.figure.draw_without_rendering()
