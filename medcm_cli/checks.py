@@ -2,7 +2,9 @@
 the value back, or says in one line what was given and what was expected. None loads torch."""
 
 import math
+import re
 import reprlib
+import shlex
 import sys
 from collections.abc import Iterable
 
@@ -10,6 +12,23 @@ from medcm_cli.errors import InputError
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 4, 120, 120, 120
+
+
+def as_option(option: str, **entries: object) -> str:
+    """An option with these entries as it is typed on a command line, in quotes for the shell."""
+    texts = {key: _typed(value) for key, value in entries.items()}
+    return shlex.quote(f"+{option}={{{', '.join(f'{key}: {text}' for key, text in texts.items())}}}")
+
+
+def _typed(value: object) -> str:
+    """A value as Hydra reads it: a text in quotes, unless it is a plain word."""
+    if value is None or isinstance(value, int | float):
+        return "null" if value is None else f"{value:g}"
+    text = str(value)
+    if re.fullmatch(r"[^\W\d][\w.-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
+    return f'"{escaped}"'
 
 
 def number(

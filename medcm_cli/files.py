@@ -5,6 +5,7 @@ Several processes, on several machines, may write the same target: each has a te
 """
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -32,6 +33,8 @@ _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _LONG = 24 * 3600  # s; nothing is being written for longer
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters and surrogates; ends of lines and paragraphs
 _FORMULA = ("=", "+", "-", "@")
+_DROPPED = re.compile(r"[\[\]{}()\"'`]")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,+~-]+")
 _ORDER = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn the order of others around
 
 
@@ -122,6 +125,21 @@ def one_line(text: str) -> str:
     what it would otherwise obey."""
     odd = {c for c in text if unicodedata.category(c) in _CONTROL or c in _ORDER}
     return text.translate({ord(c): repr(c)[1:-1] for c in odd}) if odd else text
+
+
+def folder_name(text: str, longest: int = 100) -> str:
+    """A text as the name of a folder on any system: ASCII letters and digits, and ``. , + - _``. It stays as
+    it is where it can, with ``~`` for a slash; else it is made readable and ends in ``~`` and a hash of what
+    it was, so that two texts have two names.
+
+    :param longest: characters of the name.
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    plain = _DROPPED.sub("", plain).replace("~", "-").replace("/", "~")
+    name = _UNSAFE.sub("-", plain).rstrip(".")
+    if name == text.replace("/", "~") and "~" not in text and len(name) <= longest:
+        return name
+    return f"{name[: longest - 9].rstrip('.-')}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def from_json(text: str | bytes, source: object) -> Any:

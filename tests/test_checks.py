@@ -1,11 +1,13 @@
 """Checks of options: what passes is given back, what does not is said in one line."""
 
 import math
+import shlex
 from collections.abc import Callable
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medcm_cli.checks import flag, fraction, number, one_of, whole
+from medcm_cli.checks import as_option, flag, fraction, number, one_of, whole
 from medcm_cli.errors import InputError
 
 PASSES: list[tuple[Callable[..., object], dict[str, object], list[object]]] = [
@@ -18,6 +20,16 @@ PASSES: list[tuple[Callable[..., object], dict[str, object], list[object]]] = [
     (flag, {}, [True, False]),
     (one_of, {"choices": ("full", "diagonal")}, ["full", "diagonal"]),
 ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"amt": "Dose (mg)"}, {"dv": None, "id": "it's"}, {"dv": "12", "id": "True"}, {"dv": 'a "b" \\ c'}],
+)
+def test_an_option_in_words_can_be_typed_as_it_stands(names: dict[str, str | None]) -> None:
+    (typed,) = shlex.split(as_option("dataset.columns", **names))
+    override = OverridesParser.create().parse_override(typed)
+    assert (override.is_add(), override.key_or_group, override.value()) == (True, "dataset.columns", names)
 
 
 @pytest.mark.parametrize(("check", "how", "values"), PASSES)

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from medcm_cli.errors import InputError
 from medcm_cli.files import (
     check_depth,
+    folder_name,
     from_json,
     one_line,
     remove,
@@ -347,3 +349,50 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, kind: str, text: str) -> 
 def test_missing_text_stays_missing_in_a_csv(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", pd.DataFrame({"id": ["a\nb", None], "x": [None, 1.0]}))
     assert (tmp_path / "t.csv").read_text() == "id,x\na\\nb,\n,1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("epochs-4+objective.samples-1", "epochs-4+objective.samples-1"),
+        ("network-power,mine", "network-power,mine"),
+        ("network-mine/power", "network-mine~power"),
+        ("network.branches-[{inputs:[weight],hidden:[3]}]", "network.branches-inputs-weight,hidden-3~"),
+        ("dataset.keep-{DVID: [1, 2]}", "dataset.keep-DVID-1,-2~"),
+        ("x-a b:c", "x-a-b-c~"),
+        ("x-'größe <1'", "x-groe-1~"),
+        ("x-1.", "x-1~"),
+        ("x-50%", "x-50~"),
+        ("x-a~b", "x-a-b~"),
+        ("x-\\\\server", "x--server~"),
+    ],
+)
+def test_a_name_of_a_folder_is_safe_and_readable(text: str, name: str) -> None:
+    found = folder_name(text)
+    assert found == name if not name.endswith("~") else re.fullmatch(re.escape(name) + "[0-9a-f]{8}", found)
+    assert re.fullmatch(r"[A-Za-z0-9_.,+~-]+", found)
+    assert not found.endswith((".", " "))
+    assert found == folder_name(text)
+
+
+def test_different_texts_have_different_names() -> None:
+    texts = [
+        "a-{b: c}",
+        "a-{b:c}",
+        "a-[b:c]",
+        "a-b-c",
+        "a-b/c",
+        "a-b~c",
+        "a-b c",
+        "a-b:c",
+        "é",
+        "e",
+        "e\u0301",
+    ]
+    texts += ["漢", "字", "v" * 101, "v" * 102, "[", "{", "a/b~c", "a~b/c"]
+    assert len({folder_name(text) for text in texts}) == len(texts)
+    assert max(len(folder_name(text)) for text in texts) <= 100
+    # And none that is made with a hash is what another is without.
+    assert all(
+        folder_name(folder_name(text)) != folder_name(text) for text in texts if "~" in folder_name(text)
+    )

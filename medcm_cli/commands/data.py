@@ -27,7 +27,7 @@ def command(arguments: list[str]) -> None:
 
 def _check(options: "argparse.Namespace") -> None:
     """Whatever model it is for."""
-    from medcm_cli.data import Format, describe, plain_covariates, read_events, with_magnitudes
+    from medcm_cli.data import Format, describe, plain_covariates, read_events, units_assumed, with_magnitudes
     from medcm_cli.quantities import factor
     from medcm_cli.report.tables import characteristics
     from medcm_cli.runs import Units
@@ -36,7 +36,8 @@ def _check(options: "argparse.Namespace") -> None:
     columns = {role: None if name == "null" else name for role, name in options.column}
     keep = {name: values.split(",") for name, values in options.keep}
     kinds = {"time": options.time_unit, "amount": options.amount_unit, "level": options.level_unit}
-    kinds = checked({kind: unit for kind, unit in kinds.items() if unit is not None})
+    said = {kind: unit for kind, unit in kinds.items() if unit is not None}
+    kinds = checked(said)
     units = Units(kinds["level"], 1.0, kinds["level"], kinds["amount"], kinds["time"])
     predose = "keep" if options.predose else "error"
     form = Format(columns, keep, dict(options.dialect), predose_observations=predose, time_unit=units.time)
@@ -44,7 +45,7 @@ def _check(options: "argparse.Namespace") -> None:
     if factor(units.level, f"{units.amount}/L") is None:
         ERR.print(f"{units.level} does not follow from {units.amount}: `medcm fit` needs pk.amount_per_level")
     table = with_magnitudes(read_events(options.file, covariates, form), units)
-    for line in table.notes:
+    for line in (*([] if said else [units_assumed(str(options.file), units)]), *table.notes):
         ERR.print(line)
     show(characteristics(str(options.file), describe(table), kinds))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT, shortened
 from medcm_cli.patients.dosing import dose, until_of
 from medcm_cli.patients.results import Dosing
@@ -25,7 +25,7 @@ Show = Callable[[Section], None]
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
-    folder = folder_for(study, options.out, _KIND, options.patient.stem)
+    folder = folder_for(study, options.out, _KIND, options.patient.stem, asked(options))
     events, origins = study.read_with_origins(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:
         found = dose(
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "probability": found.probability,
         "vial": options.vial,
         "most": options.most,
+        "options": asked(options),
     }
     tables = {name: getattr(found, name) for name in ("doses", "candidates", "warnings")}
     write(folder, _KIND, study, tables, about, origins=origins)

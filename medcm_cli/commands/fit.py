@@ -1,13 +1,14 @@
 """``medcm fit``: Hydra composes each job's configuration, the job trains what remains, a bar shows how far
 it is."""
 
+import glob
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,8 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from medcm_cli.commands.compose import check_arguments, run
-from medcm_cli.commands.terminal import OUT, complain, job_bar, said, shortened
+from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
+from medcm_cli.files import folder_name
 from medcm_cli.study.identity import AXES
 from medcm_cli.study.options import as_config, axis, complete
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from medcm_cli.study.job import Job
     from medcm_cli.study.workers import Workers
 
-_LONGEST_VARIANT = 100  # characters; a folder name holds 255 bytes
+_LONGEST_VARIANT = 100  # characters, in earlier versions
 
 
 def command(arguments: list[str]) -> None:
@@ -113,7 +115,7 @@ def _job(composed: DictConfig) -> None:
     from medcm_cli.study.job import Job
 
     choices = hydra_config.runtime.choices
-    variant = _short(hydra_config.job.override_dirname.replace("/", "~"))
+    variant = _variant(config, choices, hydra_config.job.override_dirname)
     config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     job = Job.build(config)
     for line in job.problem.events.notes:
@@ -137,8 +139,8 @@ def _job(composed: DictConfig) -> None:
         + (f", {len(plan.done)} done before" if plan.done else "")
         + f", {len(failed)} failed -> {study}"
     )
-    for line in shortened(list(map(_failure, failed)), 5, f"; `medcm summarize {study}` counts them"):
-        OUT.print(f"  {line}")
+    for line in shortened(by_cause(list(map(_failure, failed)), "fits"), 5):
+        OUT.print(f"  failed: {line}")
 
 
 def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
@@ -147,7 +149,7 @@ def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["R
     from medcm_cli.study.workers import batches, process_count
 
     batch = job.config["batch"]
-    processes = process_count(batch["processes"], len(records))
+    processes = process_count(batch["processes"], len(records), job.device)
     parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
     parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
     with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
@@ -155,17 +157,24 @@ def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["R
     return finished, elapsed()
 
 
-def _failure(record: "Record") -> str:
+def _failure(record: "Record") -> tuple[str, str]:
     assert record.failure is not None
     where = " ".join(f"{name} {int(number)}" for name, number in record.address.where.items())
-    return f"failed: {where} at epoch {record.failure['epoch']}: {record.failure['cause']}"
+    return f"{where} at epoch {record.failure['epoch']}", record.failure["cause"]
 
 
-def _short(variant: str) -> str:
-    """A variant that can be a folder's name: a long one keeps its beginning, and a hash tells the rest."""
-    if len(variant) <= _LONGEST_VARIANT:
-        return variant
-    return f"{variant[: _LONGEST_VARIANT - 9]}~{hashlib.sha256(variant.encode()).hexdigest()[:8]}"
+def _variant(config: Mapping[str, Any], choices: Mapping[str, Any], options: str) -> str:
+    """A name for the options that have no folder of their own: what earlier versions called them, where there
+    are fits of that name and none of the present one."""
+    name, before = folder_name(options), options.replace("/", "~")
+    if len(before) > _LONGEST_VARIANT:
+        before = f"{before[: _LONGEST_VARIANT - 9]}~{hashlib.sha256(before.encode()).hexdigest()[:8]}"
+    if name == before:
+        return name
+    own = (f"{key}={glob.escape(choices[key])}" for key in ("objective", "error"))
+    places = Path(config["outputs"], str(config["study"])).glob(f"dataset=*/{'/'.join(own)}/lr=*/variant=*")
+    found = {place.name.partition("=")[2] for place in places}
+    return before if before in found and name not in found else name
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What ``medcm predict`` and ``medcm dose`` share: what they show of patients and say of them, and
 the folder of tables that they leave, all of which name their study and what they are for."""
 
+import argparse
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,37 +15,71 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli import __version__
-from medcm_cli.commands.terminal import ERR, job_bar, shortened
+from medcm_cli.commands.terminal import ERR, by_cause, job_bar, shortened
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import latest_covariates
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.sheet import read_sheet
 from medcm_cli.errors import InputError
-from medcm_cli.files import replaced, write_text
+from medcm_cli.files import folder_name, from_json, replaced, write_text
 from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
 from medcm_cli.runs import columns, study_folder, write_table
 
 _WARNINGS = 10  # that are shown
+_NOT_ASKED = ("out", "trust")  # flags that are of no consequence to results
+_LONGEST = 120  # bytes of a folder's name, which that of files is made of
 
 
-def folder_for(study: Study, out: Path | None, kind: str, name: str) -> Path:
-    """``out`` or ``STUDY/kind/name``, where ``write`` can go.
+def asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What a command was asked for, as its results say it: the same command again may replace them."""
+    given = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED}
+    found: dict[str, Any] = json.loads(json.dumps(given, default=lambda path: str(Path(path).resolve())))
+    return found
+
+
+def folder_for(study: Study, out: Path | None, kind: str, name: str, wanted: Mapping[str, Any]) -> Path:
+    """``out`` or ``STUDY/kind/name``, where ``write`` can go; where the latter holds what was asked for with
+    other options, the same with a hash of them.
 
     :param kind: of results, ``predictions`` or ``doses``; ``kind.json`` marks their folders.
-    :raises InputError: something else is there.
+    :param wanted: see ``asked``. :raises InputError: something else is there.
     """
+    if out is not None:
+        other = _differences(out, kind, wanted)
+        if other:
+            words = f"{kind} that were asked for with another {', '.join(other)}"
+            raise InputError(f"{out}: holds {words}; choose another --out")
+        return out
     above = study_folder(study.fits.folders[0], study.fits.records[0].address)
-    if out is None and above is None:
+    if above is None:
         raise InputError(f"{study.fits.folders[0]}: is not in the folder of its study; give --out")
-    chosen = out or (above or Path()) / kind / name
-    if out is None and chosen.is_relative_to(Path.cwd()):
-        chosen = chosen.relative_to(Path.cwd())
-    empty = not chosen.exists() or (chosen.is_dir() and not any(chosen.iterdir()))
-    if not empty and not (chosen / f"{kind}.json").is_file():
-        raise InputError(f"{chosen}: is there and holds no {kind} of this command; choose another --out")
-    return chosen
+    chosen = above / kind / (name if len(name.encode()) <= _LONGEST else folder_name(name, _LONGEST))
+    if _differences(chosen, kind, wanted):
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
+        chosen = chosen.with_name(f"{chosen.name}~{digest}")
+        _differences(chosen, kind, wanted)
+    return chosen.relative_to(Path.cwd()) if chosen.is_relative_to(Path.cwd()) else chosen
+
+
+def _differences(folder: Path, kind: str, wanted: Mapping[str, Any]) -> list[str]:
+    """In which flags what a folder holds was asked for otherwise; none where nothing is there.
+
+    :raises InputError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    try:
+        marked = (folder / f"{kind}.json").read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        words = f"is there and holds no {kind} of this command; choose another --out"
+        raise InputError(f"{folder}: {words}") from None
+    try:
+        held = dict(from_json(marked, folder)["options"])
+    except (ValueError, KeyError, TypeError):  # of an earlier version, that does not say, or damaged
+        return ["version of medcm"]
+    return [f"--{name.replace('_', '-')}" for name in wanted if held.get(name) != wanted[name]]
 
 
 @contextmanager
@@ -150,7 +186,10 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
 
 
 def _lines(warnings: pd.DataFrame) -> list[str]:
-    """The first warnings, and how many there are beside."""
-    said = warnings[["patient", "message"]].to_numpy()
-    lines = [f"warning: {f'patient {patient}: ' if patient else ''}{message}" for patient, message in said]
-    return shortened(lines, _WARNINGS, ", in warnings.parquet")
+    """The warnings, of many patients a line for each thing that there is to say."""
+    said = [(f"patient {p}" if p else "", m) for p, m in warnings[["patient", "message"]].to_numpy()]
+    if len(said) > _WARNINGS:
+        lines = by_cause([(name.removeprefix("patient "), words) for name, words in said], "patients")
+    else:
+        lines = [": ".join(filter(None, one)) for one in said]
+    return shortened([f"warning: {line}" for line in lines], _WARNINGS, ", in warnings.parquet")

@@ -1,7 +1,7 @@
 """``medcm plot``: figures of what is in run folders."""
 
 from medcm_cli.commands.parser import Parser, add_trust, path, several, whole, word
-from medcm_cli.commands.terminal import ERR, OUT, saying, shortened
+from medcm_cli.commands.terminal import OUT, complain, saying
 from medcm_cli.errors import InputError
 
 
@@ -43,6 +43,5 @@ def command(arguments: list[str]) -> None:
             found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
-    for line in shortened(found.missing):
-        ERR.print(line)
     OUT.print(f"{', '.join(options.format)} and numbers -> {out}")
+    complain("not drawn, or in part:", found.missing)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
     if options.check:
         _check(study, options, show)
         return
-    folder = folder_for(study, options.out, _KIND, options.patient.stem)
+    name = "_".join([options.patient.stem, *(path.stem for path in options.regimen)])
+    folder = folder_for(study, options.out, _KIND, name, asked(options))
     until = np.inf if options.times is None else max(options.times)
     events, origins = study.read_with_origins(options.patient, until)
     with progress(len(events.ids)) as told:
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
         "regimens": list(map(str, options.regimen)),
         "thresholds": ",".join(f"{level:.16g}" for level in thresholds),
         "times": found.times.tolist(),
+        "options": asked(options),
     }
     drawn = len(events.ids) <= _FIGURES
     write(folder, _KIND, study, tables, about, partial(_draw, found) if drawn else None, origins)
@@ -176,13 +178,13 @@ def _chosen(times: FloatArray, hours: float) -> FloatArray:
 
 def _check(study: Study, options: argparse.Namespace, show: Show) -> None:
     name = "check" if options.patient is None else f"check_{options.patient.stem}"
-    folder = folder_for(study, options.out, _KIND, name)
+    folder = folder_for(study, options.out, _KIND, name, asked(options))
     draws = {} if options.draws is None else {"draws": options.draws}
     with progress(None) as told:
         found = check(study, options.patient, options.uses or _USES, options.method, progress=told, **draws)
     tables = {"check": found.summary, "check_levels": found.levels}
     about = {"patients": str(options.patient or study.fits.records[0].data["source"]), "note": found.note}
-    write(folder, _KIND, study, tables, about | {"method": options.method})
+    write(folder, _KIND, study, tables, about | {"method": options.method, "options": asked(options)})
     OUT.print(f"{found.label}.\n{found.disclaimer}\n")
     show(check_section(found))
     OUT.print(f"Of the median of a measured level; {found.note}.\nParquet -> {folder}")

@@ -15,7 +15,7 @@ def command(arguments: list[str]) -> None:
         "--question",
         type=text,
         metavar="TEXT",
-        help="the question that the study answers, shown below the title",
+        help="the question of the study, shown above a fixed list of findings with numbers and intervals",
     )
     parser.add_argument(
         "--expected", type=path, metavar="CSV", help="expected values, shown beside those that were found"

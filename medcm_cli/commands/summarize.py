@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> None:
     )
     if compared is not None:
         show(compared)
-    complain(f"skipped {len(summary.skipped)} that could not be read:", summary.skipped)
     folder = options.out or options.folders[0] / "summary"
     tables.write(summary, folder)
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
+    complain(f"skipped {len(summary.skipped)} that could not be read:", summary.skipped)

@@ -2,6 +2,7 @@
 error."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -36,7 +37,8 @@ OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
 ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
-_WIDEST = 40  # characters of a table's first column, which is not broken into lines up to here
+_NUMBER = re.compile(r"\d[\d.]*(?:e[-+]?\d+)?")
+_NAMES = 3  # that have one cause, which are shown
 
 
 @cache
@@ -46,28 +48,19 @@ def said(line: str) -> None:
 
 
 def show(section: "Section") -> None:
-    """A table for a person on a terminal, Markdown anywhere else."""
-    if not OUT.is_terminal:
-        from medcm_cli.report.section import markdown
+    """A table for a person on a terminal, as wide as that is, and Markdown in full width anywhere else."""
+    from medcm_cli.report.section import in_lines, markdown
 
+    if not OUT.is_terminal:
         OUT.print(markdown(section))
         return
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from medcm_cli.report.section import in_lines
+    from medcm_cli.commands.layout import blocks, wrapped
 
     section = in_lines(section)
-    table = Table(
-        title=section.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for header, *column in zip(section.headers, *section.cells, strict=True):
-        numbers = any(cell[:1].isdigit() or cell[:1] in ("-", "(") for cell in column if cell)
-        first = header == section.headers[0] and max(map(len, column), default=0) <= _WIDEST
-        table.add_column(header, justify="right" if numbers else "left", overflow="fold", no_wrap=first)
-    for row in section.cells:
-        table.add_row(*row)
-    OUT.print(table, soft_wrap=False)
+    for line in wrapped(section.title, OUT.width):
+        OUT.print(Text(line, style="bold"))
+    for lines in blocks(section, OUT.width):
+        OUT.print(Text("\n".join([*lines, ""])))
 
 
 def shortened(lines: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
@@ -77,11 +70,54 @@ def shortened(lines: Sequence[str], most: int = 20, rest: str = "") -> list[str]
 
 
 def complain(title: str, reasons: Sequence[str]) -> None:
-    """A title on stderr, with the first of the reasons below it; nothing where there are none."""
+    """A title on stderr, with the reasons below it, a line for each cause; nothing where there are none.
+
+    :param reasons: what is wrong, some as in ``FOLDER: CAUSE``.
+    """
     if reasons:
         ERR.print(title)
-        for line in shortened(reasons):
+        for line in shortened(by_cause(list(map(_apart, reasons)), "folders")):
             ERR.print(f"  {line}")
+
+
+def by_cause(faults: Sequence[tuple[str, str]], nouns: str) -> list[str]:
+    """A line for each cause, those of most first: how many have it and the first of their names.
+
+    :param faults: name, or folder, or nothing, and cause; numbers in it make no cause of its own.
+    :param nouns: what the names are of.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, cause in faults:
+        groups.setdefault(_NUMBER.sub("0", cause), []).append((name, cause))
+    lines = []
+    for group in sorted(groups.values(), key=len, reverse=True):
+        (name, cause), count = group[0], len(group)
+        if count == 1:
+            lines.append(f"{name}: {cause}" if name else cause)
+            continue
+        alike = len({cause for _, cause in group}) == 1
+        said = cause if alike else f"{cause} (numbers of the first)"
+        named = _listed([name for name, _ in group if name])
+        lines.append(f"{count} {nouns}: {said}{f': {named}' if named else ''}")
+    return lines
+
+
+def _apart(reason: str) -> tuple[str, str]:
+    """The folder or file that a reason begins with, and the rest."""
+    place, _, cause = reason.partition(": ")
+    return (place, cause) if cause and ("/" in place or os.sep in place) else ("", reason)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, of folders behind the one that all are in."""
+    if not all("/" in name or os.sep in name for name in names) or len(set(names)) < 2:
+        return ", ".join(shortened(list(dict.fromkeys(names)), _NAMES))
+    try:
+        above = os.path.commonpath(names)
+    except ValueError:  # one is absolute, another is not
+        return ", ".join(shortened(names, _NAMES))
+    inside = shortened([os.path.relpath(name, above) for name in names], _NAMES)
+    return f"{', '.join(inside)}{f' in {above}' if above else ''}"
 
 
 @contextmanager

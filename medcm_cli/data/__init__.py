@@ -4,7 +4,7 @@ from medcm_cli.data.describe import describe
 from medcm_cli.data.events import EventTable, plain_covariates, read_events
 from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, from_files, nested
 from medcm_cli.data.format import Format
-from medcm_cli.data.magnitudes import with_magnitudes
+from medcm_cli.data.magnitudes import apparent_volume, units_assumed, with_magnitudes
 from medcm_cli.data.population import Population
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Format",
     "Population",
     "all_subjects",
+    "apparent_volume",
     "blocks",
     "bootstrap",
     "describe",
@@ -20,5 +21,6 @@ __all__ = [
     "nested",
     "plain_covariates",
     "read_events",
+    "units_assumed",
     "with_magnitudes",
 ]

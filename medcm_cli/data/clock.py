@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import DATES, option
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet
 from medcm_cli.errors import InputError
@@ -77,7 +78,7 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray, unit: 
         _check_alike(sheet, column, parts, has_date.to_numpy())
         (order, days), where = _chosen(sheet, column), repr(column)
         if date is not None:
-            what = f"has another date than column {date!r}; dataset.columns={{date: null}} does without that"
+            what = f"has another date than column {date!r}; {_columns(None)} does without that"
             sheet.first(days != _chosen(sheet, date)[1], column, f"{{value!r}} {what}")
     elif date is not None:
         of_date = _clock(_parts(sheet, date))
@@ -115,6 +116,10 @@ def _beyond(parts: pd.DataFrame) -> BoolArray:
     """Whether clock times are after midnight of the day."""
     hour, minute = pd.to_numeric(parts["hour"]), pd.to_numeric(parts["minute"])
     return np.asarray((hour > _DAY) | ((hour == _DAY) & (minute > 0)), dtype=bool)
+
+
+def _columns(date: str | None) -> str:
+    return as_option("dataset.columns", date=date)
 
 
 def _spoken(order: str) -> str:
@@ -163,7 +168,7 @@ def _check_passed(
     if unlike or (np.abs(gap) > _DAY + 1).any():
         raise InputError(
             f"{sheet.source}: column {column!r} may be {unit} that have passed or clock times of {date!r}; "
-            f"dataset.columns={{date: null}} or {{date: {date}}} says which"
+            f"{_columns(None)} or {_columns(date)} says which"
         )
 
 

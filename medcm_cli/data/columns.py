@@ -228,7 +228,7 @@ def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | N
         first = kinds.dropna().iloc[:1].tolist()
         other = (kinds.notna() & ~kinds.isin(first)).to_numpy()
         what = "is {value}, of another kind than an observation before; "
-        sheet.first(other, str(name), what + f"dataset.keep={{{name}: {first}}} chooses")
+        sheet.first(other, str(name), what + f"'+dataset.keep={{{name}: {first}}}' chooses")
 
 
 def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def numbers(sheet: Sheet, name: str, column: str, values: Mapping[str, float] | 
     """
     column = sheet.find(column) or column
     if column not in sheet.frame:
-        raise sheet.absent(column)
+        raise sheet.absent(column, f"dataset.covariates.{name}.column=NAME")
     raw = sheet.frame[column]
     if raw.dtype.kind in "iuf" and values is None:
         return sheet.number(column)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from medcm_cli.checks import one_of, shown
+from medcm_cli.checks import as_option, one_of, shown
 from medcm_cli.errors import InputError
 
 MISSING = ["", "NA", "NaN", "nan", "."]
@@ -28,7 +28,7 @@ _EXPONENT = r"(?:[eE][+-]?\d+)?"
 
 def option(**said: str) -> str:
     """The words for an option that settles what a file leaves open."""
-    return f"dataset.dialect={{{', '.join(f'{key}: {value}' for key, value in said.items())}}}"
+    return as_option("dataset.dialect", **said)
 
 
 @dataclass(frozen=True)

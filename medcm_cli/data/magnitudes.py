@@ -25,25 +25,41 @@ def with_magnitudes(events: EventTable, units: Units) -> EventTable:
     :raises InputError: a level that is denser than any matter.
     """
     _check_density(events, units)
-    per_litre = factor(units.level, f"{units.amount}/L")
-    if per_litre is None:
-        return events
+    volume, least = _volumes(events, units)
     given = _given_before(events)
-    known = ~events.is_dose & ~events.censored & (events.dv > 0) & (given > 0) & np.isfinite(given)
-    volume = np.full(len(given), np.nan)  # L, in which all that was given makes this level
-    volume[known] = given[known] / (per_litre * events.dv[known])
-    least = np.full(len(events.ids), np.inf)
-    np.minimum.at(least, events.subject[known], volume[known])
-    some = np.isfinite(least)
-    high = known & (volume < _VOLUMES[0])
+    high = volume < _VOLUMES[0]
     if high.any():
         notes = (_said(events, units, given, high, f"is that of less than {_VOLUMES[0]:g} L with"),)
-    elif some.any() and float(np.median(least[some])) > _VOLUMES[1]:
-        row = known & (volume == least[events.subject])
+    elif apparent_volume(events, units) > _VOLUMES[1]:
+        row = np.isfinite(volume) & (volume == least[events.subject])
         notes = (_said(events, units, given, row, f"is that of more than {_VOLUMES[1]:g} L with"),)
     else:
         return events
     return replace(events, notes=(*events.notes, *notes))
+
+
+def apparent_volume(events: EventTable, units: Units) -> float:
+    """L, in which all that was given by then makes the highest level, by this measure, of the median subject;
+    NaN where that is not known."""
+    least = _volumes(events, units)[1]
+    return float(np.median(least[np.isfinite(least)])) if np.isfinite(least).any() else float("nan")
+
+
+def _volumes(events: EventTable, units: Units) -> tuple[FloatArray, FloatArray]:
+    """L, in which all that was given makes the level of each row, NaN where that is not known, and the least
+    of each subject, inf likewise."""
+    given, per_litre = _given_before(events), factor(units.level, f"{units.amount}/L") or np.nan
+    known = ~events.is_dose & ~events.censored & (events.dv > 0) & (given > 0) & np.isfinite(given)
+    volume, least = np.full(len(given), np.nan), np.full(len(events.ids), np.inf)
+    volume[known] = given[known] / (per_litre * events.dv[known])
+    np.fmin.at(least, events.subject[known], volume[known])
+    return volume, least
+
+
+def units_assumed(source: str, units: Units) -> str:
+    """A line that says in which units a table is taken to be, of which nothing was said."""
+    taken = f"TIME is taken as {units.time}, AMT as {units.amount} and DV as {units.level}"
+    return f"{source}: {taken}; say others by {_SAID}"
 
 
 def _check_density(events: EventTable, units: Units) -> None:
@@ -82,7 +98,8 @@ def _said(events: EventTable, units: Units, given: FloatArray, rows: BoolArray, 
     )
 
 
-_MEND = (
-    "check the units of TIME, AMT and DV: dataset.units={time: ..., amount: ..., level: ...}, or "
-    "--time-unit, --amount-unit and --level-unit of `medcm data check`"
+_SAID = (
+    "dataset.units={time: ..., amount: ..., level: ...}, or --time-unit, --amount-unit and --level-unit of "
+    "`medcm data check`"
 )
+_MEND = f"check the units of TIME, AMT and DV: {_SAID}"

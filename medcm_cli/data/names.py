@@ -2,8 +2,10 @@
 something else with them, and told where they may be misspelt."""
 
 import re
+import shlex
 from collections.abc import Collection
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.sheet import Sheet
 from medcm_cli.errors import InputError
 
@@ -67,7 +69,8 @@ def unused(sheet: Sheet, used: Collection[str | None]) -> tuple[str, ...]:
         if role is not None and not sheet.has(role) and role not in _HARMLESS:
             raise InputError(
                 f"{sheet.source}: column {name!r} is not used, and looks like {role!r}; rename it, or say "
-                f"dataset.columns={{{role}: {name}}}, or {{{role}: null}} to do without it"
+                f"{as_option('dataset.columns', **{role: name})}, or {{{role}: null}} to do without it "
+                f"(--column {shlex.quote(f'{role}={name}')} of `medcm data check`)"
             )
         near = role or next((of for of in known if _near(_plain(name), _plain(of))), None)
         if near is not None:

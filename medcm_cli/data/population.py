@@ -83,10 +83,10 @@ class Population:
         Fits with fewer subjects are padded with absent ones.
         """
         n = max(len(rows) for rows in subjects)
-        index = torch.zeros(n, len(subjects), dtype=torch.long)
-        present = torch.zeros(n, len(subjects), dtype=self.present.dtype)
+        present = self.present.new_zeros(n, len(subjects))
+        index = torch.zeros_like(present, dtype=torch.long)
         for fit, rows in enumerate(subjects):
-            index[: len(rows), fit] = torch.as_tensor(rows)
+            index[: len(rows), fit] = torch.from_numpy(rows)
             present[: len(rows), fit] = 1
         return self._at(index)._present(present)
 
@@ -106,6 +106,15 @@ class Population:
         parts["schedule"] = self.schedule.each(change) if schedule is None else schedule
         parts["covariates"] = {name: change(values) for name, values in self.covariates.items()}
         return Population(**parts)
+
+    def to(self, device: torch.device) -> "Population":
+        """The same, on a device; on mps, which has no float64, times on the clock are float32."""
+        if self.present.device == device:
+            return self
+        single = device.type == "mps"
+        return self._each(
+            lambda values: (values.float() if single and values.dtype == torch.float64 else values).to(device)
+        )
 
     def _in(self, dtype: torch.dtype) -> "Population":
         """With every number in a type, but for times on the clock."""

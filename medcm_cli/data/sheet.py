@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import Dialect, Marks
 from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
@@ -52,12 +53,7 @@ def read_sheet(
     :raises InputError: the file cannot be read, or has not these columns.
     """
     said = Dialect.build(dialect)
-    if isinstance(path, pd.DataFrame):
-        if path.empty:
-            raise InputError("table: has no rows")
-        sheet = Sheet("table", path.reset_index(drop=True), _row, columns, said)
-    else:
-        sheet = _load(path, columns, said)
+    sheet = _of_frame(path, columns, said) if isinstance(path, pd.DataFrame) else _load(path, columns, said)
     for wanted_name, values in keep.items():
         column = sheet.find(wanted_name) or wanted_name
         if column not in sheet.frame:
@@ -110,10 +106,15 @@ class Sheet:
         """Whether the file has a column for a role, or ought to have."""
         return self.named(role) in self.frame or self.columns.get(role) is not None
 
-    def absent(self, column: str) -> InputError:
-        """The error for a column that is not there."""
+    def absent(self, column: str, says: str = "") -> InputError:
+        """The error for a column that is not there. :param says: the option that says its name."""
         present = ", ".join(map(str, self.frame.columns))
-        return InputError(f"{self.source}: column {column!r} is missing; the file has {present}")
+        role = next((role for role in ("id", "time", "dv", "amt") if self.named(role) == column), None)
+        if role is not None:
+            says = as_option("dataset.columns", **{role: "NAME"})
+            says += f" (--column {role}=NAME of `medcm data check`)"
+        how = f"; {says} says which it is" if says else ""
+        return InputError(f"{self.source}: column {column!r} is missing; the file has {present}{how}")
 
     def refuse(self, row: int, column: str, what: str) -> InputError:
         """The error that points at a cell."""
@@ -251,6 +252,24 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
     lines = frame.index.to_numpy() + text.header + 1
     sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
     return sheet.with_numbers()
+
+
+def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dialect) -> Sheet:
+    """A frame whose rows are named by their number and, where it is more than that, their index. Levels of
+    the index that have names are columns."""
+    if given.empty:
+        raise InputError("table: has no rows")
+    named = [name for name in given.index.names if name is not None and name not in given]
+    frame = given.reset_index(named) if named else given
+    for column in frame:
+        nested = frame[column].map(pd.api.types.is_list_like) if frame[column].dtype == object else None
+        if nested is not None and nested.any():
+            row = int(np.argmax(nested.to_numpy()))
+            raise InputError(f"table, {_row(row)}, column {str(column)!r}: expected single values")
+    labels = frame.index
+    plain = labels.equals(pd.RangeIndex(len(frame)))
+    row_name = _row if plain else lambda row: f"{_row(row)} (index {labels[row : row + 1].tolist()[0]!r})"
+    return Sheet("table", frame.reset_index(drop=True), row_name, columns, said)
 
 
 def _row(row: int) -> str:

@@ -76,11 +76,11 @@ class Branch:
         fits, width = len(streams), len(self.inputs)
         for depth, units in enumerate(self.hidden, 1):
             glorot(f"{self.name}.hidden_{depth}.weight", units, units, width)
-            values[f"{self.name}.hidden_{depth}.bias"] = torch.zeros(units, fits, dtype=dtype)
+            values[f"{self.name}.hidden_{depth}.bias"] = torch.zeros(units, fits, dtype=dtype, device="cpu")
             width = units
         # Every head is a Dense(width, 1) of its own: fan-out 1 however many heads there are.
         glorot(f"{self.name}.heads.weight", 1, len(self.heads), width)
-        values[f"{self.name}.heads.bias"] = torch.ones(len(self.heads), fits, dtype=dtype)
+        values[f"{self.name}.heads.bias"] = torch.ones(len(self.heads), fits, dtype=dtype, device="cpu")
         return values
 
     def effects(self, values: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> dict[str, Tensor]:

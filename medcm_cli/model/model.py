@@ -38,6 +38,7 @@ class Model:
             raise InputError(
                 f"network and pk do not fit: pk needs {', '.join(self.pk.parameters)}, "
                 f"the network's heads and globals are {', '.join(self.network.parameters) or 'none'}"
+                f"{self._fitting()}"
             )
         names = self.random_effects.names
         unknown = sorted(set(names) - needed)
@@ -45,6 +46,15 @@ class Model:
             raise InputError(
                 f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}"
             )
+
+    def _fitting(self) -> str:
+        """Which options make network and pk fit."""
+        heads = {head for _, head in self.network.effects}
+        of_all = ", ".join(name for name in self.pk.parameters if name not in heads)
+        unknown = heads - set(self.pk.parameters)
+        return (
+            f"; pk has no {min(unknown)}" if unknown else f"; expected network.global_parameters=[{of_all}]"
+        )
 
     def init(
         self, streams: Sequence[Stream], dtype: torch.dtype, typical_only: bool = False

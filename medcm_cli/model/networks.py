@@ -57,7 +57,8 @@ class Network(Protocol):
 @dataclass(frozen=True)
 class CovariateNetwork(Network):
     """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]; ``initial`` holds
-    what a global parameter begins with, where that is not drawn."""
+    what a global parameter begins with, where that is not drawn, and what the product of a parameter's
+    branches, which begins near 1, is multiplied by."""
 
     branches: tuple[Branch, ...]
     global_parameters: tuple[str, ...]
@@ -77,13 +78,10 @@ class CovariateNetwork(Network):
         :param branches: the options of each branch: inputs, hidden, heads, activation.
         :param global_parameters: parameters with one value per fit.
         :param covariates: the dataset's description of each, with its ``scale``.
-        :param initial: initial values of global parameters, in their unit, as a model without a network needs
-            them.
+        :param initial: where parameters begin, in their unit: exactly so if global, or else about there.
         :raises InputError: unknown covariate, activation or branch option, a parameter that has two sources,
-            or an initial value that is not above 0 or of no global parameter.
+            or an initial value that is not above 0 or of no parameter.
         """
-        initial = dict(initial or {})
-        _check_initial(initial, global_parameters)
         if not isinstance(branches, list | tuple):
             raise InputError(f"network.branches is {branches!r}; expected a list of branches")
         if len(set(global_parameters)) < len(global_parameters):
@@ -93,9 +91,12 @@ class CovariateNetwork(Network):
         made: list[Branch] = []
         for options in branches:
             made.append(Branch.build(options, covariates, made))
-        both = {head for branch in made for head in branch.heads} & set(global_parameters)
+        heads = {head for branch in made for head in branch.heads}
+        both = heads & set(global_parameters)
         if both:
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
+        initial = dict(initial or {})
+        _check_initial(initial, sorted({*heads, *global_parameters}))
         return cls(tuple(made), tuple(global_parameters), _scales(covariates), initial)
 
     @property
@@ -139,6 +140,7 @@ class CovariateNetwork(Network):
             inputs = [covariates[name] / self.scales[name] for name in branch.inputs]
             for head, effect in branch.effects(values, inputs).items():
                 zeta[head] = zeta[head] * effect if head in zeta else effect
+        zeta = {name: value * self.initial.get(name, 1.0) for name, value in zeta.items()}
         for name in self.global_parameters:
             zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
@@ -177,12 +179,12 @@ class Rescaled(Network):
         return {name: value * self.factors.get(name, 1.0) for name, value in zeta.items()}
 
 
-def _check_initial(initial: Mapping[str, object], global_parameters: Sequence[str]) -> None:
+def _check_initial(initial: Mapping[str, object], parameters: Sequence[str]) -> None:
     for name, value in initial.items():
-        if name not in global_parameters:
+        if name not in parameters:
             raise InputError(
-                f"network.initial.{name}: no such global parameter; expected some of "
-                f"{', '.join(global_parameters) or 'none'}"
+                f"network.initial.{name}: no such parameter; expected some of "
+                f"{', '.join(parameters) or 'none'}"
             )
         number(f"network.initial.{name}", value, above=0)
 

@@ -58,7 +58,8 @@ class RandomEffects:
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""
         if self.fixed is not None:
-            factor = torch.linalg.cholesky(torch.tensor(self.fixed, dtype=torch.float64)).tolist()
+            matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
+            factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
         scale = functional.softplus(values["omega"]).unbind(0)
         return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
@@ -66,7 +67,7 @@ class RandomEffects:
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:
     try:
-        m = torch.tensor(matrix, dtype=torch.float64)
+        m = torch.tensor(matrix, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError):
         return False
     fits = m.shape == (size, size) and bool(torch.isfinite(m).all()) and bool((m == m.mT).all())

@@ -4,14 +4,18 @@ Each (study seed, fold, replicate, purpose) has its own counter-based generator.
 that replicate r of fold k starts from the same network under every objective.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from medcm_cli.numerics.devices import CPU
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,10 @@ def per_fit(
     :param streams: the random numbers of each of B fits.
     :param draw: draws the numbers of one fit, (...), from its generator.
     :param purpose: what the numbers are for, by which the generator is chosen.
-    :returns: (..., B), fits along a last, new dimension.
+    :returns: (..., B), fits along a last, new dimension; on the CPU, where all random numbers are drawn.
     """
     drawn = [np.asarray(draw(stream.generator(purpose))) for stream in streams]
-    return torch.as_tensor(np.stack(drawn, axis=-1), dtype=dtype)
+    return torch.from_numpy(np.stack(drawn, axis=-1)).to(dtype)
 
 
 class Noise:
@@ -62,13 +66,16 @@ class Noise:
         counts: Sequence[int],
         dtype: torch.dtype,
         purpose: str = "noise",
+        device: torch.device = CPU,
     ) -> None:
         """
         :param streams: the random numbers of each of B fits.
         :param shape: (..., N) of one epoch and one fit.
         :param counts: how many of the N subjects each fit has; they come first, the others are padding.
         :param purpose: what the numbers are for, by which the generators are chosen.
+        :param device: where they are wanted; they are the same everywhere.
         """
+        self._device = device
         self._generators = [stream.generator(purpose) for stream in streams]
         self._shape, self._counts = shape, counts
         self._dtype = np.float64 if dtype == torch.float64 else np.float32
@@ -117,12 +124,31 @@ class Noise:
 
     def _draw_block(self) -> Tensor:
         self._before = self._states()
+        if self._device != CPU:
+            return self._elsewhere()
         block = np.zeros((_BLOCK, *self._shape, len(self._generators)), dtype=self._dtype)
         for fit, (generator, count) in enumerate(zip(self._generators, self._counts, strict=True)):
             size = (_BLOCK, *self._shape[:-1], count)
             block[..., :count, fit] = generator.standard_normal(size, dtype=self._dtype)
         return torch.from_numpy(block)
 
+    def _elsewhere(self) -> Tensor:
+        """A block for another device, which may be done with an epoch before one core has drawn the next:
+        drawn by several, fit by fit, and brought into order there."""
+        fits = len(self._generators)
+        block = np.zeros((fits, _BLOCK, *self._shape), dtype=self._dtype)
+
+        def draw(part: npt.NDArray[np.int_]) -> None:
+            for fit in part.tolist():
+                size = (_BLOCK, *self._shape[:-1], self._counts[fit])
+                block[fit, ..., : size[-1]] = self._generators[fit].standard_normal(size, dtype=self._dtype)
+
+        workers = min(os.cpu_count() or 1, _DRAWING, fits)
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(draw, np.array_split(np.arange(fits), workers)))
+        return torch.from_numpy(block).to(self._device).movedim(0, -1).contiguous()
+
 
 _BLOCK = 25  # epochs
+_DRAWING = 16  # cores, at most, on which numbers for another device are drawn
 _PHILOX = 13  # numbers that say where a generator is

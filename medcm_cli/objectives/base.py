@@ -1,7 +1,7 @@
 """The contract between the training loop and an objective."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -29,6 +29,14 @@ class State:
     carried: dict[str, Tensor] = field(default_factory=dict)
     per_subject: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> "State":
+        """The same, on a device."""
+        trained, carried = (
+            {name: value.to(device) for name, value in values.items()}
+            for values in (self.trained, self.carried)
+        )
+        return replace(self, trained=trained, carried=carried)
 
 
 class PopulationPosterior(NamedTuple):
@@ -63,7 +71,8 @@ class Objective(Protocol):
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """Initial values of a batch of fits, and everything that is carried."""
+        """Initial values of a batch of fits, and everything that is carried: on the CPU, where ``population``
+        is, whatever device they are then trained on."""
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         """Shape (..., N) of the standard normal numbers that the loss of one epoch of one fit uses, None for

@@ -124,15 +124,15 @@ def init(
     fits = len(streams)
     several = (components,) if family == "mixture" else ()
     values = {
-        "q.mean": torch.zeros(k, *several, n, fits, dtype=dtype),
-        "q.sd": torch.full((k, *several, n, fits), RAW_SD, dtype=dtype),
+        "q.mean": torch.zeros(k, *several, n, fits, dtype=dtype, device="cpu"),
+        "q.sd": torch.full((k, *several, n, fits), RAW_SD, dtype=dtype, device="cpu"),
     }
     # A fit's own subjects come first in what is drawn, so their numbers do not depend on padding.
     if several:
-        sd = float(functional.softplus(torch.tensor(RAW_SD)))
+        sd = float(functional.softplus(torch.tensor(RAW_SD, device="cpu")))
         drawn = per_fit(streams, lambda g: g.normal(0.0, sd, (n, components, k)), "q.mean", dtype)
         values["q.mean"] = drawn.permute(2, 1, 0, 3).contiguous()
-        values["q.weight"] = torch.zeros(components, n, fits, dtype=dtype)
+        values["q.weight"] = torch.zeros(components, n, fits, dtype=dtype, device="cpu")
     pairs = k * (k - 1) // 2  # those of q, which is correlated where Omega is diagonal too
     if pairs and family != "mean_field":
         drawn = raw_correlation_init(streams, "q.correlation", (n, *several, pairs), dtype)

@@ -84,9 +84,9 @@ class Flow(NamedTuple):
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """See ``Posterior``: over a fixed quasi-random sample."""
-        first, second = torch.zeros(()), torch.zeros(())
         like = self.spline
-        sobol = torch.quasirandom.SobolEngine(self.numbers).draw(_POINTS, dtype=like.dtype)
+        first, second = like.new_zeros(()), like.new_zeros(())
+        sobol = torch.quasirandom.SobolEngine(self.numbers).draw(_POINTS, dtype=like.dtype).to(like.device)
         eps = torch.special.ndtri(sobol + 0.5 / _POINTS).T[..., None, None].expand(-1, -1, *like.shape[-2:])
         for part in eps.split(_CHUNK, 1):
             eta = torch.stack(self.points(part.unbind(0)))
@@ -123,13 +123,13 @@ def flow_init(streams: Sequence[Stream], shape: tuple[int, int], dtype: torch.dt
     hidden units with weights and biases ~ N(0, 1)."""
     k, n = shape
     fits, pairs = len(streams), k * (k - 1) // 2
-    values = {"q.spline": torch.zeros(k, _VALUES, n, fits, dtype=dtype)}
+    values = {"q.spline": torch.zeros(k, _VALUES, n, fits, dtype=dtype, device="cpu")}
     for name, count in (("bias", k - 1), ("weight", pairs)):
         if count:
             drawn = per_fit(streams, lambda g: g.standard_normal((n, count, HIDDEN)), f"q.{name}", dtype)  # noqa: B023
             values[f"q.{name}"] = drawn.permute(1, 2, 0, 3).contiguous()
     if pairs:
-        values["q.out"] = torch.zeros(k - 1, _VALUES, HIDDEN, n, fits, dtype=dtype)
+        values["q.out"] = torch.zeros(k - 1, _VALUES, HIDDEN, n, fits, dtype=dtype, device="cpu")
     return values
 
 

@@ -67,7 +67,8 @@ class Foce(Objective):
         """
         if self.formulation == "linearised":
             refuse_censored("objective.formulation=linearised", population)
-        zero = torch.zeros((len(model.random_effects.names), *population.present.shape), dtype=dtype)
+        shape = len(model.random_effects.names), *population.present.shape
+        zero = population.present.new_zeros(shape, dtype=dtype)
         carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}
         return State(model.init(streams, dtype), carried, per_subject=tuple(carried))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
+from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.numerics.triangular import (
     Lower,
     cholesky,
@@ -204,7 +205,7 @@ def _evaluate(
 def _within_bounds(omega: Lower, u: list[Tensor]) -> list[Tensor]:
     eta = multiply_lower(omega, u)
     outside = torch.stack([e.abs() > BOUND for e in eta]).any(0)
-    if not bool(outside.any()):
+    if nowhere(outside):
         return u
     inside = solve_lower(omega, [e.clamp(-BOUND, BOUND) for e in eta])
     return [torch.where(outside, i, x) for i, x in zip(inside, u, strict=True)]
@@ -221,7 +222,7 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def _merge(accept: Tensor, new: _Point, old: _Point) -> _Point:
-    if bool(accept.all()):
+    if everywhere(accept):
         return new
     return _Point(
         torch.where(accept, new.value, old.value),

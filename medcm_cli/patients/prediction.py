@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medcm_cli.checks import shown
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import LOOKS, part
 from medcm_cli.data.segments import in_force
@@ -55,10 +56,11 @@ def predict(
     :raises InputError: a fault in the file, a regimen or an option.
     """
     study = studied(study)
+    times = None if times is None else _numbers("times", times)
+    thresholds = list(dict.fromkeys(_numbers("thresholds", thresholds).tolist()))
     until = np.inf if times is None else float(np.max(times, initial=0.0))
     events = patients if isinstance(patients, EventTable) else study.read(patients, until)
     draws = draws_of(draws, len(events.ids))
-    thresholds = list(dict.fromkeys(thresholds))
     plans = [read_plan(one, study.dataset, until) for one in _several_regimens(regimen)]
     _check(plans, thresholds)
     regimens = regimens_of(study, events, plans)
@@ -69,6 +71,17 @@ def predict(
     warnings = joined([tables.pop("warnings"), study.notes, *_warnings(study, events, regimens, plans, last)])
     doses = pd.concat([dose_table(name, table) for name, table in regimens.items()], ignore_index=True)
     return Prediction(study.label, study.units, grid, warnings=warnings, doses=doses, **tables)
+
+
+def _numbers(name: str, given: Any) -> FloatArray:
+    """:raises InputError: it is anything but a list of numbers."""
+    try:
+        found = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(())
+    if found.ndim != 1:
+        raise InputError(f"{name} is {shown(given)}; expected a list of numbers, as in [1, 5]")
+    return found
 
 
 def _several_regimens(regimen: Regimen | Sequence[Regimen] | None) -> Sequence[Regimen]:

@@ -8,6 +8,7 @@ import pandas as pd
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.patients.targets import Target
 from medcm_cli.runs import Units
+from medcm_cli.runs.frames import name_units
 
 GIVEN = "given"  # the name of the regimen in the patients' own file
 DISCLAIMER = "For research use only, not for treatment decisions."
@@ -30,7 +31,8 @@ class Prediction:
     - ``warnings``: patient (empty: all), kind and message.
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
-    are in ``unit``, all in ``units``. ``label`` names the study, ``disclaimer`` what predictions are for.
+    are in ``unit``, all in ``units``; ``attrs["units"]`` of each table has those of its columns. ``label``
+    names the study, ``disclaimer`` what predictions are for.
     """
 
     label: str
@@ -45,6 +47,9 @@ class Prediction:
     observations: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    def __post_init__(self) -> None:
+        name_units(self, "predictions", self.units.named)
 
     @property
     def unit(self) -> str:
@@ -75,8 +80,9 @@ class Dosing:
       time above X) the ``_typical``, ``_lower_90``, ``_median`` and ``_upper_90``;
     - ``warnings``: patient (empty: all), kind and message.
 
-    Levels are in ``unit``, doses in ``dose_unit``, intervals in ``units.time``. ``regimen`` says what
-    is repeated and which interval counts, ``label`` names the study, ``disclaimer`` what doses are for.
+    Levels are in ``unit``, doses in ``dose_unit``, intervals in ``units.time`` (``attrs["units"]``).
+    ``regimen`` says what is repeated and which interval counts, ``label`` names the study, ``disclaimer``
+    what doses are for.
     """
 
     label: str
@@ -88,6 +94,9 @@ class Dosing:
     candidates: pd.DataFrame
     warnings: pd.DataFrame
     disclaimer: str = DISCLAIMER
+
+    def __post_init__(self) -> None:
+        name_units(self, "doses", self.units.named)
 
     @property
     def unit(self) -> str:

@@ -23,8 +23,9 @@ from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
-from medcm_cli.runs import ALIKE, Record, Units
+from medcm_cli.runs import ALIKE, Record, Units, frames
 from medcm_cli.runs.sweeps import finished, grouped
+from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 
@@ -37,12 +38,40 @@ DRAWS = 1000, 200  # of a patient of few, and of more
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """Fits of one configuration, of all folds and replicates, ready to predict."""
+    """Finished fits of all folds and replicates: what they wrote, as data frames, and, where they are of one
+    configuration with random effects, ready to predict."""
 
-    fits: Ensemble
+    runs: tuple[Fit, ...]
+    ensemble: Ensemble | None
+    unfit: str = ""  # why they cannot predict, where ``ensemble`` is None
 
     def __repr__(self) -> str:
-        return f"<{self.label}>"
+        return f"<{self.label}; .summary, .history, .effects>"
+
+    @property
+    def fits(self) -> Ensemble:
+        """The fits that predict. :raises InputError: they are of several configurations, or have no random
+        effects."""
+        if self.ensemble is None:
+            raise InputError(self.unfit)
+        return self.ensemble
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row per fit and checkpoint, indexed by objective, fold, replicate and epoch; read when it is
+        asked for, as the two below are. ``attrs["units"]`` has the unit of each column."""
+        return frames.history(self.runs)
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """Learned covariate effects: a row per fit, checkpoint, covariate, parameter and value ``x``."""
+        return frames.effects(self.runs)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """A row per fit, indexed by objective, fold and replicate: its estimates, means over its last
+        checkpoints."""
+        return frames.summary(self.runs)
 
     @cached_property
     def ranges(self) -> Ranges:
@@ -78,11 +107,14 @@ class Study:
     @property
     def label(self) -> str:
         """The study, its data and its fits in a line."""
-        a, number = self.fits.records[0].address, len(self.fits.records)
-        subjects = self.fits.records[0].data["subjects"]
+        records = [fit.record for fit in self.runs]
+        a, number = records[0].address, len(records)
+        objectives = " and ".join(dict.fromkeys(record.address.objective for record in records))
+        configurations = len({record.address.alike for record in records})
+        several = f" of {configurations} configurations" if configurations > 1 else ""
         return (
-            f"study {a.study}, data {a.dataset} ({subjects} subjects), {a.objective}, {a.error} error, "
-            f"{number} {'fit' if number == 1 else 'fits'}"
+            f"study {a.study}, data {a.dataset} ({records[0].data['subjects']} subjects), {objectives}, "
+            f"{a.error} error, {number} {'fit' if number == 1 else 'fits'}{several}"
         )
 
     @cached_property
@@ -96,7 +128,7 @@ class Study:
         :param said: what is said of them beside, or in the place of, ``dataset.dialect``.
         """
         dataset = {**self.dataset, "dialect": {**self.dataset["dialect"], **said}}
-        return Study(replace(self.fits, config={**self.fits.config, "dataset": dataset}))
+        return replace(self, ensemble=replace(self.fits, config={**self.fits.config, "dataset": dataset}))
 
     def read(self, patients: Patients, until: float = np.inf) -> EventTable:
         """Patients in the format of the study's data.
@@ -112,6 +144,8 @@ class Study:
     ) -> tuple[EventTable, pa.Table | None]:
         """The same, and of covariates that were prepared or may be missing how each patient's value came
         about, None of others."""
+        if not isinstance(patients, pd.DataFrame | Path | str):
+            raise InputError(f"patients: is a {type(patients).__name__}; expected a file or a data frame")
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
         known = self.fits.records[0].data.get("characteristics", {})
@@ -176,27 +210,29 @@ class Study:
 def load_study(run: Path | str, objective: str | None = None, trust: bool = False) -> Study:
     """A fitted study: every complete fit below a folder.
 
+    Fits of several configurations, or without random effects, can be looked at and cannot predict.
+
     :param objective: of the folder's fits, those of this one.
     :param trust: the origin of the fits is known, so that classes and functions may be run which their
         run.json names and which are not medcm's own.
-    :raises InputError: no complete fit, fits of several configurations, fits without random effects, or,
-        without ``trust``, fits with such classes.
+    :raises InputError: no complete fit, one that is damaged or, without ``trust``, that has such classes.
     """
+    if not isinstance(run, Path | str):
+        raise InputError(f"run: is a {type(run).__name__}; expected the folder of a study or of its fits")
     complete = finished([Path(run)])
     chosen = [fit for fit in complete if objective in (None, fit[1].address.objective)]
     if not chosen:
         names = sorted({record.address.objective for _, record in complete})
         raise InputError(f"{run}: no fit by {objective}; there are fits by {', '.join(names)}")
+    found = tuple(Fit(*fit) for fit in chosen)
     groups = grouped(chosen)
     if len(groups) > 1:
-        raise InputError(f"{run}: {_several(groups, objective)}")
+        return Study(found, None, f"{run}: {_several(groups, objective)}")
     fits = ensemble(groups[0], trust)
     if not fits.mixed:
-        raise InputError(
-            f"{run}: fits by {fits.records[0].address.objective} have no random effects and so no "
-            "individual predictions; choose fits by fo, foce or vi"
-        )
-    return Study(fits)
+        words = "have no random effects and so no individual predictions; choose fits by fo, foce or vi"
+        return Study(found, None, f"{run}: fits by {fits.records[0].address.objective} {words}")
+    return Study(found, fits)
 
 
 def studied(study: Study | Path | str) -> Study:

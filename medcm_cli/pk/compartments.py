@@ -127,6 +127,17 @@ def _two_response(z: Values) -> Exponentials:
 _MICRO = {"CL": (1, 0, 0), "V1": (-1, -1, 0), "Q": (0, 1, 1), "V2": (0, 0, -1)}
 
 
+@functools.lru_cache(32)  # on a device, every copy from Python's memory is waited for
+def _signs(
+    wrt: tuple[str, ...], dimensions: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """The columns of ``_MICRO`` for some parameters, (K, 1, ...) each."""
+    columns = zip(*(_MICRO[name] for name in wrt), strict=True)
+    return tuple(
+        torch.tensor(column, dtype=dtype, device=device).view(-1, *[1] * dimensions) for column in columns
+    )
+
+
 def _two_tangents(z: Values, at: Exponentials, wrt: Sequence[str]) -> Exponentials:
     # From (alpha - k21) (k21 - beta) = k12 k21 = p and their difference m: every result keeps its relative
     # accuracy, also that of a weight of 1e-7, which a derivative taken from alpha and beta themselves would
@@ -139,10 +150,7 @@ def _two_tangents(z: Values, at: Exponentials, wrt: Sequence[str]) -> Exponentia
     for name in wrt:
         signs = zip(_MICRO[name], (k10, k12, -k21), strict=True)
         moves.append(functools.reduce(torch.add, [k if sign == 1 else -k for sign, k in signs if sign]))
-    ones = [1] * max(k10.ndim, k21.ndim)
-    e10, e12, e21 = (
-        k10.new_tensor(column).view(-1, *ones) for column in zip(*(_MICRO[n] for n in wrt), strict=True)
-    )
+    e10, e12, e21 = _signs(tuple(wrt), max(k10.ndim, k21.ndim), k10.dtype, k10.device)
     d_m = torch.stack([move.expand_as(root) for move in moves])
     d_p = (e12 + e21) * (k12 * k21)
     d_above = (above * d_m + d_p) / root

@@ -24,7 +24,7 @@ def reverse_over_reverse(
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     differentiate = torch.is_grad_enabled()
     with torch.enable_grad():
-        shifts = [torch.zeros(shape, dtype=schedule.amount.dtype, requires_grad=True) for _ in wrt]
+        shifts = [schedule.amount.new_zeros(shape).requires_grad_() for _ in wrt]
         shifted = {name: value.detach() if not differentiate else value for name, value in z.items()}
         shifted |= {name: shifted[name] * torch.exp(shift) for name, shift in zip(wrt, shifts, strict=True)}
         prediction = predict(shifted)

@@ -138,7 +138,7 @@ def in_force(schedule: Schedule, when: Tensor, z: Values, regime: Tensor | None 
 def compartments(pk: Dosed, schedule: Schedule) -> Tensor:
     """The compartment of each dose, from 0: (E, 1, N, B)."""
     if schedule.compartment is None:
-        return torch.full(schedule.start.shape, pk.dosed)
+        return torch.full_like(schedule.start, pk.dosed, dtype=torch.long)
     return torch.where(schedule.compartment < 0, pk.dosed, schedule.compartment)
 
 
@@ -184,6 +184,6 @@ def _on_top(schedule: Schedule, real: Tensor) -> Tensor:
     start = schedule.start
     segment = torch.zeros_like(start) if resets is None else (resets[:, None] <= start).sum(0)
     steady = real & torch.isfinite(schedule.interval)
-    row = torch.arange(len(start)).view(-1, 1, 1, 1)
+    row = torch.arange(len(start), device=start.device).view(-1, 1, 1, 1)
     before = (start < start[:, None]) | ((start == start[:, None]) & (row < row[:, None]))
     return steady & (before & real & (segment == segment[:, None])).any(1)

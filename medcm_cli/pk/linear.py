@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.pk import dosing, stepwise
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
@@ -236,11 +237,11 @@ def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     lasting = since.length > 0
     part = torch.where(lasting, infused / torch.where(lasting, since.length, 1), 1)
     ended = torch.where(running, 0, since.elapsed - since.length)
-    passed = _Passed(ended, infused if bool(lasting.any()) else None, interval)
+    passed = _Passed(ended, None if nowhere(lasting) else infused, interval)
     response = pk.response(z)
-    depot = pk.absorption and not bool(since.direct.all())
-    direct = bool(since.direct.any())
-    share = torch.zeros(())
+    depot = pk.absorption and not everywhere(since.direct)
+    direct = not nowhere(since.direct)
+    share: Tensor | float = 0.0
     for rate, weight in zip(response.rates.unbind(0), response.weights.unbind(0), strict=True):
         if not depot:
             share = share + weight * passed.decay(rate)
@@ -280,7 +281,7 @@ def _with_series(since: _Since, interval: Tensor) -> tuple[_Since, Tensor]:
         under_way = torch.where(series != 0, torch.ceil((of.length - latest) / every).clamp(min=0), 0)
         absurd = ~(under_way <= dosing.OVERLAPPING)
         under_way = torch.where(absurd, 0, under_way)
-        number = torch.arange(int(under_way.max())).view(-1, 1, 1, 1, 1, 1)
+        number = torch.arange(int(under_way.max()), device=every.device).view(-1, 1, 1, 1, 1, 1)
     # No number of doses is right for durations without bound, such as a fit that fails may come to.
     series = torch.where(absurd & (series != 0), torch.nan, series)
     over = of._replace(elapsed=latest + under_way * every, amount=series)

@@ -1,5 +1,6 @@
 """Moments of a decaying exponential over the unit interval, accurate and differentiable to every order."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ class _Moment(torch.autograd.Function):
         if n == 0:
             x = x.clamp(min=torch.finfo(x.dtype).tiny)  # M_0(0) = 1, not 0 / 0
             return torch.expm1(-x).neg_() / x
-        low, high = torch.aminmax(x)
-        if float(high) < QUADRATURE_BELOW:
-            return _moment_quadrature(x, n)
-        if float(low) >= QUADRATURE_BELOW:
-            return _moment_recurrence(x, n)
+        if x.device.type == "cpu":  # others would have to be waited for
+            low, high = torch.aminmax(x)
+            if float(high) < QUADRATURE_BELOW:
+                return _moment_quadrature(x, n)
+            if float(low) >= QUADRATURE_BELOW:
+                return _moment_recurrence(x, n)
         small = _moment_quadrature(x.clamp(max=QUADRATURE_BELOW), n)
         return torch.where(x < QUADRATURE_BELOW, small, _moment_recurrence(x.clamp(min=QUADRATURE_BELOW), n))
 
@@ -48,7 +50,7 @@ def moment_difference(a: Tensor, gap: Tensor) -> Tensor:
     """
     b = a + gap
     small = b < QUADRATURE_BELOW
-    nodes, weights = NODES[b.dtype]
+    nodes, weights = nodes_of(b.dtype, b.device)
     points = nodes.view(-1, *[1] * b.ndim)
     near, near_gap = (torch.where(small, value, 0) for value in (a, gap))
     integrand = points * torch.exp(-near * points) * moment(near_gap * points, 0)
@@ -60,17 +62,22 @@ def moment_difference(a: Tensor, gap: Tensor) -> Tensor:
 # Above it the recurrence loses no more than the factor (n / x)^n of rounding; below it so few Gauss-Legendre
 # nodes reach rounding error (the remainder falls as x^(2 nodes)) that they are cheaper than a series.
 QUADRATURE_BELOW = 0.5
-NODES = {
-    dtype: tuple(torch.as_tensor(values, dtype=dtype) for values in ((1 + nodes) / 2, weights / 2))
-    for dtype, (nodes, weights) in {
-        torch.float32: np.polynomial.legendre.leggauss(3),
-        torch.float64: np.polynomial.legendre.leggauss(7),
-    }.items()
-}
+_NODES = {torch.float32: 3, torch.float64: 7}
+
+
+@functools.cache
+def nodes_of(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes in [0, 1] and their weights, as many as a type needs below
+    ``QUADRATURE_BELOW``."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES[dtype])
+    return (
+        torch.tensor((1 + nodes) / 2, dtype=dtype, device=device),
+        torch.tensor(weights / 2, dtype=dtype, device=device),
+    )
 
 
 def _moment_quadrature(x: Tensor, n: int) -> Tensor:
-    nodes, weights = NODES[x.dtype]
+    nodes, weights = nodes_of(x.dtype, x.device)
     return torch.matmul(weights * nodes**n, torch.exp(-nodes[:, None] * x.reshape(1, -1))).view(x.shape)
 
 

@@ -181,7 +181,7 @@ def _events(time: Tensor, start: Tensor, duration: Tensor, amount: Tensor) -> tu
     at, order = torch.sort(torch.cat([start, start + duration, time]), dim=0, stable=True)
     place = torch.argsort(order, dim=0)
     width = torch.diff(at, dim=0, prepend=at[:1])
-    number = torch.arange(len(at)).view(-1, 1, 1, 1)
+    number = torch.arange(len(at), device=at.device).view(-1, 1, 1, 1)
     inflow = torch.zeros_like(width)
     begins, ends = place[: len(start)], place[len(start) : 2 * len(start)]
     for begin, end, length, dose in zip(begins, ends, duration, amount, strict=True):

@@ -62,7 +62,7 @@ def _newton(
     harder to integrate."""
     x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
     most = _WITHOUT_BOUND * begin.abs().amax(0)
-    unit = torch.eye(len(begin), dtype=begin.dtype)
+    unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device)
     inverse = unit.expand(*wanted.shape, *unit.shape)
     for _ in range(_STEPS):
         after, slope = _with_slope(period, x)

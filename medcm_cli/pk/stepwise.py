@@ -43,7 +43,7 @@ def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
         matrix = pk.rate_matrix(series.z)
         at_once = series.at_once(states)
         move, taken = _moves(matrix, series.stretches(states, series.interval))
-        rest = torch.eye(states, dtype=matrix.dtype) - move
+        rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
         # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
         before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
         move, taken = _moves(matrix, series.stretches(states, series.latest))
@@ -59,7 +59,8 @@ def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
 def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """What becomes of a unit of each compartment over some stretches (..., C, C), and what is left of what
     runs in meanwhile (C, ...)."""
-    total, left = torch.eye(matrix.shape[-1], dtype=matrix.dtype), torch.zeros(())
+    total = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    left = matrix.new_zeros(())
     for width, inflow in stretches:
         move, taken = _propagator(matrix, width, inflow)
         left = _times(move, left) + taken if left.ndim else taken

@@ -169,11 +169,13 @@ class _Given(NamedTuple):
 
 def _given(schedule: Schedule, doses: dosing.Doses, endless: _Endless | None) -> _Given:
     """Doses that are followed one by one; of an endless series those that begin or still run afterwards."""
-    row, number = torch.arange(len(schedule.start)), torch.zeros(len(schedule.start), 1, 1, 1)
+    device = schedule.start.device
+    row = torch.arange(len(schedule.start), device=device)
+    number = torch.zeros(len(row), 1, 1, 1, device=device)
     if endless is not None:
-        each = [torch.arange(max(1, int(most))) for most in endless.number.flatten(1).amax(1)]
-        row = torch.repeat_interleave(row, torch.tensor([len(places) for places in each]))
-        number = torch.cat(each).view(-1, 1, 1, 1)
+        many = [max(1, int(most)) for most in endless.number.flatten(1).amax(1)]
+        row = torch.repeat_interleave(row, torch.tensor(many, device=device))
+        number = torch.cat([torch.arange(most, device=device) for most in many]).view(-1, 1, 1, 1)
     amount, duration, start = (
         _rows(values, row) for values in (doses.amount, doses.duration, schedule.start)
     )
@@ -286,7 +288,7 @@ def _reset(schedule: Schedule, places: dict[str, Tensor], edges: int) -> Tensor 
 def _segment(schedule: Schedule, when: Tensor) -> Tensor:
     """How many resets there have been at each time."""
     if schedule.reset is None:
-        return torch.zeros((), dtype=torch.long)
+        return torch.zeros((), dtype=torch.long, device=when.device)
     return (schedule.reset.view(-1, *[1] * (when.ndim - 3), *schedule.reset.shape[1:]) <= when).sum(0)
 
 

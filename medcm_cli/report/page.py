@@ -1,53 +1,37 @@
 """``medcm report``: what run folders hold as one page that needs nothing else, no file and no network."""
 
-import base64
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medcm_cli import __version__, runs
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
-from medcm_cli.report import provenance, tables
-from medcm_cli.report.figures import catalogue, style
+from medcm_cli.report import comparison, findings, intervals, provenance, tables
+from medcm_cli.report.pictures import Picture, pictures
 from medcm_cli.report.section import Section
 from medcm_cli.runs import summary, sweeps
-from medcm_cli.runs.sweeps import Found, Sweep
+from medcm_cli.runs.sweeps import Found
 from medcm_cli.runs.walk import Fault, Fit, walk
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
-_ONE_LINE = 36  # characters of a cell that stay on one line
-_CURVE = 400  # characters, from which on a path is a curve and no marker or letter
-_LARGEST_SVG = 400_000  # bytes, from which on an image takes its place where that is smaller
+_ONE_LINE, _ALWAYS = 36, 12  # characters of a cell that stay on one line; on paper too
+_MOST_COLUMNS = 10  # a table of more stands on its side where it has fewer rows
 
 
 class Block(NamedTuple):
-    """A part of a chapter. ``kind``: table, picture, command, text, warning or lines."""
+    """A part of a chapter. ``kind``: table, picture, command, text, warning, lines or answers."""
 
     kind: str
     of: Any
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page holds it; sizes in CSS pixels."""
-
-    number: int
-    title: str
-    caption: str
-    alt: str
-    source: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,8 @@ def write(
     """Write the page of every run folder below ``roots``, replacing one that is there; returns the number of
     its fits. Folders without any fit give a page that says so.
 
-    :param question: what the study asks, in words. :param expected: as ``tables.compare`` has it.
+    :param question: what the study asks, in words, above what the numbers say to it (``findings``).
+    :param expected: as ``tables.compare`` has it.
     :param progress: told what is being done.
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: a root does not exist, ``expected`` is not as it should be, or ``out`` is a folder.
@@ -83,7 +68,8 @@ def write(
     read = list(walk(roots, lambda count: progress(f"{count} fits read")))
     found, records = sweeps.gather(read, roots), sweeps.records_of(read)
     held = _summary(read, roots)
-    chapters = list(_chapters(held, found, records, expected, progress, trust))
+    chapters = [_answer(held, records, question)] if records else []
+    chapters += _chapters(held, found, records, expected, progress, trust)
     studies = list(dict.fromkeys(record.address.study for record in records))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -93,6 +79,7 @@ def write(
         lstrip_blocks=True,
     )
     environment.filters["classes"] = _classes
+    environment.filters["upright"] = _upright
     page = environment.get_template("report.html.jinja").render(
         title=", ".join(studies) or ", ".join(map(str, roots)),
         question=question,
@@ -104,19 +91,58 @@ def write(
     return len(records)
 
 
+def _upright(section: Section) -> Section:
+    """A table of many columns and few rows on its side, which fits a narrower page."""
+    title, headers, cells = section
+    if len(headers) <= _MOST_COLUMNS or len(headers) <= len(cells):
+        return section
+    first, *rows = map(list, zip(headers, *cells, strict=True))
+    return Section(title, first, rows)
+
+
 def _classes(section: Section) -> list[Markup]:
     """The attribute of each column's cells: whether it holds numbers, which stand at its right, or text short
     enough for one line."""
-    number = re.compile(r"-?\d[\d.e+-]*( \([^a-z]*\))?|-|")
+    number = re.compile(r"-?\d[\d.e+-]*( \([^a-z]*\)| \(-?[\d.e+-]+ to -?[\d.e+-]+\))?|-|")
+    ends = re.compile(r"-?[\d.e+-]+ to -?[\d.e+-]+")
     result = []
     for place in range(len(section.headers)):
         column = [row[place] for row in section.cells]
-        if place and any(column) and all(map(number.fullmatch, column)):
+        if place and any(column) and all(number.fullmatch(cell) or ends.fullmatch(cell) for cell in column):
             result.append(Markup(' class="number"'))
         else:
-            short = max(map(len, column), default=0) <= _ONE_LINE
-            result.append(Markup(' class="short"') if short else Markup(""))
+            longest = max(map(len, column), default=0)
+            kind = "short tight" if longest <= _ALWAYS else "short" if longest <= _ONE_LINE else ""
+            result.append(Markup(f' class="{kind}"') if kind else Markup(""))
     return result
+
+
+def _answer(held: summary.Summary | None, records: Sequence[runs.Record], question: str | None) -> Chapter:
+    """What the fits say, in sentences, first of all; below the question where there is one."""
+    rules = "These statements follow from the numbers of complete fits by fixed rules (medcm help figures)"
+    blocks = [Block("text", f"{rules}, whatever the question." if question else f"{rules}.")]
+    inside = []
+    groups = sweeps.by_sweep(records)
+    for place, ((study, dataset), group) in enumerate(groups.items(), 1):
+        sets = _comparable(held, group)
+        of_sweep = [
+            Block("answers", findings.answers(group, sets)),
+            Block("lines", ("What these fits cannot say", findings.limits(group, sets))),
+        ]
+        inside.append(Chapter(f"answer-{place}", f"{study}, {dataset}", of_sweep))
+    title = "Answer" if question else "Findings"
+    if len(inside) == 1:
+        return Chapter("answer", title, [*blocks, *inside[0].blocks])
+    return Chapter("answer", title, blocks, inside)
+
+
+def _comparable(held: summary.Summary | None, group: Sequence[runs.Record]) -> list[pd.DataFrame]:
+    """Of ``comparison.comparable``, the fits of one study and data set; none where none can be read."""
+    if held is None:
+        return []
+    study, dataset = group[0].address.sweep
+    own = held.fits[(held.fits["study"] == study) & (held.fits["dataset"] == dataset)]
+    return comparison.comparable(own, group)
 
 
 def _chapters(
@@ -135,11 +161,11 @@ def _chapters(
     for place, ((study, dataset), group) in enumerate(groups.items(), 1):
         prefix = f"study-{place}"
         missing: list[str] = []
-        pictures = list(_pictures(drawn.get((study, dataset)), missing, numbers, progress, trust))
+        drawings = list(pictures(drawn.get((study, dataset)), missing, numbers, progress, trust))
         shown, patients = _tables(held, study, dataset)
         inside = [
-            ("results", "Results", _results(shown)),
-            ("figures", "Figures", _figures(pictures, missing)),
+            ("results", "Results", [*_results(shown, group), *_intervals(held, group)]),
+            ("figures", "Figures", _figures(drawings, missing)),
             ("data", "Data", provenance.data(group, patients)),
             ("configuration", "Configuration", provenance.configuration(group)),
             ("failures", "Failures and warnings", provenance.failures(group)),
@@ -202,71 +228,32 @@ def _tables(held: summary.Summary | None, study: str, dataset: str) -> tuple[lis
     return (shown[:-1], shown[-1]) if own.cohorts else (shown, None)
 
 
-def _results(shown: Sequence[Section]) -> list[tuple[str, Any]]:
+def _results(shown: Sequence[Section], group: Sequence[runs.Record]) -> list[tuple[str, Any]]:
     if not shown:
         return [("text", "No fit can be read.")]
     note = (
         "Median (sd) over complete fits, or over the outer shuffles of a nested split, of the mean over a "
-        "fit's last checkpoints. A dash: nothing to show."
+        f"fit's last checkpoints. A dash: nothing to show. {findings.objective_units(group)}"
     )
     return [*(("table", section) for section in shown), ("text", note)]
 
 
-def _figures(pictures: Sequence[Picture], missing: Sequence[str]) -> list[tuple[str, Any]]:
-    blocks: list[tuple[str, Any]] = [("picture", picture) for picture in pictures]
-    if not pictures:
+def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> list[tuple[str, Any]]:
+    """Means with intervals, and differences between methods, of each set of fits that can be compared."""
+    sets = _comparable(held, group)
+    blocks: list[tuple[str, Any]] = []
+    for place, fits in enumerate(sets, 1):
+        compared = [intervals.table(one) for _, one in findings.comparisons(group, fits)]
+        estimated = intervals.estimates(fits)
+        which = f"; data and folds {place} of {len(sets)}" if len(sets) > 1 else ""
+        for section in [*compared, *([estimated] if estimated else [])]:
+            blocks.append(("table", section._replace(title=f"{section.title}{which}")))
+    return [*blocks, ("text", findings.INTERVALS)] if blocks else []
+
+
+def _figures(drawings: Sequence[Picture], missing: Sequence[str]) -> list[tuple[str, Any]]:
+    blocks: list[tuple[str, Any]] = [("picture", picture) for picture in drawings]
+    if not drawings:
         blocks.append(("text", "There is nothing to draw: no fit has finished with a checkpoint."))
     lines = list(dict.fromkeys(missing))
     return [*blocks, ("lines", ("Not drawn", lines))] if lines else blocks
-
-
-def _pictures(
-    sweep: Sweep | None,
-    missing: list[str],
-    numbers: Iterator[int],
-    progress: Callable[[str], None],
-    trust: bool,
-) -> Iterator[Picture]:
-    if sweep is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for drawn in _drawn(sweep, missing, trust):
-            progress(f"{sweep.study}, {sweep.dataset}: {drawn.title}")
-            width, height = (round(96 * inches) for inches in drawn.figure.get_size_inches())
-            source = _source(drawn, Path(folder))
-            yield Picture(next(numbers), drawn.title, drawn.caption, drawn.alt, source, width, height)
-
-
-def _drawn(sweep: Sweep, missing: list[str], trust: bool) -> Iterator[style.Drawn]:
-    """The figures of a sweep, as far as its files can be read."""
-    try:
-        yield from catalogue.figures(sweep, missing, trust=trust)
-    except InputError as error:
-        missing.append(str(error))
-
-
-def _source(drawn: style.Drawn, folder: Path) -> str:
-    """A figure as a data URI: SVG, which stays sharp, unless it is large and an image is smaller."""
-    (path, _) = style.write(drawn, folder, ["svg"])
-    text = _short(path.read_text(encoding="utf-8"))
-    vector = "data:image/svg+xml," + quote(text, safe=" '()*,-./:;=@_~$+?|[]{}^`!")
-    if len(vector) < _LARGEST_SVG:
-        return vector
-    (path, _) = style.write(drawn, folder, ["png"])
-    image = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    return min(vector, image, key=len)
-
-
-def _short(svg: str) -> str:
-    """Without what only a file of its own has, and with no more digits than one sees: a hundredth of a point,
-    a tenth along a curve."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-
-    def rounded(match: re.Match[str]) -> str:
-        digits = 1 if len(match.group()) > _CURVE else 2
-        return re.sub(rf"(\.\d{{{digits}}})\d+", r"\1", match.group())
-
-    body = re.sub(r'\b(?:d|x|y)="[^"]*"', rounded, body)
-    body = re.sub(r"=\"([^\"']*)\"", r"='\1'", body)  # which needs no escape in an address
-    return re.sub(r">\s+<", "><", re.sub(r"\s+", " ", body))

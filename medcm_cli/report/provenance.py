@@ -107,9 +107,9 @@ def data(records: Sequence[Record], patients: Section | None) -> Blocks:
         headers = ["Covariate", "Column", "Unit", "Reference", "Scale"]
         blocks.append(("table", Section("Covariates of the model", headers, cells)))
     if first.truth:
-        rows = [list(row) for row in _flat(first.truth).items()]
-        scale = f"log scale, {Units.of(described).level}"
-        blocks.append(("table", Section(f"Known truth ({scale})", ["Parameter", "Value"], rows)))
+        units = {"omega": "log scale, squared", "sigma.additive": Units.of(described).level}
+        rows = [[name, value, units.get(name, "-")] for name, value in _flat(first.truth).items()]
+        blocks.append(("table", Section("Known truth", ["Parameter", "Value", "Unit"], rows)))
     return blocks
 
 

@@ -2,7 +2,7 @@
 field's metadata ``unit``, such as h, mg/L or -, which stands for none. Only a disease's covariates have
 theirs where they are prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,15 +155,21 @@ def columns(table: str, known: Mapping[str, str]) -> dict[str, str]:
     return {**units, "*": units.get("*", NONE)}
 
 
+def resolved(names: Iterable[str], units: Mapping[str, str]) -> dict[str, str]:
+    """Column -> its unit, of columns that one of the patterns fits, the first of which counts."""
+    found = {name: next((u for p, u in units.items() if fnmatchcase(name, p)), None) for name in names}
+    return {name: unit for name, unit in found.items() if unit is not None}
+
+
 def with_units(table: pa.Table, units: Mapping[str, str]) -> pa.Table:
     """A table whose columns name their units.
 
     :param units: of a column's name, or of a pattern such as ``omega_*``; the first that fits counts, and one
         that none fits has no unit named.
     """
-    fields = []
+    found, fields = resolved(table.schema.names, units), []
     for field in table.schema:
-        unit = next((unit for name, unit in units.items() if fnmatchcase(field.name, name)), None)
+        unit = found.get(field.name)
         named = field if unit is None else field.with_metadata({**(field.metadata or {}), UNIT: unit})
         fields.append(named)
     return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata=table.schema.metadata))
@@ -178,6 +184,11 @@ def unit_of(field: pa.Field) -> str | None:
     """A column's unit, None where it names none, as in files of before."""
     found = (field.metadata or {}).get(UNIT)
     return None if found is None else str(found.decode())
+
+
+def named_in(schema: pa.Schema) -> dict[str, str]:
+    """Column -> its unit, of those that name one."""
+    return {field.name: unit for field in schema if (unit := unit_of(field)) is not None}
 
 
 def write_table(path: Path, table: pa.Table | pd.DataFrame, units: Mapping[str, str] | None = None) -> None:

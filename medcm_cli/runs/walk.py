@@ -58,6 +58,11 @@ class Fit:
         }
         return {name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, factors
 
+    @property
+    def in_reported_unit(self) -> frozenset[str]:
+        """Columns of ``history`` that the file has in the model's unit."""
+        return frozenset(self._columns[1])
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row per checkpoint, what is a level in the reported unit; ``objective_value`` stays in the

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.checks import number, shown
-from medcm_cli.data import EventTable, Format, describe, read_events, with_magnitudes
+from medcm_cli.data import EventTable, Format, describe, read_events, units_assumed, with_magnitudes
 from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
@@ -31,7 +31,7 @@ from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
 from medcm_cli.runs import Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
-from medcm_cli.study.identity import Config
+from medcm_cli.study.identity import UNITS, Config
 
 
 def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +152,9 @@ def read_dataset(
     if dataset["preparation"] is not None:
         return _prepared(path, dataset, columns, how, needed)
     events = with_magnitudes(read_events(path, columns, how), units)
+    ours = dataset["cohort"] is not None or dataset["truth"] is not None
+    if not patients and not ours and dataset["units"] == UNITS:
+        events = replace(events, notes=(units_assumed(events.source, units), *events.notes))
     held = describe(events)
     rules = rules_of(dataset["covariates"], needed)
     if not rules:

@@ -11,7 +11,7 @@ from medcm_cli import __version__
 
 Config = Mapping[str, Any]
 
-AXES = ("fold", "outer", "inner", "replicate")
+AXES: tuple[str, ...] = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 
 UNITS: Config = {"time": "h", "amount": "IU", "level": "IU/mL"}
@@ -20,11 +20,19 @@ REPORTED: Mapping[str, str] = {"IU/mL": "IU/dL"}
 other units all of these are given."""
 
 # What a result does not depend on.
-_NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "labels", "tail")
+_NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "device", "labels", "tail")
 # Options that configurations of earlier results do not have, and what was done before there were any: no
 # defaults, which are those of conf/ and may change. At these values they are no part of what identifies a
 # result, so that the earlier ones stay valid.
-LATER: Config = {"outer": None, "inner": None, "omega": "full", "fixed": None, "redraws": 20, "tail": None}
+LATER: Config = {
+    "outer": None,
+    "inner": None,
+    "omega": "full",
+    "fixed": None,
+    "redraws": 20,
+    "tail": None,
+    "device": "cpu",
+}
 LATER_OF: Mapping[str, Config] = {
     "dataset": {
         "columns": {},

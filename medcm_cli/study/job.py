@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
+from medcm_cli.numerics.devices import CPU, described, device_of
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
@@ -21,6 +22,9 @@ from medcm_cli.training import results
 from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import Course, Trained, train
 from medcm_cli.training.steppers import MakeOptimizer
+
+# How a fit is trained, and not what it is.
+_UNRECORDED = (*AXES, "batch", "overwrite", "device")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Job:
     config: Config
     objective: Objective
     make_optimizer: MakeOptimizer
+    device: torch.device = CPU
 
     @classmethod
     def build(cls, config: Config) -> "Job":
@@ -52,13 +57,16 @@ class Job:
         """
         config = complete(config)
         problem = Problem.build(config)
-        objective = objective_of(config)
+        objective, device = objective_of(config), device_of(config["device"])
+        if device.type == "mps":
+            check_single(problem)
         # What an objective cannot take of these data it says when it begins; here nothing is written yet.
         stream = Stream(int(config["seed"]), 1, 1)
         begun = objective.init(problem.model, problem.everyone, [stream], problem.dtype)
         if not begun.trained:
             raise InputError("nothing to train: the network, Omega and sigma are known (network, fixed)")
-        return cls(problem, {**config, **problem.config}, objective, optimizer_of(config["optimizer"]))
+        whole, make_optimizer = {**config, **problem.config}, optimizer_of(config["optimizer"])
+        return cls(problem, whole, objective, make_optimizer, device)
 
     def plan(self) -> Plan:
         """Which fits of the job remain. :raises InputError: a folder holds a fit of another configuration."""
@@ -114,7 +122,7 @@ class Job:
             status="running",
             address=address,
             config_hash=digest,
-            config={key: value for key, value in config.items() if key not in (*AXES, "batch", "overwrite")},
+            config={key: value for key, value in config.items() if key not in _UNRECORDED},
             data=self.problem.data,
             truth=self.problem.truth,
             seed=int(config["seed"]),
@@ -142,10 +150,12 @@ class Job:
                 self.config["checkpoint_every"],
                 self.config["dataset"]["batch_subjects"],
                 self.config["redraws"],
+                self.config["batch"].get("graph", True),
             ),
             self.problem.dtype,
             progress,
             kept,
+            self.device,
         )
 
     def run(
@@ -163,7 +173,9 @@ class Job:
         trained = self.train(fits, progress, kept)
         finished = []
         for fit, (record, tables) in enumerate(zip(records, self._tables(fits, trained), strict=True)):
-            finished.append(runs.finish(root, _finished(record, trained, fit, list(tables)), tables))
+            finished.append(
+                runs.finish(root, _finished(record, trained, fit, list(tables), self.device), tables)
+            )
         kept.remove()
         return finished
 
@@ -188,20 +200,36 @@ class Job:
         )
 
 
-def _finished(record: runs.Record, trained: Trained, fit: int, tables: list[str]) -> runs.Record:
+def _finished(
+    record: runs.Record, trained: Trained, fit: int, tables: list[str], device: torch.device
+) -> runs.Record:
     """The record of a batch's ``fit``-th fit, now that it is trained."""
     fits = len(trained.failures)
+    where = {} if device == CPU else {"device": described(device)}
     failure = trained.failures[fit]
     return replace(
         record,
         status="failed" if failure else "complete",
         failure={"epoch": failure.epoch, "cause": failure.cause} if failure else None,
         tables=tables,
-        batch={"fits": fits, "seconds": trained.seconds},
+        batch={"fits": fits, "seconds": trained.seconds, **where},
         unconverged_modes=float(trained.unconverged[fit]),
         redraws=int(trained.redraws[fit]),
         seconds=trained.seconds / fits,
     )
+
+
+def check_single(problem: Problem) -> None:
+    """Whether a problem can do without float64, which mps does not have.
+
+    :raises InputError: it cannot.
+    """
+    schedule, pk = problem.everyone.schedule, problem.model.pk
+    cubic = "Q3" in pk.parameters  # whose roots are found in float64 (pk.compartments)
+    if pk.needs_double or cubic or not schedule.plain or schedule.change is not None:
+        raise InputError(
+            "device=mps has no float64, which this model or its regimens need; choose device=cpu"
+        )
 
 
 def objective_of(config: Config) -> Objective:

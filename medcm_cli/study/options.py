@@ -24,7 +24,8 @@ from medcm_cli.study.units import with_units
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 DTYPES = ("float32", "float64")
-"""Names of torch's."""
+DEVICES = ("cpu", "cuda", "mps", "auto")
+"""Names of torch's; auto is cuda where there is one, and else cpu."""
 
 _PLAIN = ("dataset", "batch")
 _PROBLEM_GROUPS = ("dataset", "split", "network", "pk", "error")
@@ -39,7 +40,7 @@ PROBLEM = (
 JOB = (
     *PROBLEM,
     *_JOB_GROUPS,
-    *("replicate", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail", "variant"),
+    *("replicate", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail", "device", "variant"),
 )
 """Those of a training job: of conf/config.yaml."""
 
@@ -84,11 +85,20 @@ def complete(config: Config) -> dict[str, Any]:
         raise InputError(
             f"checkpoint_every is {config['checkpoint_every']}; expected at most {_CHECKPOINTS} checkpoints"
         )
-    batch = {"processes": "auto", "fits": None, **config["batch"]}  # a restored fit needs none of them
+    batch = {
+        "processes": "auto",
+        "fits": None,
+        "graph": True,
+        **config["batch"],
+    }  # a restored fit needs none of them
     if batch["processes"] != "auto":
         whole("batch.processes", batch["processes"], 1, 1024, other="auto")
     _whole_or_null("batch.fits", batch["fits"], 1)
+    flag("batch.graph", batch["graph"])
     _whole_or_null("tail", config["tail"], 0)
+    one_of("device", config["device"], DEVICES)
+    if config["device"] == "mps" and config["dtype"] == "float64":
+        raise InputError("dtype=float64: device=mps has no such numbers; choose dtype=float32 or device=cpu")
     if config["variant"] is not None:
         name("variant", config["variant"])
     for key, value in config["optimizer"].items():

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medcm_cli.errors import InputError
+from medcm_cli.files import folder_name
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import Config, difference, identity
 from medcm_cli.study.options import as_config, complete, conf_dir
@@ -192,7 +193,7 @@ def _hydra(options: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str], st
         composed = compose("config", list(options), return_hydra_config=True)
     hydra = composed.hydra
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
-    variant = str(hydra.job.override_dirname).replace("/", "~") or "default"
+    variant = folder_name(str(hydra.job.override_dirname)) or "default"
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medcm_cli.checks import whole
 from medcm_cli.errors import JobError
+from medcm_cli.numerics.devices import CPU
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
@@ -47,9 +48,12 @@ def batches(records: Sequence[Record], most: int | None, processes: int) -> list
     return [[records[i] for i in part] for part in parts]
 
 
-def process_count(option: object, fits: int) -> int:
-    """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough."""
+def process_count(option: object, fits: int, device: torch.device = CPU) -> int:
+    """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough, and on
+    another device than the CPU for one, which has it to itself."""
     if option == "auto":
+        if device != CPU:
+            return 1
         return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, other="auto")
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
+from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training import replay
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Evaluation, Layout, Part
+from medcm_cli.training.loss import Evaluation, Layout, Part, cause_of
 from medcm_cli.training.steppers import MakeOptimizer, steppers
 
 Progress = Callable[[int, Tensor], None]
@@ -36,7 +38,8 @@ class Trained:
     to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
     failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
     not found at a checkpoint (0 without modes); ``redraws`` (B,) how often its initialisation was drawn
-    again; ``seconds`` wall-clock time of the training loop.
+    again; ``seconds`` wall-clock time of the training loop; ``replayed`` how many epochs were those of a CUDA
+    graph. All tensors are on the CPU.
     """
 
     epochs: tuple[int, ...]
@@ -48,6 +51,7 @@ class Trained:
     unconverged: Tensor
     redraws: Tensor
     seconds: float
+    replayed: int = 0
 
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
@@ -67,13 +71,14 @@ class Course:
     what a subject has for itself takes one step an epoch, along its own gradient.
 
     ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
-    beyond any fit's (``Evaluation.sound``).
+    beyond any fit's (``Evaluation.sound``). ``graph``: an epoch is one CUDA graph, where it can be.
     """
 
     epochs: int
     checkpoint_every: int
     batch_subjects: int | None = None
     redraws: int = 20
+    graph: bool = True
 
     @property
     def labels(self) -> dict[int, int]:
@@ -91,6 +96,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     dtype: torch.dtype,
     progress: Progress | None = None,
     kept: Kept | None = None,
+    device: torch.device = CPU,
 ) -> Trained:
     """Train B fits, B = ``len(streams)``.
 
@@ -98,14 +104,15 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     its values and rows so far are kept, and since no operation mixes fits, the others go on as if it were not
     there.
 
-    :param population: training subjects, with B fits.
+    :param population: training subjects, with B fits, on the CPU.
     :param make_optimizer: from the trained tensor to an optimiser that treats its elements independently of
         each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
     :param kept: where to go on from, with the very same result, and to keep how far it is.
+    :param device: to train on. Random numbers are those of the CPU, so that results differ by rounding.
     """
-    begun = _start(model, objective, population, streams, course, dtype)
-    fits = _Fits(model, objective, population, make_optimizer, begun)
+    begun = _start(model, objective, population, streams, course, dtype, device)
+    fits = _Fits(model, objective, population.to(device), make_optimizer, begun, course.graph)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -115,13 +122,13 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     for epoch in range(before + 1, course.epochs + 2):
         last = epoch > course.epochs
         due = epoch - 1 in labels
-        total = begun.first if epoch == 1 else fits.evaluate(epoch, due or last)
+        total = begun.first if epoch == 1 else fits.evaluate(epoch, due, last)
         if due:
             assert total is not None
             fits.keep(total)
             if progress:
                 progress(epoch - 1, total.loss)
-        if last or not bool(fits.alive.any()):
+        if last or fits.over(due):
             break
         fits.step(epoch, total)
         if kept is not None and kept.due:
@@ -147,19 +154,21 @@ def _start(
     streams: Sequence[Stream],
     course: Course,
     dtype: torch.dtype,
+    device: torch.device,
 ) -> _Begun:
     """Initial values whose loss and gradient are sound, as far as the course allows.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
-    redrawn = torch.zeros(len(streams), dtype=torch.long)
+    redrawn = torch.zeros(len(streams), dtype=torch.long, device="cpu")
+    there = population.to(device)
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
-        state = objective.init(model, population, drawn, dtype)
-        evaluation = Evaluation(model, objective, population, state, drawn, dtype, course.batch_subjects)
+        state = objective.init(model, population, drawn, dtype).to(device)
+        evaluation = Evaluation(model, objective, there, state, drawn, dtype, course.batch_subjects)
         flat = evaluation.layout.pack(state.trained).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~evaluation.sound(first) & (redrawn < course.redraws)
+        again = ~evaluation.sound(first).cpu() & (redrawn < course.redraws)
         if not bool(again.any()):
             return _Begun(state, evaluation, first, redrawn)
         redrawn += again
@@ -176,39 +185,83 @@ class _Fits:
         population: Population,
         make_optimizer: MakeOptimizer,
         begun: _Begun,
+        graph: bool,
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
         self._begun, self._evaluation = begun, begun.evaluation
         self._flat = begun.evaluation.layout.pack(begun.state.trained).requires_grad_()
         self._shared, self._own = steppers(make_optimizer, self._flat, begun.evaluation)
         count = len(begun.redraws)
-        self.alive = torch.ones(count, dtype=torch.bool)
+        self.alive = torch.ones(count, dtype=torch.bool, device=self._flat.device)
         self._failures: list[Failure | None] = [None] * count
-        self._unconverged = self._flat.detach().new_zeros(count)
+        # Of each fit, its loss where it failed and in which epoch; 0 where it has not.
+        self._lost = self._flat.detach().new_zeros(count)
+        self._failed = torch.zeros_like(self.alive, dtype=torch.long)
+        self._unconverged = torch.zeros_like(self._lost)
+        self._replay: Callable[[], None] | None = None
+        wanted = graph and begun.evaluation.whole and not begun.evaluation.moves
+        repeated = all(stepper.repeats for stepper in (*self._shared, *self._own))
+        self._warm: int | None = None  # epochs until one is captured; None: none is
+        if wanted and repeated and replay.repeats(model, objective, self._flat.device):
+            self._warm = replay.WARM
+        self._replayed = 0
+        self._now, self._loss = torch.zeros_like(self._failed[0]), torch.zeros_like(self._lost)
+        self._before: Tensor | None = None
         self._snapshots: list[Tensor] = []
         self._values: list[Tensor] = []
         self._take(1, begun.first, self.alive)
 
-    def evaluate(self, epoch: int, needed: bool) -> Part | None:
+    def evaluate(self, epoch: int, due: bool, last: bool) -> Part | None:
         """All subjects, with the random numbers of a new epoch; None where only minibatches will be asked
-        for, and nothing else is ``needed``."""
+        for, and nothing else is needed: no checkpoint is ``due`` and it is not the ``last``. Where an epoch
+        is a graph, its step is taken with it."""
         self._evaluation.draw()
-        if not (self._evaluation.whole or needed):
+        self._before = None
+        if not (self._evaluation.whole or due or last):
             return None
+        if self._warm is not None and not last:
+            self._warm -= 1
+            if self._warm < 0 and self._replay is None:
+                self._evaluation.hold()
+                self._replay = replay.captured(self._epoch)
+                self._warm = 0 if self._replay else None
+        if self._replay is not None and not last:
+            return self._once_more(epoch, due)
         total = self._evaluation.total(self._flat, self._carried, differentiate=self._evaluation.whole)
         self._take(epoch, total, self.alive)
         return total
 
+    def _epoch(self) -> None:
+        """One epoch from its evaluation to its step, of tensors that stay where they are."""
+        part = self._evaluation.total(self._flat, self._carried, differentiate=True)
+        self._take(self._now, part, self.alive)
+        self._loss.copy_(part.loss)
+        for stepper in self._shared:
+            stepper.step(self._flat, part.gradient, self.alive)
+
+    def _once_more(self, epoch: int, due: bool) -> Part:
+        """``_epoch``, replayed; what a checkpoint needs of the values before its step is put aside."""
+        assert self._replay is not None
+        values = self._flat.detach()
+        self._before = values.to(CPU, copy=True) if due else values
+        self._now.fill_(epoch)
+        self._replay()
+        self._replayed += 1
+        return Part(self._loss, values, values, self._carried)
+
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
-        self._snapshots.append(self._flat.detach().clone())
-        self._values.append(total.loss)
+        before = self._flat.detach().to(CPU, copy=True) if self._before is None else self._before
+        self._snapshots.append(before)
+        self._values.append(total.loss.to(CPU, copy=self._before is not None))
         share = self._objective.unconverged(self._population, self._state())
         if share is not None:
             self._unconverged = torch.maximum(self._unconverged, torch.where(self.alive, share, 0))
 
     def step(self, epoch: int, total: Part | None) -> None:
-        """One pass of the optimiser over all subjects."""
+        """One pass of the optimiser over all subjects, where a graph has not taken it."""
+        if self._before is not None:
+            return
         evaluation, flat = self._evaluation, self._flat
         if evaluation.whole:
             assert total is not None
@@ -216,9 +269,9 @@ class _Fits:
                 stepper.step(flat, total.gradient, self.alive)
             return
         gradient = torch.zeros_like(flat)
-        for number, minibatch in enumerate(evaluation.minibatches):
+        for minibatch in evaluation.minibatches:
             part = evaluation.part(flat, self._carried, minibatch)
-            active = self.alive & (number < evaluation.count)
+            active = self.alive & minibatch.there
             self._take(epoch, part, active)
             for stepper in self._shared:
                 stepper.step(flat, part.gradient / minibatch.share, active & self.alive)
@@ -226,25 +279,37 @@ class _Fits:
         for stepper in self._own:
             stepper.step(flat, gradient, self.alive)
 
-    def _take(self, epoch: int, part: Part, active: Tensor) -> None:
+    def _take(self, epoch: int | Tensor, part: Part, active: Tensor) -> None:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
         failed = active & ~self._evaluation.sound(part)
-        if bool(failed.any()):
-            trained = self._evaluation.layout.unpack(self._flat.detach())
-            for fit in torch.nonzero(failed).flatten().tolist():
-                limit = self._evaluation.limit
-                cause = _cause(self._model, self._objective, trained, part.loss, limit, fit)
-                self._failures[fit] = Failure(epoch, cause)
-            self.alive = self.alive & ~failed
+        if not nowhere(failed):
+            self._lost.copy_(torch.where(failed, part.loss, self._lost))
+            self._failed.copy_(torch.where(failed, epoch, self._failed))
+            self.alive.logical_and_(~failed)
         if self._evaluation.moves:
             with torch.no_grad():
                 self._flat.copy_(torch.where(self.alive, part.values, self._flat))
 
+    def over(self, due: bool) -> bool:
+        """Whether no fit is alive. Another device than the CPU is asked at checkpoints, which are ``due``,
+        since its answer has to be waited for."""
+        return (due or self.alive.device == CPU) and not bool(self.alive.any())
+
+    def _settle(self) -> None:
+        """The causes of failures, whose fits stand still since then."""
+        failed, lost, limit = (of.cpu() for of in (self._failed, self._lost, self._evaluation.limit))
+        values = self._evaluation.layout.unpack(self._flat.detach().cpu())
+        for fit in failed.nonzero().flatten().tolist():
+            if self._failures[fit] is None:
+                cause = cause_of(self._model, self._objective, values, lost, limit, fit)
+                self._failures[fit] = Failure(int(failed[fit]), cause)
+
     def keep_all(self, kept: Kept, epoch: int, seconds: float) -> None:
         """Everything that the epochs after ``epoch`` depend on, to a file; of an optimiser whose memory is
         more than tensors and numbers, nothing."""
+        self._settle()
         numbers: dict[str, Any] = {
             "epoch": epoch,
             "seconds": seconds,
@@ -262,7 +327,7 @@ class _Fits:
                     tensors[f"optimizer.{number}.{name}"] = value
                 else:
                     numbers[f"optimizer.{number}.{name}"] = value
-        arrays = {name: value.numpy() for name, value in tensors.items()}
+        arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
         arrays |= {f"position.{name}": value for name, value in self._evaluation.position().items()}
         kept.write(Reached(numbers, arrays))
 
@@ -282,9 +347,13 @@ class _Fits:
         self._evaluation.move_to(_below("position.", arrays))
         with torch.no_grad():
             self._flat.copy_(tensors["flat"])
-        self._carried = _below("carried.", tensors)
-        self.alive, self._unconverged = tensors["alive"], tensors["unconverged"]
+        self._carried = {n: v.to(self._flat.device) for n, v in _below("carried.", tensors).items()}
+        self.alive.copy_(tensors["alive"])
+        self._unconverged.copy_(tensors["unconverged"])
         self._failures = [failure and Failure(**failure) for failure in numbers["failures"]]
+        self._failed.copy_(
+            torch.tensor([failure.epoch if failure else 0 for failure in self._failures], device="cpu")
+        )
         self._snapshots = list(tensors.get("snapshots", ()))
         self._values = list(tensors.get("values", ()))
         for number, stepper in enumerate((*self._shared, *self._own)):
@@ -297,41 +366,22 @@ class _Fits:
 
     def trained(self, labels: Sequence[int], seconds: float) -> Trained:
         """What has become of them; ``labels`` of the checkpoints, as many as were reached."""
-        flat, count = self._flat.detach(), len(self._failures)
+        self._settle()
+        flat, count = self._flat.detach().cpu(), len(self._failures)
         return Trained(
             epochs=tuple(labels[: len(self._snapshots)]),
             layout=self._evaluation.layout,
             checkpoints=torch.stack(self._snapshots) if self._snapshots else flat.new_zeros((0, *flat.shape)),
             objective=torch.stack(self._values) if self._values else flat.new_zeros((0, count)),
             failures=tuple(self._failures),
-            state=self._state(),
-            unconverged=self._unconverged,
+            state=self._state().to(CPU),
+            unconverged=self._unconverged.cpu(),
             redraws=self._begun.redraws,
             seconds=seconds,
+            replayed=self._replayed,
         )
 
 
 def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
-
-
-def _cause(
-    model: Model,
-    objective: Objective,
-    values: Mapping[str, Tensor],
-    loss: Tensor,
-    limit: Tensor,
-    fit: int,
-) -> str:
-    """Why a fit stops whose loss, (B,), or gradient is not sound."""
-    if objective.mixed:
-        omega = model.omega_cholesky(objective.estimates(model, values))
-        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
-        if not bool((diagonal > 0).all()):
-            return "Omega is not positive definite"
-    if not bool(torch.isfinite(loss[fit])):
-        return "objective is not finite"
-    if bool(loss[fit].abs() > limit[fit]):
-        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
-    return "gradient is not finite"

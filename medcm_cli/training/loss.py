@@ -44,7 +44,7 @@ class Layout:
         """Which of the P rows belong to ``names``, as booleans (P,)."""
         return torch.cat(
             [
-                torch.full((torch.Size(shape).numel(),), name in names)
+                torch.full((torch.Size(shape).numel(),), name in names, device="cpu")
                 for name, shape in zip(self.names, self.shapes, strict=True)
             ]
         )
@@ -95,7 +95,8 @@ class Evaluation:
     """The loss of a batch of fits, of all subjects or in minibatches, with an epoch's random numbers.
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
-    cut at all. ``limit`` (B,): see ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained
+    cut at all. Everything is where ``population`` is, but ``count``, which is on the CPU. ``limit`` (B,): see
+    ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained
     values each subject has for itself, and which the objective moves; ``moves`` whether it moves any.
     """
 
@@ -113,26 +114,43 @@ class Evaluation:
         self._per_subject, self._moved = state.per_subject, state.moved
         self.limit = largest(objective, population)
         self.layout = Layout.of(state.trained)
-        self.own_rows, self.moved_rows = (self.layout.rows(of) for of in (state.per_subject, state.moved))
-        self.moves, self._descends = bool(state.moved), not bool(self.moved_rows.all())
-        self._subjects = population.present.sum(0).long()
+        device = population.present.device
+        own, moved = (self.layout.rows(of) for of in (state.per_subject, state.moved))
+        self.moves, self._descends = bool(state.moved), not bool(moved.all())
+        self.own_rows, self.moved_rows = own.to(device), moved.to(device)
+        self._present = population.present.cpu()
+        self._subjects = self._present.sum(0).long()
         size = population.shape[1] if batch_subjects is None else batch_subjects
         self.count = (self._subjects + size - 1).div(size, rounding_mode="floor")
         self.whole = int(self.count.max()) == 1
         counts = self._subjects.tolist()
         shape, of_refresh = (of(model, population) for of in (objective.noise_shape, objective.refresh_shape))
-        self._noise = None if shape is None else Noise(streams, shape, counts, dtype)
-        self._refresh = None if of_refresh is None else Noise(streams, of_refresh, counts, dtype, "refresh")
+        self._noise = None if shape is None else Noise(streams, shape, counts, dtype, device=device)
+        if of_refresh is None:
+            self._refresh = None
+        else:
+            self._refresh = Noise(streams, of_refresh, counts, dtype, "refresh", device)
         shuffle = (population.shape[1],)
+        self._held = False
+        self.noise: Tensor | None = None
         self._order = None if self.whole else Noise(streams, shuffle, counts, torch.float64, "minibatch")
         self.draw()
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
-        self.noise, self.refresh = (
+        noise, self.refresh = (
             None if source is None else source.draw() for source in (self._noise, self._refresh)
         )
+        if self._held and noise is not None:
+            assert self.noise is not None
+            self.noise.copy_(noise)
+        else:
+            self.noise = noise
         self.minibatches = [] if self._order is None else self._cut(self._order.draw())
+
+    def hold(self) -> None:
+        """From now on the noise of every epoch lies where that of this one does."""
+        self._held, self.noise = True, None if self.noise is None else self.noise.clone()
 
     @property
     def _sources(self) -> dict[str, Noise]:
@@ -156,8 +174,8 @@ class Evaluation:
     def _cut(self, keys: Tensor) -> list[Minibatch]:
         """Each fit's subjects in the order of random keys (N, B), in parts whose sizes differ by one at
         most."""
-        n = len(keys)
-        order = torch.where(self._population.present > 0, keys, torch.inf).argsort(0)
+        n, device = len(keys), self._population.present.device
+        order = torch.where(self._present > 0, keys, torch.inf).argsort(0)
         ends = [
             (number * self._subjects).div(self.count, rounding_mode="floor").minimum(self._subjects)
             for number in range(int(self.count.max()) + 1)
@@ -165,10 +183,10 @@ class Evaluation:
         minibatches = []
         for start, end in itertools.pairwise(ends):
             size = end - start
-            step = torch.arange(int(size.max()))[:, None]
+            step = torch.arange(int(size.max()), device="cpu")[:, None]
             index = torch.where(step < size, order.gather(0, (start + step).clamp(max=n - 1)), n)
             share = torch.where(size > 0, size.to(self._population.dv.dtype) / self._subjects, 1)
-            minibatches.append(Minibatch(index, share, size > 0))
+            minibatches.append(Minibatch(index.to(device), share.to(device), (size > 0).to(device)))
         return minibatches
 
     def sound(self, part: Part) -> Tensor:
@@ -269,3 +287,24 @@ def _some(population: Population, index: Tensor) -> Population:
     if bool(there.all()):
         return chosen
     return replace(chosen, present=chosen.present * there, observed=chosen.observed * there, ragged=True)
+
+
+def cause_of(
+    model: Model,
+    objective: Objective,
+    values: Mapping[str, Tensor],
+    loss: Tensor,
+    limit: Tensor,
+    fit: int,
+) -> str:
+    """Why a fit stops whose loss, (B,), or gradient is not sound."""
+    if objective.mixed:
+        omega = model.omega_cholesky(objective.estimates(model, values))
+        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
+        if not bool((diagonal > 0).all()):
+            return "Omega is not positive definite"
+    if not bool(torch.isfinite(loss[fit])):
+        return "objective is not finite"
+    if bool(loss[fit].abs() > limit[fit]):
+        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
+    return "gradient is not finite"

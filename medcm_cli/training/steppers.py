@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcm_cli.numerics.devices import everywhere
 from medcm_cli.training.loss import Evaluation
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -17,9 +18,20 @@ class Stepper:
     def __init__(
         self, make_optimizer: MakeOptimizer, flat: Tensor, some: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        self._where = None if some is None else (some[0].nonzero(), some[1].nonzero()[:, 0])
+        self._where = None
+        if some is not None:
+            rows, fits = (places.nonzero().to(flat.device) for places in some)
+            self._where = rows, fits[:, 0]
         self._values = flat if self._where is None else flat.detach()[self._where].requires_grad_()
         self._optimizer = make_optimizer([self._values])
+        if flat.device.type == "cuda":  # what an optimiser counts lies there too
+            for group in self._optimizer.param_groups:
+                group.update({"capturable": True} if "capturable" in group else {})
+
+    @property
+    def repeats(self) -> bool:
+        """Whether all of its steps are the same operations, of a CUDA graph too."""
+        return all(group.get("capturable") for group in self._optimizer.param_groups)
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -32,16 +44,21 @@ class Stepper:
             with torch.no_grad():
                 self._values.copy_(flat[self._where])
         if memory:
-            self._optimizer.state[self._values] = dict(memory)
+            (group,) = self._optimizer.param_groups
+            of_host = () if group.get("fused") or group.get("capturable") else ("step",)
+            self._optimizer.state[self._values] = {
+                name: value.to(flat.device) if isinstance(value, Tensor) and name not in of_host else value
+                for name, value in memory.items()
+            }
 
     def step(self, flat: Tensor, gradient: Tensor, moving: Tensor) -> None:
-        """One step that leaves the values of fits that are not ``moving`` exactly as they are; none where no
-        fit is."""
+        """One step that leaves the values of fits that are not ``moving`` exactly as they are; of ``some``,
+        none where no fit is."""
         if self._where is not None:
             gradient, moving = gradient[self._where], moving[self._where[1]]
-        if not bool(moving.any()):
-            return
-        if bool(moving.all()):
+            if not bool(moving.any()):
+                return
+        if everywhere(moving):
             self._values.grad = gradient
             self._optimizer.step()
         else:

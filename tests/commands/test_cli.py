@@ -113,7 +113,7 @@ def test_only_results_are_left_behind(
 
 @pytest.mark.slow
 def test_options_without_a_folder_of_their_own_are_variants(place: Path, quick: Quick) -> None:
-    """Sweeps of them do not collide; a long one is shortened; brackets are shown and are no markup."""
+    """Sweeps of them do not collide; a long one is shortened; brackets are no markup."""
     branches = (
         "network.branches=[{inputs:[weight],hidden:[3],heads:[CL,V1]},{inputs:[vwf],hidden:[2],heads:[CL]}]"
     )
@@ -126,7 +126,7 @@ def test_options_without_a_folder_of_their_own_are_variants(place: Path, quick: 
     assert len(runs) == 6
     shown = "\n".join(succeeded(quick(place, "summarize", "outputs/variants", "--out", "s [b]")))
     assert "seed-1+split-all" in shown
-    assert "{inputs:[weight],hidden:[3]" in shown
+    assert "network.branches-inputs-weight,hidden-3" in shown
     assert "-> s [b]" in shown
 
 

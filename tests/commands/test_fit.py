@@ -1,12 +1,15 @@
 """Sweeps over folds and replicates become lists before Hydra sees them."""
 
+import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
-from medcm_cli.commands.fit import coalesce
+from medcm_cli.commands.fit import _variant, coalesce
 from medcm_cli.errors import InputError
+from medcm_cli.files import folder_name
 
 
 def swept(arguments: list[str], name: str) -> list[list[int]]:
@@ -123,3 +126,26 @@ def test_the_arguments_given_are_not_changed() -> None:
     given = ["-m", "fold=1,2", "batch.fits=1"]
     coalesce(given)
     assert given == ["-m", "fold=1,2", "batch.fits=1"]
+
+
+# -- what a fit of options without a folder of their own is called -------------------------------
+
+
+def test_fits_that_an_earlier_version_named_are_found(tmp_path: Path) -> None:
+    options = "network.branches-[{inputs:[weight]}]"
+    config = {"outputs": str(tmp_path), "study": "s"}
+    choices = {"objective": "mine/vi[1]", "error": "additive"}
+    new = folder_name(options)
+    assert _variant(config, choices, options) == new
+    below = tmp_path / "s" / "dataset=d" / "objective=mine" / "vi[1]" / "error=additive" / "lr=0.1"
+    (below / "variant=default").mkdir(parents=True)
+    assert _variant(config, choices, options) == new
+    (below / f"variant={options}").mkdir()
+    assert _variant(config, choices, options) == options
+    assert _variant(config, choices | {"objective": "vi"}, options) == new
+    (below / f"variant={new}").mkdir()
+    assert _variant(config, choices, options) == new
+    assert _variant(config, choices, "") == ""
+    long = f"objective.{'x' * 120}-1"
+    (below / f"variant={long[:91]}~{hashlib.sha256(long.encode()).hexdigest()[:8]}").mkdir()
+    assert _variant(config, choices, long).startswith(long[:91])

@@ -84,3 +84,44 @@ def test_that_nobody_reads_ends_nothing() -> None:
         console.print("unread")
         assert console.quiet
         console.print("unread")
+
+
+def folder(fold: int, replicate: int = 1) -> str:
+    return f"outputs/s/objective=vi/variant=default/fold={fold:02d}/replicate={replicate}"
+
+
+def test_one_failure_is_not_buried_under_many_of_another_kind(out: io.StringIO) -> None:
+    reasons = [
+        f"{folder(fold)}: no optimum found nearby (Newton decrement {fold / 8})" for fold in range(1, 31)
+    ]
+    reasons[17:17] = [f"{folder(40)}: Omega is on its boundary"]
+    reasons += [f"{folder(fold)}: is no complete fit" for fold in (50, 51)]
+    terminal.complain("33 without standard errors:", reasons)
+    above = "outputs/s/objective=vi/variant=default"
+    assert out.getvalue().splitlines() == [
+        "33 without standard errors:",
+        "  30 folders: no optimum found nearby (Newton decrement 0.125) (numbers of the first): "
+        f"fold=01/replicate=1, fold=02/replicate=1, fold=03/replicate=1, and 27 more in {above}",
+        f"  2 folders: is no complete fit: fold=50/replicate=1, fold=51/replicate=1 in {above}",
+        f"  {folder(40)}: Omega is on its boundary",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "lines"),
+    [
+        ([], []),
+        ([("", "no folder")], ["no folder"]),
+        ([("fold 1", "is bad"), ("fold 2", "is bad")], ["2 fits: is bad: fold 1, fold 2"]),
+        ([("a", "x 1"), ("b", "x 1"), ("c", "y")], ["2 fits: x 1: a, b", "c: y"]),
+        ([("/a/b", "x"), ("c/d", "x")], ["2 fits: x: /a/b, c/d"]),
+        ([("/a/b", "x"), ("/a/b", "x")], ["2 fits: x: /a/b"]),
+        ([("", "x"), ("", "x")], ["2 fits: x"]),
+        (
+            [("1", "9 kg"), ("2", "9.5 kg"), ("3", "9e-5 kg")],
+            ["3 fits: 9 kg (numbers of the first): 1, 2, 3"],
+        ),
+    ],
+)
+def test_faults_of_one_cause_are_a_line(faults: list[tuple[str, str]], lines: list[str]) -> None:
+    assert terminal.by_cause(faults, "fits") == lines

@@ -269,10 +269,40 @@ def test_numbers_in_time_beside_a_date_may_be_clock_times() -> None:
     frame = pd.DataFrame(
         {"id": 1, "DATE": ["2021-01-01", "2021-01-02"], "time": [8.0, 9.0], "amt": [5, None], "dv": [None, 1]}
     )
-    with pytest.raises(InputError, match=r"dataset\.columns=\{date: null\} or \{date: DATE\}"):
+    with pytest.raises(InputError, match=r"columns=\{date: null\}' or '\+dataset\.columns=\{date: DATE\}'"):
         read_events(frame, {})
     for column, hours in ((None, 9.0), ("DATE", 25.0)):
         assert read_events(frame, {}, Format(columns={"date": column})).time[1] == hours
+
+
+@pytest.mark.parametrize(("unit", "hour"), [("min", 60.0), ("h", 1.0), ("d", 1 / 24)])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"time": ["2021-01-01 08:00", "2021-01-02 09:30"]},
+        {"date": ["1.1.2021", "2.1.2021"], "time": ["8:00", "9:30"]},
+        {"date": ["1.1.2021", "2.1.2021"], "time": [8.0, 9.5]},  # clock times by column date
+        {"time": ["00:00", "25:30"]},  # hours and minutes that have passed
+    ],
+)
+def test_dates_and_clock_times_become_times_in_the_unit_of_the_data(
+    columns: dict[str, list[str]], unit: str, hour: float
+) -> None:
+    frame = pd.DataFrame({"id": 1, "amt": [5, None], "dv": [None, 1], **columns})
+    how = Format(columns={"date": "date"} if "date" in columns else {}, time_unit=unit)
+    read = read_events(frame, {}, how)
+    assert read.time[1] == pytest.approx(25.5 * hour, rel=1e-12)
+    assert f"as {unit} since the subject's first record" in read.notes[0] or columns["time"][0] == "00:00"
+
+
+def test_days_that_have_passed_beside_a_date_are_no_clock_times() -> None:
+    frame = pd.DataFrame({"id": 1, "DATE": ["2021-01-01", "2021-01-05"], "amt": [5, None], "dv": [None, 1]})
+    assert read_events(frame.assign(time=[0.0, 4.0]), {}, Format(columns={"date": None}, time_unit="d")).time[
+        1
+    ]
+    with pytest.raises(InputError, match="may be d that have passed or clock times"):
+        read_events(frame.assign(time=[0.0, 4.0]), {}, Format(time_unit="d"))
+    assert read_events(frame.assign(time=[0.0, 96.0]), {}, Format(time_unit="h")).time[1] == 96
 
 
 def test_numbers_in_time_that_dates_contradict_are_refused() -> None:

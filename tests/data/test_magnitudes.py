@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from medcm_cli.data import with_magnitudes
+from medcm_cli.data import apparent_volume, units_assumed, with_magnitudes
 from medcm_cli.errors import InputError
 from medcm_cli.runs import Units
 from tests.helpers import make_events
@@ -34,6 +35,21 @@ def test_levels_are_compared_with_what_was_given(factor: float, units: Units, wo
         assert "(4 of 4 subjects)" in told[0]
         assert "dataset.units=" in told[0]
         assert "\n" not in told[0]
+
+
+@pytest.mark.parametrize(("units", "volume"), [(IU, 4.0), (MG, 4000.0), (Units("%", 1.0, "%", "mg"), None)])
+def test_the_volume_that_levels_are_those_of(units: Units, volume: float | None) -> None:
+    events = make_events(3)  # each 2000 at once
+    levels = np.array([0.1, 1.0, 0.5])[events.subject]
+    found = apparent_volume(replace(events, dv=np.where(events.is_dose, np.nan, levels)), units)
+    assert found == (pytest.approx(volume) if volume else pytest.approx(np.nan, nan_ok=True))
+
+
+def test_units_of_which_nothing_was_said_are_told() -> None:
+    told = units_assumed("a.csv", Units("ng/mL", 1.0, "ng/mL", "mg", "min"))
+    assert told.startswith(
+        "a.csv: TIME is taken as min, AMT as mg and DV as ng/mL; say others by dataset.units="
+    )
 
 
 def test_one_late_or_low_level_is_nothing_to_tell() -> None:

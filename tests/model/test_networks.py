@@ -325,6 +325,14 @@ def test_two_branches_of_the_same_covariate_are_refused_or_have_values_of_their_
 # -- initial values and covariates that change in time ---------------------------------------------
 
 
+def test_a_parameter_with_branches_begins_about_where_it_is_told_to() -> None:
+    own, told = (CovariateNetwork.build([GOOD], ["Q"], COVARIATES, given) for given in ({}, {"CL": 40.0}))
+    values, known = own.init(STREAMS, F64), covariates(4, 3)
+    one, other = own.typical(values, known), told.typical(told.init(STREAMS, F64), known)
+    torch.testing.assert_close(other["CL"], 40 * one["CL"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(other["Q"], one["Q"], rtol=0, atol=0)
+
+
 def test_a_global_parameter_begins_where_it_is_told_to() -> None:
     network = CovariateNetwork.build([], ["CL", "V1", "Q"], {}, {"CL": 0.003, "V1": 250.0})
     streams = [Stream(0, 1, replicate) for replicate in (1, 2)]
@@ -339,7 +347,7 @@ def test_a_global_parameter_begins_where_it_is_told_to() -> None:
 @pytest.mark.parametrize(
     ("initial", "reason"),
     [
-        ({"KA": 1.0}, "network.initial.KA: no such global parameter; expected some of CL, V1"),
+        ({"KA": 1.0}, "network.initial.KA: no such parameter; expected some of CL, V1"),
         ({"CL": 0}, "network.initial.CL is 0; expected a number above 0"),
         ({"CL": "low"}, "network.initial.CL is 'low'; expected a number above 0"),
     ],

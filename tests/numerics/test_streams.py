@@ -149,3 +149,14 @@ def test_noise_is_standard_normal_and_new_in_every_epoch(dtype: torch.dtype) -> 
 def test_noise_needs_a_count_for_every_fit() -> None:
     with pytest.raises(ValueError, match="zip"):
         Noise(BATCH, (3, 5), [5, 5], F64).draw()
+
+
+def test_noise_for_another_device_is_the_same() -> None:
+    streams, counts = [Stream(0, 1, replicate) for replicate in range(1, 6)], [4, 2, 4, 1, 3]
+    here = Noise(streams, (2, 3, 4), counts, torch.float32)
+    # Another device to those who compare, and the CPU all the same.
+    there = Noise(streams, (2, 3, 4), counts, torch.float32, device=torch.device("cpu:0"))
+    for _ in range(60):
+        assert torch.equal(here.draw(), there.draw())
+    there.move_to(here.position())
+    assert torch.equal(here.draw(), there.draw())

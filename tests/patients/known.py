@@ -19,4 +19,4 @@ def certain(study: Study, pk: PkModel, **typical: float) -> Study:
     raw |= {"omega": -12.0, "sigma": -3.0}
     begun = model.init(study.fits.streams, torch.float64)
     estimates = {name: torch.full_like(value, raw[name]) for name, value in begun.items()}
-    return Study(replace(study.fits, model=model, estimates=estimates))
+    return replace(study, ensemble=replace(study.fits, model=model, estimates=estimates))

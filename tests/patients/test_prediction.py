@@ -236,7 +236,7 @@ def test_files_and_frames_give_the_same(study: Study, patients: pd.DataFrame, tm
         pd.testing.assert_frame_equal(predict(study, tmp_path / name, **options).curve, expected)
     patients.to_csv(tmp_path / "p.csv", index=False, sep=";", decimal=",")
     pd.testing.assert_frame_equal(predict(study, tmp_path / "p.csv", **options).curve, expected)
-    with pytest.raises(InputError, match=r"dataset\.dialect=\{decimal: comma\} reads it"):
+    with pytest.raises(InputError, match=r"dataset\.dialect=\{decimal: comma\}'? reads it"):
         predict(study.with_dialect({"decimal": "point"}), tmp_path / "p.csv", **options)
 
 
@@ -329,11 +329,11 @@ def test_options_are_checked(
 
 def test_which_fits_are_meant_has_to_be_clear(outputs: Path) -> None:
     with pytest.raises(InputError, match=r"differ in objective.*by --objective fo or --objective mse"):
-        load_study(outputs)
+        predict(load_study(outputs), "patients.csv")
     with pytest.raises(InputError, match="no fit by vi; there are fits by fo, mse"):
         load_study(outputs, "vi")
     with pytest.raises(InputError, match="have no random effects"):
-        load_study(outputs, "mse")
+        predict(load_study(outputs, "mse"), "patients.csv")
 
 
 def test_advice_leads_to_one_configuration(outputs: Path, data: Path, tmp_path: Path) -> None:
@@ -346,13 +346,13 @@ def test_advice_leads_to_one_configuration(outputs: Path, data: Path, tmp_path: 
         job.run(list(job.plan().records.values()))
     for objective in (None, "fo"):
         with pytest.raises(InputError, match=r"differ in learning rate: .*choose one by --run ") as caught:
-            load_study(tmp_path, objective)
+            predict(load_study(tmp_path, objective), "patients.csv")
         advised = str(caught.value).split("choose one by ")[1].split(" or ")
         assert len(advised) == 2
         rates = {load_study(way.removeprefix("--run ")).fits.config["learning_rate"] for way in advised}
         assert rates == {0.1, 0.2}
     with pytest.raises(InputError) as caught:
-        load_study(outputs)
+        predict(outputs, "patients.csv")
     (way, _) = str(caught.value).split("choose one by ")[1].split(" or ")
     assert load_study(outputs, way.removeprefix("--objective ")).fits.records[0].address.objective == "fo"
 
@@ -392,7 +392,7 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     assert read.headers == ["patient", "doses", "in all, IU", "levels", "weight, kg", "vwf, IU/dL"]
     weight, vwf = some[["wt", "vwf"]].iloc[-1]
     assert read.cells[1][3:] == ["3", f"{weight:.4g}", f"{vwf:.4g}"]
-    folder = outputs / "default" / "predictions" / "patient one"
+    folder = outputs / "default" / "predictions" / "patient one_plan"
     assert [s.title.split(",")[0] for s in shown] == ["Parameters", "Levels", "Time above a level"]
     assert all(len(section.headers) == len(row) for section in shown for row in section.cells)
     assert [len(section.cells) for section in shown] == [2 * 5, 2 * 2 * 4, 2 * 2 * 3]
@@ -415,7 +415,8 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     figures = list(folder.glob("*.png"))
     assert len(figures) == 2
     assert all(f.read_bytes()[:4] == b"\x89PNG" for f in figures)
-    # Again replaces them; a folder that holds something else is left alone. Titles have what rows share.
+    # Without the regimen they go elsewhere; what holds something else is left alone. Titles have what rows
+    # share.
     again = command(
         outputs, "--patient", str(path), "--draws", "60", "--times", "0:48:12", "--threshold", "2"
     )
@@ -427,8 +428,9 @@ def test_the_command_writes_tables_figures_and_what_they_are_for(
     ]
     assert [len(s.headers) for s in again] == [len(s.cells[0]) for s in again]
     assert not any("regimen" in s.headers for s in again)
-    curve = pd.read_parquet(folder / "curve.parquet")
+    curve = pd.read_parquet(folder.with_name("patient one") / "curve.parquet")
     assert sorted(curve["time"].unique()) == [0, 12, 24, 36, 48]
+    assert json.loads((folder / "predictions.json").read_text()) == record
     with pytest.raises(InputError, match="holds no predictions"):
         command(outputs, "--patient", str(path), "--out", str(tmp_path))
 
@@ -480,7 +482,7 @@ def test_figures_of_names_that_files_cannot_hold(
 
 def test_a_notebook_shows_what_there_is(study: Study, patients: pd.DataFrame) -> None:
     found = predict(study, patients, draws=20, thresholds=())
-    assert repr(study) == f"<{study.label}>"
+    assert repr(study) == f"<{study.label}; .summary, .history, .effects>"
     assert repr(found).startswith(f"{study.label}. For research use only")
     assert f".curve: {len(found.curve)} rows" in repr(found)
 

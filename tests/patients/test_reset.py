@@ -70,7 +70,7 @@ def study(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     job.run(list(job.plan().records.values()))
     known = certain(load_study(folder), one_compartment(), CL=CL, V1=V1)
     config = {**known.fits.config, "dataset": {**known.dataset, "bolus_duration": 0}}
-    return Study(replace(known.fits, config=config))
+    return replace(known, ensemble=replace(known.fits, config=config))
 
 
 def typical(found: Prediction, regimen: str = "given") -> np.ndarray:

@@ -361,4 +361,4 @@ def test_a_compartment_model_is_one_class() -> None:
     ):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
     assert (own.needs_double, own.scales_with_dose, own.half_life(z)) == (True, False, None)
-    assert own.units == {"CL": "L/h", "V1": "L"}
+    assert own.units == {"CL": "L/{time}", "V1": "L"}

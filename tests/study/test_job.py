@@ -185,7 +185,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "fixed", "redraws", "tail")
+LATER = ("outer", "inner", "omega", "fixed", "redraws", "tail", "device")
 LATER_OF_DATASET = (
     "columns",
     "keep",

@@ -222,7 +222,7 @@ def test_a_subject_without_an_observation_is_left_out_and_told(tmp_path: Path) -
     path = table_of_two(tmp_path / "events.csv", evid=[1, 2, 2, 1, 0, 0])
     problem = built(path)
     assert problem.events.ids == ("b",)
-    assert problem.events.notes == (f"{path}: without an observation, and left out: subject 'a'",)
+    assert f"{path}: without an observation, and left out: subject 'a'" in problem.events.notes
     assert problem.everyone.time.flatten().tolist() == [4, 24]
     with pytest.raises(InputError, match="'a' has no observation, and split=files counts the file's"):
         Problem.build(configuration(path, tmp_path, "dataset=table", "split=files"))

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from medcm_cli.commands.fit import coalesce
+from medcm_cli.files import folder_name
 from medcm_cli.haemophilia.virtual import write_study
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import identity
@@ -29,7 +30,7 @@ def composed(*options: str) -> dict[str, Any]:
         config = compose("config", coalesce(options), return_hydra_config=True)
     hydra = config.hydra
     labels = {name: hydra.runtime.choices[name] for name in ("objective", "error")}
-    labels["variant"] = str(hydra.job.override_dirname).replace("/", "~")
+    labels["variant"] = folder_name(str(hydra.job.override_dirname))
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return as_config(config) | {"labels": labels}

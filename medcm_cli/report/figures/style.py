@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from medcm_cli.files import one_line, replaced, write_csv
+from medcm_cli.report.figures import dark
 
 _LONGEST_SLUG = 120  # bytes; the name of a file, which has more in it, holds 255
 SINGLE, DOUBLE = 3.5, 7.0  # widths of one and of two columns, inches
@@ -113,7 +114,8 @@ def symbol(letter: str, *names: str) -> str:
 
 
 SQUARED_OMEGA = r"$N(0, \omega^2)$"
-_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA))
+_POWER = r"\$\\mathdefault\{(?:\d\\times)?10\^\{-?\d+\}\}\$"  # matplotlib's, on a logarithmic axis
+_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA) + "|" + _POWER)
 
 
 def _harmless(figure: Figure) -> None:
@@ -179,15 +181,32 @@ def plain_log(axis: Axes) -> None:
 def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a figure in each format, and its numbers as CSV beside it; the same figure gives the same
     bytes."""
-    paths = [folder / f"{drawn.stem}.{kind}" for kind in (*formats, "csv")]
+    paths = save(drawn, folder, formats)
+    numbers = folder / f"{drawn.stem}.csv"
+    write_csv(numbers, drawn.data)
+    return [*paths, numbers]
+
+
+def save(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS, dark_page: bool = False) -> list[Path]:
+    """Write a figure in each format, and nothing else: the files ``STEM.svg`` and so on.
+
+    :param dark_page: write ``STEM_dark.svg`` and so on instead, in the colours of a dark page and without a
+        background. The figure itself stays as it is, and is of the same size.
+    """
+    ending = "_dark" if dark_page else ""
+    paths = [folder / f"{drawn.stem}{ending}.{kind}" for kind in formats]
     without_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled():
+        if any("log" in (axes.get_xscale(), axes.get_yscale()) for axes in drawn.figure.axes):
+            drawn.figure.draw_without_rendering()  # powers of ten are labels once they were drawn
         _harmless(drawn.figure)
         if drawn.figure.get_layout_engine() is not None:
             drawn.figure.draw_without_rendering()
             drawn.figure.set_layout_engine("none")  # what was laid out once stays, whatever the format
-        for path, kind in zip(paths, formats, strict=False):
-            with replaced(path) as partial:
-                drawn.figure.savefig(partial, format=kind, metadata=without_date.get(kind))
-    write_csv(paths[-1], drawn.data)
+        with dark.recoloured(drawn.figure) if dark_page else nullcontext():
+            for path, kind in zip(paths, formats, strict=True):
+                with replaced(path) as partial:
+                    drawn.figure.savefig(
+                        partial, format=kind, metadata=without_date.get(kind), transparent=dark_page
+                    )
     return paths

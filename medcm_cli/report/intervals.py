@@ -1,0 +1,110 @@
+"""Comparisons as tables: numbers with as many digits as their intervals leave them."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from medcm_cli.report.comparison import Comparison, Difference, Mean, Measure, compare
+from medcm_cli.report.section import Section
+from medcm_cli.runs.summary import estimates_of
+
+
+def decimals(values: Sequence[float], ends: Sequence[float]) -> int:
+    """How many are worth showing: two digits of the least half of an interval, and at most four of the least
+    value.
+
+    :param ends: the upper ends of the intervals of ``values``.
+    """
+    halves = [abs(end - value) for value, end in zip(values, ends, strict=True) if math.isfinite(end - value)]
+    halves = [half for half in halves if half > 0]
+    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    most = 3 - math.floor(math.log10(min(sizes))) if sizes else 0
+    wanted = 1 - math.floor(math.log10(min(halves))) if halves else most
+    return max(0, min(most, wanted, 8))
+
+
+def text(value: float, digits: int) -> str:
+    """A number, a dash of none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def ratio_text(value: float) -> str:
+    """A ratio with two digits, whatever its size; a dash of none."""
+    if not math.isfinite(value) or value <= 0:
+        return "-"
+    return text(value, min(8, max(0, 1 - math.floor(math.log10(value)))))
+
+
+def ends_of(low: float, high: float, digits: int) -> str:
+    """An interval, a dash of none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "-"
+    return f"{text(low, digits)} to {text(high, digits)}"
+
+
+def digits_of(of: Sequence[Mean] | Sequence[Difference]) -> int:
+    """The decimals of means, or of differences."""
+    return decimals([one.value for one in of], [one.high for one in of])
+
+
+def difference_texts(compared: Comparison, apart: Difference, sign: int = 1) -> tuple[str, str]:
+    """A difference and the ends of its interval. :param sign: -1 turns it round."""
+    if compared.ratio:
+        ends = [ratio_text(end) for end in (apart.low, apart.high)]
+        return ratio_text(apart.value), "-" if "-" in ends else " to ".join(ends)
+    digits = digits_of(list(compared.differences.values()))
+    low, high = sorted((sign * apart.low, sign * apart.high))
+    return text(sign * apart.value, digits), ends_of(low, high, digits)
+
+
+def table(compared: Comparison) -> Section:
+    """A row per method: mean and interval, and the difference from the best with the interval that holds for
+    all pairs of methods together."""
+    measure, best = compared.measure, compared.best.label
+    digits = digits_of(compared.means)
+    mean = "Geometric mean" if compared.ratio else "Mean"
+    several = bool(compared.differences)
+    headers = ["Method", "Fits", "Over", f"{mean}, {measure.unit}", f"95 % interval, {measure.unit}"]
+    if several:
+        unit = "-" if compared.ratio else measure.unit
+        what = f"Ratio to {best}" if compared.ratio else f"Difference from {best}"
+        headers += [f"{what}, {unit}", f"Joint 95 % interval, {unit}", "Distinguishable"]
+    cells = []
+    for one in compared.means:
+        ends = ends_of(one.low, one.high, digits)
+        row = [one.label, str(one.fits), one.base, text(one.value, digits), ends]
+        if several and (apart := compared.differences.get(one.label)):
+            verdict = {None: "cannot be told", True: "yes", False: "no"}[apart.distinguishable]
+            row += [*difference_texts(compared, apart), verdict]
+        elif several:
+            row += ["-", "-", "-"]
+        cells.append(row)
+    return Section(f"{measure.title[0].upper()}{measure.title[1:]}", headers, cells)
+
+
+def estimates(fits: pd.DataFrame) -> Section | None:
+    """A row per method: the mean of each estimate with its interval; None without any random effect."""
+    columns, means = [], {}
+    for name in estimates_of(fits):
+        if not name.startswith("cv_") and (compared := compare(fits, Measure(name, name, ""))):
+            columns.append(name)
+            means[name] = {mean.label: mean for mean in compared.means}
+    if not any(name.startswith("omega") for name in columns):
+        return None
+    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale"}
+    titles = {
+        name: f"{name.replace('_', ' ')}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
+        for name in columns
+    }
+    cells = []
+    for label in dict.fromkeys(fits["label"]):
+        row = [str(label)]
+        for name in columns:
+            one = means[name].get(str(label))
+            digits = digits_of(list(means[name].values()))
+            ends = "-" if one is None else ends_of(one.low, one.high, digits)
+            value = "-" if one is None else text(one.value, digits)
+            row.append(value if ends == "-" else f"{value} ({ends})")
+        cells.append(row)
+    return Section("Estimates: mean (95 % interval)", ["Method", *titles.values()], cells)

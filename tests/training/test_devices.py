@@ -1,0 +1,166 @@
+"""Training makes its tensors where the model is: where the default device is one that holds no numbers,
+whatever is made without a device is found out."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medcm_cli.model import Model
+from medcm_cli.objectives import Mse
+from medcm_cli.study.job import Job
+from medcm_cli.study.options import conf_dir
+from medcm_cli.training.loop import Course, Trained, train
+from tests.helpers import STREAMS, configuration, make_population
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)
+PLAUSIBLE = {"CL": 0.5, "V1": 3.0, "Q": 0.2, "V2": 1.0}
+GLOBAL = "network.global_parameters"
+CASES: dict[str, tuple[str, ...]] = {
+    "mse": ("objective=mse", "network=fully_connected"),
+    "fo": ("objective=fo", "error=combined"),
+    "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
+    "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
+    "foce, linearised": ("objective=foce", "objective.formulation=linearised", "network=truth"),
+    "foce, minibatches": ("objective=foce", "dataset.batch_subjects=3"),
+    "vi": ("objective=vi", "error=combined", "omega=diagonal"),
+    "vi, known": ("objective=vi", "fixed=truth"),
+    "vi, mixture": ("objective=vi", "objective.family=mixture"),
+    "vi, flow": ("objective=vi", "objective.family=flow"),
+    "vi, population": ("objective=vi", "objective.population=variational"),
+    "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
+    "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
+    "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
+    "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
+    "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
+    "three": ("objective=vi", "pk=three_compartment", "[CL,V1,Q,V2,Q3,V3]"),
+    "three, oral": ("objective=foce", "pk=three_compartment_oral", "[CL,V1,Q,V2,Q3,V3,KA]"),
+    "ode": ("objective=vi", "pk=two_compartment_ode", "[CL,V1,Q,V2]"),
+    "saturable": ("objective=fo", "pk=michaelis_menten", "[VM,KM,V1]", "random_effects=[VM,V1]"),
+}
+SLOW: dict[str, tuple[str, ...]] = {
+    "adjoint": ("objective=vi", "pk=two_compartment_ode", "pk.adjoint=true", "[CL,V1,Q,V2]"),
+    "learned": (
+        *("objective=mse", "pk=neural_ode"),
+        "[CL,V1,UP1,DOWN1,SLOPE1,UP2,DOWN2,SLOPE2,UP3,DOWN3,SLOPE3]",
+    ),
+}
+# Everything that a regimen can have, on few rows: additional doses, a steady state, a reset, an infusion, a
+# limit of quantification, a covariate that changes.
+TABLE = """id,time,evid,amt,rate,ii,ss,addl,dv,cens,wt,vwf
+a,0,1,2000,0,12,1,1,,,70,100
+a,5,0,,,,,,0.9,0,70,110
+a,30,0,,,,,,0.05,1,72,120
+b,0,1,1500,3000,0,0,0,,,60,90
+b,2,0,,,,,,0.7,0,60,90
+b,24,4,1500,0,0,0,0,,,60,95
+b,28,0,,,,,,0.6,0,62,95
+c,0,1,1000,0,8,0,3,,,80,150
+c,30,0,,,,,,0.4,0,80,150
+"""
+OF_TABLE: dict[str, tuple[str, ...]] = {
+    "closed form": ("objective=vi",),
+    "lag": (
+        "objective=foce",
+        "pk=one_compartment_oral",
+        "[CL,V1,KA,LAG,F]",
+        "pk.lag={1: LAG}",
+        "pk.bioavailability={1: F}",
+    ),
+    "stepwise": (
+        "objective=vi",
+        "network=fully_connected",
+        "dataset.over_time={weight: record, vwf: record}",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "events.csv"
+    path.write_text(TABLE)
+    return path
+
+
+def built(data: Path, choices: tuple[str, ...], outputs: Path, *more: str) -> Job:
+    options = [option if "=" in option.split("[")[0] else f"{GLOBAL}={option}" for option in choices]
+    names = [option.partition("=")[0] for option in options]
+    if "pk" in names and "network" not in names:
+        options += ["network=none"]
+    if any(name in option for option in options for name in ("_ode", "michaelis")):
+        options += ["epochs=1"]
+        options += [] if "dtype" in names else ["pk.rtol=0.01", "pk.atol=1"]
+    return Job.build(configuration(data, outputs, *options, *more, "replicate=[1,2]"))
+
+
+def trained(job: Job, device: torch.device) -> Trained:
+    """Where ``device`` is what tensors are made on by default."""
+    with device:
+        return job.train([(1, 1), (1, 2)])
+
+
+def same(a: Trained, b: Trained) -> None:
+    assert a.failures == b.failures
+    for name in ("checkpoints", "objective", "unconverged", "redraws"):
+        one, other = getattr(a, name), getattr(b, name)
+        assert one.device == other.device == CPU
+        assert torch.equal(one.nan_to_num(), other.nan_to_num()), name
+    for name, value in {**a.state.trained, **a.state.carried}.items():
+        assert value.device == CPU
+        assert torch.equal(value, {**b.state.trained, **b.state.carried}[name])
+
+
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_every_tensor_is_made_where_the_model_is(name: str, data: Path, tmp_path: Path) -> None:
+    job = built(data, {**CASES, **SLOW}[name], tmp_path)
+    same(trained(job, META), trained(job, CPU))
+
+
+@pytest.mark.slow  # the search takes long
+def test_so_are_those_of_a_steady_state_that_is_searched_for(table: Path, tmp_path: Path) -> None:
+    choices = ("objective=mse", "pk=two_compartment_ode", "[CL,V1,Q,V2]", "dataset=table", "split=all")
+    rule = ("dataset.truth=null", "dataset.over_time={weight: first, vwf: first}", "dtype=float64")
+    job = built(table, (*choices, *rule), tmp_path)
+    model, everyone = job.problem.model, job.problem.everyone
+    zeta = {name: torch.tensor([value], dtype=torch.float64) for name, value in PLAUSIBLE.items()}
+    found = []
+    for device in (META, CPU):
+        with device, torch.no_grad():
+            found.append(model.predict(zeta, everyone))
+    assert torch.equal(*found)
+    assert bool((found[0] > 0).all())
+
+
+@pytest.mark.parametrize("name", OF_TABLE)
+def test_so_are_those_of_any_regimen(name: str, table: Path, tmp_path: Path) -> None:
+    given = "dataset=table", "split=all", "dataset.truth=null"
+    rule = () if name == "stepwise" else ("dataset.over_time={weight: first, vwf: first}",)
+    job = built(table, OF_TABLE[name], tmp_path, *given, *rule)
+    same(trained(job, META), trained(job, CPU))
+
+
+def test_the_cases_have_every_model_objective_and_error_of_conf() -> None:
+    chosen = {option for case in (*CASES.values(), *SLOW.values(), *OF_TABLE.values()) for option in case}
+    chosen |= {"network=none"}  # of all that have global parameters of their own
+    # Of covariates that are prepared, another network of the same class.
+    every = {
+        f"{path.parent.name}={path.stem}"
+        for group in ("network", "objective", "pk", "error")
+        for path in conf_dir().glob(f"{group}/[!_]*.yaml")
+    }
+    assert every - chosen == {"network=real_data"}
+
+
+def test_a_forgotten_device_is_found_out(model: Model) -> None:
+    population = make_population(3, 2)
+
+    class Forgetful(Mse):
+        def loss(self, *given: Any) -> Tensor:
+            return super().loss(*given) + torch.zeros(2, dtype=torch.float64)
+
+    with META, pytest.raises(RuntimeError):
+        train(model, Forgetful(), population, STREAMS, ADAM, Course(2, 1), torch.float64)
