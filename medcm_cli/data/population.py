@@ -49,8 +49,12 @@ class Population:
     blank: Tensor | None = None
 
     @classmethod
-    def from_events(cls, table: EventTable, dtype: torch.dtype) -> "Population":
-        """All subjects of the table once, as one fit (B = 1)."""
+    def from_events(cls, table: EventTable, dtype: torch.dtype, groups: bool = True) -> "Population":
+        """All subjects of the table once, as one fit (B = 1).
+
+        :param groups: subjects whose numbers of doses differ much may be in groups of like length, which
+            saves a model in closed form time, and costs one that is integrated some.
+        """
         n = len(table.ids)
 
         def observations(values: npt.NDArray[Any]) -> Tensor:
@@ -69,7 +73,7 @@ class Population:
             time=_repeat_last(time),
             dv=torch.nan_to_num(observations(table.dv)),
             observed=observed.to(dtype),
-            schedule=_schedules(table, n),
+            schedule=_schedules(table, n, groups),
             covariates=covariates,
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
@@ -156,12 +160,12 @@ class Population:
         return kept.sum(tuple(range(kept.ndim - 1)))
 
 
-def _schedules(table: EventTable, n: int) -> Schedule | Ragged:
+def _schedules(table: EventTable, n: int, grouped: bool) -> Schedule | Ragged:
     """In groups, where numbers of doses differ much."""
     numbers = (np.bincount(table.subject[kind], minlength=n) for kind in (table.is_dose, ~table.is_dose))
     doses, observations = numbers
-    groups = groups_of(doses, observations)
-    if len(groups) == 1:
+    groups = groups_of(doses, observations) if grouped else []
+    if len(groups) <= 1:
         return _schedule(table, n)
     schedules = [(own, _schedule(part(table, own), len(own), group=True)) for own in groups]
     return Ragged.join(schedules, int(observations.max()))
