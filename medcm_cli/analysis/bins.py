@@ -1,0 +1,46 @@
+"""Observations put into bins of time, or of what else lies along an axis. No torch: figures use it too."""
+
+import numpy as np
+
+from medcm_cli.data.sheet import FloatArray, IntArray
+
+_PLANNED, _EACH = 16, 10  # times at most, and observations of each at least, that are bins of their own
+_NEAREST = 0.02  # of the range: bins whose medians are closer are one
+
+
+def numbers(x: FloatArray, least: int, most: int) -> IntArray:
+    """A bin's number for each x, from 0 in ascending order. Equal x are in one bin.
+
+    Few x that each have ten observations or more, as planned times have, are a bin each. Otherwise bins hold
+    equally many, then each edge moves to the widest gap within half a bin, so that samples planned for about
+    the same time stay together; and of those whose medians can hardly be told apart, one is made.
+
+    :param x: (M,). :param least: observations in a bin, about. :param most: bins, of x that are not planned.
+    """
+    distinct, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    if len(distinct) <= _PLANNED and (count >= _EACH).all():
+        return place.astype(np.int64)
+    ordered = np.sort(x)
+    gaps = np.diff(ordered)
+    bins = min(max(1, len(x) // least), most)
+    if bins == 1 or not gaps.max(initial=0) > 0:
+        return np.zeros(len(x), dtype=np.int64)
+    size = len(x) / bins
+    nominal = np.round(np.arange(1, bins) * size).astype(np.int64) - 1
+    reach = int(size // 2)
+    window = np.clip(nominal[:, None] + np.arange(-reach, reach + 1), 0, len(gaps) - 1)
+    edge = np.unique(window[np.arange(len(nominal)), gaps[window].argmax(1)])
+    edge = _apart(ordered, edge[gaps[edge] > 0])
+    return np.searchsorted((ordered[edge] + ordered[edge + 1]) / 2, x).astype(np.int64)
+
+
+def _apart(ordered: FloatArray, edge: IntArray) -> IntArray:
+    """The edges (places of the last in a bin) that part bins whose medians lie apart."""
+    kept: list[int] = []
+    start, nearest = 0, _NEAREST * float(ordered[-1] - ordered[0])
+    for end, following in zip(edge, [*edge[1:], len(ordered) - 1], strict=True):
+        below, above = ordered[start : end + 1], ordered[end + 1 : following + 1]
+        if np.median(above) - np.median(below) >= nearest:
+            kept.append(int(end))
+            start = int(end) + 1
+    return np.array(kept, dtype=np.int64)
