@@ -5,7 +5,7 @@ import numpy as np
 from medcm_cli.data.sheet import FloatArray, IntArray
 
 _PLANNED, _EACH = 16, 10  # times at most, and observations of each at least, that are bins of their own
-_NEAREST = 0.02  # of the range: bins whose medians are closer are one
+_NEAREST = 0.03  # of the range: bins whose medians are closer are one
 
 
 def numbers(x: FloatArray, least: int, most: int) -> IntArray:
@@ -13,7 +13,8 @@ def numbers(x: FloatArray, least: int, most: int) -> IntArray:
 
     Few x that each have ten observations or more, as planned times have, are a bin each. Otherwise bins hold
     equally many, then each edge moves to the widest gap within half a bin, so that samples planned for about
-    the same time stay together; and of those whose medians can hardly be told apart, one is made.
+    the same time stay together; and bins that are left with few, or whose medians can hardly be told apart,
+    are joined.
 
     :param x: (M,). :param least: observations in a bin, about. :param most: bins, of x that are not planned.
     """
@@ -30,17 +31,21 @@ def numbers(x: FloatArray, least: int, most: int) -> IntArray:
     reach = int(size // 2)
     window = np.clip(nominal[:, None] + np.arange(-reach, reach + 1), 0, len(gaps) - 1)
     edge = np.unique(window[np.arange(len(nominal)), gaps[window].argmax(1)])
-    edge = _apart(ordered, edge[gaps[edge] > 0])
+    edge = _apart(ordered, edge[gaps[edge] > 0], size / 2)
     return np.searchsorted((ordered[edge] + ordered[edge + 1]) / 2, x).astype(np.int64)
 
 
-def _apart(ordered: FloatArray, edge: IntArray) -> IntArray:
-    """The edges (places of the last in a bin) that part bins whose medians lie apart."""
-    kept: list[int] = []
-    start, nearest = 0, _NEAREST * float(ordered[-1] - ordered[0])
-    for end, following in zip(edge, [*edge[1:], len(ordered) - 1], strict=True):
-        below, above = ordered[start : end + 1], ordered[end + 1 : following + 1]
-        if np.median(above) - np.median(below) >= nearest:
-            kept.append(int(end))
-            start = int(end) + 1
-    return np.array(kept, dtype=np.int64)
+def _apart(ordered: FloatArray, edge: IntArray, smallest: float) -> IntArray:
+    """The edges (places of the last in a bin) that part bins whose medians lie apart, none too small. A bin
+    that is not so is joined with its neighbour over the narrower gap."""
+    nearest = _NEAREST * float(ordered[-1] - ordered[0])
+    gap = np.diff(ordered)
+    while len(edge):
+        parts = np.split(ordered, edge + 1)
+        medians = np.array([np.median(part) for part in parts])
+        small = np.array([len(part) < smallest for part in parts])
+        wrong = (np.diff(medians) < nearest) | small[:-1] | small[1:]
+        if not wrong.any():
+            break
+        edge = np.delete(edge, np.where(wrong, gap[edge], np.inf).argmin())
+    return edge
