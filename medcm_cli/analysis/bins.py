@@ -1,9 +1,9 @@
 """Observations put into bins of time, or of what else lies along an axis. No torch: figures use it too."""
 
 import numpy as np
+import numpy.typing as npt
 
-from medcm_cli.data.sheet import FloatArray, IntArray
-
+FloatArray, IntArray = npt.NDArray[np.float64], npt.NDArray[np.int64]
 _PLANNED, _EACH = 16, 10  # times at most, and observations of each at least, that are bins of their own
 _NEAREST = 0.03  # of the range: bins whose medians are closer are one
 
