@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-FloatArray, IntArray = npt.NDArray[np.float64], npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 _PLANNED, _EACH = 16, 10  # times at most, and observations of each at least, that are bins of their own
 _NEAREST = 0.03  # of the range: bins whose medians are closer are one
 
