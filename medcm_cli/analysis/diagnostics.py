@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medcm_cli.analysis import bins
 from medcm_cli.data import Population
 from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
@@ -201,15 +202,15 @@ def predictive_check(
     13:143-151): each level, observed or simulated, times the median typical prediction of its bin over its
     own.
 
-    Bins hold equally many observations, about 25 or more, but are parted at the widest gaps nearby. A
-    censored observation counts at its limit.
+    Planned times are a bin each; else bins hold equally many observations, about 25 or more, but are parted
+    at the widest gaps nearby (``bins.numbers``). A censored observation counts at its limit.
 
     :param time: (M,) h, likewise ``dv`` and ``typical``. :param simulated: (S, M).
     :returns: see ``Diagnosis.check``.
     """
-    bins = _bins(time)
+    number = bins.numbers(time, _PER_BIN, _MOST_BINS)
     frames = []
-    grouped = pd.DataFrame({"bin": bins, "time": time, "typical": typical}).groupby("bin")
+    grouped = pd.DataFrame({"bin": number, "time": time, "typical": typical}).groupby("bin")
     middle = grouped["typical"].transform("median").to_numpy()
     factor = np.divide(middle, typical, out=np.ones_like(middle), where=typical > 0)
     corrected = np.vstack([dv[None], simulated]) * factor  # observed first
@@ -232,23 +233,6 @@ def predictive_check(
             )
         )
     return pd.concat(frames, ignore_index=True)
-
-
-def _bins(time: FloatArray) -> IntArray:
-    """A bin's number for each time. Equal counts, then each edge moved to the widest gap within half a
-    bin, so that samples planned for the same time stay together."""
-    ordered = np.sort(time)
-    gaps = np.diff(ordered)
-    count = min(max(1, len(time) // _PER_BIN), _MOST_BINS)
-    size = len(time) / count
-    reach = int(size // 2)
-    nominal = np.round(np.arange(1, count) * size).astype(np.int64) - 1
-    window = np.clip(nominal[:, None] + np.arange(-reach, reach + 1), 0, max(len(gaps) - 1, 0))
-    if not count - 1 or not len(gaps) or not gaps.max() > 0:
-        return np.zeros(len(time), dtype=np.int64)
-    place = window[np.arange(len(nominal)), gaps[window].argmax(1)]
-    place = np.unique(place[gaps[place] > 0])
-    return np.searchsorted((ordered[place] + ordered[place + 1]) / 2, time).astype(np.int64)
 
 
 def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:

@@ -25,7 +25,7 @@ def command(arguments: list[str]) -> None:
     parser.add_argument(
         "--fold",
         type=whole(1),
-        help="show the goodness of fit of this fold (of the fit with the median objective if not given)",
+        help="show the goodness of fit of this fold (of one that is typical of all methods if not given)",
     )
     parser.add_argument("--replicate", type=whole(1), help="show the goodness of fit of this replicate")
     add_trust(parser)

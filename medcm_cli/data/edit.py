@@ -21,6 +21,8 @@ _FALL = (
 )
 _RISE = (2.0, 1.0, 0.5, 0.25)
 LAGGED = _FALL[:12]  # h, after a lag time
+# Times after a dose at which a grid follows it: of few doses, of many, and all doses of a subject together.
+_MOST_AFTER, _LEAST_AFTER, _ALL_AFTER = 33, 9, 330
 LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
@@ -236,7 +238,7 @@ def on_grid(
     events: EventTable, points: int, corners: FloatArray | None = None
 ) -> tuple[EventTable, pd.DataFrame]:
     """The doses of a table with a grid in place of its observations: in each segment of a subject ``points``
-    times from its first record to its last observation, and where doses begin and end.
+    times from its first record to its last observation, and around each dose, closest where levels turn.
 
     :param corners: (2, doses), ``dose_corners`` of a model; by default the times of the table.
     :returns: the table, and its grid: ``subject`` (number from 0), ``segment``, ``time`` (as in the file).
@@ -249,13 +251,13 @@ def on_grid(
     ends["start"] = pd.Series(clock).groupby(stretch).min()
     share = np.linspace(0, 1, points) ** 2  # denser in the beginning, where levels change most
     regular = ends["start"].to_numpy()[:, None] + share * (ends["end"] - ends["start"]).to_numpy()[:, None]
-    begin, end = _spans(events) if corners is None else corners
-    # Just before, at the start, and at the end: where a curve turns.
-    turns = np.concatenate([begin - 1e-3, begin, end])
+    owner = stretch[events.is_dose]
+    last = ends["end"].reindex(owner, fill_value=-np.inf).to_numpy()
+    turns = _turns(clock[events.is_dose], owner, last, _spans(events) if corners is None else corners)
     every = pd.DataFrame(
         {
-            "stretch": np.r_[np.repeat(ends.index.to_numpy(), points), np.tile(stretch[events.is_dose], 3)],
-            "clock": np.r_[regular.ravel(), turns],
+            "stretch": np.r_[np.repeat(ends.index.to_numpy(), points), np.tile(owner, len(turns))],
+            "clock": np.r_[regular.ravel(), turns.ravel()],
         }
     ).join(ends, on="stretch")
     inside = (every["clock"] >= every["start"]) & (every["clock"] <= every["end"])
@@ -265,6 +267,30 @@ def on_grid(
     in_file = times - every["shift"].to_numpy()
     table = _observed(events, subject, segment, times, in_file)
     return table, pd.DataFrame({"subject": subject, "segment": segment, "time": in_file})
+
+
+def _turns(given: FloatArray, owner: IntArray, last: FloatArray, corners: FloatArray) -> FloatArray:
+    """Times around each of D doses at which a curve must be looked at to be smooth, on the clock, (P, D).
+
+    Just before it arrives and when it does; on the way there and while it arrives, evenly; after that ever
+    wider apart, until the subject's next dose or ``last`` (D,): a peak of absorption lies anywhere there.
+    Of very many doses each has fewer.
+
+    :param given: (D,), when they are given. :param owner: (D,), whose they are.
+    """
+    begin, end = corners
+    order = np.lexsort((begin, owner))
+    following = np.full(len(begin), np.inf)
+    same = owner[order][1:] == owner[order][:-1]
+    following[order[:-1]] = np.where(same, begin[order][1:], np.inf)
+    until = np.maximum(np.minimum(following, last), end)
+    most = int(np.unique(owner, return_counts=True)[1].max(initial=1))
+    after = np.linspace(0, 1, min(_MOST_AFTER, max(_LEAST_AFTER, _ALL_AFTER // most)))[1:, None] ** 3
+    evenly = np.linspace(0, 1, 5)[1:-1, None]
+    parts = [begin[None] - 1e-3, begin[None], end[None], end + after * (until - end)]
+    parts += [begin + evenly * (end - begin)] if (end - begin > 2 * _AFTER).any() else []
+    parts += [given + evenly * (begin - given)] if (begin > given).any() else []
+    return np.concatenate(parts)
 
 
 def _observed(

@@ -27,11 +27,12 @@ def tables_of(
     posterior: Posterior,
     grid: FloatArray,
     thresholds: Sequence[float],
+    shaped: bool,
 ) -> dict[str, pd.DataFrame]:
     """The tables of some patients: name of the table, as of ``Prediction``, -> its rows.
 
     :param regimens: name -> the patients with its doses. :param grid: (T',) in the file's time.
-    :param thresholds: in the reported unit.
+    :param thresholds: in the reported unit. :param shaped: ``Prediction.shape`` too.
     """
     population = study.population(events)
     tables = {
@@ -40,12 +41,12 @@ def tables_of(
         "observations": _observations(study, events),
         "warnings": surprises(study.fits, population, posterior, events.ids, study.units),
     }
-    several: dict[str, list[pd.DataFrame]] = {"curve": [], "thresholds": [], "above": []}
+    several: dict[str, list[pd.DataFrame]] = {"curve": [], "shape": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(posterior.draws[0]), torch.float32)
     for name, table in regimens.items():
         observed, place = observed_at(table, grid, study.corners(table))
         there = np.isin(np.arange(len(table.ids)), table.subject[table.is_dose])
-        frames = _of_regimen(study, name, observed, place, posterior, noise, grid, thresholds)
+        frames = _of_regimen(study, name, observed, place, posterior, noise, thresholds, shaped)
         for kind, frame in frames.items():
             several[kind].append(frame[np.tile(there, len(frame) // len(there))] if len(frame) else frame)
     return tables | {kind: pd.concat(parts, ignore_index=True) for kind, parts in several.items()}
@@ -58,30 +59,30 @@ def _of_regimen(
     place: IntArray,
     posterior: Posterior,
     noise: Tensor,
-    grid: FloatArray,
     thresholds: Sequence[float],
+    shaped: bool,
 ) -> dict[str, pd.DataFrame]:
     """The curve, the time above thresholds and the probabilities of it, patients innermost."""
     n = len(observed.ids)
     level, typical = study.levels(observed, posterior.draws), study.levels(observed, None)
     time = torch.from_numpy(observed.time[~observed.is_dose].reshape(n, -1).T.copy())  # (T', N)
+    grid = time[:, 0].numpy()[place[:, 0]]  # the same of all patients
     index = torch.from_numpy(place)[:, None, :, None]
 
     def on_grid(values: Tensor) -> Tensor:
         return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
 
     seen = on_grid(level)  # (T, S, N, B)
-    measured = study.fits.model.error.draw(study.single, seen, noise, study.scale).clamp(min=0)
     keys = {
         "patient": np.tile(np.asarray(observed.ids), len(grid)),
         "regimen": name,
         "time": np.repeat(grid, n),
     }
-    columns = {
-        "typical": middle(on_grid(typical)[:, 0]).ravel(),
-        **quantile_columns(pooled_quantiles(seen)),
-        **quantile_columns(pooled_quantiles(measured), "measured_"),
-    }
+    shape = pd.DataFrame()
+    if shaped:
+        every = {"patient": np.tile(np.asarray(observed.ids), len(time)), "regimen": name}
+        of_time = {"time": time.numpy().ravel()}
+        shape = pd.DataFrame(every | of_time | _bounds(study, level, typical, noise))
     spans, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
@@ -89,9 +90,20 @@ def _of_regimen(
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
     return {
-        "curve": pd.DataFrame(keys | columns),
+        "curve": pd.DataFrame(keys | _bounds(study, seen, on_grid(typical), noise)),
+        "shape": shape,
         "thresholds": pd.concat(spans, ignore_index=True) if spans else pd.DataFrame(),
         "above": pd.concat(above, ignore_index=True) if above else pd.DataFrame(),
+    }
+
+
+def _bounds(study: Study, level: Tensor, typical: Tensor, noise: Tensor) -> dict[str, Any]:
+    """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost."""
+    measured = study.fits.model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
+    return {
+        "typical": middle(typical[:, 0]).ravel(),
+        **quantile_columns(pooled_quantiles(level)),
+        **quantile_columns(pooled_quantiles(measured), "measured_"),
     }
 
 

@@ -169,7 +169,8 @@ def _tables(
         some = part(events, numbers)
         others = {name: part(table, numbers) for name, table in regimens.items()}
         posterior = study.posterior(some, method, draws)
-        for name, frame in tables_of(study, some, others, posterior, grid, thresholds).items():
+        few = len(events.ids) <= FEW
+        for name, frame in tables_of(study, some, others, posterior, grid, thresholds, few).items():
             tables.setdefault(name, []).append(frame)
         if progress:
             progress(int(numbers[-1]) + 1)

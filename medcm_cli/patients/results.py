@@ -1,6 +1,6 @@
 """What predictions and doses are handed over as: tables with a row for each thing, and words about them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pandas as pd
@@ -21,6 +21,8 @@ class Prediction:
     - ``parameters``: patient and parameter; ``unit``, ``typical`` and the bounds;
     - ``curve``: patient, regimen and time; ``typical`` and the bounds of the level, and
       ``measured_lower_90`` and so on, those of a level as it would be measured, with residual error;
+    - ``shape``: the same as ``curve``, at more times, close around doses, for a figure; of 100 patients at
+      most, else empty, and written to no file;
     - ``thresholds``: patient, regimen and threshold; time above it within the times, ``typical`` and bounds;
     - ``above``: patient, regimen, threshold and time; ``probability`` of a level above;
     - ``posteriors``: patient and fit; mode and covariance of eta, ``converged``, and ``effective``, the
@@ -46,6 +48,7 @@ class Prediction:
     doses: pd.DataFrame
     observations: pd.DataFrame
     warnings: pd.DataFrame
+    shape: pd.DataFrame = field(default_factory=pd.DataFrame)
     disclaimer: str = DISCLAIMER
 
     def __post_init__(self) -> None:

@@ -252,12 +252,35 @@ def final_objective(fit: Fit) -> float:
 def typical_fit(method: Method, fold: int | None = None, replicate: int | None = None) -> Fit | None:
     """The complete fit whose final objective value is the median (the lower of two), among those of a fold or
     replicate where one is given; None where there is none."""
-    fits = [
+    ranked = [
         fit
-        for fit in method.complete
-        if fold in (None, fit.record.address.fold)
-        and replicate in (None, fit.record.address.replicate)
-        and np.isfinite(final_objective(fit))
+        for fit in _ranked(method)
+        if fold in (None, fit.record.address.fold) and replicate in (None, fit.record.address.replicate)
     ]
-    ranked = sorted(fits, key=final_objective)
     return ranked[(len(ranked) - 1) // 2] if ranked else None
+
+
+def common_fold(methods: Sequence[Method], replicate: int | None = None) -> int | None:
+    """The fold whose fits stand for their methods, so that all show the same subjects: of those that most
+    methods have a complete fit of, where fits lie closest to the middle of each method's, by their final
+    objective values; None where there is no fit.
+
+    :param replicate: look at the fits of this one only.
+    """
+    off: dict[int, list[float]] = {}
+    for method in methods:
+        ranked = _ranked(method)
+        nearest: dict[int, float] = {}
+        for place, fit in enumerate(ranked):
+            if replicate in (None, fit.record.address.replicate):
+                fold, distance = fit.record.address.fold, abs(place - (len(ranked) - 1) // 2) / len(ranked)
+                nearest[fold] = min(distance, nearest.get(fold, math.inf))
+        for fold, distance in nearest.items():
+            off.setdefault(fold, []).append(distance)
+    return min(off, key=lambda fold: (-len(off[fold]), sum(off[fold]), fold), default=None)
+
+
+def _ranked(method: Method) -> list[Fit]:
+    """Its complete fits, by their final objective values."""
+    finite = [fit for fit in method.complete if np.isfinite(final_objective(fit))]
+    return sorted(finite, key=final_objective)

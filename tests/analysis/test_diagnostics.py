@@ -21,7 +21,6 @@ from medcm_cli.analysis.diagnostics import (
     simulations,
     true_effects,
 )
-from medcm_cli.analysis.diagnostics import _bins as bins
 from medcm_cli.analysis.diagnostics import _curves as curves_of
 from medcm_cli.data import Population, read_events
 from medcm_cli.data.edit import on_grid
@@ -151,16 +150,6 @@ def test_predictive_check_by_hand() -> None:
         for name, percentile in (("low", 5), ("median", 50), ("high", 95)):
             np.testing.assert_allclose(part[name], np.percentile(each, percentile, axis=1))
         assert (part["from"].iloc[0], part["to"].iloc[0]) == (time[rows].min(), time[rows].max())
-
-
-def test_bins_keep_planned_times_together() -> None:
-    generator = np.random.default_rng(0)
-    planned = np.repeat([4.0, 24.0, 48.0], [55, 60, 65])
-    found = bins(planned + generator.uniform(-1.5, 1.5, 180))
-    for one in np.unique(found):
-        assert len(np.unique(planned[found == one])) == 1
-    assert bins(np.full(100, 7.0)).max() == 0
-    assert bins(np.array([1.0, 2.0])).max() == 0
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +340,37 @@ def test_curves_turn_where_the_model_has_doses_begin_and_end(tmp_path: Path) -> 
         assert np.abs(times - begin).min() < 1e-9
         top = curve.to_numpy()[(times >= begin - 1e-9) & (times < end + 5)].max()
         assert top == pytest.approx((rest + peak * mean) / 3 / 1000, rel=1e-6)
+
+
+@pytest.mark.parametrize(("every", "count"), [(24.0, 8), (168.0, 4), (12.0, 60), (1440.0, 1)])  # h
+def test_a_curve_follows_absorption_after_every_dose(tmp_path: Path, every: float, count: int) -> None:
+    """Joined by straight lines, it has every peak of the closed form, and is near it all along."""
+    first, last = f"1,0,1,100,.,{every:g},{count - 1}", f"1,{every * count:g},0,.,1,.,."
+    (tmp_path / "events.csv").write_text(f"id,time,evid,amt,dv,ii,addl\n{first}\n{last}\n")
+    events = read_events(tmp_path / "events.csv", {})
+    typical = {"KA": 1.2, "CL": 2.0, "V1": 30.0}
+    network = CovariateNetwork.build([], list(typical), {}, typical)
+    model = Model(
+        network,
+        one_compartment(absorption=True, amount_per_level=1.0),
+        RandomEffects(("CL",)),
+        ResidualError(("additive",)),
+    )
+    everyone = Population.from_events(events, torch.float64)
+    problem = SimpleNamespace(events=events, dtype=torch.float64, model=model, everyone=everyone)
+    restored: Any = SimpleNamespace(problem=problem, estimates=model.init([STREAM], torch.float64))
+    curve = curves_of(restored, np.arange(1), None, 1.0)
+    ka, k = 1.2, 2.0 / 30
+
+    def closed(time: np.ndarray) -> np.ndarray:
+        since = time[:, None] - every * np.arange(count)
+        each = np.where(since >= 0, np.exp(-k * since.clip(0)) - np.exp(-ka * since.clip(0)), 0)
+        return np.asarray(100 / 30 * ka / (ka - k) * each.sum(1))
+
+    for dose in {0, count // 2, count - 1}:
+        time = every * dose + np.linspace(0, min(every, 48), 4001)
+        exact = closed(time)
+        found = np.interp(time, curve["time"], curve["typical"])
+        assert found.max() == pytest.approx(exact.max(), rel=5e-3 if count < 50 else 0.02)
+        assert abs(found - exact).max() < 0.06 * exact.max()
+    assert len(curve) < 60 + count * 33 + 10

@@ -98,13 +98,24 @@ def test_medians_and_bands_are_those_of_the_histories(
 
 
 def test_the_lines_are_the_numbers(drawn: dict[str, style.Drawn]) -> None:
+    """Each method in a panel of its own, the others' medians behind it, and the same limits."""
     one = drawn["epochs_rmse"]
-    (axis,) = one.figure.axes
-    lines = {to_hex(line.get_color()).upper(): line for line in axis.lines if np.size(line.get_xdata()) > 2}
+    axes = {axis.get_title(): axis for axis in one.figure.axes}
+    assert list(axes) == [name.upper() for name in OBJECTIVES]
+    assert len({axis.get_ylim() for axis in axes.values()}) == 1
     for name in OBJECTIVES:
-        shown = one.data[(one.data["method"] == name.upper()) & one.data["fits"].notna()]
-        line = lines[COLOURS[name]]
-        np.testing.assert_array_equal(line.get_xydata(), shown[["epoch", "median"]].to_numpy())
+        band = one.data[(one.data["method"] == name.upper()) & one.data["fits"].notna()]
+        lines = {
+            column: [
+                to_hex(line.get_color()).upper()
+                for line in axes[name.upper()].lines
+                if np.array_equal(line.get_xydata(), band[["epoch", column]].to_numpy())
+            ]
+            for column in ("low", "median", "high")
+        }
+        assert lines == {column: [COLOURS[name]] for column in lines}
+        others = [line for line in axes[name.upper()].lines if to_hex(line.get_color()) == to_hex("0.6")]
+        assert len(others) == len(OBJECTIVES) - 1
 
 
 def test_a_failed_fit_counts_until_it_fails_and_has_a_cross(
@@ -196,7 +207,8 @@ def test_an_objective_has_one_colour_everywhere(drawn: dict[str, style.Drawn]) -
         }
         assert points == COLOURS[name]
     for stem, names in (("epochs_rmse", OBJECTIVES), ("epochs_kl", ("fo", "vi")), ("effects", OBJECTIVES)):
-        used = {to_hex(line.get_color()).upper() for axis in drawn[stem].figure.axes for line in axis.lines}
+        every = {to_hex(line.get_color()).upper() for axis in drawn[stem].figure.axes for line in axis.lines}
+        used = {colour for colour in every if len({colour[1:3], colour[3:5], colour[5:]}) > 1} | {"#000000"}
         assert {COLOURS[name] for name in names} <= used, stem
         assert used <= {COLOURS[name] for name in names} | {"#000000"}, stem
     assert len({*style.COLOURS, style.OTHER}) == len(style.COLOURS) + 1
@@ -212,7 +224,7 @@ def test_colours_and_markers_of_the_papers_objectives() -> None:
     assert {style.marker_of(rank) for rank in (None, 99)} == {"P"}
 
 
-def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_path: Path) -> None:
+def test_methods_of_one_colour_have_their_own_panel_and_label(swept: Path, tmp_path: Path) -> None:
     shutil.copytree(swept, tmp_path / "outputs")
     for path in (tmp_path / "outputs").rglob("run.json"):
         address = json.loads(path.read_text())["address"]
@@ -221,12 +233,11 @@ def test_methods_of_one_colour_have_their_own_line_and_label(swept: Path, tmp_pa
     (sweep,) = collect([tmp_path / "outputs"]).sweeps
     vi = [method for method in sweep.methods if method.objective == "vi"]
     assert [method.label for method in vi] == ["VI", "VI, objective.samples-1"]
-    objectives = [method.objective for method in sweep.methods]
-    ranks = [method.described.rank for method in sweep.methods]
-    lines = dict(zip(objectives, style.lines_of(ranks), strict=True))
-    assert objectives.count("vi") == 2
-    assert len({str(line) for line in style.lines_of([3, 3])}) == 2
-    assert lines["fo"] == lines["mse"]
+    for measure in ("objective", "rmse"):
+        one = training.over_epochs(sweep, measure)
+        assert one is not None
+        titles = [axis.get_title() for axis in one.figure.axes]
+        assert titles == [method.label for method in sweep.methods]
 
 
 def test_shrinkage(drawn: dict[str, style.Drawn]) -> None:

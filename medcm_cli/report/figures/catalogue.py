@@ -10,7 +10,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import one_line, write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
 from medcm_cli.runs.bands import effects as learned_effects
-from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, typical_fit
+from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, common_fold, typical_fit
 from medcm_cli.runs.walk import Fit
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def figures(
     :param missing: gets a line for each thing that cannot be drawn, and why.
     :param epochs: at which learned effects are shown too.
     :param fold: which fit stands for its method where one is looked at, ``replicate`` likewise; by default
-        the one with the median objective value.
+        one with the median objective value of a fold that is the same for all methods (``common_fold``).
     :param trust: as ``study.restore.restore`` has it.
     """
     where = f"{sweep.study}, {sweep.dataset}"
@@ -66,9 +66,12 @@ def _restored(
     from medcm_cli.study.restore import restore
 
     result = []
+    common = common_fold(sweep.methods, replicate) if fold is None else fold
     for method in sweep.methods:
         where = f"{sweep.study}, {sweep.dataset}, {method.label}"
-        fit = typical_fit(method, fold, replicate)
+        fit = typical_fit(method, common, replicate)
+        if fit is None and fold is None:
+            fit = typical_fit(method, None, replicate)
         if fit is None:
             which = " of this fold and replicate" if (fold, replicate) != (None, None) else ""
             failed = len(method.fits) - len(method.complete)

@@ -10,14 +10,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from medcm_cli.report.figures import style
 from medcm_cli.runs.sweeps import Method, Sweep
 
 FloatArray = npt.NDArray[np.float64]
 _BINS = 25
+_OCTAVES = 4  # that ratios are shown in, up and down, at most
 
 
 def covariate_effects(
@@ -28,6 +28,9 @@ def covariate_effects(
     covariates: Mapping[str, FloatArray] | None = None,
 ) -> style.Drawn | None:
     """A row of panels per method and a column per effect, None where nothing was learned.
+
+    Ratios are on a logarithmic axis, whose limits are those of the means over the tail, so that figures of
+    all epochs can be compared.
 
     :param learned: method's label -> ``bands.effects`` of it. :param epoch: one of its epochs, None for
         the mean over the tail.
@@ -43,12 +46,14 @@ def covariate_effects(
     if not rows:
         return None
     known = {pair: _of(truth, pair) for pair in pairs} if truth is not None else {}
-    figure = _figure(sweep, at, known, covariates)
+    limits = _limits(learned, known, covariates or {})
+    when = _when(rows, epoch)
+    figure = _figure(sweep, at, known, covariates, limits, when)
     return style.Drawn(
         "effects" if epoch is None else f"effects_epoch_{epoch:g}",
         "Covariate effects" if epoch is None else f"Covariate effects at epoch {epoch:g}",
         figure,
-        _caption(sweep, rows, epoch, bool(known), bool(covariates)),
+        _caption(sweep, rows, when, bool(known), bool(covariates)),
         f"Curves of {', '.join(f'{p} against {c}' for c, p in pairs)}, a row of panels for each of "
         f"{', '.join(m.label for m in rows)}. " + " ".join(_said(m.label, at[m.label], known) for m in rows),
         _numbers(at, known),
@@ -68,35 +73,42 @@ def _figure(
     at: Mapping[str, pd.DataFrame],
     known: Mapping[tuple[str, str], pd.DataFrame],
     covariates: Mapping[str, FloatArray] | None,
+    limits: tuple[float, float],
+    when: str,
 ) -> Figure:
     """Panels of the effects ``at`` one epoch; see ``covariate_effects``."""
     rows, pairs = _shown(sweep, at)
     named = {pair: (covariates or {}).get(pair[0]) for pair in pairs}
     with style.styled():
         figure, grid, under = _grid(len(rows), len(pairs), bool(covariates))
+        handles: list[Artist] = []
         for method, axes in zip(rows, grid, strict=True):
             last = method is rows[-1] and not under
             for pair, axis in zip(pairs, axes, strict=True):
-                _panel(axis, method, _of(at[method.label], pair), known.get(pair))
-                axis.tick_params(labelbottom=last)
+                handles += _panel(axis, method, _of(at[method.label], pair), known.get(pair))
+                axis.tick_params(labelbottom=last, labelleft=axis is axes[0])
             axes[0].set_ylabel(f"{method.label}\nratio (-)")
+        _ratios(grid[0][0], limits)
         for column, pair in enumerate(pairs):
-            of_pair = [_of(at[method.label], pair) for method in rows]
-            _limit(grid[0][column], of_pair, known.get(pair))
             below = [] if named[pair] is None else [under[column]]
             _column(sweep, [*(axes[column] for axes in grid), *below], pair, named[pair])
         if under:
             under[0].set_ylabel("subjects")
-        style.legend(figure, _handles(bool(known)))
+        style.legend(figure, handles, when[0].upper() + when[1:])
     return figure
 
 
-def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame | None) -> None:
-    colour, marker = style.colour_of(method.described.rank), style.marker_of(method.described.rank)
-    axis.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.22, lw=0)
-    axis.plot(curve["x"], curve["median"], color=colour, marker=marker, ms=3, markevery=8)
+def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame | None) -> list[Artist]:
+    """The handles of what is drawn, for a legend."""
+    axis.axhline(1, color="0.75", lw=0.6, zorder=0)
+    handles = [
+        *style.median_and_band(axis, "x", curve, method.described.rank),
+        Line2D([], [], color="0.75", lw=0.6, label="no effect"),
+    ]
     if truth is not None:
         axis.plot(truth["x"], truth["relative"], **style.TRUTH)
+        handles.append(Line2D([], [], **style.TRUTH, label="truth"))
+    return handles
 
 
 def _column(sweep: Sweep, axes: list[Axes], pair: tuple[str, str], values: FloatArray | None) -> None:
@@ -108,21 +120,29 @@ def _column(sweep: Sweep, axes: list[Axes], pair: tuple[str, str], values: Float
     axes[-1].set_xlabel(f"{pair[0]}, {entry['unit']}")
 
 
-def _handles(known: bool) -> list[Artist]:
-    handles: list[Artist] = [Line2D([], [], color="0.4", label="median")]
-    handles.append(Patch(color="0.5", alpha=0.4, lw=0, label="95 % of fits"))
-    return [*handles, Line2D([], [], **style.TRUTH, label="truth")] if known else handles
+def _when(methods: Sequence[Method], epoch: float | None) -> str:
+    """Of which epochs the effects are."""
+    if epoch is not None:
+        return f"epoch {epoch:g}"
+    last = sorted({int(fit.history["epoch"].max()) for method in methods for fit in method.complete})
+    to = f"{last[0]}" if len(last) == 1 else f"{last[0]} to {last[-1]}"
+    return f"mean over the last checkpoints, up to epoch {to}"
 
 
-def _caption(
-    sweep: Sweep, methods: Sequence[Method], epoch: float | None, known: bool, histograms: bool
-) -> str:
-    when = "mean over the last checkpoints" if epoch is None else f"epoch {epoch:g}"
+def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, histograms: bool) -> str:
     fits = ", ".join(f"{method.label} {len(method.complete)}" for method in methods)
+    several = any(len(method.complete) > 1 for method in methods)
+    one = any(len(method.complete) == 1 for method in methods)
     caption = (
         f"Learned covariate effects ({sweep.study}, {sweep.dataset}; {when}), relative to the reference "
-        f"value: median (line) and 2.5 to 97.5 % quantiles (band) over complete fits ({fits})."
+        "value, on a logarithmic axis that is the same at every epoch; curves may leave it. "
     )
+    if several:
+        caption += "Median (line) and 2.5 to 97.5 % quantiles (band) over complete fits"
+        caption += "; where there is one, its line" if one else ""
+    else:
+        caption += "The line is that of the one complete fit"
+    caption += f" ({fits}). Grey line: no effect."
     caption += " Dashed black: truth." if known else ""
     return caption + (" Below: the subjects' covariates." if histograms else "")
 
@@ -133,9 +153,8 @@ def _grid(rows: int, columns: int, histogram: bool) -> tuple[Figure, list[list[A
     figure = Figure(figsize=(width, rows * height + 0.95), layout="constrained")
     ratios = [height] * rows + ([0.45] if histogram else [])
     axes = figure.subplots(len(ratios), columns, sharex="col", height_ratios=ratios, squeeze=False)
-    for column in range(columns):
-        for row in range(1, rows):
-            axes[row][column].sharey(axes[0][column])
+    for axis in axes[:rows].ravel()[1:]:
+        axis.sharey(axes[0][0])  # so that effects can be compared
     grid = [list(row) for row in axes]
     return figure, grid[:rows], grid[rows] if histogram else []
 
@@ -144,11 +163,35 @@ def _of(frame: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
     return frame[(frame["covariate"] == pair[0]) & (frame["parameter"] == pair[1])]
 
 
-def _limit(axis: Axes, frames: list[pd.DataFrame], truth: pd.DataFrame | None) -> None:
-    """From 0; a band that goes far beyond medians and truth is cut."""
-    curves = pd.concat(frames)
-    most = max(curves["median"].max(), truth["relative"].max() if truth is not None else 0)
-    axis.set_ylim(0, 1.05 * min(curves["high"].max(), 2 * most) if most > 0 else 1)
+def _limits(
+    learned: Mapping[str, pd.DataFrame],
+    known: Mapping[tuple[str, str], pd.DataFrame],
+    covariates: Mapping[str, FloatArray],
+) -> tuple[float, float]:
+    """Of the axis of ratios, at every epoch: powers of 2 around the medians of the means over the tail, and
+    around the truth, at covariates that subjects have."""
+    frames = [frame[frame["epoch"].isna()] for frame in learned.values() if len(frame)]
+    curves = [frame.rename(columns={"median": "ratio"}) for frame in frames]
+    curves += [frame.rename(columns={"relative": "ratio"}) for frame in known.values()]
+    inside: list[FloatArray] = [np.ones(1)]
+    for curve in curves:
+        for name, part in curve.groupby("covariate"):
+            x, seen = part["x"].to_numpy(), covariates.get(str(name), np.zeros(0))
+            low, high = np.quantile(seen, [0.01, 0.99]) if len(seen) else (x.min(), x.max())
+            inside.append(part["ratio"].to_numpy(np.float64)[(x >= low) & (x <= high)])
+    every = np.concatenate(inside)
+    every = every[np.isfinite(every) & (every > 0)]
+    powers = np.log2([every.min(), every.max()])
+    least, most = np.clip([np.floor(powers[0]), np.ceil(powers[1])], -_OCTAVES, _OCTAVES)
+    return 2.0 ** min(least, -1), 2.0 ** max(most, 1)
+
+
+def _ratios(axis: Axes, limits: tuple[float, float]) -> None:
+    """A logarithmic axis of ratios, with powers of 2 as one reads them."""
+    style.plain_log(axis)
+    axis.yaxis.set_major_locator(FixedLocator((2.0 ** np.arange(-_OCTAVES, _OCTAVES + 1)).tolist()))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set_ylim(limits)
 
 
 def _histogram(axis: Axes, values: FloatArray, scale: float) -> None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from medcm_cli.analysis import bins
 from medcm_cli.report.figures import style
 from medcm_cli.runs.sweeps import Method, Sweep
 from medcm_cli.runs.walk import Fit
@@ -23,6 +24,8 @@ Chosen = Sequence[tuple[Method, Fit, "Diagnosis"]]
 
 _POINT: dict[str, Any] = {"s": 7, "alpha": 0.5, "linewidths": 0}
 _BIN = 0.4  # width of a histogram's bins, of omega
+_PER_TREND, _TRENDS = 10, 8  # observations in a bin of a trend, about; bins
+_DECADES = 30  # the highest over the lowest level, from which on an axis is logarithmic
 _RASTER = 4000  # points from which on a vector file holds them as an image
 
 
@@ -66,7 +69,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
         f"training subjects. {words}.{censored}",
         f"Scatter plots of {len(seen)} observations of {seen['subject'].nunique()} subjects against "
         "predictions, and of their residuals against time and prediction. Correlation with the typical "
-        f"prediction {np.corrcoef(seen['typical'], seen['dv'])[0, 1]:.2f}. {words}.",
+        f"prediction {np.corrcoef(seen['typical'], seen['dv'])[0, 1]:z.2f}. {words}.",
         diagnosis.observations,
     )
 
@@ -105,7 +108,7 @@ def _scatter_handles(method: Method, mixed: bool) -> list[Artist]:
 
 
 def _residuals_said(residual: pd.Series, mixed: bool, unit: str) -> str:
-    what = f"mean {residual.mean():.2f}, sd {residual.std():.2f}"
+    what = f"mean {residual.mean():z.2f}, sd {residual.std():.2f}"
     return (
         "Conditional weighted residuals (CWRES; Hooker 2007): the model is linearised at each subject's "
         f"empirical Bayes estimate; {what}; of a right model 0 and 1"
@@ -115,74 +118,95 @@ def _residuals_said(residual: pd.Series, mixed: bool, unit: str) -> str:
 
 
 def _trend(x: pd.Series, y: pd.Series) -> pd.Series:
-    """Medians in bins of x with equally many points."""
-    bins = pd.qcut(x, min(8, max(1, len(x) // 10)), duplicates="drop")
-    grouped = pd.DataFrame({"x": x, "y": y}).groupby(bins, observed=True).median()
+    """Medians in bins of x; equal x are in one, so that the line through them is nowhere vertical."""
+    number = bins.numbers(x.to_numpy(np.float64), _PER_TREND, _TRENDS)
+    grouped = pd.DataFrame({"x": x.to_numpy(), "y": y.to_numpy()}).groupby(number).median()
     return grouped.set_index("x")["y"]
 
 
 def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
-    """Prediction-corrected visual predictive check, a panel per method with random effects; None where no
-    method has any."""
-    shown = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
+    """Prediction-corrected visual predictive check, a panel per method with random effects, all of the same
+    observations; None where no method has any. Methods whose fit is of other subjects than the first's are
+    left out, which the caption says."""
+    mixed = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
+    shown = [one for one in mixed if _same_observations(one[2], mixed[0][2])]
     if not shown:
         return None
     every = pd.concat([diagnosis.check.assign(method=method.label) for method, _, diagnosis in shown])
-    logarithmic = bool((every[["observed", "low"]] > 0).all(axis=None))
     outside = []
     with style.styled():
-        figure, axes = style.panels(len(shown), 3, 2.3, sharex=True, sharey=True)
+        figure, axes = style.panels(
+            len(shown), 2 if len(shown) in (2, 4) else 3, 2.2, sharex=True, sharey=True
+        )
+        handles: list[Artist] = []
         for axis, (method, _, diagnosis) in zip(axes, shown, strict=True):
-            _check_panel(axis, diagnosis.check, method)
-            axis.use_sticky_edges = False
+            handles += _check_panel(axis, diagnosis.check, method)
             axis.set_title(method.label)
             axis.set_xlabel(f"time, {sweep.units.time}")
             axis.set_ylabel(f"level, {sweep.units.reported}")
             axis.tick_params(labelbottom=True, labelleft=True)
-            if logarithmic:
-                style.plain_log(axis)
             out = (diagnosis.check["observed"] < diagnosis.check["low"]) | (
                 diagnosis.check["observed"] > diagnosis.check["high"]
             )
             outside.append(f"{method.label}: {int(out.sum())} of {len(out)}")
-        black: dict[str, Any] = {"color": "black", "marker": "o", "ms": 2.5}
-        handles = [
-            Line2D([], [], **black, ls="-", label="observed median"),
-            Line2D([], [], **black, ls=(0, (3, 1.5)), label="observed 5 and 95 %"),
-            Patch(color="0.35", alpha=0.6, lw=0, label="simulated median"),
-            Patch(color="0.6", alpha=0.5, lw=0, label="simulated 5 and 95 %"),
-        ]
+        _check_limits(axes, every)
         style.legend(figure, handles)
     fits = "; ".join(f"{method.label}: {fit.record.address.place}" for method, fit, _ in shown)
     said = f"Observed percentiles outside their 90 % interval: {'; '.join(outside)}."
+    others = [method.label for method, _, _ in mixed if method not in [one for one, _, _ in shown]]
+    left_out = f" Of other subjects, so not shown: {', '.join(others)}." if others else ""
+    first = shown[0][2]
+    bins_said = f"{first.check['time'].nunique()} bins of time"
     return style.Drawn(
         "predictive_check",
         "Prediction-corrected visual predictive check",
         figure,
         f"Prediction-corrected visual predictive check (Bergstrand et al. 2011) of {sweep.study}, "
-        f"{sweep.dataset} ({fits}): 5, 50 and 95 % percentiles of the observations in bins of time, and 90 % "
-        f"intervals of the same of {shown[0][2].simulations} simulated data sets. {said}",
+        f"{sweep.dataset} ({fits}): 5, 50 and 95 % percentiles of {len(first.observations)} observations of "
+        f"{first.observations['subject'].nunique()} subjects in {bins_said} (points, at the median time of a "
+        f"bin), and 90 % intervals of the same of {first.simulations} simulated data sets (shaded). "
+        f"{said}{left_out}",
         f"Observed percentiles over simulated intervals against time, a panel per method. {said}",
         every,
     )
 
 
-def _check_panel(axis: Axes, check: pd.DataFrame, method: Method) -> None:
+def _same_observations(one: "Diagnosis", other: "Diagnosis") -> bool:
+    columns = ["subject", "time"]
+    return one.observations[columns].equals(other.observations[columns])
+
+
+def _check_panel(axis: Axes, check: pd.DataFrame, method: Method) -> list[Artist]:
+    """Intervals as areas through the bins, which leave no gap and are as wide as the data, whatever the times
+    are; of a single bin, as wide as it. Their handles, for a legend."""
+    colour = style.colour_of(method.described.rank)
     for percentile, part in check.groupby("percentile"):
-        width = (part["to"] - part["from"]).clip(lower=0.01 * float(check["to"].max()))
         middle = percentile == 50
-        axis.bar(
-            part["from"],
-            part["high"] - part["low"],
-            width,
-            part["low"],
-            align="edge",
-            color=style.colour_of(method.described.rank),
-            alpha=0.45 if middle else 0.22,
-            lw=0,
-        )
+        x, low, high = part["time"].to_numpy(), part["low"].to_numpy(), part["high"].to_numpy()
+        if len(part) == 1:
+            space = 0.1 * abs(x[0]) or 1.0
+            x = np.array([min(part["from"].iloc[0], x[0] - space), max(part["to"].iloc[0], x[0] + space)])
+            low, high = np.repeat(low, 2), np.repeat(high, 2)
+        style.band(axis, x, low, high, colour, 0.4 if middle else 0.14)
         line = "-" if middle else (0, (3, 1.5))
         axis.plot(part["time"], part["observed"], color="black", ls=line, lw=1.0, marker="o", ms=2.5)
+    black: dict[str, Any] = {"color": "black", "marker": "o", "ms": 2.5}
+    return [
+        Line2D([], [], **black, ls="-", label="observed median"),
+        Line2D([], [], **black, ls=(0, (3, 1.5)), label="observed 5 and 95 %"),
+        style.band_handle("0.35", "simulated median", 0.4),
+        style.band_handle("0.35", "simulated 5 and 95 %", 0.14),
+    ]
+
+
+def _check_limits(axes: Sequence[Axes], check: pd.DataFrame) -> None:
+    """Levels of more than one and a half decades are on a logarithmic axis, whose end is that of what was
+    observed: an interval's may lie anywhere near 0."""
+    least, most = float(check["observed"].min()), float(check["observed"].max())
+    if least > 0 and most > _DECADES * least:
+        for axis in axes:
+            style.plain_log(axis)
+            axis.set_ylim(bottom=least / 3)
 
 
 def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
@@ -200,10 +224,10 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             method, _, diagnosis = shown[row]
             part, percent = _shrinkage(method, diagnosis, name)
             _histogram(axis, method, part["eta"], diagnosis.omega[name])
-            axis.set_title(f"{method.label}: shrinkage {percent:.0f} %")
+            axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
             axis.set_ylabel("density (-)")
-            axis.set_xlabel(f"{style.symbol('eta', name)}, log scale" if row == len(shown) - 1 else "")
-            said.append(f"{method.label}, {name}: {percent:.0f} %")
+            axis.set_xlabel(f"{style.symbol('eta', name)}, log scale (-)" if row == len(shown) - 1 else "")
+            said.append(f"{method.label}, {name}: {percent:z.0f} %")
             data.append(part)
         density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)
         style.legend(figure, [Patch(color="0.5", alpha=0.45, lw=0, label="subjects"), density])
@@ -238,7 +262,7 @@ def _shrinkage(method: Method, diagnosis: "Diagnosis", name: str) -> tuple[pd.Da
 
 def _histogram(axis: Axes, method: Method, eta: pd.Series, omega: float) -> None:
     """Of subjects, with the density of the population."""
-    bins = np.arange(eta.min(), eta.max() + _BIN * omega, _BIN * omega).tolist()
-    axis.hist(eta, bins=bins, density=True, color=style.colour_of(method.described.rank), alpha=0.45, lw=0)
+    edges = np.arange(eta.min(), eta.max() + _BIN * omega, _BIN * omega).tolist()
+    axis.hist(eta, bins=edges, density=True, color=style.colour_of(method.described.rank), alpha=0.45, lw=0)
     x = np.linspace(-3.2 * omega, 3.2 * omega, 121)
     axis.plot(x, np.exp(-0.5 * (x / omega) ** 2) / (omega * np.sqrt(2 * np.pi)), color="black", lw=1)

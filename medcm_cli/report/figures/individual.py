@@ -16,6 +16,8 @@ from medcm_cli.report.figures import style
 _COLOUR = "#0072B2"
 _TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}
 _MEASURED: dict[str, Any] = {"color": _COLOUR, "lw": 0.7, "ls": (0, (1, 1.2))}
+_MEDIUM = 120 / 25.4  # inches, one and a half columns of a journal
+_HEIGHT, _NEAREST = 150.0, 9.0  # points: of an axis, about, and between labels of thresholds
 _WARNINGS = 4  # that are written out
 _DECADES = 3.5  # of levels that a panel shows, from the highest down
 
@@ -23,33 +25,31 @@ _DECADES = 3.5  # of levels that a panel shows, from the highest down
 def patient(prediction: Prediction, name: str) -> style.Drawn:
     """One patient's figure: median and 50 and 90 % bands of the level, the 90 % band of a measured one,
     the typical curve, doses along the bottom and thresholds across."""
-    curve = prediction.curve[prediction.curve["patient"] == name]
+    curve = _shape(prediction, name)
     regimens = list(dict.fromkeys(curve["regimen"]))
-    thresholds = sorted(prediction.thresholds["threshold"].unique()) if len(prediction.thresholds) else []
     seen = prediction.observations[prediction.observations["patient"] == name]
-    top = float(max(curve["measured_upper_90"].max(), seen["level"].max() if len(seen) else 0.0)) * 1.3
-    floor = max(top * 10**-_DECADES, min([*thresholds, top]) / 3)
+    every = sorted(prediction.thresholds["threshold"].unique()) if len(prediction.thresholds) else []
+    floor, top, thresholds = _range(curve, seen, every)
     with style.styled():
-        width = style.DOUBLE if len(regimens) > 1 else 4.6
+        width = style.DOUBLE if len(regimens) > 1 else _MEDIUM
         figure, axes = style.panels(len(regimens), 2, 2.5 if len(regimens) > 1 else 3.0, width, sharey=True)
         for axis, regimen in zip(axes, regimens, strict=True):
-            of_regimen = curve[curve["regimen"] == regimen]
-            _curve(axis, of_regimen, floor)
+            _curve(axis, curve[curve["regimen"] == regimen], floor)
             if regimen == GIVEN and len(seen):
                 _points(axis, seen[seen["on_curve"]], floor)
             doses = prediction.doses.query("patient == @name and regimen == @regimen and on_curve")["time"]
             inside = doses[(doses >= prediction.times[0]) & (doses <= prediction.times[-1])]
-            axis.plot(inside, np.full(len(inside), floor), "^", color="black", ms=4, clip_on=False, zorder=5)
-            _thresholds(axis, thresholds)
-            axis.set_yscale("log")
+            if len(inside):
+                axis.plot(inside, [floor] * len(inside), "^", color="black", ms=4, clip_on=False, zorder=5)
+            _thresholds(axis, thresholds, floor, top)
             axis.set_ylim(floor, top)
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            style.plain_log(axis)
             axis.set_xlim(prediction.times[0], prediction.times[-1])
             _days(axis, prediction.units.hours)
             axis.set_xlabel(f"time, {prediction.units.time}")
             axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
         axes[0].set_ylabel(f"level, {prediction.unit}")
-        style.legend(figure, _handles(bool(len(seen))))
+        style.legend(figure, _handles(seen[seen["on_curve"]], floor, bool(thresholds)))
         figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
         figure.suptitle(style.named(name, 60), fontsize=9, x=0.01, ha="left")
     words = (
@@ -64,6 +64,27 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
     )
     numbers = curve.assign(study=prediction.label, disclaimer=prediction.disclaimer)
     return style.Drawn(f"patient_{style.slug(name)}", f"Levels of {name}", figure, words, alt, numbers)
+
+
+def _range(
+    curve: pd.DataFrame, seen: pd.DataFrame, thresholds: Sequence[float]
+) -> tuple[float, float, list[float]]:
+    """The ends of the axis of levels, and the thresholds on it: not those far above all levels."""
+    highest = float(max(curve["measured_upper_90"].max(), seen["level"].max() if len(seen) else 0.0))
+    shown = [float(threshold) for threshold in thresholds if threshold <= 10 * highest]
+    top = 1.3 * max([highest, *shown])
+    floor = max(top * 10**-_DECADES, min([*shown, top]) / 3)
+    return floor, top, [threshold for threshold in shown if threshold >= floor]
+
+
+def _shape(prediction: Prediction, name: str) -> pd.DataFrame:
+    """A patient's curve at times close enough to be joined by lines; where the file's time begins again, and
+    lines would go back, at those that were asked for."""
+    if len(prediction.shape):
+        shape = prediction.shape[prediction.shape["patient"] == name]
+        if all(of["time"].is_monotonic_increasing for _, of in shape.groupby("regimen")):
+            return shape
+    return prediction.curve[prediction.curve["patient"] == name]
 
 
 def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
@@ -83,14 +104,18 @@ def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
     axis.plot(shown["time"], shown["typical"], **_TYPICAL)
 
 
-def _thresholds(axis: Axes, thresholds: Sequence[float]) -> None:
+def _thresholds(axis: Axes, thresholds: Sequence[float], floor: float, top: float) -> None:
+    """Lines, with labels at the right that make room for one another."""
+    before = -np.inf
     for threshold in thresholds:
         axis.axhline(threshold, color="0.6", lw=0.6, zorder=0)
+        place = _HEIGHT * np.log(threshold / floor) / np.log(top / floor)
+        before = max(place, before + _NEAREST)
         axis.annotate(
             f"{threshold:g}",
             (1.0, threshold),
             xycoords=("axes fraction", "data"),
-            xytext=(2, 0),
+            xytext=(2, before - place),
             textcoords="offset points",
             va="center",
             fontsize=6.5,
@@ -103,7 +128,10 @@ def _points(axis: Axes, seen: pd.DataFrame, floor: float) -> None:
     low = seen["censored"] | (seen["level"] < floor)
     for rows, marker in ((~low, "o"), (low, "v")):
         at = seen[rows]
-        axis.plot(at["time"], at["level"].clip(lower=floor * 1.1), marker, color="black", ms=4, zorder=4)
+        if len(at):  # an empty line that is not clipped would have room made for it
+            level = at["level"].clip(lower=floor * 1.1)
+            fill = "none" if marker == "v" else "black"
+            axis.plot(at["time"], level, marker, color="black", mfc=fill, ms=4, zorder=4, clip_on=False)
 
 
 def _days(axis: Axes, hours: float) -> None:
@@ -115,7 +143,7 @@ def _days(axis: Axes, hours: float) -> None:
         axis.set_xticks(np.arange(np.ceil(low / step) * step, high + 1e-9, step))
 
 
-def _handles(measured: bool) -> list[Any]:
+def _handles(seen: pd.DataFrame, floor: float, thresholds: bool) -> list[Any]:
     handles: list[Any] = [
         Line2D([], [], color=_COLOUR, label="median"),
         Patch(color=_COLOUR, alpha=0.45, lw=0, label="50 %"),
@@ -123,9 +151,15 @@ def _handles(measured: bool) -> list[Any]:
         Line2D([], [], **_MEASURED, label="90 %, as measured"),
         Line2D([], [], **_TYPICAL, label="typical"),
     ]
-    handles.append(Line2D([], [], marker="^", color="black", ls="none", ms=4, label="dose"))
-    if measured:
-        handles.append(Line2D([], [], marker="o", color="black", ls="none", ms=4, label="measured"))
+    mark: dict[str, Any] = {"color": "black", "ls": "none", "ms": 4}
+    handles.append(Line2D([], [], marker="^", **mark, label="dose"))
+    low = seen["censored"] | (seen["level"] < floor)
+    if not low.all():
+        handles.append(Line2D([], [], marker="o", **mark, label="measured"))
+    if low.any():
+        handles.append(Line2D([], [], marker="v", mfc="none", **mark, label="below axis or limit"))
+    if thresholds:
+        handles.append(Line2D([], [], color="0.6", lw=0.6, label="threshold"))
     return handles
 
 

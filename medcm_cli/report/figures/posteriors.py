@@ -51,9 +51,11 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
             parts.append(_panel(axis, method, found, nuts.eta[:, place, :2].copy(), int(place)))
         _labels(np.array(axes).reshape(len(of_methods), -1), sweep, [m.label for m, _ in of_methods])
         for axis, place in zip(axes, shown, strict=False):
-            axis.set_title(f"subject {nuts.subjects[place]}")
-        style.legend(figure, _handles())
-    replicates = ", ".join(f"{method.label}: {len(found)} fits" for method, found in of_methods)
+            axis.set_title(style.named(f"subject {nuts.subjects[place]}", 22))
+        style.legend(figure, _handles([method for method, _ in of_methods]))
+    replicates = ", ".join(
+        f"{method.label}: {len(found)} fit{'s' if len(found) > 1 else ''}" for method, found in of_methods
+    )
     data = pd.concat(parts, ignore_index=True)
     return style.Drawn(
         f"posteriors_{style.slug(folder.name)}",
@@ -102,14 +104,14 @@ def _labels(grid: npt.NDArray[Any], sweep: Sweep, methods: list[str]) -> None:
 
 def _panel(axis: Axes, method: Method, found: list[pd.DataFrame], eta: Array, place: int) -> pd.DataFrame:
     kept = eta[:: max(1, len(eta) // POINTS)]
-    axis.plot(*kept.T, ".", color="0.75", markersize=1.5, rasterized=True)
+    axis.plot(*kept.T, ".", color="0.6", markersize=1.2, rasterized=True)
     rows = []
     for number, table in enumerate(found, 1):
         row = table.iloc[place]
         mean = row[["eta_1", "eta_2"]].to_numpy(np.float64)
         cov = row[["cov_11", "cov_21", "cov_21", "cov_22"]].to_numpy(np.float64).reshape(2, 2)
         axis.plot(
-            *_outline(mean, cov), color=style.colour_of(method.described.rank), linewidth=0.6, alpha=0.7
+            *_outline(mean, cov), color=style.colour_of(method.described.rank), linewidth=0.7, alpha=0.8
         )
         rows.append((method.label, number, *mean, cov[0, 0], cov[1, 0], cov[1, 1]))
     mean, cov = eta.mean(0), np.cov(eta.T)
@@ -126,10 +128,13 @@ def _outline(mean: Array, cov: Array) -> Array:
     return np.asarray(mean[:, None] + RADIUS * np.linalg.cholesky(cov) @ circle, dtype=np.float64)
 
 
-def _handles() -> list[Artist]:
-    points = Line2D([], [], color="0.6", marker=".", linestyle="", label="draws of NUTS")
-    fitted = Line2D([], [], **style.TRUTH, label="their Gaussian")
-    return [points, fitted]
+def _handles(methods: list[Method]) -> list[Artist]:
+    colours = dict.fromkeys((style.colour_of(method.described.rank), method.label) for method in methods)
+    return [
+        Line2D([], [], color="0.6", marker=".", linestyle="", label="draws of NUTS"),
+        Line2D([], [], **style.TRUTH, label="95 % of their Gaussian"),
+        *(Line2D([], [], color=c, linewidth=0.8, label=f"95 %, a fit by {label}") for c, label in colours),
+    ]
 
 
 def _said(data: pd.DataFrame, methods: list[Method]) -> str:

@@ -13,14 +13,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from medcm_cli.files import one_line, replaced, write_csv
 from medcm_cli.report.figures import dark
 
+MEDIAN, BAND, ONE_FIT = "median of fits", "95 % of fits", "one fit"  # in legends
+_EDGE = 0.5  # points, of the lines around a band
 _LONGEST_SLUG = 120  # bytes; the name of a file, which has more in it, holds 255
-SINGLE, DOUBLE = 3.5, 7.0  # widths of one and of two columns, inches
+SINGLE, DOUBLE = 85 / 25.4, 180 / 25.4  # widths of one and of two columns of a journal, inches
 FORMATS = ("png", "svg", "pdf")
 # Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Colour and marker are
 # those of an objective's rank, so that they do not depend on what else a study holds.
@@ -28,7 +33,6 @@ COLOURS = ("#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9")
 OTHER = "#E69F00"
 MARKERS = ("D", "s", "^", "o", "v")
 OTHER_MARKER = "P"
-LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 3)))
 TRUTH: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.0}
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
@@ -84,12 +88,6 @@ def colour_of(rank: int | None) -> str:
 def marker_of(rank: int | None) -> str:
     """Likewise its marker."""
     return MARKERS[rank] if rank is not None and rank < len(MARKERS) else OTHER_MARKER
-
-
-def lines_of(ranks: Sequence[int | None]) -> list[Any]:
-    """Of methods, by the ranks of their objectives: those of one colour have different lines."""
-    colours = [colour_of(rank) for rank in ranks]
-    return [LINES[colours[:place].count(colour) % len(LINES)] for place, colour in enumerate(colours)]
 
 
 def slug(text: str) -> str:
@@ -149,24 +147,65 @@ def panels(
     return figure, axes[:count]
 
 
-def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+def legend(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
     """One for all panels, above them, so that it covers no data. Of handles with the same label, the
-    first."""
+    first. ``title``: what all panels show."""
     distinct: dict[str, Artist] = {}
     for handle in handles:
         distinct.setdefault(str(handle.get_label()), handle)
+    if MEDIAN in distinct:
+        distinct.pop(ONE_FIT, None)  # a line alike: the caption says which are of one fit
     if distinct:
         # Inches: a handle with its spaces, and a letter.
         widest = 0.5 + 0.062 * max(map(len, distinct))
         columns = max(1, min(len(distinct), int(figure.get_figwidth() / widest)))
         figure.set_figheight(figure.get_figheight() + 0.16 * (-(-len(distinct) // columns) - 1))
         figure.legend(
+            title=title,
+            title_fontsize=STYLE["legend.fontsize"],
             handles=list(distinct.values()),
             loc="outside upper center",
             ncols=columns,
             handlelength=2.4,
             columnspacing=1.2,
         )
+
+
+def band(axis: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float) -> None:
+    """An area with thin edges, which tell it from others where they overlap, and in print without colour.
+
+    :param x: (T,), likewise ``low`` and ``high``.
+    """
+    axis.fill_between(x, low, high, color=colour, alpha=alpha, lw=0)
+    for edge in (low, high):
+        axis.plot(x, edge, color=colour, lw=_EDGE, alpha=0.8)
+
+
+def median_and_band(axis: Axes, along: str, curve: pd.DataFrame, rank: int | None) -> list[Artist]:
+    """Draw the median of fits and the band of 95 % of them, with the colour and marker of an objective's
+    rank; of a single fit its line alone. Their handles, for a legend.
+
+    :param curve: column ``along``, and ``low``, ``median``, ``high`` and ``fits``.
+    """
+    several = bool((curve["fits"] > 1).any())
+    if several:
+        band(axis, curve[along], curve["low"], curve["high"], colour_of(rank), 0.18)
+    step = max(1, len(curve) // 5)
+    axis.plot(
+        curve[along],
+        curve["median"],
+        color=colour_of(rank),
+        marker=marker_of(rank),
+        markersize=3,
+        markevery=(step // 2, step),
+    )
+    line = Line2D([], [], color="0.35", lw=1.3, label=MEDIAN if several else ONE_FIT)
+    return [line, band_handle("0.35", BAND, 0.18)] if several else [line]
+
+
+def band_handle(colour: str, label: str, alpha: float) -> Patch:
+    """Of a ``band``, for a legend."""
+    return Patch(facecolor=to_rgba(colour, alpha), edgecolor=to_rgba(colour, 0.8), lw=_EDGE, label=label)
 
 
 def plain_log(axis: Axes) -> None:

@@ -1,6 +1,6 @@
 """Each subject's observations and curves, a page of panels at a time."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -44,17 +44,14 @@ def subjects(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis", pag
     with style.styled():
         figure, axes = _page(len(shown))
         for axis, subject in zip(axes, shown, strict=False):
-            _curves(axis, curves[curves["subject"] == subject], colour)
+            _curves(axis, curves[curves["subject"] == subject], colour, floor)
             _points(axis, seen[seen["subject"] == subject], floor)
             axis.set_title(style.named(subject, 28), pad=2, fontsize=7)
         _share(axes, len(shown), floor, sweep.units)
-        handles = _handles(method.label, colour)
-        figure.legend(handles=handles, loc="upper center", ncols=len(handles))
-    triangles = (
-        f" Open triangles: below {floor:.3g} {sweep.units.reported} or a limit."
-        if ((seen["censored"] | (seen["dv"] < floor)).any())
-        else ""
-    )
+        low = bool((seen["censored"] | (seen["dv"] < floor)).any())
+        handles = _handles(method.label, colour, low)
+        figure.legend(handles=handles, loc="upper center", ncols=len(handles), columnspacing=1.2)
+    triangles = f" Open triangles: below {floor:.3g} {sweep.units.reported} or a limit." if low else ""
     where = f"page {page} of {pages(diagnosis)}"
     return style.Drawn(
         f"individuals_{style.slug(method.label)}_{page:02d}",
@@ -79,9 +76,11 @@ def _page(count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.ravel())
 
 
-def _curves(axis: Axes, curves: pd.DataFrame, colour: str) -> None:
+def _curves(axis: Axes, curves: pd.DataFrame, colour: str, floor: float) -> None:
+    """What lies below the axis, as before the first dose, is drawn there: lines leave it and come from it."""
+    shown = curves.columns[curves.columns.get_loc("typical") :]
+    curves = curves.assign(**{name: curves[name].clip(lower=floor / 2) for name in shown})
     for _, part in curves.groupby("segment"):
-        part = part[part["typical"] > 0]  # from the first dose on
         axis.plot(part["time"], part["typical"], color="black", lw=0.8, ls=(0, (4, 2)))
         for level, alpha in (("90", 0.2), ("50", 0.35)):
             ends = part[f"low_{level}"], part[f"high_{level}"]
@@ -120,11 +119,13 @@ def _share(axes: list[Axes], count: int, floor: float, units: Units) -> None:
         axis.set_ylabel(f"level, {units.reported}")
 
 
-def _handles(label: str, colour: str) -> list[Artist]:
+def _handles(label: str, colour: str, low: bool) -> list[Artist]:
+    below: dict[str, Any] = {"marker": "v", "mfc": "none", "mew": 0.7, "ms": 3, "ls": "none"}
     return [
         Line2D([], [], color="black", marker="o", ms=3, ls="none", label="observed"),
+        *([Line2D([], [], color="black", **below, label="below axis or limit")] if low else []),
         Line2D([], [], color="black", lw=0.8, ls=(0, (4, 2)), label="typical"),
         Line2D([], [], color=colour, lw=1, label=f"individual, {label}"),
-        Patch(color=colour, alpha=0.5, lw=0, label="50 %"),
+        Patch(color=colour, alpha=0.5, lw=0, label="50 % credible"),
         Patch(color=colour, alpha=0.2, lw=0, label="90 % credible"),
     ]

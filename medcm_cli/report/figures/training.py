@@ -1,19 +1,21 @@
 """Objective value, error, Omega and sigma over epochs: median and 95 % band over fits (the paper's Figures 3,
 S2, S3 and S5)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from medcm_cli.report.figures import style
 from medcm_cli.runs.bands import bands
-from medcm_cli.runs.sweeps import Method, Sweep, name_of
+from medcm_cli.runs.sweeps import Method, Sweep
 from medcm_cli.runs.walk import Fit
 
 MEASURES = ("objective", "rmse", "kl", "omega", "rho", "sigma")
@@ -25,6 +27,8 @@ TITLES = {
     "rho": "Correlations of the random effects over epochs",
     "sigma": "Residual error over epochs",
 }
+_OTHERS, _FAILED = "medians of the other methods", "failed fit"
+_PER_ROW = 4  # panels, at most
 _SETTLED = 0.1  # of the epochs; what lies before them does not set an axis's range
 
 
@@ -41,43 +45,66 @@ class _Panel:
 
 
 def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
-    """One of ``MEASURES``, None where no fit has it. Panels are objectives, random effects, their pairs or
-    the components of the error."""
-    described = [panel for panel in _panels(sweep, measure) if _has(panel)]
+    """One of ``MEASURES``, None where no fit has it. Each method has a panel of its own, for each random
+    effect, pair of them or component of the error, with the medians of the others in grey: bands of several
+    methods over one another cannot be read."""
+    described = [
+        replace(panel, methods=[method for method in panel.methods if _has(method, panel.column)])
+        for panel in _panels(sweep, measure)
+    ]
+    described = [panel for panel in described if panel.methods]
     if not described:
         return None
-    looks = _looks(sweep)
+    parts: list[pd.DataFrame] = []
+    handles: list[Artist] = []
+    sentences = []
     with style.styled():
-        figure, axes = style.panels(len(described), 3, 2.1)
-        parts: list[pd.DataFrame] = []
-        handles: list[Artist] = []
-        sentences = []
-        for axis, panel in zip(axes, described, strict=True):
-            data, said = _draw(axis, panel, looks, handles)
+        figure, rows = _grid([len(panel.methods) for panel in described], measure == "objective")
+        for axes, panel in zip(rows, described, strict=True):
+            data, said = _draw(axes, panel, handles)
             parts.append(data)
             sentences.append(said)
-            if measure == "objective":
-                axis.set_title(name_of(panel.methods[0].objective))
-        plain = measure == "objective" and all(len(panel.methods) == 1 for panel in described)
-        # Panels that each show one method say so in their titles.
-        style.legend(figure, [h for h in handles if not plain or h.get_label() == "failed fit"])
+        style.legend(figure, handles)
     where = f"{sweep.study}, {sweep.dataset}"
-    crosses = any(fit.failed_at is not None for panel in described for m in panel.methods for fit in m.fits)
-    caption = (
-        f"{TITLES[measure]} ({where}): median (line) and 2.5 to 97.5 % quantiles (band) over the fits that "
-        "have reached an epoch. " + _counts(sweep)
-    )
+    labels = {str(handle.get_label()) for handle in handles}
+    caption = f"{TITLES[measure]} ({where}): median (line)"
+    if style.BAND in labels:
+        caption += " and 2.5 to 97.5 % quantiles (band)"
+    caption += f" over the fits that have reached an epoch. {_counts(sweep)}"
+    caption += " Where there is one fit, the line is that fit's." if style.ONE_FIT in labels else ""
+    caption += " Grey: the medians of the other methods." if _OTHERS in labels else ""
     caption += " Dashed black: truth." if any(panel.truth is not None for panel in described) else ""
-    caption += " Crosses: where a fit failed." if crosses else ""
+    caption += " Crosses: where a fit failed." if _FAILED in labels else ""
     caption += " Values of the first epochs may lie beyond the axes."
     return style.Drawn(
         f"epochs_{measure}",
         TITLES[measure],
         figure,
         caption,
-        f"Line chart against epochs, {where}. " + " ".join(sentences),
+        f"Line charts against epochs, {where}. " + " ".join(sentences),
         pd.concat(parts, ignore_index=True),
     )
+
+
+def _grid(counts: Sequence[int], apart: bool) -> tuple[Figure, list[list[Axes]]]:
+    """Axes for so many methods of each panel: those of one method, or ``apart``, side by side; else panels
+    below one another, each with as many rows as it needs."""
+    ends = np.cumsum([0, *counts])
+    if max(counts) == 1 or apart:
+        figure, axes = style.panels(int(ends[-1]), 2 if ends[-1] in (2, 4) else 3, 1.9)
+        return figure, [axes[first:end] for first, end in pairwise(ends)]
+    rows = -(-max(counts) // _PER_ROW)
+    columns = -(-max(counts) // rows)
+    needed = [-(-count // columns) for count in counts]
+    figure = Figure(figsize=(style.DOUBLE, 1.55 * sum(needed) + 0.4), layout="constrained")
+    grid = figure.subplots(sum(needed), columns, squeeze=False)
+    result = []
+    for first, number, count in zip(np.cumsum([0, *needed]), needed, counts, strict=False):
+        axes = list(grid[first : first + number].ravel())
+        for empty in axes[count:]:
+            empty.remove()
+        result.append(axes[:count])
+    return figure, result
 
 
 def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
@@ -90,7 +117,7 @@ def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
     if measure == "rmse":
         return [_Panel("rmse", f"RMSE, typical, {sweep.units.reported}", every)]
     if measure == "kl":
-        return [_Panel("kl", "KL divergence of Omega, nats", every, logarithmic=True)]
+        return [_Panel("kl", "KL of Omega, nats", every, logarithmic=True)]
     return _errors(sweep) if measure == "sigma" else _omega(sweep, measure)
 
 
@@ -146,12 +173,8 @@ def _objective(sweep: Sweep, methods: Sequence[Method]) -> _Panel:
     return _Panel("objective_value", label, methods, factor=sweep.units.scale**described.power)
 
 
-def _has(panel: _Panel) -> bool:
-    return any(
-        panel.column in fit.history and np.isfinite(fit.history[panel.column]).any()
-        for method in panel.methods
-        for fit in method.fits
-    )
+def _has(method: Method, column: str) -> bool:
+    return any(column in fit.history and np.isfinite(fit.history[column]).any() for fit in method.fits)
 
 
 def _counts(sweep: Sweep) -> str:
@@ -163,57 +186,58 @@ def _counts(sweep: Sweep) -> str:
     return f"Fits: {', '.join(parts)}{waiting}."
 
 
-def _looks(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Label of a method -> colour, line and marker."""
-    lines = style.lines_of([method.described.rank for method in sweep.methods])
-    return {
-        method.label: {
-            "color": style.colour_of(method.described.rank),
-            "linestyle": line,
-            "marker": style.marker_of(method.described.rank),
-        }
-        for method, line in zip(sweep.methods, lines, strict=True)
-    }
-
-
-def _draw(
-    axis: Axes, panel: _Panel, looks: Mapping[str, dict[str, Any]], handles: list[Artist]
-) -> tuple[pd.DataFrame, str]:
-    """Draw a panel; its numbers, and what it shows in words."""
-    parts, said, crosses = [], [], []
-    for number, method in enumerate(panel.methods):
-        band = bands(method, panel.column)
-        if band.empty:
-            continue
-        band[["low", "median", "high"]] *= panel.factor
-        step = max(1, len(band) // 6)
-        every = step * number // len(panel.methods), step  # so that markers do not hide one another
-        look = looks[method.label]
-        axis.fill_between(band["epoch"], band["low"], band["high"], color=look["color"], alpha=0.18, lw=0)
-        axis.plot(band["epoch"], band["median"], **look, markevery=every, markersize=3)
-        handles.append(Line2D([], [], **look, markersize=3, label=method.label))
-        last = band.iloc[-1]
-        said.append(
-            f"{method.label}: median {last['median']:.3g} "
-            f"({last['low']:.3g} to {last['high']:.3g}) at epoch {last['epoch']:g}."
-        )
-        parts.append(band.assign(method=method.label, measure=panel.column, truth=panel.truth))
-        crosses += [(method, fit) for fit in method.fits if fit.failed_at is not None]
+def _draw(axes: Sequence[Axes], panel: _Panel, handles: list[Artist]) -> tuple[pd.DataFrame, str]:
+    """Draw a panel, a method on each of the axes, which have the same limits; its numbers, and what it shows
+    in words."""
+    found = {method.label: _band(method, panel) for method in panel.methods}
+    parts = [
+        band.assign(method=label, measure=panel.column, truth=panel.truth) for label, band in found.items()
+    ]
+    for place, (axis, method) in enumerate(zip(axes, panel.methods, strict=True)):
+        handles += style.median_and_band(axis, "epoch", found[method.label], method.described.rank)
+        others = [band for label, band in found.items() if label != method.label and len(band)]
+        for band in others:
+            axis.plot(band["epoch"], band["median"], color="0.6", lw=0.7, zorder=1)
+        if others:
+            handles.append(Line2D([], [], color="0.6", lw=0.7, label=_OTHERS))
+        if panel.truth is not None:
+            axis.axhline(panel.truth, **style.TRUTH)
+            handles.append(Line2D([], [], **style.TRUTH, label="truth"))
+        if panel.logarithmic:
+            style.plain_log(axis)
+        _limit(axis, pd.concat(parts), panel)
+        for fit in method.fits:
+            if fit.failed_at is not None:
+                parts.append(_cross(axis, method, fit, panel))
+                handles.append(Line2D([], [], color="0.35", marker="x", ls="none", ms=4, label=_FAILED))
+        axis.set_title(method.label)
+        axis.set_xlabel("epoch")
+        spec = axis.get_subplotspec()
+        beside = panel.column != "objective_value" and spec is not None and not spec.is_first_col()
+        axis.set_ylabel("" if beside and place else panel.label)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.margins(x=0.02)
+    said = [_said(label, band) for label, band in found.items() if len(band)]
     if panel.truth is not None:
-        axis.axhline(panel.truth, **style.TRUTH)
-        handles.append(Line2D([], [], **style.TRUTH, label="truth"))
         said.append(f"The truth is {panel.truth:.3g}.")
-    if panel.logarithmic:
-        axis.set_yscale("log")
-    _limit(axis, pd.concat(parts), panel)
-    for method, fit in crosses:
-        parts.append(_cross(axis, method, fit, panel))
-        handles.append(Line2D([], [], color="black", marker="x", ls="none", markersize=4, label="failed fit"))
-    axis.set_xlabel("epoch")
-    axis.set_ylabel(panel.label)
-    axis.margins(x=0.02)
-    head = f"{panel.label}: " if len(said) else ""
-    return pd.concat(parts, ignore_index=True), style.spoken(head) + " ".join(said)
+    return pd.concat(parts, ignore_index=True), style.spoken(f"{panel.label}: ") + " ".join(said)
+
+
+def _band(method: Method, panel: _Panel) -> pd.DataFrame:
+    """``bands``, in the unit of the panel."""
+    band = bands(method, panel.column)
+    if len(band):
+        band[["low", "median", "high"]] *= panel.factor
+    return band
+
+
+def _said(label: str, band: pd.DataFrame) -> str:
+    """Where a method ends."""
+    last = band.iloc[-1]
+    if last["fits"] == 1:
+        return f"{label}: {last['median']:.3g} (one fit) at epoch {last['epoch']:g}."
+    around = f"({last['low']:.3g} to {last['high']:.3g})"
+    return f"{label}: median {last['median']:.3g} {around} at epoch {last['epoch']:g}."
 
 
 def _limit(axis: Axes, band: pd.DataFrame, panel: _Panel) -> None:
