@@ -17,13 +17,11 @@ from tests.helpers import configuration
 from tests.test_conf import NAMES, PARTNERS
 
 F64 = torch.float64
-LONG, SHORT = (
-    ((1, 24, 2, 4, 17), (3, 12, 2, 5, 12)),
-    ((1, 4, 1, 2, 3), (2, 2, 2, 3, 3)),
-)  # doses, observations
+SIZES = ((1, 24, 2, 4, 17), (3, 12, 2, 5, 12))  # doses, observations
 GROUPS = [[0, 2, 3], [1, 4]]
 MODELS = [name.removeprefix("pk/") for name in NAMES if name.startswith("pk/")]
 INTEGRATED = ("michaelis_menten", "neural_ode", "two_compartment_ode")
+CLOSED = [name for name in MODELS if name not in INTEGRATED]
 OBJECTIVES = ("mse", "fo", "foce", "vi")
 COVARIATES = (
     "{weight: {column: wt, scale: 150, reference: 70, unit: kg}, "
@@ -42,12 +40,12 @@ REGIMENS: dict[str, tuple[str, ...]] = {
 }
 
 
-def write(path: Path, regimen: str, sizes: tuple[tuple[int, ...], ...]) -> None:
+def write(path: Path, regimen: str) -> None:
     """Infusions every hour, one after another, and levels between and after them. With ``doses``: a steady
     state, durations that are a parameter, a reset; with ``occasions`` a weight that changes."""
     generator = np.random.default_rng(0)
     rows = []
-    for subject, (doses, levels) in enumerate(zip(*sizes, strict=True)):
+    for subject, (doses, levels) in enumerate(zip(*SIZES, strict=True)):
         own = {"id": subject, "wt": 60.0 + 7 * subject, "vwf": 90.0 + 20 * subject}
         for dose in range(doses):
             rows.append(own | {"time": float(dose), "evid": 1, "amt": 400.0 + 90 * dose, "rate": 600.0})
@@ -68,7 +66,7 @@ def write(path: Path, regimen: str, sizes: tuple[tuple[int, ...], ...]) -> None:
 
 
 def job(folder: Path, pk: str, objective: str, regimen: str) -> Job:
-    write(folder / "ragged.csv", regimen, SHORT if pk in INTEGRATED else LONG)
+    write(folder / "ragged.csv", regimen)
     options = [*PARTNERS.get(f"pk/{pk}", ()), *REGIMENS[regimen]]
     return Job.build(
         configuration(
@@ -94,8 +92,6 @@ def totals(made: Job, folds: list[list[int]], batch_subjects: int | None) -> lis
 
 
 def check(folder: Path, pk: str, objective: str, regimen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A solver that chooses its steps for all subjects at once takes others of each group.
-    within = 1e-4 if pk in INTEGRATED else 1e-8
     found = list[list[torch.Tensor]]()
     for groups in ([[0, 1, 2, 3, 4]], GROUPS):
         monkeypatch.setattr(population, "groups_of", lambda *_, own=groups: list(map(np.array, own)))
@@ -106,16 +102,15 @@ def check(folder: Path, pk: str, objective: str, regimen: str, monkeypatch: pyte
     for padded, grouped in zip(*found, strict=True):
         assert bool(padded.isfinite().all())
         scale = float(padded.abs().max())
-        torch.testing.assert_close(grouped, padded, rtol=within, atol=within * scale)
+        torch.testing.assert_close(grouped, padded, rtol=1e-8, atol=1e-8 * scale)
 
 
 @pytest.mark.parametrize(
     ("pk", "objective"),
     [
-        pytest.param(pk, objective, marks=[pytest.mark.slow] * slow)
-        for pk in MODELS
+        pytest.param(pk, objective, marks=[pytest.mark.slow] * (objective == "foce"))
+        for pk in CLOSED
         for objective in OBJECTIVES
-        for slow in [(pk in INTEGRATED and objective != "mse") or objective == "foce"]
     ],
 )
 def test_groups_are_as_padding(
@@ -125,10 +120,13 @@ def test_groups_are_as_padding(
 
 
 @pytest.mark.parametrize("regimen", ["doses", "occasions"])
-@pytest.mark.parametrize(
-    "pk", ["two_compartment", pytest.param("two_compartment_ode", marks=pytest.mark.slow)]
-)
-def test_groups_have_every_regimen(
-    tmp_path: Path, pk: str, regimen: str, monkeypatch: pytest.MonkeyPatch
+def test_groups_have_every_regimen(tmp_path: Path, regimen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(tmp_path, "two_compartment", "vi", regimen, monkeypatch)
+
+
+@pytest.mark.parametrize("pk", INTEGRATED)
+def test_a_model_that_is_integrated_has_one_group(
+    tmp_path: Path, pk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(tmp_path, pk, "vi", regimen, monkeypatch)
+    monkeypatch.setattr(population, "groups_of", lambda *_: list(map(np.array, GROUPS)))
+    assert isinstance(job(tmp_path, pk, "mse", "plain").problem.everyone.schedule, Schedule)
