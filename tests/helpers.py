@@ -23,6 +23,7 @@ from medcm_cli.data import EventTable, Population
 from medcm_cli.haemophilia.virtual import Settings
 from medcm_cli.model import Model, ResidualError, Values
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.pk import Schedule
 from medcm_cli.study.options import as_config, conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,6 +96,12 @@ def make_population(
     """The same subjects in every fit; ``options`` are those of ``make_events``."""
     everyone = Population.from_events(make_events(subjects, **options), dtype)
     return everyone.select([np.arange(subjects)] * fits)
+
+
+def schedule_of(population: Population) -> Schedule:
+    """That of subjects who are all in one group."""
+    assert isinstance(population.schedule, Schedule)
+    return population.schedule
 
 
 def dense_omega(values: dict[str, Tensor], fit: int) -> np.ndarray:

@@ -242,7 +242,9 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
     spans = problem.model.spans(values, problem.everyone)
     turns = None if spans is None else dose_corners(problem.events, spans.numpy())
     table, grid = on_grid(problem.events, CURVE_POINTS, turns)
-    population = Population.from_events(table, problem.dtype).select([subjects])
+    population = Population.from_events(table, problem.dtype, not problem.model.pk.needs_double).select(
+        [subjects]
+    )
     zeta = problem.model.typical(values, population)
     columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}
     if draws is not None:

@@ -99,7 +99,7 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
 
 def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
     problem, state = restored.problem, restored.state
-    everyone = Population.from_events(problem.events, torch.float64)
+    everyone = Population.from_events(problem.events, torch.float64, not problem.model.pk.needs_double)
     subjects, start, own, carried = separate(problem.model, chosen, everyone, restored.population, state)
     layout = _layout(restored)
     weights = layout.rows([name for name in layout.names if _is_weight(name)])

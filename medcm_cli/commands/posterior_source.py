@@ -101,7 +101,8 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
 def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
     """What is sampled, of the subjects in ``rows`` of the event table."""
     dtype, model = getattr(torch, own["dtype"]), source.model
-    population = Population.from_events(source.problem.events, dtype).select([rows] * own["chains"])
+    everyone = Population.from_events(source.problem.events, dtype, not model.pk.needs_double)
+    population = everyone.select([rows] * own["chains"])
     values = {
         name: value.to(dtype).expand(*value.shape[:-1], own["chains"])
         for name, value in source.estimates.items()

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.covariates import Regimes
+from medcm_cli.data.edit import part
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
-from medcm_cli.pk.schedule import CLOCK, Features, Schedule
+from medcm_cli.pk.ragged import Ragged, groups_of
+from medcm_cli.pk.schedule import Features, Schedule, at
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,19 @@ class Population:
     time: Tensor
     dv: Tensor
     observed: Tensor
-    schedule: Schedule
+    schedule: Schedule | Ragged
     covariates: dict[str, Tensor]
     ragged: bool
     censored: Tensor | None = None
     blank: Tensor | None = None
 
     @classmethod
-    def from_events(cls, table: EventTable, dtype: torch.dtype) -> "Population":
-        """All subjects of the table once, as one fit (B = 1)."""
+    def from_events(cls, table: EventTable, dtype: torch.dtype, groups: bool = True) -> "Population":
+        """All subjects of the table once, as one fit (B = 1).
+
+        :param groups: subjects whose numbers of doses differ much may be in groups of like length, which
+            saves a model in closed form time, and costs one that is integrated some.
+        """
         n = len(table.ids)
 
         def observations(values: npt.NDArray[Any]) -> Tensor:
@@ -67,7 +73,7 @@ class Population:
             time=_repeat_last(time),
             dv=torch.nan_to_num(observations(table.dv)),
             observed=observed.to(dtype),
-            schedule=_schedule(table, n),
+            schedule=_schedules(table, n, groups),
             covariates=covariates,
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
@@ -86,25 +92,22 @@ class Population:
         for fit, rows in enumerate(subjects):
             index[: len(rows), fit] = torch.from_numpy(rows)
             present[: len(rows), fit] = 1
-        chosen = self._each(lambda values: values[..., 0][..., index].contiguous())
-        return chosen._present(present)
+        return self._at(index)._present(present)
 
     def take(self, index: Tensor) -> "Population":
         """Some subjects of each fit: ``index`` (n, B) into its N."""
+        return self._at(index)._present(self.present.gather(0, index))
 
-        def gather(values: Tensor) -> Tensor:
-            shape = (*values.shape[:-2], *index.shape)
-            return values.gather(-2, index.expand(shape))
+    def _at(self, index: Tensor) -> "Population":
+        return self._each(lambda values: at(values, index), self.schedule.at(index))
 
-        return self._each(gather)._present(self.present.gather(0, index))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Population":
-        """Every tensor changed alike."""
-        schedule: dict[str, Any] = {f.name: getattr(self.schedule, f.name) for f in fields(Schedule)}
+    def _each(
+        self, change: Callable[[Tensor], Tensor], schedule: Schedule | Ragged | None = None
+    ) -> "Population":
+        """Every tensor changed alike, but for those of a schedule that is given."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         parts |= {name: change(value) for name, value in parts.items() if isinstance(value, Tensor)}
-        schedule |= {name: change(value) for name, value in schedule.items() if isinstance(value, Tensor)}
-        parts["schedule"] = Schedule(**schedule)
+        parts["schedule"] = self.schedule.each(change) if schedule is None else schedule
         parts["covariates"] = {name: change(values) for name, values in self.covariates.items()}
         return Population(**parts)
 
@@ -119,8 +122,9 @@ class Population:
 
     def _in(self, dtype: torch.dtype) -> "Population":
         """With every number in a type, but for times on the clock."""
-        cast = self._each(lambda values: values.to(dtype) if values.is_floating_point() else values)
-        return replace(cast, schedule=replace(cast.schedule, **{n: getattr(self.schedule, n) for n in CLOCK}))
+        return self._each(
+            lambda values: values.to(dtype) if values.is_floating_point() else values, self.schedule.to(dtype)
+        )
 
     def _present(self, present: Tensor) -> "Population":
         observed = self.observed * present
@@ -156,7 +160,18 @@ class Population:
         return kept.sum(tuple(range(kept.ndim - 1)))
 
 
-def _schedule(table: EventTable, n: int) -> Schedule:
+def _schedules(table: EventTable, n: int, grouped: bool) -> Schedule | Ragged:
+    """In groups, where numbers of doses differ much."""
+    numbers = (np.bincount(table.subject[kind], minlength=n) for kind in (table.is_dose, ~table.is_dose))
+    doses, observations = numbers
+    groups = groups_of(doses, observations) if grouped else []
+    if len(groups) <= 1:
+        return _schedule(table, n)
+    schedules = [(own, _schedule(part(table, own), len(own), group=True)) for own in groups]
+    return Ragged.join(schedules, int(observations.max()))
+
+
+def _schedule(table: EventTable, n: int, group: bool = False) -> Schedule:
     """In float64, whatever the model computes in: hours of a late observation and a short infusion differ by
     more than float32 holds."""
     at_dose = table.is_dose
@@ -193,7 +208,7 @@ def _schedule(table: EventTable, n: int) -> Schedule:
     if table.regimes is not None:
         own = doses(table.regime, -1), _repeat_last(observations(table.regime))
         features = _with_regimes(features, table.regimes, n, (start, time), own)
-    return Schedule.build(time, start, duration, amount, features=features)
+    return Schedule.build(time, start, duration, amount, features=features, group=group)
 
 
 def _with_regimes(

@@ -178,7 +178,7 @@ class Study:
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
         """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""
-        alone = Population.from_events(events, dtype)
+        alone = Population.from_events(events, dtype, not self.fits.model.pk.needs_double)
         size = len(self.fits.records)
         spread = {name: v.expand(*v.shape[:-1], size) for name, v in alone.covariates.items()}
         return replace(alone, covariates=spread)

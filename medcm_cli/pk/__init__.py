@@ -15,12 +15,14 @@ from medcm_cli.pk.compartments import one_compartment, three_compartment, two_co
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.neural import neural_elimination_rate
 from medcm_cli.pk.ode import OdeModel, michaelis_menten_rate, two_compartment_rate
+from medcm_cli.pk.ragged import Ragged
 from medcm_cli.pk.schedule import Schedule
 
 __all__ = [
     "LinearModel",
     "OdeModel",
     "PkModel",
+    "Ragged",
     "Schedule",
     "check_schedule",
     "michaelis_menten_rate",
@@ -35,43 +37,51 @@ __all__ = [
 ]
 
 
-def solve(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
+def solve(pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor]) -> Tensor:
     """Predicted level, in the unit of DV, at the schedule's observation times.
 
     :param z: each of ``pk.parameters`` in its unit, shape (B,) or broadcastable to
         (S, N, B); (P, S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """
-    return pk.predict(schedule, z)
+    return schedule.together([pk.predict(part, own) for part, own in schedule.apart(z)])
 
 
 def sensitivities(
-    pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor], wrt: Sequence[str]
+    pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor], wrt: Sequence[str]
 ) -> tuple[Tensor, list[Tensor]]:
     """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, the same shape each; all
     differentiable.
 
     With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives").
     """
-    return pk.sensitivities(schedule, z, wrt)
+    found = [pk.sensitivities(part, own, wrt) for part, own in schedule.apart(z)]
+    columns = [schedule.together(column) for column in zip(*(own for _, own in found), strict=True)]
+    return schedule.together([prediction for prediction, _ in found]), columns
 
 
-def spans(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
+def spans(pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor]) -> Tensor:
     """When each dose begins to arrive and all of it has, after its lag time and over the duration that
     bioavailability may have stretched, h on the clock.
 
     :param z: as of ``solve``. :returns: (2, E, S, N, B).
     """
-    doses = dosing.doses(pk, schedule, z)
-    start = schedule.start if doses.lag is None else schedule.start + doses.lag
-    return torch.stack(torch.broadcast_tensors(start, start + doses.duration))
+    begin, end = list[Tensor](), list[Tensor]()
+    for part, own in schedule.apart(z):
+        doses = dosing.doses(pk, part, own)
+        start = part.start if doses.lag is None else part.start + doses.lag
+        both = torch.broadcast_tensors(start, start + doses.duration)
+        begin.append(both[0])
+        end.append(both[1])
+    return torch.stack([schedule.together(begin), schedule.together(end)])
 
 
-def check_schedule(pk: PkModel, schedule: Schedule) -> None:
+def check_schedule(pk: PkModel, schedule: Schedule | Ragged) -> None:
     """Whether ``pk`` can take the doses of ``schedule``.
 
     :raises InputError: a dose into a compartment that takes none (CMT), a duration that is to be a parameter
         of the model but has no name there (RATE -2), a steady state on top of what is there (SS 2) in a
         model that cannot add it, infusions of a steady state too many of which overlap.
     """
-    dosing.check_doses(pk, schedule, superposed=pk.scales_with_dose)
+    for part, _ in schedule.apart({}):
+        dosing.check_doses(pk, part, superposed=pk.scales_with_dose)

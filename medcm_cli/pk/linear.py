@@ -26,6 +26,7 @@ from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.moments import moment, moment_difference
+from medcm_cli.pk.pieces import Pieces
 from medcm_cli.pk.schedule import Schedule
 
 _OF_AMOUNTS = ("CL", "Q", "Q3", "V2", "V3", "KA")  # what, with the central volume, moves amounts in time
@@ -144,6 +145,8 @@ def _predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     z = _ranked(z)
     if not _plain(pk, schedule):
         return _any_regimen(pk, schedule, z)
+    if schedule.pieces is not None:
+        return _piece_by_piece(pk, schedule.pieces, z)
     if schedule.width is not None:
         return _event_by_event(pk, schedule, z)
     response = pk.response(z)
@@ -187,6 +190,25 @@ def _event_by_event(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
         levels.append(state.sum(0))
     seen = schedule.seen.expand(-1, *levels[0].shape)
     return torch.stack(levels).gather(0, seen)
+
+
+def _piece_by_piece(pk: LinearModel, pieces: Pieces, z: Values) -> Tensor:
+    """The same sum again: what was given since the observation before, and what is left of what was there
+    then."""
+    response = pk.response(z)
+    dose = pieces.inflow / (pk.amount_per_level * z[pk.volume])
+    share = moment(response.rates * pieces.width[:, None], 0)
+    share = share * torch.exp(response.rates * -pieces.until[:, None])
+    added = dose[:, None] * share  # (P, J, S, N, B)
+    gains = added.new_zeros((len(pieces.gap), *added.shape[1:]))
+    gains = gains.scatter_add(0, pieces.of[:, None].expand_as(added), added) * response.weights
+    state = torch.zeros_like(gains[0])
+    levels = []
+    decays = torch.exp(response.rates * -pieces.gap[:, None])
+    for decay, gain in zip(decays.unbind(0), gains.unbind(0), strict=True):
+        state = state * decay + gain
+        levels.append(state.sum(0))
+    return torch.stack(levels)
 
 
 def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
@@ -335,7 +357,7 @@ def _sensitivities(
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
     changing = any(value.ndim > 3 for value in z.values())
-    if changing or pk.tangents is None or not _plain(pk, schedule):
+    if changing or pk.tangents is None or not _plain(pk, schedule) or schedule.pieces is not None:
         return reverse_over_reverse(lambda values: _predict(pk, schedule, values), schedule, z, wrt)
     z = _ranked(z)
     response = pk.response(z)

@@ -1,16 +1,20 @@
 """The geometry of doses and observations, computed once: it does not depend on any parameter."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from medcm_cli.pk.pieces import Pieces, pieces_of
 
 # What is a time on the clock, and stays in float64 whatever a model computes in: differences of two late ones
 # would lose digits in float32.
 CLOCK = ("time", "start", "reset", "change")
 
 # Walking along 2 E + T events costs about as much as this many pairs of a dose and an observation for each.
-_PAIRS_PER_EVENT = 3
+PAIRS_PER_EVENT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class Schedule(Features):
 
     Where there are many doses and observations, and nothing that is None by default, the same as a sequence
     of events P = 2 E + T: ``width`` (P, 1, N, B), hours since the event before; ``inflow`` (P, 1, N, B),
-    amount given in them at a constant rate; ``seen`` (T, 1, N, B), which event an observation is.
+    amount given in them at a constant rate; ``seen`` (T, 1, N, B), which event an observation is. Of a group
+    of a table whose subjects differ much in length, the same as ``pieces`` instead.
     """
 
     time: Tensor
@@ -73,6 +78,7 @@ class Schedule(Features):
     width: Tensor | None = None
     inflow: Tensor | None = None
     seen: Tensor | None = None
+    pieces: Pieces | None = None
 
     @classmethod
     def build(
@@ -83,13 +89,19 @@ class Schedule(Features):
         amount: Tensor,
         *,
         features: Features | None = None,
+        group: bool = False,
     ) -> "Schedule":
-        """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has."""
+        """From observation times (T, 1, N, B), doses (E, 1, N, B) and what else a regimen has; of a
+        ``group`` of the subjects of a table, whose observations are in order."""
         features = features or Features()
         since_end, infused, given = _passed(time, start, duration, amount, features)
-        width = inflow = seen = None
+        width = inflow = seen = pieces = None
         doses, observations = len(start), len(time)
-        if features.plain and doses * observations > _PAIRS_PER_EVENT * (2 * doses + observations):
+        if features.plain and group:
+            pieces = pieces_of(time, start, duration, amount)
+            if doses * observations <= PAIRS_PER_EVENT * (len(pieces.width) + observations):
+                pieces = None
+        elif features.plain and doses * observations > PAIRS_PER_EVENT * (2 * doses + observations):
             width, inflow, seen = _events(time, start, duration, amount)
         return cls(
             time=time,
@@ -103,7 +115,43 @@ class Schedule(Features):
             width=width,
             inflow=inflow,
             seen=seen,
+            pieces=pieces,
         )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Schedule":
+        """Every tensor changed alike."""
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        parts |= {name: change(value) for name, value in parts.items() if isinstance(value, Tensor)}
+        if self.pieces is not None:
+            parts["pieces"] = Pieces(*map(change, self.pieces))
+        return Schedule(**parts)
+
+    def to(self, dtype: torch.dtype) -> "Schedule":
+        """With every number in a type, but for times on the clock."""
+        cast = self.each(lambda values: values.to(dtype) if values.is_floating_point() else values)
+        return replace(cast, **{name: getattr(self, name) for name in CLOCK})
+
+    def at(self, index: Tensor) -> "Schedule":
+        """Some subjects of each fit: ``index`` (n, B) into its N."""
+        return self.each(lambda values: at(values, index))
+
+    def apart(self, z: Mapping[str, Tensor]) -> list[tuple["Schedule", Mapping[str, Tensor]]]:
+        """The groups that subjects come in, each a schedule and parameters: one."""
+        return [(self, z)]
+
+    def together(self, values: Sequence[Tensor]) -> Tensor:
+        """The opposite: what was found for each group, of all subjects."""
+        return values[0]
+
+
+def at(values: Tensor, index: Tensor) -> Tensor:
+    """(..., N, B) at ``index`` (n, B) into the subjects of each fit: (..., n, B). Where one of the two has a
+    single fit, that is taken for all."""
+    fits = max(values.shape[-1], index.shape[-1])
+    if index.shape[-1] == 1:
+        return values.index_select(-2, index[:, 0])
+    index = index.expand(*values.shape[:-2], len(index), fits)
+    return values.expand(*values.shape[:-1], fits).gather(-2, index)
 
 
 def _passed(

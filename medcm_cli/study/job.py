@@ -13,6 +13,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.numerics.devices import CPU, described, device_of
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
+from medcm_cli.pk import Ragged
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
 from medcm_cli.study.interrupted import kept_of
 from medcm_cli.study.kinds import check_made
@@ -226,7 +227,9 @@ def check_single(problem: Problem) -> None:
     """
     schedule, pk = problem.everyone.schedule, problem.model.pk
     cubic = "Q3" in pk.parameters  # whose roots are found in float64 (pk.compartments)
-    if pk.needs_double or cubic or not schedule.plain or schedule.change is not None:
+    parts = schedule.schedules if isinstance(schedule, Ragged) else (schedule,)
+    plain = all(part.plain and part.change is None for part in parts)
+    if pk.needs_double or cubic or not plain:
         raise InputError(
             "device=mps has no float64, which this model or its regimens need; choose device=cpu"
         )

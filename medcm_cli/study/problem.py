@@ -66,7 +66,7 @@ class Problem:
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config)))
-        everyone = Population.from_events(events, dtype)
+        everyone = Population.from_events(events, dtype, not model.pk.needs_double)
         check_schedule(model.pk, everyone.schedule)
         data = {
             "source": str(path),

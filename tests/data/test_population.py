@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data import EventTable, Format, Population, read_events
 from medcm_cli.pk import Schedule, solve, two_compartment
 from medcm_cli.pk.schedule import CLOCK
-from tests.helpers import table_of
+from tests.helpers import schedule_of, table_of
 
 F64 = torch.float64
 # Per subject: doses as (time, duration, rate) and observations as (time, dv).
@@ -58,7 +58,7 @@ def tensors_of(population: Population) -> dict[str, Tensor]:
 def check_subject(population: Population, n: int, fit: int, subject: int) -> None:
     """Place (n, fit) holds exactly the subject's own doses and observations, and masked padding."""
     doses, observations = SUBJECTS[subject]
-    schedule = population.schedule
+    schedule = schedule_of(population)
     assert population.subject[n, fit] == subject
     assert population.covariates["weight"][0, n, fit] == WEIGHT[subject]
     for place in range(MOST_OBSERVATIONS):
@@ -191,7 +191,7 @@ def test_a_population_cannot_be_changed_and_selecting_leaves_it_as_it_was() -> N
         with pytest.raises(FrozenInstanceError):
             setattr(population, name, None)
     with pytest.raises(FrozenInstanceError):
-        population.schedule.time = population.time  # type: ignore[misc]
+        schedule_of(population).time = population.time  # type: ignore[misc]
 
 
 REGIMEN = """\
@@ -215,7 +215,7 @@ def regimen(tmp_path: Path) -> Population:
 
 
 def test_what_a_regimen_has_beyond_doses_and_levels(regimen: Population) -> None:
-    schedule = regimen.schedule
+    schedule = schedule_of(regimen)
     assert schedule.amount[:, 0, :, 0].T.tolist() == [[1000, 1000, 500], [800, 0, 0]]
     assert schedule.compartment is not None
     assert schedule.compartment[:, 0, :, 0].T.tolist() == [[0, 0, 1], [-1, -1, -1]]
@@ -269,7 +269,7 @@ def test_times_far_apart_keep_their_digits_in_float32(tmp_path: Path) -> None:
     path = tmp_path / "events.csv"
     path.write_text("id,time,evid,amt,dv\na,0,1,1000,\na,8760,1,1000,\na,8760.25,0,,0.5\n")
     single = Population.from_events(read_events(path, {}, Format(bolus_duration=1 / 60)), torch.float32)
-    assert float(single.schedule.since_end[1, 0, 0, 0, 0]) == pytest.approx(0.25 - 1 / 60, rel=1e-6)
+    assert float(schedule_of(single).since_end[1, 0, 0, 0, 0]) == pytest.approx(0.25 - 1 / 60, rel=1e-6)
 
 
 Z = {"CL": 0.23, "V1": 2.7, "Q": 0.14, "V2": 0.7}

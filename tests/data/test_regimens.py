@@ -22,6 +22,7 @@ from medcm_cli.pk import (
     three_compartment,
     two_compartment,
 )
+from tests.helpers import schedule_of
 
 F64 = torch.float64
 TRUE = {"CL": 0.23, "V1": 2.7, "Q": 0.14, "V2": 0.7, "Q3": 0.05, "V3": 1.9, "KA": 0.8}
@@ -290,8 +291,9 @@ def constants(pk: LinearModel) -> dict[str, Tensor]:
 
 def changing_values(z: dict[str, Tensor], population: Population) -> dict[str, Tensor]:
     """The same value in every regime, so that the model is advanced step by step."""
-    assert population.schedule.change is not None
-    shape = (len(population.schedule.change), 1, 1, 1)
+    change = schedule_of(population).change
+    assert change is not None
+    shape = (len(change), 1, 1, 1)
     return {name: value.expand(shape) for name, value in z.items()}
 
 
@@ -353,8 +355,8 @@ def test_covariates_that_change_equal_scipy(tmp_path: Path, compartments: int, a
 def levels(pk: LinearModel, population: Population, z: dict[str, float]) -> tuple[Tensor, Tensor]:
     """In closed form and step by step."""
     values = {name: torch.tensor([z[name]], dtype=F64) for name in pk.parameters}
-    end = torch.full_like(population.schedule.time[:1], torch.inf)
-    stepwise = replace(population, schedule=replace(population.schedule, change=end))
+    end = torch.full_like(schedule_of(population).time[:1], torch.inf)
+    stepwise = replace(population, schedule=replace(schedule_of(population), change=end))
     return (
         solve(pk, population.schedule, values),
         solve(pk, stepwise.schedule, changing_values(values, stepwise)),
@@ -421,8 +423,8 @@ def test_float32_keeps_its_digits_late_on_the_clock(tmp_path: Path, changing: bo
         population = Population.from_events(table_of(tmp_path, rows), dtype)
         z = {name: value.to(dtype) for name, value in constants(pk).items()}
         if changing:
-            end = torch.full_like(population.schedule.time[:1], torch.inf)
-            population = replace(population, schedule=replace(population.schedule, change=end))
+            end = torch.full_like(schedule_of(population).time[:1], torch.inf)
+            population = replace(population, schedule=replace(schedule_of(population), change=end))
             z = changing_values(z, population)
         found.append(solve(pk, population.schedule, z) * population.observed)
         assert found[-1].dtype == dtype

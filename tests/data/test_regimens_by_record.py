@@ -39,6 +39,7 @@ from tests.data.test_regimens import (
     seen,
     table_of,
 )
+from tests.helpers import schedule_of
 from tests.pk.regimens import shape_of
 
 # -- lag times, durations and parameters of any size, record by record ------------------------------
@@ -143,7 +144,7 @@ def test_linear_models_have_every_regimen(
     pk = MAKE[compartments](absorption=absorption, **DOSED)
     population, z, wanted, names = of_regimens(tmp_path, pk, CASES[name])
     check_schedule(pk, population.schedule)
-    compare(stepwise.predict(pk, population.schedule, z), wanted, names)
+    compare(stepwise.predict(pk, schedule_of(population), z), wanted, names)
     if name in FOLLOWED:
         return
     monkeypatch.setattr(stepwise, "predict", None)
@@ -170,7 +171,7 @@ def test_rates_that_follow_the_record_are_solved_stepwise(
 def test_derivatives_of_doses_that_follow_the_record_are_those_stepwise(tmp_path: Path) -> None:
     pk = MAKE[2](absorption=True, **DOSED)
     population, z, *_ = of_regimens(tmp_path, pk, CASES["doses by record, far, resets"], FEW)
-    names, schedule = ("CL", "F", "LAG", "D"), population.schedule
+    names, schedule = ("CL", "F", "LAG", "D"), schedule_of(population)
     level, found = sensitivities(pk, schedule, z, names)
     _, wanted = reverse_over_reverse(lambda now: stepwise.predict(pk, schedule, now), schedule, z, names)
     for name, slope, other in zip(names, found, wanted, strict=True):

@@ -11,6 +11,7 @@ import torch
 from medcm_cli.data import Population, read_events
 from medcm_cli.pk import LinearModel, check_schedule, solve, stepwise
 from tests.data.test_regimens import F64, MAKE, linear_reference
+from tests.helpers import schedule_of
 
 DOSES = 2000  # before the record; of the slowest amounts drawn here e^-60 is left
 HOURS = (0.0, 0.3, 1.0, 2.7, 9.0, 31.0)  # between the record and its observations
@@ -88,5 +89,5 @@ def worst(folder: Path, compartments: int, absorption: bool, on_top: bool, seed:
     check_schedule(pk, population.schedule)
     wanted = np.stack([summed(one, compartments, absorption) for one in several], 1)
     scale = np.abs(wanted).max(0)
-    found = (solve(pk, population.schedule, z), stepwise.predict(pk, population.schedule, z))
+    found = (solve(pk, schedule_of(population), z), stepwise.predict(pk, schedule_of(population), z))
     return max(float((np.abs(got[:, 0, :, 0].numpy() - wanted) / scale).max()) for got in found)

@@ -25,7 +25,7 @@ from medcm_cli.pk import one_compartment, solve
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
-from tests.helpers import configuration
+from tests.helpers import configuration, schedule_of
 from tests.patients.known import certain
 
 COLUMNS = ["id", "time", "dv", "mdv", "amt", "rate", "duration", "wt", "vwf"]
@@ -105,13 +105,13 @@ def test_typical_curve_is_the_models_and_bands_hold_it(study: Study, patients: p
     model, population = study.fits.model, study.population(events)
     zeta = {n: v[..., :1] for n, v in model.typical(study.fits.estimates, population).items()}
     schedule = replace(
-        population.schedule,
+        schedule_of(population),
         **vars(
-            population.schedule.build(
+            schedule_of(population).build(
                 torch.from_numpy(times).view(-1, 1, 1, 1).expand(-1, -1, 4, -1),
-                population.schedule.start,
-                population.schedule.duration,
-                population.schedule.amount,
+                schedule_of(population).start,
+                schedule_of(population).duration,
+                schedule_of(population).amount,
             )
         ),
     )

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.pk import (
@@ -216,8 +215,7 @@ def test_eigenvalues_of_three_compartments() -> None:
 
 
 def single(schedule: Schedule) -> Schedule:
-    tensors = {n: v for n, v in vars(schedule).items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return replace(schedule, **{n: v.float() for n, v in tensors.items()})
+    return schedule.each(lambda values: values.float() if values.is_floating_point() else values)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -242,14 +240,7 @@ def test_a_value_per_fit_is_that_of_every_subject_and_sample(name: str, changing
         alone["CL"] = torch.stack([alone["CL"], 2 * alone["CL"]])[:, None, None, :]
     everyone = {n: v.expand(*v.shape[:-3], 3, 4, 2) for n, v in alone.items()}
     everyone |= {n: v for n, v in alone.items() if n in ("V1", "KA")}
-    wide = replace(
-        schedule,
-        **{
-            n: v.expand(*v.shape[:-2], 4, 2).contiguous()
-            for n, v in vars(schedule).items()
-            if isinstance(v, Tensor)
-        },
-    )
+    wide = schedule.each(lambda values: values.expand(*values.shape[:-2], 4, 2).contiguous())
     one, all_ = solve(pk, schedule, alone), solve(pk, wide, everyone)
     assert all_.shape == (5, 3, 4, 2)
     torch.testing.assert_close(one.expand(-1, 3, 4, -1), all_)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def alone(pk: PkModel, schedule: Schedule, wrong: dict[str, list[float]], others
 
 SERIES = built(Regimen([Dose(0.0, 100.0, interval=12.0)], (0.0, 1.0, 6.0, 20.0)))
 MODELLED = built(Regimen([Dose(0.0, 100.0, modelled=True, interval=12.0)], (0.0, 1.0, 6.0, 20.0)))
-NO_CHANGE = {"change": torch.full((1, 1, 1, 1), torch.inf, dtype=F64)}
+NO_CHANGE: dict[str, Any] = {"change": torch.full((1, 1, 1, 1), torch.inf, dtype=F64)}
 
 
 def test_amounts_that_grow_without_bound_are_no_steady_state() -> None:

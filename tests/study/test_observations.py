@@ -10,7 +10,7 @@ import torch
 
 from medcm_cli.errors import InputError
 from medcm_cli.study.problem import Problem
-from tests.helpers import configuration
+from tests.helpers import configuration, schedule_of
 
 MG = "dataset.units={amount: mg, level: mg/L}"
 
@@ -99,5 +99,5 @@ def test_a_sample_at_a_dose_given_at_once_sees_it(
         return
     problem = built(path, *options)
     z = {name: torch.tensor([2.0], dtype=torch.float64) for name in problem.model.pk.parameters}
-    level = problem.model.pk.predict(problem.everyone.schedule, z)[:, 0, 0, 0]
+    level = problem.model.pk.predict(schedule_of(problem.everyone), z)[:, 0, 0, 0]
     assert level.tolist() == pytest.approx([500, 500 * np.exp(-24)], rel=1e-5)
