@@ -2,7 +2,7 @@
 written or printed names its unit, none is of the other study, and numbers are equal after conversion."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import pytest
 from medcm_cli import runs
 from medcm_cli.commands.dose import command as dose
 from medcm_cli.commands.predict import command as predict
+from medcm_cli.report import pictures
 from medcm_cli.report.figures import style
 from medcm_cli.report.tables import write
 from medcm_cli.runs.summary import summarize
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
+from tests.report.pages import Page
 
 TIMES, AMOUNTS = ("time", "duration"), ("amt", "rate")
 MINUTES = (
@@ -56,6 +58,21 @@ def studies(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
             job.run(list(job.plan().records.values()))
         write(summarize([root / name / "outputs"]), root / name / "outputs" / "summary")
     return {name: root / name for name in ("h", "min")}
+
+
+def train_without_network(folder: Path) -> None:
+    """A fit that ends at its optimum, which standard errors ask for."""
+    given = [f"dataset.path={folder / 'events.csv'}", "dataset=table", "split=all", "study=plain", *MINUTES]
+    chosen = (
+        "network=none",
+        "random_effects=[CL]",
+        "objective=fo",
+        "dtype=float64",
+        "epochs=400",
+        "learning_rate=0.05",
+    )
+    job = Job.build(configuration(None, folder / "more", *given, *chosen))
+    job.run(list(job.plan().records.values()))
 
 
 def of_study(folder: Path) -> list[str]:
@@ -141,8 +158,23 @@ def test_every_column_that_is_written_names_a_unit_of_the_study(
     assert walked >= {"history", "effects", "parameters", "fits", "table", "curve", "doses", "candidates"}
 
 
-def test_every_table_that_is_printed_is_in_units_of_the_study(
-    studies: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("data", "predict", "check", "dose", "summarize"), {"time, min", "level, ug/mL"}),
+        pytest.param(
+            ("uncertainty", "plot", "report"),
+            {"weight, kg", "time, min"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_every_table_and_figure_is_in_units_of_the_study(
+    studies: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    names: Sequence[str],
+    expected: set[str],
 ) -> None:
     folder = studies["min"]
     outputs, patients = str(folder / "outputs"), str(folder / "patients.csv")
@@ -162,18 +194,29 @@ def test_every_table_that_is_printed_is_in_units_of_the_study(
             "40",
         ],
         "summarize": ["summarize", outputs],
+        "uncertainty": ["uncertainty", str(folder / "more")],
+        "plot": ["plot", outputs],
+        "report": ["report", outputs, "--out", str(folder / "report.html"), "--question", "Which is best?"],
     }
     monkeypatch.setenv("COLUMNS", "200")
     labels: list[str] = []
     monkeypatch.setattr(style, "write", lambda drawn, *_: labels.extend(labels_of(drawn)))
-    for name, words in commands.items():
+    monkeypatch.setattr(pictures, "source", lambda drawn, *_, **__: labels.extend(labels_of(drawn)) or "")
+    if "uncertainty" in names:
+        train_without_network(folder)
+    for name in names:
+        words = commands[name]
         capsys.readouterr()
         import_module(f"medcm_cli.commands.{words[0]}").command(words[1:])
         said = "\n".join(capsys.readouterr())
+        if name == "report":
+            texts = [text for _, text in Page(folder / "report.html").texts]
+            assert texts.count("IU/dL") == 2  # of vwf, in the table of covariates and in the configuration
+            said += "\n".join(text for text in texts if text != "IU/dL")
         for line in said.splitlines():
             # The covariate VWF:Ag is in IU/dL, and an infusion is long after an hour whatever the unit.
             plain = line.replace("vwf, IU/dL", "").replace("more than 1 h", "").replace("24,36,48,72 h", "")
             assert not WRONG.search(plain), f"{name}: {line}"
-        assert "min" in said if name != "summarize" else "ug/mL" in said
-    assert {"time, min", "level, ug/mL"} <= set(labels)
-    assert not [label for label in labels if WRONG.search(label)]
+        assert {"summarize": "ug/mL", "plot": "numbers"}.get(name, "min") in said
+    assert expected <= set(labels), sorted(set(labels))
+    assert not [label for label in labels if WRONG.search(label.replace("vwf, IU/dL", ""))]

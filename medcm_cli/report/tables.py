@@ -31,7 +31,7 @@ def sections(summary: Summary) -> list[Section]:
         comparison = {
             "objective_value": ("objective value", 1),
             "rmse": (f"RMSE, {unit}", 2),
-            "kl": ("KL of Omega", 4),
+            "kl": ("KL of Omega, nats", 4),
             "seconds": ("s per fit", 2),
         }
         title = f"{study}, {dataset}"

@@ -143,7 +143,7 @@ def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, hi
     else:
         caption += "The line is that of the one complete fit"
     caption += f" ({fits}). Grey line: no effect."
-    caption += " Dashed black: truth." if known else ""
+    caption += " Dashed: truth." if known else ""
     return caption + (" Below: the subjects' covariates." if histograms else "")
 
 

@@ -156,7 +156,8 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     others = [method.label for method, _, _ in mixed if method not in [one for one, _, _ in shown]]
     left_out = f" Of other subjects, so not shown: {', '.join(others)}." if others else ""
     first = shown[0][2]
-    bins_said = f"{first.check['time'].nunique()} bins of time"
+    bins = first.check["time"].nunique()
+    bins_said = f"{bins} bin{'s' if bins > 1 else ''} of time"
     return style.Drawn(
         "predictive_check",
         "Prediction-corrected visual predictive check",

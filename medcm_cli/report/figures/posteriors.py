@@ -62,7 +62,7 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
         "Posteriors of random effects",
         figure,
         f"Posteriors of random effects ({sweep.study}, {sweep.dataset}): draws of NUTS (points, "
-        f"{folder.name}), the 95 % ellipse of the Gaussian with their mean and covariance (dashed black), "
+        f"{folder.name}), the 95 % ellipse of the Gaussian with their mean and covariance (dashed), "
         f"and that of each fit of a method (a row) {when} (coloured). Subjects evenly spaced among those "
         f"trained on. {replicates}.",
         f"Scatter plots of two random effects for {len(shown)} subjects, with ellipses of fits. "

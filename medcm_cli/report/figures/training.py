@@ -73,7 +73,7 @@ def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
     caption += f" over the fits that have reached an epoch. {_counts(sweep)}"
     caption += " Where there is one fit, the line is that fit's." if style.ONE_FIT in labels else ""
     caption += " Grey: the medians of the other methods." if _OTHERS in labels else ""
-    caption += " Dashed black: truth." if any(panel.truth is not None for panel in described) else ""
+    caption += " Dashed: truth." if any(panel.truth is not None for panel in described) else ""
     caption += " Crosses: where a fit failed." if _FAILED in labels else ""
     caption += " Values of the first epochs may lie beyond the axes."
     return style.Drawn(
