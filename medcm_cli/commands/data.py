@@ -45,7 +45,7 @@ def _check(options: "argparse.Namespace") -> None:
     if factor(units.level, f"{units.amount}/L") is None:
         ERR.print(f"{units.level} does not follow from {units.amount}: `medcm fit` needs pk.amount_per_level")
     table = with_magnitudes(read_events(options.file, covariates, form), units)
-    for line in (*([] if said else [units_assumed(str(options.file), units)]), *table.notes):
+    for line in (*table.notes, *([] if said else [units_assumed(str(options.file), units)])):
         ERR.print(line)
     show(characteristics(str(options.file), describe(table), kinds))
 

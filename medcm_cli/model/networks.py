@@ -96,7 +96,7 @@ class CovariateNetwork(Network):
         if both:
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
         initial = dict(initial or {})
-        _check_initial(initial, sorted({*heads, *global_parameters}))
+        _check_initial(initial, (*sorted(heads), *global_parameters))
         return cls(tuple(made), tuple(global_parameters), _scales(covariates), initial)
 
     @property

@@ -154,7 +154,7 @@ def read_dataset(
     events = with_magnitudes(read_events(path, columns, how), units)
     ours = dataset["cohort"] is not None or dataset["truth"] is not None
     if not patients and not ours and dataset["units"] == UNITS:
-        events = replace(events, notes=(units_assumed(events.source, units), *events.notes))
+        events = replace(events, notes=(*events.notes, units_assumed(events.source, units)))
     held = describe(events)
     rules = rules_of(dataset["covariates"], needed)
     if not rules:

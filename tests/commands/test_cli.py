@@ -197,16 +197,19 @@ def test_a_cohort_has_as_many_patients_as_are_asked_for(place: Path, quick: Quic
     assert pd.read_csv(place / "many" / "events.csv")["id"].nunique() == 500
 
 
+IN_IU = ("--amount-unit", "IU", "--level-unit", "IU/mL")
+
+
 def test_a_synthetic_cohort_is_written_and_nothing_else_replaced(place: Path, quick: Quick) -> None:
     arguments = ("simulate", "--cohort", "prophylaxis", "--n", "40", "--out", "cohort")
     assert "synthetic prophylaxis" in succeeded(quick(place, *arguments))[-1]
     first = (place / "cohort" / "events.csv").read_bytes()
-    shown = "\n".join(succeeded(quick(place, "data", "check", "cohort/events.csv")))
+    shown = "\n".join(succeeded(quick(place, "data", "check", "cohort/events.csv", *IN_IU)))
     assert "| subjects " in shown
     assert "missing 65.0 %" in shown  # VWF:Ag
     assert quick(place, *arguments).returncode == 2
     succeeded(quick(place, *arguments, "--overwrite", "--complete"))
-    lines = succeeded(quick(place, "data", "check", "cohort/events.csv", "--covariate", "vwf"))
+    lines = succeeded(quick(place, "data", "check", "cohort/events.csv", *IN_IU, "--covariate", "vwf"))
     assert "missing" not in "\n".join(lines)
     assert (place / "cohort" / "events.csv").read_bytes() != first
 

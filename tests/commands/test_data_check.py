@@ -17,6 +17,10 @@ ASSUMED = (
     "first record (day, month, year); rows with an amount as doses, others with a level as observations; "
     "1 DV below a limit of quantification, such as '<0,01'"
 )
+UNITS = (
+    "events.csv: TIME is taken as h, AMT as IU and DV as IU/mL; say others by dataset.units={time: ..., "
+    "amount: ..., level: ...}, or --time-unit, --amount-unit and --level-unit of `medcm data check`"
+)
 
 
 def table(folder: Path, rows: tuple[str, ...] = ROWS) -> None:
@@ -28,8 +32,13 @@ def test_what_was_assumed_is_told_in_one_line(tmp_path: Path, quick: Quick, opti
     table(tmp_path)
     result = quick(tmp_path, "data", "check", "events.csv", *options)
     assert result.returncode == 0
-    assert result.stderr.splitlines() == [ASSUMED]
+    assert result.stderr.splitlines() == [ASSUMED, UNITS]
     assert "events.csv: no fault found" in result.stdout
+    in_mg = "dataset.units={amount: mg, level: mg/L}"
+    said = (in_mg,) if options else ("--amount-unit", "mg", "--level-unit", "mg/L")
+    told = quick(tmp_path, "data", "check", "events.csv", *options, *said).stderr
+    assert ASSUMED in told
+    assert UNITS[:40] not in told
     assert not (tmp_path / "outputs").exists()
 
 

@@ -169,7 +169,9 @@ MADE = {
     "commands.predictions",
     "commands.speed",
     "commands.standard_errors",
-    "report.provenance",  # of the page
+    "report.intervals",  # of the page
+    "report.page",
+    "report.provenance",
     "report.section",
     "report.tables",
 }

@@ -56,7 +56,7 @@ def test_files_of_the_field_are_read(name: str, expected: list[float]) -> None:
     [
         (
             "dur.csv",
-            "column 'DUR' is not used, and looks like 'duration'; rename it, or say dataset.columns=",
+            "column 'DUR' is not used, and looks like 'duration'; rename it, or say '\\+dataset.columns=",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_column_that_looks_like_a_role_is_no_covariate_to_describe(tmp_path: P
 
 def test_observations_of_several_kinds_are_refused_until_one_is_chosen() -> None:
     frame = table(DVID=[1, 1, 2])
-    with pytest.raises(InputError, match=r"row 3, column 'DVID': is 2, .* dataset.keep={DVID: \[1"):
+    with pytest.raises(InputError, match=r"row 3, column 'DVID': is 2, .* '\+dataset.keep={DVID: \[1"):
         read_events(frame, {})
     assert read_events(frame, {}, Format(keep={"DVID": [1]})).dv[1:].tolist() == [0.3]
     assert (~read_events(frame, {}, Format(keep={"dvid": [1, 2]})).is_dose).sum() == 2
