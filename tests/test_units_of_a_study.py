@@ -201,7 +201,12 @@ def test_every_table_and_figure_is_in_units_of_the_study(
     monkeypatch.setenv("COLUMNS", "200")
     labels: list[str] = []
     monkeypatch.setattr(style, "write", lambda drawn, *_: labels.extend(labels_of(drawn)))
-    monkeypatch.setattr(pictures, "source", lambda drawn, *_, **__: labels.extend(labels_of(drawn)) or "")
+
+    def noted(drawn: style.Drawn, *_: Path, **__: bool) -> str:
+        labels.extend(labels_of(drawn))
+        return ""
+
+    monkeypatch.setattr(pictures, "source", noted)
     if "uncertainty" in names:
         train_without_network(folder)
     for name in names:

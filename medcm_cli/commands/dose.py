@@ -45,7 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="dosing intervals to try, in the data's unit of time (24,36,48,72 h if not given)",
     )
     parser.add_argument(
-        "--vial", type=number(above=0, most=1e9), default=250.0, help="amount in one vial, in the data's unit"
+        "--vial",
+        type=number(above=0, most=1e9),
+        help="amount in one vial, in the data's unit (250 if a dose trained on was as large)",
     )
     parser.add_argument("--most", type=whole(1, 10_000), default=40, help="the most vials in a dose")
     parser.add_argument(

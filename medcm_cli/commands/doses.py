@@ -9,7 +9,7 @@ import pandas as pd
 
 from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.terminal import OUT, shortened
-from medcm_cli.patients.dosing import dose, until_of
+from medcm_cli.patients.dosing import dose, until_of, vial_of
 from medcm_cli.patients.results import Dosing
 from medcm_cli.patients.study import draws_of, load_study
 from medcm_cli.report.section import Section
@@ -26,6 +26,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     folder = folder_for(study, options.out, _KIND, options.patient.stem, asked(options))
+    options.vial = vial_of(study, options.vial)
     events, origins = study.read_with_origins(options.patient, until_of(options.after))
     with progress(len(events.ids)) as told:
         found = dose(
@@ -134,7 +135,7 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
     cells = []
     for row in some[nearest].to_dict("records"):
         cell = [row["patient"], f"{row['every']:g}", f"{row['dose']:g}{' <' if row['chosen'] else ''}"]
-        cell += [f"{row['per_kg']:.1f}"] if weighed else []
+        cell += [f"{row['per_kg']:.4g}"] if weighed else []
         cell.append(f"{row['probability']:.2f}")
         for name in names:
             bounds = (f"{name}_{bound}" for bound in ("median", "lower_90", "upper_90"))

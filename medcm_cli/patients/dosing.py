@@ -15,6 +15,7 @@ import torch
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import LOOKS, part
 from medcm_cli.data.sheet import FloatArray
+from medcm_cli.errors import InputError
 from medcm_cli.patients.intervals import POINTS, Interval, interval, repeated
 from medcm_cli.patients.notes import joined, note_table
 from medcm_cli.patients.parameters import odd_parameters
@@ -28,6 +29,7 @@ from medcm_cli.patients.targets import read_target
 from medcm_cli.runs import Units
 
 _UNSETTLED = 0.05  # of draws
+VIAL = 250.0  # amount, where none is given
 _EVERY = 24.0, 36.0, 48.0, 72.0  # h, the intervals to try
 _SETTLED = 5  # doses; a study of fewer says nothing about repeated ones
 
@@ -38,7 +40,7 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
     target: str | Sequence[str],
     probability: float = 0.8,
     every: Sequence[float] | None = None,
-    vial: float = 250.0,
+    vial: float | None = None,
     most: int = 40,
     after: str = "steady",
     horizon: float | None = None,
@@ -51,7 +53,8 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
 
     :param study: from ``load_study``, or its folder.
     :param target: one or more (``targets.read_target``), to be met together, each of an interval.
-    :param every: intervals; 24, 36, 48 and 72 h by default. :param vial: amount in one.
+    :param every: intervals; 24, 36, 48 and 72 h by default. :param vial: amount in one, 250 where
+        that is no more than the largest dose trained on.
     :param most: vials of a dose to try.
     :param after: ``steady``, the same dose endlessly at the interval, or ``given``: an interval after the
         last dose of the patient's file, or at its last level where that is later.
@@ -66,11 +69,26 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
         read_target(text, study.units) for text in ([target] if isinstance(target, str) else target)
     )
     every = [hours / study.units.hours for hours in _EVERY] if every is None else every
+    vial = vial_of(study, vial)
     wanted = Search(
         targets, probability, tuple(sorted(set(every))), vial, most, after, horizon, study.units.hours
     )
     events = patients if isinstance(patients, EventTable) else study.read(patients, until_of(after))
     return _dosing(study, events, wanted, method, draws_of(draws, len(events.ids)), progress)
+
+
+def vial_of(study: Study, vial: float | None) -> float:
+    """The amount in a vial, ``VIAL`` where none is given.
+
+    :raises InputError: that is more than any dose trained on, so that it is no vial of this drug.
+    """
+    known = study.ranges.dose
+    if vial is None and known is not None and known[1] < VIAL:
+        raise InputError(
+            f"vial must be given: the {VIAL:g} {study.units.amount} taken without it are more than any dose "
+            f"trained on (at most {known[1]:g}); expected the amount by which doses can differ"
+        )
+    return VIAL if vial is None else vial
 
 
 def until_of(after: str) -> float:

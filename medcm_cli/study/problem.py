@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -27,6 +28,7 @@ from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, 
 Fit = tuple[int, int]
 """(fold, replicate)"""
 
+_FIRST_SD = 0.1  # of the error's size, where an additive sigma begins
 _FAR = 10.0  # times off; the haemophilia data sets begin 3 to 5 times off
 
 
@@ -84,7 +86,30 @@ class Problem:
 
 
 def _far_to_go(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
-    """A line where a fit begins with a volume from which it may not get to that of the data."""
+    """Lines where a fit begins so far from the data that it may not get there."""
+    return (
+        *_far_volume(events, model, config),
+        *_far_error(events, model, runs.Units.of(config["dataset"]).level),
+    )
+
+
+def _far_error(events: EventTable, model: Model, unit: str) -> tuple[str, ...]:
+    """Where the sd of the additive error begins far above the levels, or is next to nothing beside them."""
+    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0)]
+    size = getattr(model.error, "size", None)
+    if size is None or not len(seen) or "additive" not in model.error.free:
+        return ()
+    level, begins = float(np.median(seen)), _FIRST_SD * size
+    if begins < _FAR * level and begins * _FAR**3 > level:
+        return ()
+    rounded = float(f"{level:.2g}")
+    better = f"+error.size={rounded:g}"
+    words = f"levels are about {rounded:g} {unit}, and the additive error begins near {begins:g} {unit}"
+    return (f"{events.source}: {words}, which may take very long; {better} begins nearer",)
+
+
+def _far_volume(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
+    """Where the central volume begins far from that of the levels."""
     volume = next((name for name, unit in model.pk.units.items() if unit == "L"), None)
     found = apparent_volume(events, runs.Units.of(config["dataset"]))
     initial = config["network"].get("initial")
@@ -130,7 +155,8 @@ def model_of(config: Config) -> Model:
     network = made(options, "network", covariates=config["dataset"]["covariates"])
     omega, sigma = fixed(config)
     error = made(config["error"], "error", fixed=sigma)
-    if units.usual_level != 1 and "size" in getattr(error, "__dataclass_fields__", {}):
+    sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
+    if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
     return Model(
         Rescaled(network, factors) if factors else network,

@@ -20,6 +20,7 @@ from medcm_cli.commands.doses import run
 from medcm_cli.commands.parser import Parser
 from medcm_cli.errors import InputError
 from medcm_cli.patients import dosing, search
+from medcm_cli.patients.dosing import vial_of
 from medcm_cli.patients.measures import area
 from medcm_cli.patients.study import Study
 from medcm_cli.patients.targets import read_target
@@ -216,6 +217,18 @@ def test_accumulation_is_no_steady_state(study: Study) -> None:
     for vial, said in ((1000.0, True), (500.0, False)):
         found = dose(known, someone.assign(vwf=100.0), "trough>=0.1 IU/dL", vial=vial, **options)
         assert ("steady" in set(found.warnings["kind"])) == said
+
+
+def test_a_vial_must_be_given_where_the_usual_one_is_more_than_any_dose(study: Study) -> None:
+    most = study.ranges.dose
+    assert most is not None
+    assert vial_of(study, None) == 250
+    assert vial_of(study, 0.5) == 0.5
+    small = replace(study)
+    small.__dict__["ranges"] = replace(study.ranges, dose=(0.1, 0.2))  # as if trained on these
+    assert vial_of(small, 0.05) == 0.05
+    with pytest.raises(InputError, match=r"vial must be given: the 250 IU taken .* \(at most 0.2\)"):
+        vial_of(small, None)
 
 
 def test_both_sides_of_a_window(study: Study, patients: pd.DataFrame) -> None:

@@ -230,6 +230,34 @@ def test_a_subject_without_an_observation_is_left_out_and_told(tmp_path: Path) -
         built(table_of_two(tmp_path / "none.csv", evid=[1, 2, 2, 1, 2, 2]))
 
 
+@pytest.mark.parametrize(
+    ("factor", "choices", "words"),
+    [
+        (1.0, (), None),
+        (
+            0.01,
+            (),
+            "V1 begins near 1 L, from where a fit may end somewhere else; '+network.initial={V1: 200}'",
+        ),
+        (0.05, ("+network.initial={V1: 40}",), None),
+        (0.002, (), "the additive error begins near 0.1 IU/mL, which may take very long; +error.size=0.0007"),
+        (0.002, ("+error.size=0.0007", "+network.initial={V1: 1000}"), None),
+        (0.002, ("error=proportional", "+network.initial={V1: 1000}"), None),
+    ],
+)
+def test_a_fit_that_begins_far_from_its_data_says_so(
+    tmp_path: Path, factor: float, choices: tuple[str, ...], words: str | None
+) -> None:
+    levels = np.array([np.nan, 0.5, 0.2] * 2) * factor
+    problem = built(
+        table_of_two(tmp_path / "events.csv", dv=levels), "network.global_parameters=[Q,V2]", *choices
+    )
+    told = [line for line in problem.events.notes if "begins near" in line]
+    assert bool(told) == (words is not None)
+    assert words is None or any(words in line for line in told)
+    assert not any("\n" in line for line in told)
+
+
 def test_covariates_that_no_network_reads_need_not_be_there(tmp_path: Path) -> None:
     """Absent, missing, changing or no numbers; one that is read still has to be there."""
     whole = built(table_of_two(tmp_path / "whole.csv"), "network=none")
