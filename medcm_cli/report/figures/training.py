@@ -188,7 +188,7 @@ def _counts(sweep: Sweep, panels: Sequence[_Panel]) -> str:
         failed = len(method.fits) - len(method.complete)
         said = f", {failed} failed" if failed else ""
         parts.append(f"{method.label} (n = {len(method.fits)}{said})")
-    waiting = f" {sweep.unfinished} of the study have not finished." if sweep.unfinished else ""
+    waiting = f" {sweep.unfinished} not finished." if sweep.unfinished else ""
     return f"Fits: {'; '.join(parts)}.{waiting}"
 
 
