@@ -23,6 +23,7 @@ from medcm_cli.patients.ranges import outside
 from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.patients.study import FEW, Patients, Study, draws_of, studied
 from medcm_cli.posteriors.individual import proposals
+from medcm_cli.runs.description import described
 
 POINTS = 97, 25  # default times of a few patients, and of a file of more
 MOST_TIMES = 10_000
@@ -70,7 +71,8 @@ def predict(
     last = None if times is None else float(grid[-1])
     warnings = joined([tables.pop("warnings"), study.notes, *_warnings(study, events, regimens, plans, last)])
     doses = pd.concat([dose_table(name, table) for name, table in regimens.items()], ignore_index=True)
-    return Prediction(study.label, study.units, grid, warnings=warnings, doses=doses, **tables)
+    rank = described(study.runs[0].record).rank
+    return Prediction(study.label, study.units, grid, warnings=warnings, doses=doses, rank=rank, **tables)
 
 
 def _numbers(name: str, given: Any) -> FloatArray:

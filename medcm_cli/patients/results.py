@@ -34,7 +34,8 @@ class Prediction:
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
     are in ``unit``, all in ``units``; ``attrs["units"]`` of each table has those of its columns. ``label``
-    names the study, ``disclaimer`` what predictions are for.
+    names the study, ``disclaimer`` what predictions are for; ``rank`` of its objective gives figures their
+    colour.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Prediction:
     warnings: pd.DataFrame
     shape: pd.DataFrame = field(default_factory=pd.DataFrame)
     disclaimer: str = DISCLAIMER
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         name_units(self, "predictions", self.units.named)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.patches import Patch
 from matplotlib.typing import ColorType
 from PIL import Image
@@ -29,6 +29,37 @@ def contrast(one: ColorType, other: ColorType) -> float:
 def test_lines_and_text_can_be_told_from_a_dark_page(colour: str) -> None:
     least = 4.5 if colour in ("black", "0.35") else 3.0  # of text and of graphics
     assert contrast(dark.on_dark(colour), dark.PAGE) >= least
+
+
+@pytest.mark.parametrize("rank", range(len(style.COLOURS) + 1))
+def test_faint_areas_their_edges_points_and_lines_can_be_seen(rank: int) -> None:
+    """As they lie on the page, from what they are drawn with; and afterwards they are as they were."""
+    colour = style.colour_of(rank)
+    with style.styled():
+        figure, (axis,) = style.panels(1, 1, 2.0)
+        style.band(axis, [1, 2], [0, 1], [2, 3], colour, 0.14)
+        axis.scatter([1, 2], [2, 1], color=colour, s=7, alpha=0.5, linewidths=0)
+        axis.axhline(1, color="0.75", lw=0.6)
+        style.legend(figure, [style.band_handle(colour, "band", 0.14)])
+    (area, points), (handle,) = axis.collections, figure.legends[0].get_patches()
+
+    def seen() -> list[tuple[float, float]]:
+        faces = [(of.get_facecolor(), least) for of, least in ((area, 1.5), (points, 3.0))]
+        drawn = [*faces, (handle.get_facecolor(), 1.5), (handle.get_edgecolor(), 3.0)]
+        drawn += [(to_rgba(line.get_color(), line.get_alpha()), 3.0) for line in axis.lines]
+        result = []
+        for given, least in drawn:
+            *channels, alpha = np.ravel(given)
+            mixed = alpha * np.array(channels) + (1 - alpha) * np.array(to_rgb(dark.PAGE))
+            result.append((contrast(tuple(mixed), dark.PAGE), least))
+        return result
+
+    before = seen()
+    with dark.recoloured(figure):
+        found = seen()
+    assert len(found) == 7
+    assert all(contrast >= least for contrast, least in found), found
+    assert seen() == before
 
 
 def test_greys_change_places_and_what_is_transparent_stays_so() -> None:

@@ -3,6 +3,7 @@ for all that is drawn, and no words that are not so, as of a band of a single fi
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,70 @@ def test_effects_have_one_logarithmic_axis_at_every_epoch(drawn: dict[str, style
         assert words in figure.legends[0].get_title().get_text()
         assert words in drawn[stem].caption
     assert len(limits) == 1
+
+
+def test_captions_count_the_fits_of_what_has_a_panel_and_name_grey_where_it_is(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Methods are told apart though a label has a comma."""
+    fo, vi = sweep.methods
+    twice = replace(sweep, methods=(fo, vi, replace(vi, label="VI, other")))
+    both = "Fits: FO (n = 3); VI (n = 3)"
+    check_caption(training.over_epochs(sweep, "objective"), f"{both}.", False)
+    check_caption(training.over_epochs(twice, "objective"), f"{both}; VI, other (n = 3).", True)
+    check_caption(training.over_epochs(sweep, "omega"), f"{both}.", True)
+    monkeypatch.setattr(training, "_has", lambda method, _: method is vi)
+    check_caption(training.over_epochs(sweep, "omega"), "Fits: VI (n = 3).", False)
+
+
+def check_caption(one: style.Drawn | None, said: str, grey: bool) -> None:
+    assert one is not None
+    assert said in one.caption
+    lines = [line for axis in one.figure.axes for line in axis.lines if line.get_color() == "0.6"]
+    words = " ".join(text.get_text() for text in one.figure.legends[0].get_texts())
+    assert (bool(lines), "Grey" in one.caption, "other" in words) == (grey,) * 3
+
+
+@pytest.mark.parametrize("limits", [(0.21, 0.365), (0.285, 0.92), (0.12, 0.38), (0.5, 4.0), (0.1001, 0.1009)])
+def test_a_logarithmic_axis_of_less_than_a_decade_has_numbers_along_all_of_it(
+    limits: tuple[float, float],
+) -> None:
+    """Though limits are set after the axis was made logarithmic."""
+    with style.styled():
+        figure, (axis,) = style.panels(1, 1, 1.9)
+        style.plain_log(axis)
+        axis.set_ylim(limits)
+        figure.draw_without_rendering()
+    ticks = [*axis.yaxis.get_major_ticks(), *axis.yaxis.get_minor_ticks()]
+    shown = sorted(
+        t.get_loc() for t in ticks if t.label1.get_text() and limits[0] <= t.get_loc() <= limits[1]
+    )
+    assert 2 <= len(shown) <= 10
+    spaces = np.diff(np.log([limits[0], *shown, limits[1]])) / np.log(limits[1] / limits[0])
+    assert spaces.max() < 0.5
+
+
+def test_a_curve_begins_at_its_first_level() -> None:
+    """After none at all and a rise in a minute of two days; it is cut where it falls, not where it rises
+    slowly or again."""
+    time = pd.Series([0.0, 0.005, 0.015, 0.015, 1.0, 48.0, 48.015])
+    given = style.from_first(time, pd.Series([0.0, 20.0, 90.0, 90.0, 60.0, 0.0, 90.0]), 0.1)
+    np.testing.assert_equal(given.to_numpy(), [np.nan, np.nan, 90, 90, 60, 0.1, 90])
+    slow = pd.Series([0.0, 0.5, 1.5, 1.5, 4.0, 48.0, 49.5])
+    by_mouth = style.from_first(slow, pd.Series([0.0, 20.0, 90.0, 90.0, 60.0, 5.0, 90.0]), 0.1)
+    np.testing.assert_equal(by_mouth.to_numpy(), [np.nan, 20, 90, 90, 60, 5, 90])
+    assert style.from_first(time, time * 0, 0.1).isna().all()
+
+
+def test_individual_curves_and_their_bands_begin_with_the_dose(drawn: dict[str, style.Drawn]) -> None:
+    figure = drawn["individuals_vi_01"].figure
+    lines = [line for axis in figure.axes for line in axis.lines]
+    edges = [line for line in lines if line.get_linewidth() == EDGE]
+    assert len(edges) == 4 * len(figure.axes)
+    for line in lines:
+        y = np.asarray(line.get_ydata(), dtype=float)
+        assert np.isnan(y[0])  # before the dose
+        assert np.nanargmax(y) == np.flatnonzero(np.isfinite(y))[0]
 
 
 def looks(line: Line2D) -> str:

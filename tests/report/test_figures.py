@@ -133,7 +133,7 @@ def test_a_failed_fit_counts_until_it_fails_and_has_a_cross(
         for cross in crosses:
             assert np.asarray(cross.get_xdata()).tolist() == [FAILED_AT]
             assert to_hex(cross.get_color()).upper() == COLOURS["fo"]
-        assert "FO 6 (1 failed)" in drawn[stem].caption
+        assert "FO (n = 6, 1 failed)" in drawn[stem].caption
         assert "1 not finished" in drawn[stem].caption
 
 
@@ -357,7 +357,7 @@ def test_without_data_what_needs_none_is_drawn(
     stems = {path.stem for path in (tmp_path / "figures").rglob("*.svg")}
     assert stems == {f"epochs_{measure}" for measure in training.MEASURES} | {"effects"}
     captions = next((tmp_path / "figures").rglob("figures.md")).read_text()
-    assert "MSE 5" in captions
+    assert "MSE (n = 5)" in captions
 
 
 def test_when_every_fit_failed(

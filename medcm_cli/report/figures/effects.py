@@ -130,7 +130,7 @@ def _when(methods: Sequence[Method], epoch: float | None) -> str:
 
 
 def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, histograms: bool) -> str:
-    fits = ", ".join(f"{method.label} {len(method.complete)}" for method in methods)
+    fits = "; ".join(f"{method.label} (n = {len(method.complete)})" for method in methods)
     several = any(len(method.complete) > 1 for method in methods)
     one = any(len(method.complete) == 1 for method in methods)
     caption = (
@@ -142,7 +142,7 @@ def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, hi
         caption += "; where there is one, its line" if one else ""
     else:
         caption += "The line is that of the one complete fit"
-    caption += f" ({fits}). Grey line: no effect."
+    caption += f". Fits: {fits}. Grey line: no effect."
     caption += " Dashed: truth." if known else ""
     return caption + (" Below: the subjects' covariates." if histograms else "")
 

@@ -8,14 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.report.figures import style
 
-_COLOUR = "#0072B2"
-_TYPICAL: dict[str, Any] = {"color": "#D55E00", "lw": 1.1, "ls": (0, (5, 1.5))}
-_MEASURED: dict[str, Any] = {"color": _COLOUR, "lw": 0.7, "ls": (0, (1, 1.2))}
+_MEASURED: dict[str, Any] = {"lw": 0.7, "ls": (0, (1, 1.2))}
 _MEDIUM = 120 / 25.4  # inches, one and a half columns of a journal
 _HEIGHT, _NEAREST = 150.0, 9.0  # points: of an axis, about, and between labels of thresholds
 _WARNINGS = 4  # that are written out
@@ -30,11 +27,12 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
     seen = prediction.observations[prediction.observations["patient"] == name]
     every = sorted(prediction.thresholds["threshold"].unique()) if len(prediction.thresholds) else []
     floor, top, thresholds = _range(curve, seen, every)
+    colour = style.colour_of(prediction.rank)
     with style.styled():
         width = style.DOUBLE if len(regimens) > 1 else _MEDIUM
         figure, axes = style.panels(len(regimens), 2, 2.5 if len(regimens) > 1 else 3.0, width, sharey=True)
         for axis, regimen in zip(axes, regimens, strict=True):
-            _curve(axis, curve[curve["regimen"] == regimen], floor)
+            _curve(axis, curve[curve["regimen"] == regimen], floor, colour)
             if regimen == GIVEN and len(seen):
                 _points(axis, seen[seen["on_curve"]], floor)
             doses = prediction.doses.query("patient == @name and regimen == @regimen and on_curve")["time"]
@@ -49,7 +47,7 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             axis.set_xlabel(f"time, {prediction.units.time}")
             axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
         axes[0].set_ylabel(f"level, {prediction.unit}")
-        style.legend(figure, _handles(seen[seen["on_curve"]], floor, bool(thresholds)))
+        style.legend(figure, _handles(seen[seen["on_curve"]], floor, bool(thresholds), colour))
         figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
         figure.suptitle(style.named(name, 60), fontsize=9, x=0.01, ha="left")
     words = (
@@ -87,21 +85,18 @@ def _shape(prediction: Prediction, name: str) -> pd.DataFrame:
     return prediction.curve[prediction.curve["patient"] == name]
 
 
-def _curve(axis: Axes, curve: pd.DataFrame, floor: float) -> None:
-    shown = curve.assign(**{name: curve[name].clip(lower=floor / 2) for name in curve.columns[3:]})
+def _curve(axis: Axes, curve: pd.DataFrame, floor: float, colour: str) -> None:
+    """Where the level begins the band of a measured one does too: before it is noise alone."""
+    time, below = curve["time"], floor / 2
     for bound, alpha in ((90, 0.18), (50, 0.32)):
-        axis.fill_between(
-            shown["time"],
-            shown[f"lower_{bound}"],
-            shown[f"upper_{bound}"],
-            color=_COLOUR,
-            alpha=alpha,
-            lw=0,
-        )
+        upper = style.from_first(time, curve[f"upper_{bound}"], below)
+        lower = curve[f"lower_{bound}"].clip(lower=below).where(upper.notna())
+        style.band(axis, time, lower, upper, colour, alpha)
+    there = style.from_first(time, curve["upper_90"], below).notna()
     for name in ("measured_lower_90", "measured_upper_90"):
-        axis.plot(shown["time"], shown[name], **_MEASURED)
-    axis.plot(shown["time"], shown["median"], color=_COLOUR)
-    axis.plot(shown["time"], shown["typical"], **_TYPICAL)
+        axis.plot(time, curve[name].clip(lower=below).where(there), color=colour, **_MEASURED)
+    axis.plot(time, style.from_first(time, curve["median"], below), color=colour)
+    axis.plot(time, style.from_first(time, curve["typical"], below), **style.TRUTH)
 
 
 def _thresholds(axis: Axes, thresholds: Sequence[float], floor: float, top: float) -> None:
@@ -143,13 +138,13 @@ def _days(axis: Axes, hours: float) -> None:
         axis.set_xticks(np.arange(np.ceil(low / step) * step, high + 1e-9, step))
 
 
-def _handles(seen: pd.DataFrame, floor: float, thresholds: bool) -> list[Any]:
+def _handles(seen: pd.DataFrame, floor: float, thresholds: bool, colour: str) -> list[Any]:
     handles: list[Any] = [
-        Line2D([], [], color=_COLOUR, label="median"),
-        Patch(color=_COLOUR, alpha=0.45, lw=0, label="50 %"),
-        Patch(color=_COLOUR, alpha=0.18, lw=0, label="90 %"),
-        Line2D([], [], **_MEASURED, label="90 %, as measured"),
-        Line2D([], [], **_TYPICAL, label="typical"),
+        Line2D([], [], color=colour, label="median"),
+        style.band_handle(colour, "50 %", 0.45),
+        style.band_handle(colour, "90 %", 0.18),
+        Line2D([], [], color=colour, **_MEASURED, label="90 %, as measured"),
+        Line2D([], [], **style.TRUTH, label="typical"),
     ]
     mark: dict[str, Any] = {"color": "black", "ls": "none", "ms": 4}
     handles.append(Line2D([], [], marker="^", **mark, label="dose"))

@@ -24,6 +24,9 @@ from medcm_cli.report.figures import dark
 
 MEDIAN, BAND, ONE_FIT = "median of fits", "95 % of fits", "one fit"  # in legends
 _EDGE = 0.5  # points, of the lines around a band
+_NARROW = 1 / 200  # of the times of a curve, about half the width of its line
+_MOST_TICKS = 6  # minor ones of a logarithmic axis that all have numbers
+_EVEN = 0.4  # decades, below which matplotlib has even ticks, so few that all can have numbers
 _LONGEST_SLUG = 120  # bytes; the name of a file, which has more in it, holds 255
 SINGLE, DOUBLE = 85 / 25.4, 180 / 25.4  # widths of one and of two columns of a journal, inches
 FORMATS = ("png", "svg", "pdf")
@@ -181,6 +184,18 @@ def band(axis: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float) -> 
         axis.plot(x, edge, color=colour, lw=_EDGE, alpha=0.8)
 
 
+def from_first(time: pd.Series, level: pd.Series, floor: float) -> pd.Series:
+    """Levels for a logarithmic axis, over ascending times: none before the first above 0, as before a dose,
+    nor while they rise from it faster than a line is wide, as in a short infusion; such a line would stand
+    upright, like a second axis. Later ones are no lower than ``floor``."""
+    at, values = time.to_numpy(np.float64), level.to_numpy(np.float64)
+    if not (values > 0).any():
+        return level.where(level > 0)
+    start = at[np.argmax(values > 0)]
+    narrow = (values > 0) & (at <= start + _NARROW * (at[-1] - at[0]))
+    return level.clip(lower=floor).where(np.arange(len(at)) >= np.argmax(np.where(narrow, values, -np.inf)))
+
+
 def median_and_band(axis: Axes, along: str, curve: pd.DataFrame, rank: int | None) -> list[Artist]:
     """Draw the median of fits and the band of 95 % of them, with the colour and marker of an objective's
     rank; of a single fit its line alone. Their handles, for a legend.
@@ -212,9 +227,20 @@ def plain_log(axis: Axes) -> None:
     """A logarithmic axis with numbers as one reads them."""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    low, high = axis.get_ylim()
-    if np.log10(high / low) < 1.5:
-        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _has_label(axis, value) else "")
+
+
+def _has_label(axis: Axes, value: float) -> bool:
+    """Whether a minor tick has its number: the fewer decades there are, the more of them; all where they are
+    few, as on an axis with no power of ten. Asked when a figure is drawn, as limits may be set late."""
+    low, high = sorted(axis.get_ylim())
+    decades = np.log10(high / low)
+    ticks = np.asarray(axis.yaxis.get_minorticklocs())
+    digit = f"{value:e}"[0]
+    if decades >= 1:
+        return decades < 1.5 and digit in "25"
+    few = ((ticks >= low) & (ticks <= high)).sum() <= _MOST_TICKS
+    return bool(few or decades < _EVEN or digit in "2357")
 
 
 def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -7,7 +7,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from medcm_cli.report.figures import style
@@ -19,6 +18,7 @@ if TYPE_CHECKING:  # it needs torch, figures do not
     from medcm_cli.analysis.diagnostics import Diagnosis
 
 PER_PAGE, _COLUMNS = 16, 4
+_ALPHA = {"90": 0.2, "50": 0.35}  # of the bands, the inner one over the outer
 _BANDS = (
     "median and 50 and 90 % credible bands of the level, given the fit's estimates; dashed: typical curve"
 )
@@ -77,15 +77,17 @@ def _page(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _curves(axis: Axes, curves: pd.DataFrame, colour: str, floor: float) -> None:
-    """What lies below the axis, as before the first dose, is drawn there: lines leave it and come from it."""
-    shown = curves.columns[curves.columns.get_loc("typical") :]
-    curves = curves.assign(**{name: curves[name].clip(lower=floor / 2) for name in shown})
+    """Curves begin where ``style.from_first`` has it. What lies below the axis later is drawn there: lines
+    leave it and come from it."""
+    below = floor / 2
     for _, part in curves.groupby("segment"):
-        axis.plot(part["time"], part["typical"], color="black", lw=0.8, ls=(0, (4, 2)))
-        for level, alpha in (("90", 0.2), ("50", 0.35)):
-            ends = part[f"low_{level}"], part[f"high_{level}"]
-            axis.fill_between(part["time"], *ends, color=colour, alpha=alpha, lw=0)
-        axis.plot(part["time"], part["median"], color=colour, lw=1)
+        time = part["time"]
+        axis.plot(time, style.from_first(time, part["typical"], below), color="black", lw=0.8, ls=(0, (4, 2)))
+        for bounds, alpha in _ALPHA.items():
+            high = style.from_first(time, part[f"high_{bounds}"], below)
+            low = part[f"low_{bounds}"].clip(lower=below).where(high.notna())
+            style.band(axis, time, low, high, colour, alpha)
+        axis.plot(time, style.from_first(time, part["median"], below), color=colour, lw=1)
 
 
 def _points(axis: Axes, points: pd.DataFrame, floor: float) -> None:
@@ -126,6 +128,6 @@ def _handles(label: str, colour: str, low: bool) -> list[Artist]:
         *([Line2D([], [], color="black", **below, label="below axis or limit")] if low else []),
         Line2D([], [], color="black", lw=0.8, ls=(0, (4, 2)), label="typical"),
         Line2D([], [], color=colour, lw=1, label=f"individual, {label}"),
-        Patch(color=colour, alpha=0.5, lw=0, label="50 % credible"),
-        Patch(color=colour, alpha=0.2, lw=0, label="90 % credible"),
+        style.band_handle(colour, "50 % credible", 0.5),
+        style.band_handle(colour, "90 % credible", _ALPHA["90"]),
     ]

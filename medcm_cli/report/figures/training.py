@@ -27,7 +27,7 @@ TITLES = {
     "rho": "Correlations of the random effects over epochs",
     "sigma": "Residual error over epochs",
 }
-_OTHERS, _FAILED = "medians of the other methods", "failed fit"
+_OTHERS, _ALIKE, _FAILED = "medians of the other methods", "others of the same objective", "failed fit"
 _PER_ROW = 4  # panels, at most
 _SETTLED = 0.1  # of the epochs; what lies before them does not set an axis's range
 
@@ -70,9 +70,12 @@ def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
     caption = f"{TITLES[measure]} ({where}): median (line)"
     if style.BAND in labels:
         caption += " and 2.5 to 97.5 % quantiles (band)"
-    caption += f" over the fits that have reached an epoch. {_counts(sweep)}"
+    caption += f" over the fits that have reached an epoch. {_counts(sweep, described)}"
     caption += " Where there is one fit, the line is that fit's." if style.ONE_FIT in labels else ""
     caption += " Grey: the medians of the other methods." if _OTHERS in labels else ""
+    caption += (
+        " Grey, in panels of the same objective: the medians of the others." if _ALIKE in labels else ""
+    )
     caption += " Dashed: truth." if any(panel.truth is not None for panel in described) else ""
     caption += " Crosses: where a fit failed." if _FAILED in labels else ""
     caption += " Values of the first epochs may lie beyond the axes."
@@ -177,13 +180,16 @@ def _has(method: Method, column: str) -> bool:
     return any(column in fit.history and np.isfinite(fit.history[column]).any() for fit in method.fits)
 
 
-def _counts(sweep: Sweep) -> str:
+def _counts(sweep: Sweep, panels: Sequence[_Panel]) -> str:
+    """Of the methods that have a panel."""
+    shown = [method for method in sweep.methods if any(method in panel.methods for panel in panels)]
     parts = []
-    for method in sweep.methods:
+    for method in shown:
         failed = len(method.fits) - len(method.complete)
-        parts.append(f"{method.label} {len(method.fits)}" + (f" ({failed} failed)" if failed else ""))
-    waiting = f"; {sweep.unfinished} not finished" if sweep.unfinished else ""
-    return f"Fits: {', '.join(parts)}{waiting}."
+        said = f", {failed} failed" if failed else ""
+        parts.append(f"{method.label} (n = {len(method.fits)}{said})")
+    waiting = f" {sweep.unfinished} not finished." if sweep.unfinished else ""
+    return f"Fits: {'; '.join(parts)}.{waiting}"
 
 
 def _draw(axes: Sequence[Axes], panel: _Panel, handles: list[Artist]) -> tuple[pd.DataFrame, str]:
@@ -199,7 +205,8 @@ def _draw(axes: Sequence[Axes], panel: _Panel, handles: list[Artist]) -> tuple[p
         for band in others:
             axis.plot(band["epoch"], band["median"], color="0.6", lw=0.7, zorder=1)
         if others:
-            handles.append(Line2D([], [], color="0.6", lw=0.7, label=_OTHERS))
+            label = _ALIKE if panel.column == "objective_value" else _OTHERS
+            handles.append(Line2D([], [], color="0.6", lw=0.7, label=label))
         if panel.truth is not None:
             axis.axhline(panel.truth, **style.TRUTH)
             handles.append(Line2D([], [], **style.TRUTH, label="truth"))
