@@ -15,8 +15,7 @@ from medcm_cli.runs.sweeps import Sweep
 _CURVE = 400  # characters, from which on a path is a curve and no marker or letter
 _LARGEST_SVG = 400_000  # bytes, from which on an image takes its place where that is smaller
 _PIXELS = 96  # of CSS, an inch
-# On paper. Narrow ones stand side by side; tall ones are a little smaller than drawn, so that a page holds them.
-_NARROW, _TALL = 4.0 * _PIXELS, 0.72
+_NARROW = 4.0 * _PIXELS  # up to which figures stand side by side on paper
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class Picture:
     @property
     def shape(self) -> str:
         """How it stands on paper."""
-        if self.width <= _NARROW:
-            return "narrow"
-        return "tall" if self.height > _TALL * self.width else "flat"
+        return "narrow" if self.width <= _NARROW else "wide"
 
 
 def pictures(

@@ -173,7 +173,7 @@ def looks(line: Line2D) -> str:
     return str(line.get_marker() if dashes == "None" else dashes)
 
 
-@pytest.mark.parametrize("which", ["drawn", "single"])
+@pytest.mark.parametrize("which", ["drawn", pytest.param("single", marks=pytest.mark.slow)])
 def test_all_that_is_drawn_is_in_the_legend(which: str, request: pytest.FixtureRequest) -> None:
     for stem, one in request.getfixturevalue(which).items():
         (legend,) = one.figure.legends
@@ -210,6 +210,7 @@ def test_no_number_is_minus_nothing(drawn: dict[str, style.Drawn], single: dict[
             assert not NEGATIVE_ZERO.search(text), text
 
 
+@pytest.mark.slow  # every figure is drawn
 def test_ticks_are_numbers_and_nothing_leaves_the_page(drawn: dict[str, style.Drawn]) -> None:
     """At print size: text of 6 points or more, all of it inside the figure."""
     for stem, one in drawn.items():

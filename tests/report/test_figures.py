@@ -187,6 +187,7 @@ def test_every_axis_has_a_unit_and_every_figure_words(drawn: dict[str, style.Dra
         assert len(one.data), stem
 
 
+@pytest.mark.slow  # every figure is drawn
 def test_print_size(drawn: dict[str, style.Drawn]) -> None:
     for stem, one in drawn.items():
         assert one.figure.get_figwidth() in (style.SINGLE, style.DOUBLE), stem

@@ -39,10 +39,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
     "three": ("objective=vi", "pk=three_compartment", "[CL,V1,Q,V2,Q3,V3]"),
     "three, oral": ("objective=foce", "pk=three_compartment_oral", "[CL,V1,Q,V2,Q3,V3,KA]"),
-    "ode": ("objective=vi", "pk=two_compartment_ode", "[CL,V1,Q,V2]"),
     "saturable": ("objective=fo", "pk=michaelis_menten", "[VM,KM,V1]", "random_effects=[VM,V1]"),
 }
 SLOW: dict[str, tuple[str, ...]] = {
+    "ode": ("objective=vi", "pk=two_compartment_ode", "[CL,V1,Q,V2]"),
     "adjoint": ("objective=vi", "pk=two_compartment_ode", "pk.adjoint=true", "[CL,V1,Q,V2]"),
     "learned": (
         *("objective=mse", "pk=neural_ode"),
