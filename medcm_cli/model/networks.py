@@ -140,7 +140,7 @@ class CovariateNetwork(Network):
             inputs = [covariates[name] / self.scales[name] for name in branch.inputs]
             for head, effect in branch.effects(values, inputs).items():
                 zeta[head] = zeta[head] * effect if head in zeta else effect
-        zeta = {name: value * self.initial.get(name, 1.0) for name, value in zeta.items()}
+        zeta = _times(zeta, self.initial)
         for name in self.global_parameters:
             zeta[name] = functional.softplus(values[f"global.{name}"])
         return zeta
@@ -175,8 +175,12 @@ class Rescaled(Network):
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Network.typical``."""
-        zeta = self.network.typical(values, covariates)
-        return {name: value * self.factors.get(name, 1.0) for name, value in zeta.items()}
+        return _times(self.network.typical(values, covariates), self.factors)
+
+
+def _times(zeta: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Those that have a factor times it; the others cost nothing, in every epoch and its gradient."""
+    return {name: value * factors[name] if name in factors else value for name, value in zeta.items()}
 
 
 def _check_initial(initial: Mapping[str, object], parameters: Sequence[str]) -> None:
