@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.clock import Times, times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
@@ -226,9 +227,10 @@ def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | N
             continue
         kinds = sheet.frame[name].where(is_observation)
         first = kinds.dropna().iloc[:1].tolist()
+        chooses = as_option("dataset.keep", **{str(name): first})
         other = (kinds.notna() & ~kinds.isin(first)).to_numpy()
         what = "is {value}, of another kind than an observation before; "
-        sheet.first(other, str(name), what + f"'+dataset.keep={{{name}: {first}}}' chooses")
+        sheet.first(other, str(name), f"{what}{chooses} chooses")
 
 
 def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import Dialect, Marks
 from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
@@ -106,15 +105,13 @@ class Sheet:
         """Whether the file has a column for a role, or ought to have."""
         return self.named(role) in self.frame or self.columns.get(role) is not None
 
-    def absent(self, column: str, says: str = "") -> InputError:
-        """The error for a column that is not there. :param says: the option that says its name."""
+    def absent(self, *columns: str, says: str = "") -> InputError:
+        """The error for columns that are not there. :param says: what says their names, in words."""
+        *first, last = map(repr, columns)
+        which = f"columns {', '.join(first)} and {last} are" if first else f"column {last} is"
         present = ", ".join(map(str, self.frame.columns))
-        role = next((role for role in ("id", "time", "dv", "amt") if self.named(role) == column), None)
-        if role is not None:
-            says = as_option("dataset.columns", **{role: "NAME"})
-            says += f" (--column {role}=NAME of `medcm data check`)"
-        how = f"; {says} says which it is" if says else ""
-        return InputError(f"{self.source}: column {column!r} is missing; the file has {present}{how}")
+        how = f"; {says}" if says else ""
+        return InputError(f"{self.source}: {which} missing; the file has {present}{how}")
 
     def refuse(self, row: int, column: str, what: str) -> InputError:
         """The error that points at a cell."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medcm_cli.checks import number, shown
+from medcm_cli.checks import as_option, number, shown
 from medcm_cli.data import EventTable, Format, describe, read_events, units_assumed, with_magnitudes
 from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
@@ -180,7 +180,12 @@ def _prepared(
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
     spare = {column for name, column in columns.items() if name in how.spare and column in others}
-    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={})
+    options: dict[str, tuple[str, ...]] = {
+        column: ("covariates", name, "column") for name, column in columns.items()
+    }
+    options |= {name: ("preparation", "columns", name) for name in steps.columns}
+    options |= {"baseline": ("preparation", "baseline")}
+    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={}, options=options)
     raw = with_magnitudes(read_events(path, {**others, **given}, as_read), units)
     if raw.regimes is not None:
         name = min(raw.regimes.covariates)
@@ -226,7 +231,7 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
     raise InputError(
         f"{events.source}: subject {who!r} has an observation of compartment {number} (CMT) at "
         f"{events.time[row]:g} {events.time_unit}, and the model's is {pk.observes + 1}; leave such rows out "
-        "(dataset.keep), or say dataset.columns={cmt: null} where CMT says nothing"
+        f"(dataset.keep), or say {as_option('dataset.columns', cmt=None)} where CMT says nothing"
     )
 
 

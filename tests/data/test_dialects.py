@@ -373,9 +373,9 @@ def test_yes_is_one(cells: list[Any], expected: float) -> None:
 
 def test_other_texts_are_refused_until_numbers_are_said() -> None:
     frame = pd.DataFrame({"id": 1, "time": [0, 1], "amt": [5, None], "dv": [None, 1], "sex": ["M", "F"]})
-    with pytest.raises(InputError, match=r"covariates\.male\.values=\{F: 0, M: 1\} says which numbers"):
+    with pytest.raises(InputError, match=r"covariates\.male=\{values: \{F: 0, M: 1\}\}' says which numbers"):
         read_events(frame, {"male": "sex"})
-    with pytest.raises(InputError, match=r"'F'; expected M, W \(dataset.covariates.male.values\)"):
+    with pytest.raises(InputError, match=r"'F'; expected M, W \(values of dataset.covariates.male\)"):
         read_events(frame, {"male": "sex"}, Format(texts={"male": {"M": 1, "W": 0}}))
 
 
