@@ -26,7 +26,6 @@ _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
-_THRESHOLDS = (1.0, 5.0, 50.0)
 _USES = (0, 1, 2, 3)
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
@@ -39,10 +38,10 @@ def run(options: argparse.Namespace, show: Show) -> None:
         if getattr(options, flag) not in (None, []):
             which = "not for --check, which predicts the levels that were measured"
             raise InputError(f"--{flag} is {which if options.check else 'for --check alone'}")
-    thresholds = options.threshold or _THRESHOLDS
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
+    thresholds = options.threshold or study.thresholds
     if options.check:
         _check(study, options, show)
         return
@@ -62,6 +61,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
             told,
         )
     tables = {name: getattr(found, name) for name in _TABLES}
+    tables = {name: table for name, table in tables.items() if len(table.columns)}  # of thresholds, if any
     about = {
         "patients": str(options.patient),
         "method": options.method,

@@ -18,6 +18,7 @@ from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.ranges import THRESHOLDS
 from medcm_cli.model import Values
 from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
@@ -28,6 +29,7 @@ from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
+from medcm_cli.study.units import level_of, thresholds_of
 
 Patients = Path | str | pd.DataFrame
 _CHOICES = 4  # that advice names
@@ -103,6 +105,14 @@ class Study:
     def scale(self) -> float:
         """See ``unit``."""
         return self.units.scale
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The levels of interest that the study's data set states, in the reported unit."""
+        if self.dataset["thresholds"] is None:  # a record of before there were any
+            levels = (level_of(text, self.units) for text in THRESHOLDS)
+            return tuple(level for level in levels if level is not None)
+        return thresholds_of(self.dataset)
 
     @property
     def label(self) -> str:
