@@ -16,7 +16,6 @@ from medcm_cli.data.clock import Times, times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
-from medcm_cli.errors import InputError
 
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
@@ -73,10 +72,6 @@ def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
 def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArray]:
     """Where neither EVID nor MDV says it: a row that gives something is a dose, another with a DV is an
     observation."""
-    if not sheet.has("amt") and not sheet.has("rate"):
-        raise InputError(
-            f"{sheet.source}: needs a column 'evid' or 'mdv', or 'amt', to tell doses from observations"
-        )
     column = sheet.named("dv")
     dv = sheet.number(column, below=True)
     has_level = ~np.isnan(dv)

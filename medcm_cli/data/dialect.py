@@ -127,6 +127,13 @@ class Marks:
             return float(text.replace(self.thousands, "").replace(self.decimal, "."))
         return float(text) if re.fullmatch(r"[+-]?inf(inity)?", text, re.IGNORECASE) else None
 
+    def found(self, said: Dialect) -> tuple[str, ...]:
+        """What is not said and not plain, in words."""
+        words: tuple[str, ...] = ("decimal commas",) if self.decimal == "," and said.decimal is None else ()
+        if self.thousands and said.thousands is None:
+            words += (f"{self.thousands!r} between thousands",)
+        return words
+
     def hint(self, cell: object) -> str:
         """What a number looks like here, and which option reads a cell that is none of them as one."""
         words = f"with a {_WORDS[self.decimal]}, as in 0{self.decimal}3"

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from medcm_cli.data.dialect import Dialect, Marks
+from medcm_cli.data.dialect import Cell, Dialect, Marks, marks_of
 from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
 
@@ -244,7 +244,7 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
     frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others
     assert isinstance(frame, pd.DataFrame)
     if text is None:
-        return Sheet(str(path), frame, _row, columns, said)
+        return _read_as_text(Sheet(str(path), frame, _row, columns, said))
     frame = frame.dropna(how="all")  # blank lines
     lines = frame.index.to_numpy() + text.header + 1
     sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
@@ -266,7 +266,25 @@ def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dial
     labels = frame.index
     plain = labels.equals(pd.RangeIndex(len(frame)))
     row_name = _row if plain else lambda row: f"{_row(row)} (index {labels[row : row + 1].tolist()[0]!r})"
-    return Sheet("table", frame.reset_index(drop=True), row_name, columns, said)
+    return _read_as_text(Sheet("table", frame.reset_index(drop=True), row_name, columns, said))
+
+
+def _read_as_text(sheet: Sheet) -> Sheet:
+    """With the marks of numbers that a frame or a Parquet file has as text, which is read as in a text file;
+    where numbers do not tell, decimals have a point."""
+
+    def cells(name: str) -> Sequence[Cell]:
+        column = sheet.frame[name]
+        rows = np.flatnonzero(
+            column.map(lambda cell: isinstance(cell, str)).to_numpy() & ~column.duplicated()
+        )
+        return [Cell(f"{sheet.row_name(row)}, column {name!r}", column.iloc[row]) for row in rows.tolist()]
+
+    names = [str(name) for name in sheet.frame if sheet.frame[name].dtype.kind not in "iufbmM"]
+    if not names:
+        return sheet
+    marks = marks_of(map(cells, names), sheet.dialect, sheet.source, by_point=True)
+    return replace(sheet, marks=marks, assumed=marks.found(sheet.dialect)).with_numbers()
 
 
 def _row(row: int) -> str:

@@ -33,7 +33,7 @@ _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
 
 
-def predict(
+def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     study: Study | Path | str,
     patients: Patients | EventTable,
     regimen: Regimen | Sequence[Regimen] | None = None,
@@ -42,6 +42,7 @@ def predict(
     method: str = "importance",
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
+    dialect: Mapping[str, object] | None = None,
 ) -> Prediction:
     """Predict patients that the study has not seen, given the levels that their file has, if any.
 
@@ -55,9 +56,10 @@ def predict(
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
         than 100 patients, of whom there are fewer default times too.
     :param progress: told how many patients are done.
+    :param dialect: see ``Study.with_dialect``.
     :raises InputError: a fault in the file, a regimen or an option.
     """
-    study = studied(study)
+    study = studied(study).with_dialect(dialect or {})
     times = None if times is None else _numbers("times", times)
     wanted = study.thresholds if thresholds is None else _numbers("thresholds", thresholds).tolist()
     thresholds = list(dict.fromkeys(wanted))

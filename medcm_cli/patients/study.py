@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medcm_cli.checks import whole
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.dialect import Dialect
 from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
@@ -133,10 +134,15 @@ class Study:
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
     def with_dialect(self, said: Mapping[str, object]) -> "Study":
-        """The same for files of patients that are written otherwise than the study's.
+        """The same for files of patients that are written otherwise than the study's, and frames of text.
 
-        :param said: what is said of them beside, or in the place of, ``dataset.dialect``.
+        :param said: what is said of them beside, or in the place of, ``dataset.dialect``, such as
+            ``{"decimal": "comma", "dates": "dmy"}``.
+        :raises InputError: no such option, or another value than expected.
         """
+        if not said:
+            return self
+        Dialect.build(said)
         dataset = {**self.dataset, "dialect": {**self.dataset["dialect"], **said}}
         return replace(self, ensemble=replace(self.fits, config={**self.fits.config, "dataset": dataset}))
 
