@@ -81,6 +81,7 @@ def check_present(
     ways += [as_option("dataset", *path, **{last: "NAME"}) for *path, last in paths]
     flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in named.items())
     says = f"{' '.join(ways)} says which {'they are' if len(columns) > 1 else 'it is'}"
+    says += "; network=none reads no covariate" if others else ""
     raise sheet.absent(*columns, says=says + (f" ({flags} of `medcm data check`)" if flags else ""))
 
 

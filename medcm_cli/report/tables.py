@@ -13,6 +13,7 @@ from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
 from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
+from medcm_cli.runs.units import NONE
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
         changes = "changes in time" if name in held["changing"] else ""
         notes = ", ".join(note for note in (_spread(covariate["values"]), missing, changes) if note)
-        rows[f"covariate {name}"] = notes
+        rows[f"covariate {name}, {covariate.get('unit') or NONE}"] = notes
     return rows
 
 

@@ -136,10 +136,17 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
 def _cohort(fit: Fit) -> dict[str, Any]:
     """The characteristics of a fit's dataset, with levels in the reported unit; empty where it has none."""
     cohort = dict(fit.record.data.get("characteristics") or {})
+    if not cohort:
+        return {}
     if cohort.get("level"):
         cohort["level"] = [level * fit.units.scale for level in cohort["level"]]
+    described = fit.record.config["dataset"].get("covariates") or {}
+    cohort["covariates"] = {  # those of before have no units
+        name: {"unit": described.get(name, {}).get("unit"), **covariate}
+        for name, covariate in (cohort.get("covariates") or {}).items()
+    }
     units = {"time": fit.units.time, "amount": fit.units.amount, "level": fit.units.reported}
-    return {**cohort, "units": units} if cohort else {}
+    return {**cohort, "units": units}
 
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
