@@ -89,7 +89,7 @@ def read_text(path: Path, said: Dialect, known: Collection[str], id_name: str) -
             separator in ("comma", "blank"),
         )
     assumed += marks.found(said)
-    table = _table(found, said, delimiter, marks.decimal, id_name)
+    table = _table(found, said, delimiter, marks.decimal[0], id_name)  # the other is read from text
     return Text(table, found.header + 1, marks, assumed + found.assumed)
 
 

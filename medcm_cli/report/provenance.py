@@ -129,12 +129,8 @@ def _taken(record: Record) -> Section | None:
         for origin, count in sorted(origins.items()):
             if set(origins) - {"measured", "derived"}:
                 cells.append([name, origin, str(count), values.get(origin, "-").removesuffix(" -")])
-    headers = ["Covariate", "Value", "Subjects", "Taken"]
-    return (
-        Section("Covariates that subjects lack: how their values came about", headers, cells)
-        if cells
-        else None
-    )
+    title = "Covariates that subjects lack: how their values came about"
+    return Section(title, ["Covariate", "Value", "Subjects", "Taken"], cells) if cells else None
 
 
 def configuration(records: Sequence[Record]) -> Blocks:
