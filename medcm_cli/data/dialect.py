@@ -23,6 +23,7 @@ _WORDS = {mark: word for word, mark in _THOUSANDS.items() if mark}
 _ALIKE = str.maketrans(
     {"\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"}
 )  # of what separates thousands
+_MISSPELT = 0.1  # of a column's different cells, at most
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 
 
@@ -171,7 +172,7 @@ class _Seen(NamedTuple):
 def marks_of(columns: Iterable[Iterable[Cell]], said: Dialect, source: str, by_point: bool) -> Marks:
     """The marks of a file's numbers.
 
-    :param columns: the cells of each column; one that holds anything but numbers shows nothing.
+    :param columns: the cells of each column; one that is no column of numbers shows nothing.
     :param by_point: where numbers do not tell, decimals have a point, as in tables separated by commas or
         blanks.
     :raises InputError: cells that contradict one another, or that can be read in two ways.
@@ -227,12 +228,14 @@ _SIMPLE = re.compile(rf"[+-]?\d*(?:([.,])\d*)?({_EXPONENT})")
 
 
 def _add(seen: _Seen, cells: Iterable[Cell]) -> None:
-    """Add what the cells of a column show, where all of them are numbers."""
+    """Add what the cells of a column show, where they are numbers but for a few, which may be misspelt."""
     of_column = _Seen({}, {}, {})
-    for cell in cells:
+    count = others = 0
+    for count, cell in enumerate(cells, 1):
         text = cell.text.strip().lstrip("<>").strip().translate(_ALIKE)
-        if text not in MISSING and not _show(of_column, cell, text):
-            return
+        others += text not in MISSING and not _show(of_column, cell, text)
+    if others > _MISSPELT * count:
+        return
     for all_columns, one in zip(seen, of_column, strict=True):
         for mark, cell in one.items():
             all_columns.setdefault(mark, cell)

@@ -42,7 +42,7 @@ _PERHAPS = {
     "id": "patient patientid patid pat patnr subject subjectid subjid usubjid",
     "time": "hours hour zeit uhrzeit t heure hora tijd",
     "amt": "dosis menge",
-    "dv": "conc concentration konzentration level spiegel cp obs observation y",
+    "dv": "conc concentration konz konzentration level spiegel cp obs observation y",
 }
 _KINDS = ("dvid", "ytype", "dvtype")  # of observations, of which a model has one
 

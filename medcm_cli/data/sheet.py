@@ -1,6 +1,7 @@
 """A table as its file has it, with the words to point at a cell of it."""
 
 import csv
+import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,6 +126,8 @@ class Sheet:
             value = self.frame[column].iloc[row] if column in self.frame else None
             if isinstance(value, float) and value.is_integer():
                 value = int(value)  # as the file has it
+            elif isinstance(value, datetime.date | datetime.time):
+                value = str(value)
             elif pd.isna(value):
                 value = "empty"
             raise self.refuse(row, column, _CELL.sub(lambda m: repr(value) if m[1] else str(value), what))
