@@ -14,7 +14,7 @@ import pandas as pd
 
 from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import DATES, option
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, opens_of
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import hours
 
@@ -135,7 +135,7 @@ def _spoken(order: str) -> str:
 
 def _since_first(seconds: FloatArray, subject: IntArray, unit: str, where: str, how: str = "") -> Times:
     """From ``seconds`` on one clock; in words: read ``where`` and ``how``."""
-    opens = np.unique(subject, return_index=True)[1]
+    opens = opens_of(subject)
     passed = (seconds - seconds[opens][subject]) / 3600 / hours(unit)
     return Times(passed, f"{where} as {unit} since the subject's first record{how}")
 
@@ -155,7 +155,7 @@ def _check_passed(
 ) -> None:
     """Numbers in TIME are of time that has passed, not Excel's numbers of days nor those of a clock beside a
     date. :raises InputError: they may be others."""
-    opens = np.unique(subject, return_index=True)[1]
+    opens = opens_of(subject)
     first, last = _EXCEL
     if ((values[opens] > first) & (values[opens] < last)).all():
         what = f"{{value}} may be Excel's number of a date, or {unit}; "

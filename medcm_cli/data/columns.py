@@ -15,7 +15,7 @@ from medcm_cli.checks import as_option
 from medcm_cli.data.clock import Times, times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label, opens_of
 
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
@@ -30,9 +30,10 @@ def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
     codes, cells = pd.factorize(raw, sort=False)
     of_cell, labels = pd.factorize(np.array(list(map(label, cells)), dtype=object), sort=False)
     subject = of_cell[codes].astype(np.int64)
-    starts = np.r_[True, np.diff(subject) != 0]
-    seen_before = starts.copy()
-    seen_before[np.unique(subject, return_index=True)[1]] = False
+    opens = opens_of(subject)
+    most = np.maximum.accumulate(subject[opens])  # who comes for the first time has a higher number
+    seen_before = np.zeros(len(subject), dtype=bool)
+    seen_before[opens[1:]] = subject[opens[1:]] <= most[:-1]
     sheet.first(
         seen_before,
         column,
@@ -243,7 +244,7 @@ def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:
 def occasions(sheet: Sheet, subject: IntArray) -> IntArray:
     """OCC, 1 where the file has none."""
     if not sheet.has("occ"):
-        return np.ones(len(subject), dtype=np.int64)
+        return np.broadcast_to(np.int64(1), len(subject))
     column = sheet.named("occ")
     values = sheet.number(column)
     whole = (values >= 1) & (values % 1 == 0)
@@ -257,7 +258,7 @@ def coverage(
     sheet: Sheet, ids: tuple[str, ...], subject: IntArray, is_dose: BoolArray, is_observation: BoolArray
 ) -> None:
     """Every one of the N subjects ``ids`` has a dose and an observation."""
-    first_row = np.unique(subject, return_index=True)[1]
+    first_row = opens_of(subject)
     for mask, role, what in ((is_observation, "dv", "observation"), (is_dose, "amt", "dose")):
         without = np.bincount(subject[mask], minlength=len(ids)) == 0
         if without.any():

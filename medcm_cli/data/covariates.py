@@ -9,7 +9,7 @@ import pandas as pd
 from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import MISSING
 from medcm_cli.data.format import Format
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, label
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, label, opens_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def covariates_of(
 ) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
     """Values per subject of those that stay, regimes of those that change, and which of its subject's regimes
     each row has, -1 without any."""
-    opens = np.unique(subject, return_index=True)[1]
+    opens = opens_of(subject)
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
     for name, column in covariates.items():
@@ -138,7 +138,8 @@ def covariates_of(
         rule = how.over_time.get(name, "constant")
         # A record without a value has that of the record before it, or else of the first that has one.
         filled = pd.Series(values).groupby(subject)
-        values = np.asarray(filled.ffill().groupby(subject).bfill(), dtype=np.float64)
+        if np.isnan(values).any():
+            values = np.asarray(filled.ffill().groupby(subject).bfill(), dtype=np.float64)
         if name not in how.optional:
             sheet.first(np.isnan(values), column, "is missing in every row of the subject")
         first = values[opens]
@@ -154,7 +155,7 @@ def covariates_of(
                 sheet.first(differs, column, f"{{value}} differs from the subject's first value; {way}")
             stay[name] = first
     if not change:
-        return stay, None, np.full(len(subject), -1)
+        return stay, None, np.broadcast_to(np.int64(-1), len(subject))
     new = np.r_[True, np.diff(subject) != 0]
     for values in change.values():
         same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))

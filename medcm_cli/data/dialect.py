@@ -7,9 +7,12 @@ says which it is.
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from medcm_cli.checks import as_option, one_of, shown
 from medcm_cli.errors import InputError
@@ -158,6 +161,19 @@ class Cell(NamedTuple):
 
     where: str
     text: str
+
+
+def cells_of(codes: npt.NDArray[Any], texts: Iterable[object], where: Callable[[int], str]) -> Iterator[Cell]:
+    """The cells of a column that are text, each text once.
+
+    :param codes: the number of each row's text, -1 of an empty cell, (R,).
+    :param where: the words for a row.
+    """
+    first = np.empty(int(codes.max(initial=-1)) + 2, dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            yield Cell(where(int(first[number])), text)
 
 
 class _Seen(NamedTuple):

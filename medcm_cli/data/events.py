@@ -22,7 +22,7 @@ from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers
 from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, read_sheet
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, compact, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
 
@@ -104,7 +104,8 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    return _table(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how)
+    # What is read is gone when it is written out.
+    return _written(_read(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how))
 
 
 def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:
@@ -136,31 +137,55 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
     return {name: name for name in described}, replace(how, over_time=over_time, optional=optional)
 
 
-def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTable:
+@dataclass(frozen=True)
+class _Rows:
+    """What R rows of a file say, each column of it checked; see ``EventTable``. ``seen``: which rows are
+    observations; ``dv``, ``censored`` and ``regime`` (R,); ``once``: what a table has once."""
+
+    subject: IntArray
+    time: FloatArray
+    seen: IntArray
+    dv: FloatArray
+    censored: BoolArray
+    compartment: IntArray
+    occasion: IntArray
+    regime: IntArray
+    regimen: Regimen
+    once: dict[str, Any]
+
+
+def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     used |= set(covariates.values()) | set(map(sheet.find, how.labels))
     names.check_present(sheet, covariates, how.options, how.patients)
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
-    _, is_observation = columns.kinds(sheet)
-    empty = np.bincount(subject[is_observation], minlength=len(ids)) == 0
+    kinds = columns.kinds(sheet)
+    empty = np.bincount(subject[kinds[1]], minlength=len(ids)) == 0
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
-        return _left_out(ids, empty, _table(sheet.rows(~empty[subject]), covariates, how))
-    columns.one_kind(sheet, is_observation, used)
-    return _checked(sheet, covariates, how, notes)
+        rows = _read(sheet.rows(~empty[subject]), covariates, how)
+        return replace(rows, once=rows.once | _left_out(ids, empty, rows.once))
+    columns.one_kind(sheet, kinds[1], used)
+    return _checked(sheet, covariates, how, notes, (subject, ids), kinds)
 
 
-def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tuple[str, ...]) -> EventTable:
-    """The table of a sheet whose columns and subjects are those to be used."""
-    subject, ids = columns.subjects(sheet)
-    evid, is_observation = columns.kinds(sheet)
+def _checked(
+    sheet: Sheet,
+    covariates: Mapping[str, str],
+    how: Format,
+    notes: tuple[str, ...],
+    subjects: tuple[IntArray, tuple[str, ...]],
+    kinds: tuple[IntArray, BoolArray],
+) -> _Rows:
+    """The rows of a sheet whose columns and subjects are those to be used."""
+    (subject, ids), (evid, is_observation) = subjects, kinds
     time, of_times = columns.time(sheet, subject, evid, how.time_unit)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
     dv, censored = columns.observations(sheet, is_observation)
     occasion = columns.occasions(sheet, subject)
-    compartment = sheet.whole("cmt") - 1
+    compartment = compact(sheet.whole("cmt") - 1)
     repeats = columns.repeats(sheet, is_dose)
     rated = columns.rated(sheet, is_dose)
     records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
@@ -172,44 +197,54 @@ def _checked(sheet: Sheet, covariates: Mapping[str, str], how: Format, notes: tu
     if how.predose_observations == "error":
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)
-    doses, seen = regimen.doses, np.flatnonzero(is_observation)
-    joined = _in_order(regimen, subject, seen)
+    once = {
+        "source": sheet.source,
+        "ids": ids,
+        "covariates": values,
+        "regimes": regimes,
+        "labels": labels_of(sheet, how, subject, ids),
+        "superposed": bool((records.ss == 2).any()),
+        "notes": columns.assumed(sheet, of_times) + notes + columns.amounts_agree(sheet, is_dose),
+        "time_unit": how.time_unit,
+    }
+    seen = np.flatnonzero(is_observation)
+    return _Rows(subject, time, seen, dv, censored, compartment, occasion, regime, regimen, once)
+
+
+def _written(rows: _Rows) -> EventTable:
+    """The table of all that rows stand for."""
+    regimen, seen, time = rows.regimen, rows.seen, rows.time
+    doses, joined = regimen.doses, _in_order(regimen, rows.subject, seen)
     row, clock = joined(doses.record, seen), joined(doses.clock, regimen.clock[seen])
+    resets = regimen.reset_record
     return EventTable(
-        source=sheet.source,
-        ids=ids,
-        subject=subject[row],
-        time=clock - (regimen.clock - time)[row],
+        **rows.once,
+        subject=rows.subject[row],
+        time=clock - (regimen.clock - time)[row] if len(resets) else clock,
         clock=clock,
         is_dose=joined(True, False),
         **{name: joined(getattr(doses, name), np.nan) for name in ("amount", "duration", "interval")},
-        added=joined(doses.added, False),
-        rated=joined(doses.rated, 0),
-        dv=joined(np.nan, dv[seen]),
-        censored=joined(False, censored[seen]),
-        compartment=compartment[row],
-        segment=regimen.segment[row],
-        occasion=occasion[row],
-        regime=joined(np.where(doses.added, -1, regime[doses.record]), regime[seen]),
+        added=compact(joined(doses.added, False)),
+        rated=compact(joined(doses.rated, 0)),
+        dv=joined(np.nan, rows.dv[seen]),
+        censored=compact(joined(False, rows.censored[seen])),
+        compartment=compact(rows.compartment[row]),
+        segment=compact(regimen.segment[row]),
+        occasion=compact(rows.occasion[row]),
+        regime=compact(joined(np.where(doses.added, -1, rows.regime[doses.record]), rows.regime[seen])),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,
-        reset_time=time[regimen.reset_record],
-        reset_shift=(regimen.clock - time)[regimen.reset_record],
-        covariates=values,
-        regimes=regimes,
-        labels=labels_of(sheet, how, subject, ids),
-        superposed=bool((records.ss == 2).any()),
-        notes=columns.assumed(sheet, of_times) + notes + columns.amounts_agree(sheet, is_dose),
-        time_unit=how.time_unit,
+        reset_time=time[resets],
+        reset_shift=regimen.clock[resets] - time[resets],
     )
 
 
-def _left_out(ids: tuple[str, ...], empty: BoolArray, others: EventTable) -> EventTable:
-    """The table of other subjects, which says who is ``empty`` (N,)."""
+def _left_out(ids: tuple[str, ...], empty: BoolArray, once: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table of the others says of who is ``empty`` (N,)."""
     left_out = tuple(ids[number] for number in np.flatnonzero(empty))
     beside = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-    line = f"{others.source}: without an observation, and left out: subject {left_out[0]!r}{beside}"
-    return replace(others, left_out=left_out, notes=(line, *others.notes))
+    line = f"{once['source']}: without an observation, and left out: subject {left_out[0]!r}{beside}"
+    return {"left_out": left_out, "notes": (line, *once["notes"])}
 
 
 def _written_out(sheet: Sheet, records: Records, how: Format) -> Regimen:
@@ -226,9 +261,12 @@ def _in_order(regimen: Regimen, subject: IntArray, seen: IntArray) -> Callable[[
     """What joins a column of the event table, in its order, from a value for each dose given and one for each
     observation, the rows ``seen`` of the file; one value stands for all of them."""
     doses = regimen.doses
-    row, added = np.r_[doses.record, seen], np.r_[doses.added, np.zeros(len(seen), dtype=bool)]
-    order = np.lexsort((added, row, np.r_[doses.clock, regimen.clock[seen]]))
-    order = order[np.argsort(subject[row[order]], kind="stable")]
+    row = np.r_[doses.record, seen]
+    if doses.added.any():
+        added = np.r_[doses.added, np.zeros(len(seen), dtype=bool)]
+        order = np.lexsort((added, row, np.r_[doses.clock, regimen.clock[seen]], subject[row]))
+    else:
+        order = np.argsort(row, kind="stable")  # rows are in the order of the clock
 
     def joined(of_doses: Any, of_observations: Any) -> Any:
         given = np.broadcast_to(of_doses, len(doses.record))

@@ -62,9 +62,8 @@ class Lines:
             changes = bool(self.changed) and not self.changed.keys().isdisjoint(numbers)
             if changes or separator == "blank":
                 lines = [self.changed.get(*of) for of in zip(numbers, piece.split("\n"), strict=True)]
-                lines = (
-                    ["\t".join(split(line, separator)) for line in lines] if separator == "blank" else lines
-                )
+                if separator == "blank":
+                    lines = ["\t".join(split(line, separator)) for line in lines]
                 piece = "\n".join(lines)
             yield end + piece.encode()
             end = b"\n"

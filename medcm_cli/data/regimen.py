@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
+from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, compact
 
 # Of time; a constant infusion until now (SS 1, AMT 0, RATE > 0, II 0) is an endless series of such doses.
 _PIECE = 1.0
@@ -93,8 +93,8 @@ def write_out(records: Records, until: float = -np.inf, most: int = MOST) -> Reg
     first = np.flatnonzero(opens | begins)
     resets = segment[first] > 0
     return Regimen(
-        segment=segment,
-        clock=records.time + shift[part],
+        segment=compact(segment),
+        clock=records.time + shift[part] if resets.any() else records.time,
         doses=replace(doses, clock=doses.clock + shift[part[doses.record]]),
         reset_subject=records.subject[first][resets],
         reset_clock=(records.time[first] + shift)[resets],

@@ -3,9 +3,10 @@
 import csv
 import datetime
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from medcm_cli.data.dialect import Cell, Dialect, Marks, marks_of
+from medcm_cli.data.dialect import Cell, Dialect, Marks, cells_of, marks_of
 from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
 
@@ -81,8 +82,8 @@ class Sheet:
 
     def rows(self, keep: BoolArray) -> "Sheet":
         """Some of the rows, which keep their names."""
-        place = np.flatnonzero(keep)
-        return replace(self, frame=self.frame[keep], row_name=lambda row: self.row_name(int(place[row])))
+        place, row_name = np.flatnonzero(keep), self.row_name
+        return replace(self, frame=self.frame[keep], row_name=lambda row: row_name(int(place[row])))
 
     def find(self, name: str) -> str | None:
         """The file's column of that name, None where it has none.
@@ -141,7 +142,7 @@ class Sheet:
         if column not in self.frame:
             if default is None or column in self.columns.values():
                 raise self.absent(column)
-            return np.full(len(self.frame), default)
+            return np.broadcast_to(np.float64(default), len(self.frame))
         raw = self.frame[column]
         if raw.dtype.kind in "mM":  # a date or a clock time is not a number of hours
             raw = raw.astype(str).where(raw.notna())
@@ -152,7 +153,10 @@ class Sheet:
             hint = self.marks.hint(cells[codes[int(np.argmax(bad))]]) if bad.any() else ""
             self.first(bad, column, f"{{value!r}} is not a number ({hint})")
             raw = pd.Series(np.array([*found, np.nan], dtype=np.float64)[codes])
-        values = pd.to_numeric(raw).to_numpy(dtype=np.float64, na_value=np.nan)
+        if isinstance(raw.dtype, np.dtype):
+            values = raw.to_numpy(dtype=np.float64)  # floats as they are, not a copy of them
+        else:
+            values = pd.to_numeric(raw).to_numpy(dtype=np.float64, na_value=np.nan)
         self.first(np.isinf(values), column, "{value} is not finite")
         return values
 
@@ -166,7 +170,8 @@ class Sheet:
         """Whether cells are such as ``<1``."""
         if column not in self.frame or self.frame[column].dtype.kind in "iufb":
             return np.zeros(len(self.frame), dtype=bool)
-        return self.frame[column].map(lambda cell: _limit_of(cell) is not None).to_numpy(dtype=bool)
+        codes, cells = pd.factorize(self.frame[column])
+        return np.array([*(_limit_of(cell) is not None for cell in cells), False])[codes]
 
     def holds_numbers(self, column: str) -> bool:
         """Whether every cell of a column is a number, or empty."""
@@ -181,15 +186,19 @@ class Sheet:
         """With columns of text that hold nothing but numbers, such as 1'000, as numbers; subjects only where
         they are as NONMEM writes them, 1.0000E+00."""
         name = self.named("id")
-        if name in self.frame and self.frame[name].astype(str).str.fullmatch(_FORTRAN).all():
+        if name in self.frame and all(re.fullmatch(_FORTRAN, str(x)) for x in self.frame[name].unique()):
             name = _NOTHING
         texts = [str(c) for c in self.frame if c != name and self.frame[c].dtype.kind not in "iufbmM"]
         numeric = [c for c in texts if self.frame[c].notna().any() and self.holds_numbers(c)]
+        if not numeric:
+            return self
         return replace(self, frame=self.frame.assign(**{c: self.number(c) for c in numeric}))
 
     def whole(self, role: str, allowed: Sequence[int] | None = None) -> IntArray:
         """A column of whole numbers from 0, or of ``allowed`` ones; 0 where it is absent or a cell empty."""
         column = self.named(role)
+        if not self.has(role):
+            return np.broadcast_to(np.int64(0), len(self.frame))
         values = np.nan_to_num(self.number(column, 0.0))
         if allowed is None:
             bad = (values < 0) | (values % 1 != 0) | (values > MOST)
@@ -198,6 +207,17 @@ class Sheet:
             words = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
             self.first(~np.isin(values, allowed), column, f"is {{value}}; expected {words}")
         return values.astype(np.int64)
+
+
+def opens_of(subject: IntArray) -> IntArray:
+    """The first row of each subject, of R rows (R,) in which a subject's are together."""
+    return np.flatnonzero(np.r_[True, np.diff(subject) != 0])
+
+
+def compact(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values (R,), not to be written to, of which those that are all alike take no memory each."""
+    alike = len(values) > 0 and bool((values == values[0]).all())
+    return np.broadcast_to(values[0].copy(), len(values)) if alike else values
 
 
 def folded(name: object) -> str:
@@ -244,14 +264,23 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
         )
     if table.num_rows == 0:
         raise InputError(f"{path}: the table has a header and no rows")
-    frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others
+    # What pandas saved as its index is a column like others. Each column is taken from the table, not copied.
+    frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
     assert isinstance(frame, pd.DataFrame)
     if text is None:
         return _read_as_text(Sheet(str(path), frame, _row, columns, said))
-    frame = frame.dropna(how="all")  # blank lines
-    lines = frame.index.to_numpy() + text.header + 1
-    sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
-    return sheet.with_numbers()
+    return _of_lines(Sheet(str(path), frame, _row, columns, said, text.marks, text.assumed), text.header)
+
+
+def _of_lines(sheet: Sheet, header: int) -> Sheet:
+    """A sheet whose rows are the lines after ``header``, without blank ones."""
+    blank = np.ones(len(sheet.frame), dtype=bool)
+    for name in sheet.frame:
+        blank &= sheet.frame[name].isna().to_numpy()
+        if not blank.any():
+            break
+    sheet = replace(sheet, row_name=lambda row: f"line {row + header + 1}")
+    return (sheet.rows(~blank) if blank.any() else sheet).with_numbers()
 
 
 def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dialect) -> Sheet:
@@ -276,12 +305,9 @@ def _read_as_text(sheet: Sheet) -> Sheet:
     """With the marks of numbers that a frame or a Parquet file has as text, which is read as in a text file;
     where numbers do not tell, decimals have a point."""
 
-    def cells(name: str) -> Sequence[Cell]:
-        column = sheet.frame[name]
-        rows = np.flatnonzero(
-            column.map(lambda cell: isinstance(cell, str)).to_numpy() & ~column.duplicated()
-        )
-        return [Cell(f"{sheet.row_name(row)}, column {name!r}", column.iloc[row]) for row in rows.tolist()]
+    def cells(name: str) -> Iterator[Cell]:
+        codes, kinds = pd.factorize(sheet.frame[name])
+        return cells_of(codes, kinds, lambda row: f"{sheet.row_name(row)}, column {name!r}")
 
     names = [str(name) for name in sheet.frame if sheet.frame[name].dtype.kind not in "iufbmM"]
     if not names:

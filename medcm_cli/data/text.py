@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from medcm_cli.data.dialect import MISSING, SEPARATORS, Cell, Dialect, Marks, marks_of, option
+from medcm_cli.data.dialect import MISSING, SEPARATORS, Cell, Dialect, Marks, cells_of, marks_of, option
 from medcm_cli.data.lines import Lines, lines_of, split
 from medcm_cli.errors import InputError
 
@@ -37,8 +37,8 @@ class Text:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known of a file's ``lines``: the number of the ``header`` from 0 (-1: none), ``names`` as it has
-    them, a ``sample`` of the lines after it that are not blank, and what was found, in words."""
+    """What is known of a file's ``lines``: the number of the ``header`` from 0 (-1: none), ``names``, as the
+    header has them, a ``sample`` of the lines after it that are not blank, and what was found, in words."""
 
     lines: Lines
     header: int
@@ -92,7 +92,8 @@ def _headed(lines: Lines, said: Dialect, known: Collection[str]) -> _Found:
     assumed: tuple[str, ...] = ()
     if len(lines.tables) > 1:
         raise InputError(
-            f"{lines.path}, line {lines.tables[1] + 1}: another table of NONMEM's begins; expected one in a file"
+            f"{lines.path}, line {lines.tables[1] + 1}: another table of NONMEM's begins; expected one in a "
+            "file"
         )
     changed = dict.fromkeys(lines.tables, "")
     if changed:
@@ -249,10 +250,8 @@ def _cells(table: pa.Table, column: int, first: int) -> Iterator[Cell]:
     if not cells.num_chunks:
         return
     codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in cells.chunks])
-    texts = cells.chunk(0).dictionary  # in the order in which they come
-    row = np.empty(len(texts) + 1, dtype=np.int64)
-    row[codes[::-1]] = np.arange(len(codes))[::-1]
-    for begin in range(0, len(texts), _PIECE):
-        piece = texts.slice(begin, _PIECE).to_pylist()
-        for number, text in zip(row[begin : begin + len(piece)].tolist(), piece, strict=True):
-            yield Cell(f"line {number + first}, column {name!r}", text)
+    texts = cells.chunk(0).dictionary  # of all chunks
+    pieces = (texts.slice(begin, _PIECE).to_pylist() for begin in range(0, len(texts), _PIECE))
+    yield from cells_of(
+        codes, itertools.chain.from_iterable(pieces), lambda row: f"line {row + first}, column {name!r}"
+    )
