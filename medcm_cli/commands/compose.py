@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -34,17 +35,35 @@ from medcm_cli.study.options import conf_dir
 
 Use = Callable[[DictConfig], None]
 """What is done with a composed configuration."""
+Job = Callable[[DictConfig], Any]
+"""What a job does; it may return what is left to do of it, or None."""
+Together = Callable[[Sequence[Any]], Iterator[tuple[int, Exception]]]
+"""Do what is left of some jobs: the number, from 0, and the error of each that fails, as it does."""
 
 RECORD = "multirun.yaml"
 """What Hydra writes of a multirun, in the study's folder."""
+_IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 _SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
 
 
-def run(command: str, config_name: str, arguments: Sequence[str], check: Use, job: Use) -> None:
+def _nothing(left: Sequence[Any]) -> Iterator[tuple[int, Exception]]:
+    assert not left
+    yield from ()
+
+
+def run(
+    command: str,
+    config_name: str,
+    arguments: Sequence[str],
+    check: Use,
+    job: Job,
+    together: Together = _nothing,
+) -> None:
     """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
 
     :param command: the name of the subcommand.
     :param check: finds what is wrong with a configuration in itself: with every one before a job runs.
+    :param together: does what jobs have left, of all that are run in this process at once.
     :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
@@ -62,7 +81,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
         elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
             show()
         else:
-            error = _run(command, config_name, flags, check, job)
+            error = _run(command, config_name, flags, check, job, together)
     except InputError as found:
         error = found
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
@@ -73,24 +92,19 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
         raise error
 
 
-def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use) -> Exception | None:
+def _run(
+    command: str, config_name: str, flags: Namespace, check: Use, job: Job, together: Together
+) -> Exception | None:
     """The error of the only job; of several, once all are done, that some of them failed; None where there is
     nothing to say."""
+    jobs = _Jobs(config_name, flags.overrides, job, together)
 
     def alone(config: DictConfig) -> Exception | None:
         try:
             check(config)
-            job(config)
         except Exception as error:
             return error  # from a raised one Hydra makes lines of its own
-        return None
-
-    def one_of_many(config: DictConfig) -> str | None:
-        try:
-            job(config)
-        except Exception as error:
-            return _failed(config_name, error, _swept(flags.overrides))
-        return None
+        return jobs.one(config)
 
     name = flags.config_name or config_name
     with _hydra(command, flags, check) as engine:
@@ -100,16 +114,53 @@ def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use)
             result: Exception | None = engine.run(name, alone, overrides).return_value
             return result
         try:
-            returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
+            returned = list(chain.from_iterable(engine.multirun(name, jobs.one_of_many, overrides)))
         except HydraException:
             raise  # some of which are an OSError
         except OSError as error:  # of Hydra's, since jobs raise none
             raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
-    failed = [line for line in (job.return_value for job in returned) if line is not None]
+    failed = [line for line in (of.return_value for of in returned) if line is not None]
+    failed += jobs.rest()
     if not failed:
         return None
     print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
     return JobError(f"{len(failed)} of {len(returned)} jobs of the multirun failed")
+
+
+class _Jobs:
+    """The jobs of a command, and what those have left that are run in this process."""
+
+    def __init__(self, config_name: str, overrides: Sequence[str], job: Job, together: Together) -> None:
+        self._config_name, self._overrides = config_name, overrides
+        self._job, self._together = job, together
+        self._waiting: list[tuple[str, Any]] = []
+
+    def one(self, config: DictConfig) -> Exception | None:
+        """A job and what it leaves; its error."""
+        try:
+            left = self._job(config)
+        except Exception as error:
+            return error
+        return None if left is None else next((error for _, error in self._together([left])), None)
+
+    def one_of_many(self, config: DictConfig) -> str | None:
+        """A job of a multirun, whose rest waits for that of the others where they come here too; why it
+        failed."""
+        name, error = _swept(self._overrides), None
+        if HydraConfig.get().launcher._target_ != _IN_THIS_PROCESS:
+            error = self.one(config)
+        else:
+            try:
+                self._waiting.append((name, self._job(config)))
+            except Exception as found:
+                error = found
+        return None if error is None else _failed(self._config_name, error, name)
+
+    def rest(self) -> list[str]:
+        """Do what is left; why jobs failed."""
+        waiting = [(name, left) for name, left in self._waiting if left is not None]
+        ended = self._together([left for _, left in waiting])
+        return [_failed(self._config_name, error, waiting[number][0]) for number, error in ended]
 
 
 def _failed(config_name: str, error: Exception, name: str) -> str:

@@ -1,17 +1,20 @@
 """Batches of fits on several processes: one core each, no shared state, results written by whoever trained
 them."""
 
+import math
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +27,11 @@ from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
 
-Progress = Callable[[int, int, int, float], None]
-"""(batch, its fits, epoch, median objective)"""
+Progress = Callable[[int, int, int, int, float], None]
+"""(job, batch, its fits, epoch, median objective)"""
 
 _FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of imports: not worth it for fewer
+_SLACK = 0.25  # of a process's fair share, by which a job may exceed it without being cut again
 
 
 def prepare(threads: int) -> None:
@@ -65,6 +69,38 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def shares(efforts: Sequence[float], processes: int) -> list[int]:
+    """Into how many batches to cut each of some jobs that share processes, from how long each takes: as few
+    as keep every process busy, since an epoch of twice the fits takes less than twice the time."""
+    fair = sum(efforts) / processes
+    return [max(1, math.ceil(effort / fair - _SLACK)) for effort in efforts]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What remains of a job: its options, the ``batches`` of its fits, and the ``effort`` of one fit, how
+    long it takes beside those of other jobs."""
+
+    config: Config
+    batches: Sequence[Sequence[Record]]
+    effort: float = 1.0
+
+    def effort_of(self, batch: int) -> float:
+        """That of a batch."""
+        return self.effort * len(self.batches[batch])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job has ended, the ``number``-th from 0: records of the fits that ``finished``, ``seconds`` since the
+    first of them began, and the ``error`` that has kept it from the others."""
+
+    number: int
+    finished: list[Record]
+    seconds: float
+    error: Exception | None
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -92,88 +128,147 @@ class Workers:
             worker.process.join()
         self._workers = []
 
-    def run(
-        self, job: Job, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
-    ) -> list[Record]:
-        """Train every batch of ``parts``; returns their finished records. One process means this one.
+    def run(self, works: Sequence[Work], processes: int, progress: Progress) -> Iterator[Ended]:
+        """Train every batch of some jobs, those that take longest first, and say of each job when it ends.
+        One process means this one.
 
-        :raises JobError: there is not memory enough, or a process was killed.
+        What goes wrong in a batch (a ``JobError`` where there is not memory enough, or a process was killed)
+        ends its job once the batches of it that are under way have, and no other job.
         """
-        finished: list[Record] = []
-        fits = sum(map(len, parts))
         if processes == 1:
-            prepare(int(job.config["batch"]["threads"]))
-            for number, part in enumerate(parts):
-                try:
-                    finished += job.run(part, _reporter(progress, number, len(part)))
-                except Exception as error:
-                    if not _lacks_memory(error):
-                        raise
-                    raise _failed("there is not memory enough", part, len(finished), fits) from error
-            return finished
+            for number, work in enumerate(works):
+                yield _here(number, work, progress)
+            return
         try:
-            while len(self._workers) < processes:
-                self._workers.append(_start())
-            waiting = list(enumerate(parts))
-            return self._share(job.config, waiting, self._workers[:processes], progress, fits)
+            yield from self._share(works, processes, progress)
         except BaseException:
             self.end()  # what the others still have to say is not for the next job
             raise
 
-    def _share(
-        self,
-        config: Config,
-        waiting: list[tuple[int, Sequence[Record]]],
-        workers: list[_Worker],
-        progress: Progress,
-        fits: int,
-    ) -> list[Record]:
-        finished: list[Record] = []
-        idle = list(workers)
-        busy: dict[Connection, tuple[_Worker, Sequence[Record]]] = {}
+    def _share(self, works: Sequence[Work], processes: int, progress: Progress) -> Iterator[Ended]:
+        waiting = [(number, batch) for number, work in enumerate(works) for batch in range(len(work.batches))]
+        waiting.sort(key=lambda task: -works[task[0]].effort_of(task[1]))
+        accounts = [_Account(number, work) for number, work in enumerate(works)]
+        busy: dict[Connection, tuple[_Worker, int, int]] = {}
         while waiting or busy:
-            while waiting and idle:
-                worker, (number, part) = idle.pop(), waiting.pop(0)
-                busy[worker.connection] = worker, part
-                with _living(worker, part, len(finished), fits):
-                    worker.connection.send((config, number, part))
+            while waiting and len(busy) < processes:
+                worker, (number, batch) = self._idle(busy), waiting.pop(0)
+                accounts[number].begin()
+                busy[worker.connection] = worker, number, batch
+                with suppress(OSError):  # it has died, which is read below
+                    worker.connection.send(
+                        (works[number].config, (number, batch), works[number].batches[batch])
+                    )
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
-                worker, part = busy[ready]
-                with _living(worker, part, len(finished), fits):
-                    kind, content = ready.recv()
+                worker, number, batch = busy[ready]
+                kind, content = _heard(worker)
                 if kind == "progress":
                     progress(*content)
                     continue
                 del busy[ready]
-                idle.append(worker)
-                if kind == "memory":
-                    raise _failed("there is not memory enough", part, len(finished), fits)
-                if kind == "error":
-                    raise content
-                finished += content
-        return finished
+                accounts[number].take(kind, content, batch)
+                if kind != "done":
+                    waiting = [task for task in waiting if task[0] != number]
+                if all(task[0] != number for task in waiting) and all(
+                    of != number for _, of, _ in busy.values()
+                ):
+                    yield accounts[number].ended()
+
+    def _idle(self, busy: Mapping[Connection, object]) -> _Worker:
+        """One that has nothing to do, started where there is none."""
+        self._workers = [worker for worker in self._workers if worker.process.is_alive()]
+        for worker in self._workers:
+            if worker.connection not in busy:
+                return worker
+        self._workers.append(_start())
+        return self._workers[-1]
 
 
-@contextmanager
-def _living(worker: _Worker, part: Sequence[Record], finished: int, fits: int) -> Iterator[None]:
-    """A word with a process. :raises JobError: it is no more."""
+class _Account:
+    """What has become of a job's batches so far."""
+
+    def __init__(self, number: int, work: Work) -> None:
+        self._number, self._work = number, work
+        self._finished: list[Record] = []
+        self._begun: float | None = None
+        self._fault: tuple[str, Any, int] | None = None
+
+    def begin(self) -> None:
+        """A batch begins."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+
+    def take(self, kind: str, content: Any, batch: int) -> None:
+        """A batch has ended, well ("done") or not."""
+        if kind == "done":
+            self._finished += content
+        elif self._fault is None:
+            self._fault = kind, content, batch
+
+    def ended(self) -> Ended:
+        """The account of a job of which nothing is under way."""
+        assert self._begun is not None
+        return Ended(self._number, self._finished, time.perf_counter() - self._begun, self._error())
+
+    def _error(self) -> Exception | None:
+        if self._fault is None:
+            return None
+        kind, content, batch = self._fault
+        if kind == "error":
+            assert isinstance(content, Exception)
+            return content
+        part, fits = self._work.batches[batch], sum(map(len, self._work.batches))
+        fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
+        return JobError(
+            f"{content}; {len(self._finished)} of {fits} fits of this job are finished and kept, the same "
+            f"command goes on with the others{fewer}"
+        )
+
+
+def _here(number: int, work: Work, progress: Progress) -> Ended:
+    """A job in this process."""
+    account = _Account(number, work)
+    account.begin()
+    for batch, part in enumerate(work.batches):
+        kind, content = _trained(work.config, (number, batch), part, progress)
+        account.take(kind, content, batch)
+        if kind != "done":
+            break
+    return account.ended()
+
+
+def _trained(
+    config: Config, batch: tuple[int, int], part: Sequence[Record], progress: Progress
+) -> tuple[str, Any]:
+    """A batch, trained and written: how it ended, and its finished records or what is wrong."""
+
+    def report(epoch: int, objective: Tensor) -> None:
+        progress(*batch, len(part), epoch, float(objective.nanmedian()))
+
     try:
-        yield
-    except (EOFError, OSError) as error:
+        prepare(int(config["batch"]["threads"]))
+        return "done", Job.build(config).run(part, report)
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:
+        return ("memory", _NO_MEMORY) if _lacks_memory(error) else ("error", error)
+
+
+def _heard(worker: _Worker) -> tuple[str, Any]:
+    """What a process says, or that it is no more."""
+    try:
+        kind, content = worker.connection.recv()
+    except (EOFError, OSError):
         worker.process.join(1)
         code = worker.process.exitcode
         how = "ended" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
         cause = ", as for lack of memory" if code == -signal.SIGKILL else ""
-        raise _failed(f"a training process {how}{cause}", part, finished, fits) from error
+        return "dead", f"a training process {how}{cause}"
+    return kind, content
 
 
-def _failed(what: str, part: Sequence[Record], finished: int, fits: int) -> JobError:
-    fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
-    return JobError(
-        f"{what}; {finished} of {fits} fits of this job are finished and kept, the same command goes on with "
-        f"the others{fewer}"
-    )
+_NO_MEMORY = "there is not memory enough"
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -219,20 +314,9 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
-            config, number, part = connection.recv()
-            prepare(int(config["batch"]["threads"]))
-
-            def report(*content: object) -> None:
-                connection.send(("progress", content))
-
-            try:
-                finished = Job.build(config).run(part, _reporter(report, number, len(part)))
-            except (EOFError, BrokenPipeError):
-                raise
-            except Exception as error:
-                connection.send(("memory", None) if _lacks_memory(error) else ("error", _sendable(error)))
-            else:
-                connection.send(("done", finished))
+            config, batch, part = connection.recv()
+            kind, content = _trained(config, batch, part, lambda *said: connection.send(("progress", said)))
+            connection.send((kind, _sendable(content) if kind == "error" else content))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -251,10 +335,3 @@ def _sendable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _reporter(progress: Progress, number: int, fits: int) -> Callable[[int, Tensor], None]:
-    def report(epoch: int, objective: Tensor) -> None:
-        progress(number, fits, epoch, float(objective.nanmedian()))
-
-    return report
