@@ -4,47 +4,66 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, SearchPathException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medcm_cli.commands.launchers import go_home, launched, lost, not_installed, without_hydra
 from medcm_cli.commands.mistyped import check_added, check_package, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, ending
 from medcm_cli.errors import InputError, JobError
-from medcm_cli.files import DEEPEST, one_line
+from medcm_cli.files import DEEPEST, one_line, remove
 from medcm_cli.study.options import conf_dir
 
 Use = Callable[[DictConfig], None]
 """What is done with a composed configuration."""
+
+Plan = Callable[[DictConfig], Path | None]
+"""Writes down what a job of a multirun is to do, by its configuration with Hydra's part; gives the file where
+it is new."""
 
 RECORD = "multirun.yaml"
 """What Hydra writes of a multirun, in the study's folder."""
 _SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
 
 
-def run(command: str, config_name: str, arguments: Sequence[str], check: Use, job: Use) -> None:
+def run(
+    command: str,
+    config_name: str,
+    arguments: Sequence[str],
+    check: Use,
+    job: Use,
+    plan: Plan = lambda _: None,
+) -> None:
     """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
 
     :param command: the name of the subcommand.
     :param check: finds what is wrong with a configuration in itself: with every one before a job runs.
+    :param plan: writes down each job of a multirun, likewise.
     :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
@@ -62,7 +81,7 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
         elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
             show()
         else:
-            error = _run(command, config_name, flags, check, job)
+            error = _run(command, config_name, flags, _Checks(check, plan), job)
     except InputError as found:
         error = found
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
@@ -73,13 +92,21 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
         raise error
 
 
-def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use) -> Exception | None:
+@dataclass(frozen=True)
+class _Checks:
+    """What is done with the configuration of each job before the first one runs; see ``run``."""
+
+    check: Use
+    plan: Plan
+
+
+def _run(command: str, config_name: str, flags: Namespace, checks: _Checks, job: Use) -> Exception | None:
     """The error of the only job; of several, once all are done, that some of them failed; None where there is
     nothing to say."""
 
     def alone(config: DictConfig) -> Exception | None:
         try:
-            check(config)
+            checks.check(config)
             job(config)
         except Exception as error:
             return error  # from a raised one Hydra makes lines of its own
@@ -87,29 +114,48 @@ def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use)
 
     def one_of_many(config: DictConfig) -> str | None:
         try:
+            if launched(HydraConfig.get()):
+                go_home(HydraConfig.get())
             job(config)
         except Exception as error:
             return _failed(config_name, error, _swept(flags.overrides))
         return None
 
     name = flags.config_name or config_name
-    with _hydra(command, flags, check) as engine:
+    with _hydra(command, flags, checks) as engine:
         mode = RunMode.MULTIRUN if flags.multirun else engine.get_mode(name, flags.overrides) or RunMode.RUN
         overrides = [*flags.overrides, f"hydra.mode={mode.name}"]
         if mode is RunMode.RUN:
             result: Exception | None = engine.run(name, alone, overrides).return_value
             return result
-        try:
-            returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
-        except HydraException:
-            raise  # some of which are an OSError
-        except OSError as error:  # of Hydra's, since jobs raise none
-            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
+        returned = _multirun(engine, name, one_of_many, overrides)
     failed = [line for line in (job.return_value for job in returned) if line is not None]
     if not failed:
         return None
     print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
     return JobError(f"{len(failed)} of {len(returned)} jobs of the multirun failed")
+
+
+def _multirun(
+    engine: Hydra, name: str, job: Callable[[DictConfig], str | None], overrides: list[str]
+) -> list[JobReturn]:
+    """What the jobs return. :raises JobError: a launcher did not bring all of them home."""
+    loader = engine.config_loader
+    assert isinstance(loader, _Checking)
+    try:
+        return list(chain.from_iterable(engine.multirun(name, job, overrides)))
+    except (HydraException, InputError):  # before the first job; some are an OSError
+        for path in loader.planned:
+            remove(path)
+        raise
+    except Exception as error:  # jobs raise none
+        if absent := not_installed(str(error)):
+            raise InputError(absent) from error
+        if loader.launcher and not (isinstance(error, OSError) and error.errno and error.filename):
+            raise lost(loader.launcher, error) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
+        raise
 
 
 def _failed(config_name: str, error: Exception, name: str) -> str:
@@ -126,7 +172,7 @@ def _failed(config_name: str, error: Exception, name: str) -> str:
 
 
 @contextmanager
-def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
+def _hydra(command: str, flags: Namespace, checks: _Checks) -> Iterator[Hydra]:
     """Hydra as its ``main`` makes it, which however drops what jobs return.
 
     :raises SearchPathException: the folder that a flag names is not there.
@@ -137,7 +183,7 @@ def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
         if not folder.is_dir():
             raise SearchPathException(f"{folder}: no such folder")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    engine = Hydra(command, _Checking(path, check))
+    engine = Hydra(command, _Checking(path, checks))
     GlobalHydra.instance().initialize(engine)
     try:
         yield engine
@@ -146,16 +192,33 @@ def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
 
 
 class _Checking(ConfigLoaderImpl):
-    """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it."""
+    """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it.
 
-    def __init__(self, path: ConfigSearchPath, check: Use) -> None:
+    ``planned``: files that were written about these jobs; ``launcher``: the class that they are handed to,
+    empty where that is Hydra's own.
+    """
+
+    def __init__(self, path: ConfigSearchPath, checks: _Checks) -> None:
         super().__init__(path)
-        self._check = check
+        self._checks = checks
+        self.planned: list[Path] = []
+        self.launcher = ""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         composed = super().load_sweep_config(master_config, sweep_overrides)
-        self._check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        self._checks.check(without_hydra(composed))
+        # A launcher's process may begin in another folder.
+        composed.hydra.sweep.dir = str(Path(composed.hydra.sweep.dir).absolute())
+        self.launcher = str(composed.hydra.launcher.get("_target_")) if launched(composed.hydra) else ""
+        path = self._checks.plan(composed)
+        self.planned += [path] if path is not None else []
         return composed
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        with warnings.catch_warnings():
+            # Of a launcher's file, which is validated by what the launcher says of itself: as it should be.
+            warnings.filterwarnings("ignore", "(?s).*validated against ConfigStore schema", UserWarning)
+            return super()._load_single_config(default, repo)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -176,7 +239,8 @@ def _why(error: Exception, command: str, config_name: str, arguments: Sequence[s
     """Why a command line was not composed."""
     if isinstance(error, RecursionError):  # overrides have been checked, so that it is a file
         return "the configuration is nested too deeply, or refers to itself"
-    return explained(command, config_name, arguments, str(error).partition("Config search path")[0])
+    text = str(error).partition("Config search path")[0]
+    return not_installed(text) or explained(command, config_name, arguments, text)
 
 
 def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]) -> None:

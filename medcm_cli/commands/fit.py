@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from medcm_cli.commands.compose import check_arguments, run
+from medcm_cli.commands.launchers import cores_of, launched, without_hydra
 from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
@@ -36,7 +37,7 @@ def command(arguments: list[str]) -> None:
     :raises InputError: a flag, override, group or choice that does not exist.
     """
     try:
-        run("fit", "config", coalesce(arguments), _check, _job)
+        run("fit", "config", coalesce(arguments), _check, _job, _plan)
     finally:
         if _workers.cache_info().currsize:
             _workers().end()
@@ -107,21 +108,36 @@ def _check(composed: DictConfig) -> None:
     complete(as_config(composed))
 
 
+def _plan(composed: DictConfig) -> Path | None:
+    """Write down which fits a job has; gives the file, where it is new."""
+    from medcm_cli.study.plan import write_plan
+
+    return write_plan(_named(without_hydra(composed), composed.hydra))
+
+
+def _named(composed: DictConfig, hydra: Any) -> dict[str, Any]:
+    """A job's options, and what its objective, error and variant are called."""
+    config, choices = as_config(composed), hydra.runtime.choices
+    variant = _variant(config, choices, hydra.job.override_dirname)
+    return config | {
+        "labels": {"objective": choices["objective"], "error": choices["error"], "variant": variant}
+    }
+
+
 def _job(composed: DictConfig) -> None:
     """One combination of options: train what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
-    config = as_config(composed)
+    config = _named(composed, hydra_config)
 
     from medcm_cli.study.job import Job
+    from medcm_cli.study.plan import write_plan
 
-    choices = hydra_config.runtime.choices
-    variant = _variant(config, choices, hydra_config.job.override_dirname)
-    config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     job = Job.build(config)
     for line in job.problem.events.notes:
         said(line)
     plan = job.plan()
-    label = str(choices["objective"])
+    write_plan(job.config)
+    label = str(config["labels"]["objective"])
     study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study
     if not plan.todo:
         failures = f", {plan.previously_failed} failed" if plan.previously_failed else ""
@@ -132,28 +148,35 @@ def _job(composed: DictConfig) -> None:
         return
     complain("damaged, and done again:", plan.damaged)
     records = [plan.records[fit] for fit in plan.todo]
-    finished, seconds = _train(job, records, label)
+    finished, seconds = _train(job, records, label, hydra_config)
+    elsewhere = len(records) - len(finished)
     failed = [record for record in finished if record.status == "failed"]
     OUT.print(
         f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
         + (f", {len(plan.done)} done before" if plan.done else "")
+        + (f", {elsewhere} done by others" if elsewhere else "")
         + f", {len(failed)} failed -> {study}"
     )
     for line in shortened(by_cause(list(map(_failure, failed)), "fits"), 5):
         OUT.print(f"  failed: {line}")
 
 
-def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
+def _train(job: "Job", records: Sequence["Record"], label: str, hydra: Any) -> tuple[list["Record"], float]:
     """The finished records, and the seconds that they took."""
     from medcm_cli.study.interrupted import interrupted
     from medcm_cli.study.workers import batches, process_count
 
     batch = job.config["batch"]
-    processes = process_count(batch["processes"], len(records), job.device)
+    processes = process_count(batch["processes"], len(records), job.device, cores_of(hydra))
     parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
     parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
-    with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
-        finished = _workers().run(job, parts, min(processes, len(parts)), update)
+    shown = not launched(hydra)  # else several would draw on one terminal
+    try:
+        with _training_bar(label, len(records), job.config["epochs"], shown) as (update, elapsed):
+            finished = _workers().run(job, parts, min(processes, len(parts)), update)
+    finally:
+        if not shown:
+            _workers().end()  # nobody else does, in a process of a launcher
     return finished, elapsed()
 
 
@@ -179,11 +202,11 @@ def _variant(config: Mapping[str, Any], choices: Mapping[str, Any], options: str
 
 @contextmanager
 def _training_bar(
-    label: str, fits: int, epochs: int
+    label: str, fits: int, epochs: int, shown: bool
 ) -> Iterator[tuple[Callable[[int, int, int, float], None], Callable[[], float]]]:
     """Progress of a job on a terminal: objective value, rate, time left. Silent where stderr is not a
     terminal."""
-    with job_bar() as bar:
+    with job_bar(shown) as bar:
         noun = "fit" if fits == 1 else "fits"
         task = bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
         done: dict[int, tuple[int, int, float]] = {}

@@ -23,6 +23,7 @@ from medcm_cli.numerics.devices import CPU
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
+from medcm_cli.study.queue import PAUSE, Batch, Queue
 
 Progress = Callable[[int, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""
@@ -48,13 +49,16 @@ def batches(records: Sequence[Record], most: int | None, processes: int) -> list
     return [[records[i] for i in part] for part in parts]
 
 
-def process_count(option: object, fits: int, device: torch.device = CPU) -> int:
+def process_count(option: object, fits: int, device: torch.device = CPU, cores: int | None = None) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough, and on
-    another device than the CPU for one, which has it to itself."""
+    another device than the CPU for one, which has it to itself.
+
+    :param cores: that the job has; None: all that this process may use.
+    """
     if option == "auto":
         if device != CPU:
             return 1
-        return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
+        return max(1, min(cores or _cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, other="auto")
 
 
@@ -95,68 +99,83 @@ class Workers:
     def run(
         self, job: Job, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
     ) -> list[Record]:
-        """Train every batch of ``parts``; returns their finished records. One process means this one.
+        """Train every batch of ``parts``, but for fits that other processes finish meanwhile; returns the
+        finished records. One process means this one.
 
         :raises JobError: there is not memory enough, or a process was killed.
         """
-        finished: list[Record] = []
-        fits = sum(map(len, parts))
-        if processes == 1:
-            prepare(int(job.config["batch"]["threads"]))
-            for number, part in enumerate(parts):
-                try:
-                    finished += job.run(part, _reporter(progress, number, len(part)))
-                except Exception as error:
-                    if not _lacks_memory(error):
-                        raise
-                    raise _failed("there is not memory enough", part, len(finished), fits) from error
-            return finished
-        try:
-            while len(self._workers) < processes:
-                self._workers.append(_start())
-            waiting = list(enumerate(parts))
-            return self._share(job.config, waiting, self._workers[:processes], progress, fits)
-        except BaseException:
-            self.end()  # what the others still have to say is not for the next job
-            raise
+        with Queue(job.config, parts) as queue:
+            if processes == 1:
+                prepare(int(job.config["batch"]["threads"]))
+                return _alone(job, queue, progress)
+            try:
+                while len(self._workers) < processes:
+                    self._workers.append(_start())
+                return self._share(job.config, queue, self._workers[:processes], progress)
+            except BaseException:
+                self.end()  # what the others still have to say is not for the next job
+                raise
 
     def _share(
-        self,
-        config: Config,
-        waiting: list[tuple[int, Sequence[Record]]],
-        workers: list[_Worker],
-        progress: Progress,
-        fits: int,
+        self, config: Config, queue: Queue, workers: list[_Worker], progress: Progress
     ) -> list[Record]:
         finished: list[Record] = []
+        fits = queue.fits
         idle = list(workers)
-        busy: dict[Connection, tuple[_Worker, Sequence[Record]]] = {}
-        while waiting or busy:
-            while waiting and idle:
-                worker, (number, part) = idle.pop(), waiting.pop(0)
-                busy[worker.connection] = worker, part
-                with _living(worker, part, len(finished), fits):
-                    worker.connection.send((config, number, part))
-            for ready in wait(list(busy)):
+        busy: dict[Connection, tuple[_Worker, Batch]] = {}
+        while True:
+            while idle and (taken := queue.take(wait=not busy)) is not None:
+                worker = idle.pop()
+                busy[worker.connection] = worker, taken
+                with _living(worker, taken, len(finished), fits):
+                    worker.connection.send((config, taken))
+            if not busy:
+                return finished
+            for ready in wait(list(busy), PAUSE if idle and queue.fits else None):
                 assert isinstance(ready, Connection)
-                worker, part = busy[ready]
-                with _living(worker, part, len(finished), fits):
+                worker, batch = busy[ready]
+                with _living(worker, batch, len(finished), fits):
                     kind, content = ready.recv()
                 if kind == "progress":
-                    progress(*content)
+                    _telling(queue, batch, progress)(*content)
                     continue
                 del busy[ready]
                 idle.append(worker)
                 if kind == "memory":
-                    raise _failed("there is not memory enough", part, len(finished), fits)
+                    raise _failed("there is not memory enough", batch, len(finished), fits)
                 if kind == "error":
                     raise content
                 finished += content
-        return finished
+                queue.done(batch)
+
+
+def _alone(job: Job, queue: Queue, progress: Progress) -> list[Record]:
+    """Train every batch in this process."""
+    finished: list[Record] = []
+    fits = queue.fits
+    while (batch := queue.take(wait=True)) is not None:
+        try:
+            finished += job.run(batch.records, _reporter(_telling(queue, batch, progress), batch))
+        except Exception as error:
+            if not _lacks_memory(error):
+                raise
+            raise _failed("there is not memory enough", batch, len(finished), fits) from error
+        queue.done(batch)
+    return finished
+
+
+def _telling(queue: Queue, batch: Batch, progress: Progress) -> Progress:
+    """Progress that others hear of, too."""
+
+    def tell(number: int, fits: int, epoch: int, objective: float) -> None:
+        queue.tell(batch, epoch)
+        progress(number, fits, epoch, objective)
+
+    return tell
 
 
 @contextmanager
-def _living(worker: _Worker, part: Sequence[Record], finished: int, fits: int) -> Iterator[None]:
+def _living(worker: _Worker, batch: Batch, finished: int, fits: int) -> Iterator[None]:
     """A word with a process. :raises JobError: it is no more."""
     try:
         yield
@@ -165,11 +184,12 @@ def _living(worker: _Worker, part: Sequence[Record], finished: int, fits: int) -
         code = worker.process.exitcode
         how = "ended" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
         cause = ", as for lack of memory" if code == -signal.SIGKILL else ""
-        raise _failed(f"a training process {how}{cause}", part, finished, fits) from error
+        raise _failed(f"a training process {how}{cause}", batch, finished, fits) from error
 
 
-def _failed(what: str, part: Sequence[Record], finished: int, fits: int) -> JobError:
-    fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
+def _failed(what: str, batch: Batch, finished: int, fits: int) -> JobError:
+    size = len(batch.records)
+    fewer = f", batch.fits={(size + 1) // 2} trains fewer at once" if size > 1 else ""
     return JobError(
         f"{what}; {finished} of {fits} fits of this job are finished and kept, the same command goes on with "
         f"the others{fewer}"
@@ -212,21 +232,22 @@ def _start() -> _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C and SIGTERM are the parent's business;
-    without a parent the process ends at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Train what comes through the connection until it closes. Ctrl-C, SIGTERM and the like are the parent's
+    business; without a parent the process ends at once."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are of schedulers
+        if hasattr(signal, name):  # not on every system
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
-            config, number, part = connection.recv()
+            config, batch = connection.recv()
             prepare(int(config["batch"]["threads"]))
 
             def report(*content: object) -> None:
                 connection.send(("progress", content))
 
             try:
-                finished = Job.build(config).run(part, _reporter(report, number, len(part)))
+                finished = Job.build(config).run(batch.records, _reporter(report, batch))
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:
@@ -253,8 +274,8 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _reporter(progress: Progress, number: int, fits: int) -> Callable[[int, Tensor], None]:
+def _reporter(progress: Progress, batch: Batch) -> Callable[[int, Tensor], None]:
     def report(epoch: int, objective: Tensor) -> None:
-        progress(number, fits, epoch, float(objective.nanmedian()))
+        progress(batch.number, len(batch.records), epoch, float(objective.nanmedian()))
 
     return report
