@@ -41,6 +41,7 @@ def command(arguments: list[str]) -> None:
     finally:
         if _workers.cache_info().currsize:
             _workers().end()
+        _say_how_far()
 
 
 @cache
@@ -108,11 +109,27 @@ def _check(composed: DictConfig) -> None:
     complete(as_config(composed))
 
 
+_handed_on: set[Path] = set()
+"""Studies whose jobs this process has handed to a launcher."""
+
+
 def _plan(composed: DictConfig) -> Path | None:
     """Write down which fits a job has; gives the file, where it is new."""
     from medcm_cli.study.plan import write_plan
 
-    return write_plan(_named(without_hydra(composed), composed.hydra))
+    config = _named(without_hydra(composed), composed.hydra)
+    if launched(composed.hydra):
+        _handed_on.add(Path(config["outputs"], str(config["study"])))
+    return write_plan(config)
+
+
+def _say_how_far() -> None:
+    """Of studies whose jobs say so elsewhere."""
+    for study in sorted(path for path in _handed_on if path.is_dir()):
+        from medcm_cli.commands.status import headline
+        from medcm_cli.runs.progress import Watch
+
+        OUT.print(f"{study}, {headline(Watch([study]).look())}")
 
 
 def _named(composed: DictConfig, hydra: Any) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def headline(progress: "Progress") -> str:
         _count(progress, name) for name in ("complete", "failed", "training", "left")
     )
     total = complete + failed + training + left
-    text = f"{complete + failed} of {total} fits done, {failed} of them failed, "
-    text += f"{training} in training, {left} left"
+    text = f"{total} fits: {complete} complete, {failed} failed, {training} in training, {left} left"
     rest = _remaining(progress, left)
     return text + (f"; about {_duration(rest)} at this rate" if rest is not None else "")
 

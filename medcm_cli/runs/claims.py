@@ -70,17 +70,15 @@ class Claims:
             self.release(path)
 
     def take(self, folder: Path, wanted: Sequence[str], epochs: int) -> tuple[Path | None, set[str]]:
-        """Claim of the fits ``wanted`` those that nobody else has.
+        """Claim of the fits ``wanted`` those that nobody has.
 
-        :returns: what to ``release``, None where there are none, and those that others have.
+        :returns: what to ``release``, None where there are none, and those that somebody has.
         """
         with locked(folder / _LOCK) as now:
             others: set[str] = set()
             for path, claim, written in read_claims(folder):
                 common = set(claim.fits) & set(wanted)
-                if not common or path in self._held:
-                    continue
-                if claim.silent(now - written):
+                if common and claim.silent(now - written):
                     remove(path)
                 else:
                     others |= common

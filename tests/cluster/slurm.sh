@@ -42,8 +42,8 @@ SlurmdTimeout=10
 KillWait=5
 MinJobAge=300
 SlurmdParameters=config_overrides
-NodeName=one NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port) CPUs=1 State=UNKNOWN
-NodeName=two NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port) CPUs=1 State=UNKNOWN
+NodeName=one NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port) CPUs=1 RealMemory=8000 State=UNKNOWN
+NodeName=two NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$(port) CPUs=1 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=one,two Default=YES MaxTime=INFINITE State=UP
 CONF
 }
@@ -54,7 +54,8 @@ node() {
 }
 
 start() {
-    mkdir -p "$folder/state"
+    rm -rf "$folder/state"
+    mkdir "$folder/state"
     head -c 1024 /dev/urandom >"$folder/munge.key"
     chmod 600 "$folder/munge.key"
     munged --force --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
