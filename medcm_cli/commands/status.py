@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from medcm_cli.commands.parser import Parser, number
 from medcm_cli.commands.terminal import OUT, complain, show
+from medcm_cli.errors import InputError
 
 if TYPE_CHECKING:
     from medcm_cli.report.section import Section
@@ -37,6 +38,9 @@ def command(arguments: list[str]) -> None:
     watch = Watch(options.folders)
     while True:
         progress = watch.look()
+        if not progress.methods:
+            where = ", ".join(map(str, options.folders))
+            raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
         if options.watch is not None and OUT.is_terminal:
             OUT.clear()
         for section in sections(progress):
@@ -54,7 +58,8 @@ def headline(progress: "Progress") -> str:
         _count(progress, name) for name in ("complete", "failed", "training", "left")
     )
     total = complete + failed + training + left
-    text = f"{total} fits: {complete} complete, {failed} failed, {training} in training, {left} left"
+    text = f"{total} {'fit' if total == 1 else 'fits'}: {complete} complete, {failed} failed, "
+    text += f"{training} in training, {left} left"
     rest = _remaining(progress, left)
     return text + (f"; about {_duration(rest)} at this rate" if rest is not None else "")
 
