@@ -31,9 +31,14 @@ def command(arguments: list[str]) -> None:
         metavar="SECONDS",
         help="look again every so many seconds, until nothing is left to be trained",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="also read every file of finished fits, as after copying, and name those that are damaged",
+    )
     options = parser.read(arguments)
 
-    from medcm_cli.runs.progress import Watch
+    from medcm_cli.runs.progress import Watch, damaged
 
     watch = Watch(options.folders)
     while True:
@@ -48,8 +53,14 @@ def command(arguments: list[str]) -> None:
         OUT.print(headline(progress))
         complain("cannot be read:", progress.unread)
         if options.watch is None or not (_count(progress, "left") or _count(progress, "training")):
-            return
+            break
         time.sleep(options.watch)
+    if options.verify:
+        found = damaged(progress)
+        complain("damaged:", found)
+        if found:
+            raise InputError(f"{len(found)} fits are damaged; the same `medcm fit` trains them again")
+        OUT.print("every file of finished fits is as it was written")
 
 
 def headline(progress: "Progress") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.claims import PREFIX, Claim, read_claims
-from medcm_cli.runs.folder import FINISHED, RECORD, read_record
+from medcm_cli.runs.folder import FINISHED, RECORD, read_finished, read_record
 from medcm_cli.runs.planned import FOLDER, planned
 
 _WITHIN = ("fold=", "outer=", "inner=", "replicate=")  # folders of a fit below that of its method
@@ -126,6 +126,20 @@ class Watch:
         if status in FINISHED:
             self._finished[path] = written, status
         return status
+
+
+def damaged(progress: Progress) -> list[str]:
+    """What is wrong with the files of finished fits: each is to be what the fit wrote."""
+    found = []
+    for method in progress.methods:
+        for fit in sorted(method.complete | method.failed):
+            try:
+                record = read_record(method.folder / fit)
+                if record is not None:
+                    read_finished(method.folder / fit, record.config_hash)
+            except InputError as error:
+                found.append(str(error))
+    return found
 
 
 def _method(methods: dict[Path, Method], folder: Path) -> Method:

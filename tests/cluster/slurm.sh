@@ -85,6 +85,8 @@ kill_node() {
         victims+=" $process"
         [ "$(cat "/proc/$above/comm" 2>/dev/null)" = slurmstepd ] && victims+=" $above"
     done
+    # At once: one that outlives another could still tell the controller how that one ended.
+    kill -STOP $victims 2>/dev/null || true
     kill -KILL $victims 2>/dev/null || true
 }
 

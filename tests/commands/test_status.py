@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from medcm_cli import runs
@@ -76,6 +77,21 @@ def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(InputError, match="no such folder"):
         status.command([str(tmp_path / "absent")])
     assert capsys.readouterr().out == ""
+
+
+def test_files_that_were_copied_are_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pa.table({"epoch": [0, 100], "objective_value": [1.0, 0.0], "rmse": [1.0, 1.0]})
+    record = runs.Record("complete", FIRST, "x", {}, {}, None, 0, {}, tables=["history"])
+    runs.finish(tmp_path, record, {"history": table})
+    status.command([str(tmp_path), "--verify"])
+    assert capsys.readouterr().out.splitlines()[-1] == "every file of finished fits is as it was written"
+    path = FIRST.folder(tmp_path) / "history.parquet"
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="1 fits are damaged"):
+        status.command([str(tmp_path), "--verify"])
+    assert "history.parquet" in capsys.readouterr().err
 
 
 def test_of_fits_that_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

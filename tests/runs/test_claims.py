@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -114,22 +115,24 @@ def test_words_are_repeated_and_say_how_far_a_batch_is(
     assert list(tmp_path.iterdir()) == []
 
 
-def _grab(folder: Path, out: "SimpleQueue[list[str]]") -> None:
+def _grab(folder: Path, out: "SimpleQueue[list[str]]", together: Barrier) -> None:
     with Claims() as ours:
+        together.wait()
         got = []
         for fit in FITS * 5:
             path, _ = ours.take(folder, [fit], 100)
             if path is not None:
                 got.append(fit)
         out.put(got)
-        time.sleep(0.5)  # until all have asked
+        together.wait()  # until all have asked
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_of_several_that_ask_at_once_one_gets_it(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     out: SimpleQueue[list[str]] = fork.SimpleQueue()
-    started = [fork.Process(target=_grab, args=(tmp_path, out)) for _ in range(8)]
+    together = fork.Barrier(8)
+    started = [fork.Process(target=_grab, args=(tmp_path, out, together)) for _ in range(8)]
     for process in started:
         process.start()
     got = [out.get() for _ in started]
