@@ -26,9 +26,10 @@ from medcm_cli.numerics.devices import CPU
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
+from medcm_cli.study.queue import PAUSE, Batch, Queue, Work
 
-Progress = Callable[[int, int, int, int, float], None]
-"""(job, batch, its fits, epoch, median objective)"""
+Progress = Callable[[Batch, int, int, float], None]
+"""(batch, its fits, epoch, median objective)"""
 
 _FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of imports: not worth it for fewer
 _SLACK = 0.25  # of a process's fair share, by which a job may exceed it without being cut again
@@ -52,13 +53,16 @@ def batches(records: Sequence[Record], most: int | None, processes: int) -> list
     return [[records[i] for i in part] for part in parts]
 
 
-def process_count(option: object, fits: int, device: torch.device = CPU) -> int:
+def process_count(option: object, fits: int, device: torch.device = CPU, cores: int | None = None) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough, and on
-    another device than the CPU for one, which has it to itself."""
+    another device than the CPU for one, which has it to itself.
+
+    :param cores: that the job has; None: all that this process may use.
+    """
     if option == "auto":
         if device != CPU:
             return 1
-        return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
+        return max(1, min(cores or _cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, other="auto")
 
 
@@ -77,23 +81,9 @@ def shares(efforts: Sequence[float], processes: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What remains of a job: its options, the ``batches`` of its fits, and the ``effort`` of one fit, how
-    long it takes beside those of other jobs."""
-
-    config: Config
-    batches: Sequence[Sequence[Record]]
-    effort: float = 1.0
-
-    def effort_of(self, batch: int) -> float:
-        """That of a batch."""
-        return self.effort * len(self.batches[batch])
-
-
-@dataclass(frozen=True)
 class Ended:
-    """A job has ended, the ``number``-th from 0: records of the fits that ``finished``, ``seconds`` since the
-    first of them began, and the ``error`` that has kept it from the others."""
+    """A job has ended, the ``number``-th from 0: records of the fits that have ``finished`` here, ``seconds``
+    since the first of them began, and the ``error`` that has kept it from the others."""
 
     number: int
     finished: list[Record]
@@ -129,51 +119,47 @@ class Workers:
         self._workers = []
 
     def run(self, works: Sequence[Work], processes: int, progress: Progress) -> Iterator[Ended]:
-        """Train every batch of some jobs, those that take longest first, and say of each job when it ends.
-        One process means this one.
+        """Train every batch of some jobs, those that take longest first, and say of each job when it ends;
+        but for fits that other processes finish meanwhile. One process means this one.
 
         What goes wrong in a batch (a ``JobError`` where there is not memory enough, or a process was killed)
         ends its job once the batches of it that are under way have, and no other job.
         """
-        if processes == 1:
-            for number, work in enumerate(works):
-                yield _here(number, work, progress)
-            return
-        try:
-            yield from self._share(works, processes, progress)
-        except BaseException:
-            self.end()  # what the others still have to say is not for the next job
-            raise
+        with Queue(works) as queue:
+            if processes == 1:
+                yield from _alone(works, queue, progress)
+                return
+            try:
+                yield from self._share(works, queue, processes, progress)
+            except BaseException:
+                self.end()  # what the others still have to say is not for the next job
+                raise
 
-    def _share(self, works: Sequence[Work], processes: int, progress: Progress) -> Iterator[Ended]:
-        waiting = [(number, batch) for number, work in enumerate(works) for batch in range(len(work.batches))]
-        waiting.sort(key=lambda task: -works[task[0]].effort_of(task[1]))
+    def _share(
+        self, works: Sequence[Work], queue: Queue, processes: int, progress: Progress
+    ) -> Iterator[Ended]:
         accounts = [_Account(number, work) for number, work in enumerate(works)]
-        busy: dict[Connection, tuple[_Worker, int, int]] = {}
-        while waiting or busy:
-            while waiting and len(busy) < processes:
-                worker, (number, batch) = self._idle(busy), waiting.pop(0)
-                accounts[number].begin()
-                busy[worker.connection] = worker, number, batch
+        busy: dict[Connection, tuple[_Worker, Batch]] = {}
+        while True:
+            while len(busy) < processes and (batch := queue.take(wait=not busy)) is not None:
+                worker = self._idle(busy)
+                accounts[batch.job].begin()
+                busy[worker.connection] = worker, batch
                 with suppress(OSError):  # it has died, which is read below
-                    worker.connection.send(
-                        (works[number].config, (number, batch), works[number].batches[batch])
-                    )
-            for ready in wait(list(busy)):
+                    worker.connection.send((works[batch.job].config, batch))
+            yield from _over(accounts, queue, [batch for _, batch in busy.values()])
+            if not busy:
+                return
+            for ready in wait(list(busy), PAUSE if len(busy) < processes and queue.fits else None):
                 assert isinstance(ready, Connection)
-                worker, number, batch = busy[ready]
+                worker, batch = busy[ready]
                 kind, content = _heard(worker)
                 if kind == "progress":
-                    progress(*content)
+                    queue.tell(batch, content[1])
+                    progress(batch, *content)
                     continue
                 del busy[ready]
-                accounts[number].take(kind, content, batch)
-                if kind != "done":
-                    waiting = [task for task in waiting if task[0] != number]
-                if all(task[0] != number for task in waiting) and all(
-                    of != number for _, of, _ in busy.values()
-                ):
-                    yield accounts[number].ended()
+                accounts[batch.job].take(kind, content, batch, queue)
 
     def _idle(self, busy: Mapping[Connection, object]) -> _Worker:
         """One that has nothing to do, started where there is none."""
@@ -192,24 +178,28 @@ class _Account:
         self._number, self._work = number, work
         self._finished: list[Record] = []
         self._begun: float | None = None
-        self._fault: tuple[str, Any, int] | None = None
+        self._fault: tuple[str, Any, Batch] | None = None
+        self.told = False
 
     def begin(self) -> None:
         """A batch begins."""
         if self._begun is None:
             self._begun = time.perf_counter()
 
-    def take(self, kind: str, content: Any, batch: int) -> None:
-        """A batch has ended, well ("done") or not."""
+    def take(self, kind: str, content: Any, batch: Batch, queue: Queue) -> None:
+        """A batch has ended, well ("done") or not: then no other begins."""
+        queue.done(batch)
         if kind == "done":
             self._finished += content
-        elif self._fault is None:
-            self._fault = kind, content, batch
+            return
+        queue.drop(batch.job)
+        self._fault = self._fault or (kind, content, batch)
 
     def ended(self) -> Ended:
-        """The account of a job of which nothing is under way."""
-        assert self._begun is not None
-        return Ended(self._number, self._finished, time.perf_counter() - self._begun, self._error())
+        """The account of a job of which nothing is left here."""
+        self.told = True
+        seconds = 0.0 if self._begun is None else time.perf_counter() - self._begun
+        return Ended(self._number, self._finished, seconds, self._error())
 
     def _error(self) -> Exception | None:
         if self._fault is None:
@@ -218,37 +208,47 @@ class _Account:
         if kind == "error":
             assert isinstance(content, Exception)
             return content
-        part, fits = self._work.batches[batch], sum(map(len, self._work.batches))
-        fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
+        size, fits = len(batch.records), sum(map(len, self._work.batches))
+        fewer = f", batch.fits={(size + 1) // 2} trains fewer at once" if size > 1 else ""
         return JobError(
             f"{content}; {len(self._finished)} of {fits} fits of this job are finished and kept, the same "
             f"command goes on with the others{fewer}"
         )
 
 
-def _here(number: int, work: Work, progress: Progress) -> Ended:
-    """A job in this process."""
-    account = _Account(number, work)
-    account.begin()
-    for batch, part in enumerate(work.batches):
-        kind, content = _trained(work.config, (number, batch), part, progress)
-        account.take(kind, content, batch)
-        if kind != "done":
-            break
-    return account.ended()
+def _over(accounts: Sequence[_Account], queue: Queue, busy: Sequence[Batch]) -> Iterator[Ended]:
+    """Jobs of which nothing is left, each once."""
+    going = {batch.job for batch in busy} | queue.jobs
+    for number, account in enumerate(accounts):
+        if not account.told and number not in going:
+            yield account.ended()
 
 
-def _trained(
-    config: Config, batch: tuple[int, int], part: Sequence[Record], progress: Progress
-) -> tuple[str, Any]:
+def _alone(works: Sequence[Work], queue: Queue, progress: Progress) -> Iterator[Ended]:
+    """Jobs in this process."""
+    accounts = [_Account(number, work) for number, work in enumerate(works)]
+    while (batch := queue.take(wait=True)) is not None:
+        accounts[batch.job].begin()
+
+        def tell(size: int, epoch: int, objective: float, batch: Batch = batch) -> None:
+            queue.tell(batch, epoch)
+            progress(batch, size, epoch, objective)
+
+        kind, content = _trained(works[batch.job].config, batch, tell)
+        accounts[batch.job].take(kind, content, batch, queue)
+        yield from _over(accounts, queue, [])
+    yield from _over(accounts, queue, [])
+
+
+def _trained(config: Config, batch: Batch, tell: Callable[[int, int, float], None]) -> tuple[str, Any]:
     """A batch, trained and written: how it ended, and its finished records or what is wrong."""
 
     def report(epoch: int, objective: Tensor) -> None:
-        progress(*batch, len(part), epoch, float(objective.nanmedian()))
+        tell(len(batch.records), epoch, float(objective.nanmedian()))
 
     try:
         prepare(int(config["batch"]["threads"]))
-        return "done", Job.build(config).run(part, report)
+        return "done", Job.build(config).run(batch.records, report)
     except (EOFError, BrokenPipeError):
         raise
     except Exception as error:
@@ -307,15 +307,16 @@ def _start() -> _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C and SIGTERM are the parent's business;
-    without a parent the process ends at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Train what comes through the connection until it closes. Ctrl-C, SIGTERM and the like are the parent's
+    business; without a parent the process ends at once."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are of schedulers
+        if hasattr(signal, name):  # not on every system
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
-            config, batch, part = connection.recv()
-            kind, content = _trained(config, batch, part, lambda *said: connection.send(("progress", said)))
+            config, batch = connection.recv()
+            kind, content = _trained(config, batch, lambda *said: connection.send(("progress", said)))
             connection.send((kind, _sendable(content) if kind == "error" else content))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

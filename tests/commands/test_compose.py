@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from medcm_cli.commands.compose import Job, Together, Use, run
+from medcm_cli.commands.compose import Steps, Use, run
 from medcm_cli.errors import InputError, JobError
 
 FAULTS: dict[int, tuple[Exception, str]] = {
@@ -81,13 +82,13 @@ SWEEP = "mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}"
 
 
 def fit(
-    job: Job,
+    job: Callable[[DictConfig], Any],
     *arguments: str,
     check: Use = lambda _: None,
     name: str = "small",
-    together: Together = lambda _: iter(()),
+    together: Callable[[Sequence[Any]], Iterator[tuple[int, Exception]]] = lambda _: iter(()),
 ) -> None:
-    run("fit", "config", ["-cd", ".", "-cn", name, *arguments], check, job, together)
+    run("fit", "config", ["-cd", ".", "-cn", name, *arguments], Steps(check, job, together=together))
 
 
 @pytest.fixture
