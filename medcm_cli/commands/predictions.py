@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.replaced import asked
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError

@@ -73,8 +73,8 @@ class Dialect:
         ):
             if key in said:
                 one_of(f"{where}.{key}", said[key], tuple(words))
-        thousands, decimal = said.get("thousands", "none"), said.get("decimal")
-        if thousands != "none" and decimal is not None and _THOUSANDS[thousands] in _DECIMALS[decimal]:
+        thousands, decimal = str(said.get("thousands", "none")), str(said.get("decimal"))
+        if thousands != "none" and _THOUSANDS[thousands] in _DECIMALS.get(decimal, ""):
             raise InputError(
                 f"{where}.thousands is {thousands!r}, and decimal {decimal!r}; expected another mark"
             )
@@ -247,7 +247,8 @@ def _add(seen: _Seen, cells: Iterable[Cell]) -> None:
     """Add what the cells of a column show, where they are numbers but for a few, which may be misspelt."""
     of_column = _Seen({}, {}, {})
     count = others = 0
-    for count, cell in enumerate(cells, 1):
+    for cell in cells:
+        count += 1
         text = cell.text.strip().lstrip("<>").strip().translate(_ALIKE)
         others += text not in MISSING and not _show(of_column, cell, text)
     if others > _MISSPELT * count:
