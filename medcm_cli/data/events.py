@@ -22,7 +22,16 @@ from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers
 from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
-from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, compact, read_sheet
+from medcm_cli.data.sheet import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Sheet,
+    TextArray,
+    compact,
+    read_sheet,
+    release,
+)
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
 
@@ -104,8 +113,9 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    # What is read is gone when it is written out.
-    return _written(_read(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how))
+    rows = _read(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how)
+    release()  # the sheet, of which nothing is needed any more
+    return _written(rows)
 
 
 def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from medcm_cli.data.events import EventTable
-from medcm_cli.data.sheet import BoolArray, FloatArray
+from medcm_cli.data.sheet import BoolArray, FloatArray, opens_of
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import factor
 from medcm_cli.runs import Units
@@ -79,7 +79,7 @@ def _given_before(events: EventTable) -> FloatArray:
     """All that a row's subject was given until then; infinite after an endless series of doses."""
     amount = np.where(events.is_dose, np.nan_to_num(events.amount), 0.0)
     total = np.cumsum(amount)
-    first = np.unique(events.subject, return_index=True)[1]
+    first = opens_of(events.subject)
     given: FloatArray = total - (total - amount)[first][events.subject]
     series = np.full(len(events.ids), np.inf)
     endless = events.is_dose & np.isfinite(events.interval)

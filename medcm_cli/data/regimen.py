@@ -84,17 +84,21 @@ def write_out(records: Records, until: float = -np.inf, most: int = MOST) -> Reg
     opens = np.r_[True, np.diff(records.subject) != 0]
     begins = records.is_reset | (records.is_dose & (records.ss == 1))
     count = np.cumsum(begins & ~opens)
-    segment = count - count[opens][np.cumsum(opens) - 1]
+    segment = compact(count - count[opens][np.cumsum(opens) - 1])
+    del count
     part = np.cumsum(opens | begins) - 1  # (subject, segment), numbered through
     least = np.full(int(part[-1]) + 1, -np.inf)
     least[part[np.r_[opens[1:], True]]] = until
     doses = _doses(records, part, least, most)
-    shift = _shifts(records, doses, part)
     first = np.flatnonzero(opens | begins)
     resets = segment[first] > 0
+    if not resets.any():
+        none, no_time = np.empty(0, dtype=np.int64), np.empty(0)
+        return Regimen(segment, records.time, doses, none, no_time, none)
+    shift = _shifts(records, doses, part)
     return Regimen(
-        segment=compact(segment),
-        clock=records.time + shift[part] if resets.any() else records.time,
+        segment=segment,
+        clock=records.time + shift[part],
         doses=replace(doses, clock=doses.clock + shift[part[doses.record]]),
         reset_subject=records.subject[first][resets],
         reset_clock=(records.time[first] + shift)[resets],

@@ -214,6 +214,11 @@ def opens_of(subject: IntArray) -> IntArray:
     return np.flatnonzero(np.r_[True, np.diff(subject) != 0])
 
 
+def release() -> None:
+    """Give memory back that pyarrow, which reads files, has left but holds on to."""
+    pa.default_memory_pool().release_unused()
+
+
 def compact(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same values (R,), not to be written to, of which those that are all alike take no memory each."""
     alike = len(values) > 0 and bool((values == values[0]).all())
@@ -267,6 +272,8 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
     # What pandas saved as its index is a column like others. Each column is taken from the table, not copied.
     frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
     assert isinstance(frame, pd.DataFrame)
+    del table
+    release()
     if text is None:
         return _read_as_text(Sheet(str(path), frame, _row, columns, said))
     return _of_lines(Sheet(str(path), frame, _row, columns, said, text.marks, text.assumed), text.header)
