@@ -2,8 +2,8 @@
 
     python experiments/large/large.py
 
-Writes simulated tables into a temporary folder (1 GB), in blocks, and prints two Markdown tables. Every case is
-a process of its own with one thread; what counts is CPU time.
+Writes simulated tables into a temporary folder (1 GB), in blocks, and prints two Markdown tables. Every
+case is a process of its own with one thread; what counts is CPU time.
 """
 
 import argparse
