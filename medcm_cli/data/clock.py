@@ -31,6 +31,7 @@ _SPOKEN["ydm"] = "year, day, month"
 _NONMEM = {"dat1": "dmy", "dat2": "ymd", "dat3": "ydm"}  # whose names say the order
 _CENTURY = 69  # two digits from here are of 1900
 _DAY = 24.0
+_PIECE = 100_000  # cells that are taken apart at once
 _EXCEL = 20_000, 80_000  # its days from 1954 to 2119, which no study's first h are
 
 
@@ -70,25 +71,27 @@ def times(sheet: Sheet, subject: IntArray, unit: str) -> Times:
 
 def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray, unit: str) -> Times:
     """From a column that does not hold numbers."""
-    parts = _parts(sheet, column)
-    clock = _clock(parts)
-    has_date = parts["a"].notna() | parts["whole"].notna()
+    parts, cell = _parts(sheet, column)
+    clock = _clock(parts)[cell]
+    has_date = (parts["a"].notna() | parts["whole"].notna()).to_numpy()[cell]
     dated = bool(has_date.any())
     if dated:
-        _check_alike(sheet, column, parts, has_date.to_numpy())
+        for part, words in (("hour", "clock time"), ("zone", "zone of time")):
+            _check_alike(sheet, column, parts[part].notna().to_numpy()[cell], has_date, words)
         (order, days), where = _chosen(sheet, column), repr(column)
         if date is not None:
             what = f"has another date than column {date!r}; {_columns(None)} does without that"
             sheet.first(days != _chosen(sheet, date)[1], column, f"{{value!r}} {what}")
     elif date is not None:
-        of_date = _clock(_parts(sheet, date))
+        of_date, its_cell = _parts(sheet, date)
+        at_date = _clock(of_date)[its_cell]
         what = f"has another clock time than column {column!r}; expected a date"
-        sheet.first((of_date != 0) & (of_date != clock), date, f"{{value!r}} {what}")
+        sheet.first((at_date != 0) & (at_date != clock), date, f"{{value!r}} {what}")
         (order, days), where = _chosen(sheet, date), f"{date!r} and {column!r}"
     else:
-        days, where, order = np.zeros(len(parts)), repr(column), ""
+        days, where, order = np.zeros(len(cell)), repr(column), ""
     if dated or date is not None:
-        sheet.first(_beyond(parts), column, "{value!r} is no clock time")
+        sheet.first(_beyond(parts)[cell], column, "{value!r} is no clock time")
         return _since_first(days * 86_400 + clock, subject, unit, where, _spoken(order))
     if np.nanmax(clock, initial=0) >= _DAY * 3600:
         return Times(clock / 3600 / hours(unit), f"{column!r} as hours and minutes that have passed")
@@ -109,14 +112,13 @@ def _dates(sheet: Sheet, column: str) -> str | None:
     return next((n for n in held if texts[n].str.fullmatch(_DATE, flags=re.ASCII).all()), None)
 
 
-def _check_alike(sheet: Sheet, column: str, parts: pd.DataFrame, has_date: BoolArray) -> None:
-    """All cells have a date, and all or none a clock time and its zone. :raises InputError: one is unlike."""
+def _check_alike(sheet: Sheet, column: str, has: BoolArray, has_date: BoolArray, words: str) -> None:
+    """All cells have a date, and all or none what is called by ``words``. :raises InputError: one is
+    unlike."""
     filled = sheet.frame[column].notna().to_numpy()
     sheet.first(filled & ~has_date, column, "{value!r} has no date, as others have")
-    for part, words in (("hour", "clock time"), ("zone", "zone of time")):
-        has = parts[part].notna().to_numpy()
-        if has.any():
-            sheet.first(filled & ~has, column, f"{{value!r}} has no {words}, as others have")
+    if has.any():
+        sheet.first(filled & ~has, column, f"{{value!r}} has no {words}, as others have")
 
 
 def _beyond(parts: pd.DataFrame) -> BoolArray:
@@ -179,21 +181,25 @@ def _check_passed(
         )
 
 
-def _parts(sheet: Sheet, column: str) -> pd.DataFrame:
-    """The parts of dates and clock times, missing where a cell has none."""
-    raw = sheet.frame[column]
+def _parts(sheet: Sheet, column: str) -> tuple[pd.DataFrame, IntArray]:
+    """The parts of dates and clock times, missing where a cell has none, of each different cell, an empty one
+    last, and which of these each row has, (R,)."""
+    codes, kinds = pd.factorize(sheet.frame[column])
+    raw = pd.Series(kinds)
     if isinstance(raw.dtype, pd.DatetimeTZDtype):
         raw = raw.dt.tz_convert("UTC").dt.tz_localize(None)
-    cells = raw.astype(str).str.strip().where(raw.notna(), "")
+    cells = raw.astype(str).str.strip()
     if raw.dtype.kind in "fi":
-        cells = raw.map(lambda cell: "" if pd.isna(cell) else f"{cell:.0f}")
-    parts = cells.str.extract(f"^{_WHEN}$", flags=re.ASCII)
+        cells = raw.map(lambda cell: f"{cell:.0f}")
+    cells = pd.concat([cells, pd.Series([""], dtype=cells.dtype)], ignore_index=True)
+    pieces = (cells.iloc[begin : begin + _PIECE] for begin in range(0, len(cells), _PIECE))
+    parts = pd.concat([piece.str.extract(f"^{_WHEN}$", flags=re.ASCII) for piece in pieces])
     read = parts[["a", "whole", "hour"]].notna().any(axis=1) | (cells == "")
     if not read[cells != ""].all() and any(map(sheet.marks.value, cells[cells != ""])):
         sheet.number(column)  # says which is none
     what = "{value!r} is not a number, nor a date or clock time (2020-03-01, 08:30 or both)"
-    sheet.first(~read.to_numpy(), column, what)
-    return parts
+    sheet.first(~read.to_numpy()[codes], column, what)
+    return parts, codes
 
 
 def _clock(parts: pd.DataFrame) -> FloatArray:
@@ -213,15 +219,15 @@ Days = dict[str, FloatArray]
 """Order of day, month and year -> days since 1970 (R,), NaN where a cell is no date in this order."""
 
 
-def _readings(sheet: Sheet, column: str) -> tuple[pd.DataFrame, Days, BoolArray]:
-    """A column's parts, its readings in each order that fits all cells, and which of them hold something."""
-    parts = _parts(sheet, column)
+def _readings(sheet: Sheet, column: str) -> tuple[Days, BoolArray]:
+    """A column's readings in each order that fits all cells, and which of them hold something."""
+    parts, cell = _parts(sheet, column)
     whole = parts["whole"].notna()
     parts.loc[whole, "a"] = parts["whole"].str[:4]
     parts.loc[whole, "b"] = parts["whole"].str[4:6]
     parts.loc[whole, "c"] = parts["whole"].str[6:]
     filled = parts["a"].notna().to_numpy()
-    empty = sheet.frame[column].notna().to_numpy() & ~filled
+    empty = sheet.frame[column].notna().to_numpy() & ~filled[cell]
     sheet.first(empty, column, "{value!r} is no date")
     named = parts["b"].str.lower().map({name: str(i) for i, name in enumerate(_MONTHS, 1)})
     by_name = bool(named.notna().any())
@@ -236,10 +242,10 @@ def _readings(sheet: Sheet, column: str) -> tuple[pd.DataFrame, Days, BoolArray]
     readings = {order: _as_days(parts, order) for order in orders}
     fitting = {order: days for order, days in readings.items() if not np.isnan(days[filled]).any()}
     if not fitting:
-        best = min(readings.values(), key=lambda days: int(np.isnan(days[filled]).sum()))
+        best = min(readings.values(), key=lambda days: int((filled & np.isnan(days))[cell].sum()))
         words = " or ".join(_SPOKEN[order] for order in orders)
-        sheet.first(filled & np.isnan(best), column, f"{{value!r}} is no date of {words}")
-    return parts, fitting, filled
+        sheet.first((filled & np.isnan(best))[cell], column, f"{{value!r}} is no date of {words}")
+    return {order: days[cell] for order, days in fitting.items()}, filled[cell]
 
 
 def _as_days(parts: pd.DataFrame, order: str) -> FloatArray:
@@ -259,7 +265,7 @@ def _as_days(parts: pd.DataFrame, order: str) -> FloatArray:
 
 def _chosen(sheet: Sheet, column: str) -> tuple[str, FloatArray]:
     """The order of day, month and year of a column, and its days. :raises InputError: it is not known."""
-    _, fitting, filled = _readings(sheet, column)
+    fitting, filled = _readings(sheet, column)
     (order, days), *others = fitting.items()
     for other, differ in others:
         words = f"may be {_SPOKEN[order]} or {_SPOKEN[other]}; "
