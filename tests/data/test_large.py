@@ -11,10 +11,11 @@ import pytest
 from medcm_cli.data import Format, lines, read_events
 from medcm_cli.data.lines import Lines
 from medcm_cli.errors import InputError
-from tests.data.test_dialects import CASES, COLUMNS, TEXTS, Case, plain, same, written
+from tests.data.test_dialects import CASES, COLUMNS, REFUSED, TEXTS, Case, plain, same, written
 
 SUBJECTS = 2500
 ROWS = 20  # of each, half of them doses
+READ = [case for case in CASES if case.extra not in REFUSED]
 
 
 def large(folder: Path, separator: str = ",", name: str = "{}", date: bool = False) -> Path:
@@ -92,18 +93,13 @@ def test_what_is_alike_in_all_rows_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 60])
-@pytest.mark.parametrize("case", CASES[::7], ids=lambda case: " ".join(filter(None, case)))
+@pytest.mark.parametrize("case", READ[::7], ids=lambda case: " ".join(filter(None, case)))
 def test_a_file_reads_the_same_in_pieces_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case, size: int
 ) -> None:
     path = written(tmp_path, case)
     monkeypatch.setattr(lines, "_PIECE", size)
-    try:
-        events = read_events(path, COLUMNS, Format(texts=TEXTS))
-    except InputError as error:
-        assert "dataset.dialect" in str(error)
-        return
-    same(events, plain())
+    same(read_events(path, COLUMNS, Format(texts=TEXTS)), plain())
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
