@@ -5,7 +5,7 @@ import glob
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -199,11 +199,11 @@ def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
     try:
         with _training_bar(jobs, works, shown) as (update, ended):
             for end in _workers().run(works, processes, update):
-                ended(end.number)
-                if end.error is None:
-                    _say(jobs[end.number], end.finished, end.seconds)
-                else:
-                    yield end.number, end.error
+                with ended(end.number):
+                    if end.error is None:
+                        _say(jobs[end.number], end.finished, end.seconds)
+                    else:
+                        yield end.number, end.error
     finally:
         if not shown:
             _workers().end()  # nobody else does, in a process of a launcher
@@ -268,7 +268,9 @@ def _variant(config: Mapping[str, Any], choices: Mapping[str, Any], options: str
 @contextmanager
 def _training_bar(
     jobs: Sequence[_Left], works: Sequence["Work"], shown: bool
-) -> Iterator[tuple[Callable[["Batch", int, int, float], None], Callable[[int], None]]]:
+) -> Iterator[
+    tuple[Callable[["Batch", int, int, float], None], Callable[[int], AbstractContextManager[None]]]
+]:
     """Progress on a terminal: of each job that is under way its objective value and rate; of several, how far
     they are together. Silent where stderr is not a terminal."""
     with job_bar(shown) as bar:
@@ -303,10 +305,14 @@ def _training_bar(
             bar.update(tasks[job], completed=completed[job], state=state)
             together()
 
-        def ended(job: int) -> None:
+        @contextmanager
+        def ended(job: int) -> Iterator[None]:
             completed[job] = totals[job]
             if job in tasks:
                 bar.remove_task(tasks[job])
             together()
+            bar.stop()  # what is said meanwhile would be drawn over
+            yield
+            bar.start()
 
         yield update, ended
