@@ -73,11 +73,10 @@ def _range(
     highest = float(max(curve["measured_upper_90"].max(), seen["level"].max() if len(seen) else 0.0))
     shown = [float(threshold) for threshold in thresholds if threshold <= 10 * highest]
     top = 1.3 * max([highest, *shown])
-    measured = seen["level"][(seen["level"] > 0) & ~seen["censored"]]
+    measured = seen["level"][(seen["level"] > top * 10**-_DECADES_MEASURED) & ~seen["censored"]]
     far = top * 10**-_DECADES
     troughs = [max(far, _trough(of)) for _, of in curve.groupby("regimen")]
     floor = min([*troughs, *(threshold for threshold in shown if threshold > far), *measured]) / 1.5
-    floor = max(floor, top * 10**-_DECADES_MEASURED)
     return floor, top, [threshold for threshold in shown if threshold >= floor]
 
 
