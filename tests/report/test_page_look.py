@@ -213,7 +213,7 @@ def test_paper_breaks_no_row_and_no_figure_and_forces_no_page() -> None:
     ("typed", "shown"),
     [
         ("-0.5 to -2, 95 % (-1)", "\u22120.5 to \u22122, 95\u00a0% (\u22121)"),
-        ("-2 log L, -ELBO, eta=-1", "\u22122 log L, \u2212ELBO, eta=\u22121"),
+        ("-2 log L, -ELBO, eta=-1, 1 - x", "\u22122 log L, \u2212ELBO, eta=\u22121, 1 \u2212 x"),
         (
             "epochs-400, 1e-5, (-), a - b, -cd, x-y, 2024-01-02",
             "epochs-400, 1e-5, (-), a - b, -cd, x-y, 2024-01-02",
@@ -225,8 +225,8 @@ def test_a_minus_is_one_and_percentages_stay_on_a_line(typed: str, shown: str) -
 
 
 def test_paper_is_filled_by_figures_that_stand_together_and_stay_legible() -> None:
-    """Halves and thirds of a page in any order: nothing is wider than drawn, or so small that text of 7 points
-    has less than 6, and no page but the last is a third empty."""
+    """Halves and thirds of a page in any order: nothing is wider than drawn, or so small that text of 7
+    points has less than 6, and no page but the last is a third empty."""
     generator = np.random.default_rng(4)
     heights = generator.choice([400, 197], 60)
     shapes = [(680, 197), *((680, int(height)) for height in heights), *[(321, 215)] * 5]

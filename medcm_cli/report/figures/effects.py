@@ -91,7 +91,7 @@ def _figure(
                 handles += _panel(axis, method, _of(at[method.label], pair), known.get(pair))
                 axis.tick_params(labelbottom=last, labelleft=axis is axes[0])
             letters = max(8, int(axes[0].get_position().height * figure.get_figheight() * _LETTERS))
-            label = "\n".join(textwrap.wrap(method.label, letters)[:2])
+            label = "\n".join(textwrap.wrap(method.label, letters, break_long_words=False)[:2])
             axes[0].set_ylabel(f"{label}\nratio (-)")
         _ratios(grid[0][0], limits)
         for column, pair in enumerate(pairs):

@@ -119,7 +119,8 @@ def symbol(letter: str, *names: str) -> str:
 
 SQUARED_OMEGA = r"$N(0, \omega^2)$"
 _POWER = r"\$\\mathdefault\{(?:\d\\times)?10\^\{-?\d+\}\}\$"  # matplotlib's, on a logarithmic axis
-_MINUS = re.compile(r"(?:^|(?<=[\s(=]))-(?=\d|\.\d|[A-Z]{2})")  # before a number or a name of capitals
+# Before a number or a name of capitals, or after a number and its blank.
+_MINUS = re.compile(r"(?:^|(?<=[\s(=]))-(?=\d|\.\d|[A-Z]{2})|(?<=\d )-(?= )")
 _SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA) + "|" + _POWER)
 
 
