@@ -32,10 +32,14 @@ def command(arguments: list[str]) -> None:
     options = parser.read(arguments)
 
     from medcm_cli.report.figures import catalogue
+    from medcm_cli.runs.sweeps import gather
+    from medcm_cli.runs.walk import walk
+    from medcm_cli.study.mixture import unmixed
 
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
-        found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
+        read = walk(options.folders, lambda count: say(f"{count} fits read"))
+        found = gather(unmixed(read), options.folders)
         if not found.sweeps:
             more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(f"{found.missing[0]}{more}")

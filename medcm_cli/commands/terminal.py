@@ -140,8 +140,9 @@ def _words(form: str) -> Progress:
     return Progress(TextColumn(form, markup=False), console=ERR, disable=not ERR.is_terminal, transient=True)
 
 
-def job_bar() -> Progress:
-    """A bar for a long job, whose tasks have a ``state`` in words; silent where stderr is not a terminal."""
+def job_bar(shown: bool = True) -> Progress:
+    """A bar for a long job, whose tasks have a ``state`` in words; silent where stderr is not a terminal, or
+    unless it is to be ``shown``."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -151,7 +152,7 @@ def job_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=ERR,
-        disable=not ERR.is_terminal,
+        disable=not (shown and ERR.is_terminal),
         transient=True,
     )
 

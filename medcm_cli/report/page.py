@@ -22,6 +22,7 @@ from medcm_cli.report.sheets import sheets
 from medcm_cli.runs import summary, sweeps
 from medcm_cli.runs.sweeps import Found
 from medcm_cli.runs.walk import Fault, Fit, walk
+from medcm_cli.study.mixture import unmixed
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
@@ -67,7 +68,7 @@ def write(
         raise InputError(f"{out}: is a folder; expected a file for the page, as in --out report.html")
     if expected is not None and not expected.is_file():
         raise InputError(f"{expected}: no such file")
-    read = list(walk(roots, lambda count: progress(f"{count} fits read")))
+    read = list(unmixed(walk(roots, lambda count: progress(f"{count} fits read"))))
     found, records = sweeps.gather(read, roots), sweeps.records_of(read)
     held = _summary(read, roots)
     chapters = [_answer(held, records, question)] if records else []

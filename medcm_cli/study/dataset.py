@@ -31,7 +31,7 @@ from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
 from medcm_cli.runs import Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
-from medcm_cli.study.identity import UNITS, Config
+from medcm_cli.study.identity import UNITS, Config, dataset_name
 
 
 def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
@@ -43,8 +43,7 @@ def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
     truth = truth_of(dataset["cohort"])  # says which there are, where this is none
     if dataset["path"] is not None:
         return config
-    name = f"synthetic_{str(dataset['name']).removeprefix('synthetic_')}"
-    return {**config, "dataset": {**dataset, "name": name, "truth": truth}}
+    return {**config, "dataset": {**dataset, "name": dataset_name(dataset), "truth": truth}}
 
 
 def dataset_path(config: Config) -> Path:

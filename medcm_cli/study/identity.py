@@ -93,6 +93,13 @@ def _own(config: Config) -> dict[str, Any]:
     return own | {"dataset": dataset}
 
 
+def dataset_name(dataset: Config) -> str:
+    """What a data set is called in folders: of a cohort whose data are not given, that it is synthetic."""
+    name = str(dataset["name"])
+    stands_in = dataset["cohort"] is not None and dataset["path"] is None
+    return f"synthetic_{name.removeprefix('synthetic_')}" if stands_in else name
+
+
 def with_names(options: Any, names: Mapping[str, str]) -> Any:
     """Options in which every ``_target_`` of ``names`` has its other name."""
     if isinstance(options, list):
