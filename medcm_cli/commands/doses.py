@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.replaced import asked
 from medcm_cli.commands.terminal import OUT, shortened
 from medcm_cli.patients.dosing import dose, until_of, vial_of
 from medcm_cli.patients.results import Dosing

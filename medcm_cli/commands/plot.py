@@ -1,6 +1,7 @@
 """``medcm plot``: figures of what is in run folders."""
 
 from medcm_cli.commands.parser import Parser, add_trust, path, several, whole, word
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, saying
 from medcm_cli.errors import InputError
 
@@ -43,6 +44,8 @@ def command(arguments: list[str]) -> None:
         if not found.sweeps:
             more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(f"{found.missing[0]}{more}")
+        if options.out is None:
+            tell(out, out / "figures.json", options)
         for folder, drawn in catalogue.write_all(
             found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):

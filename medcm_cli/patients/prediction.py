@@ -24,24 +24,25 @@ from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.patients.study import FEW, Patients, Study, draws_of, studied
 from medcm_cli.posteriors.individual import proposals
 from medcm_cli.runs.description import described
+from medcm_cli.study.units import MOST_LEVEL
 
 POINTS = 97, 25  # default times of a few patients, and of a file of more
 MOST_TIMES = 10_000
-MOST_LEVEL = 1e9  # of a threshold, in any unit
 _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
 
 
-def predict(
+def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     study: Study | Path | str,
     patients: Patients | EventTable,
     regimen: Regimen | Sequence[Regimen] | None = None,
     times: Sequence[float] | FloatArray | None = None,
-    thresholds: Sequence[float] = (1.0, 5.0, 50.0),
+    thresholds: Sequence[float] | None = None,
     method: str = "importance",
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
+    dialect: Mapping[str, object] | None = None,
 ) -> Prediction:
     """Predict patients that the study has not seen, given the levels that their file has, if any.
 
@@ -50,15 +51,18 @@ def predict(
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
     :param times: to predict levels at, in the file's time (see ``data.segments`` for where it begins
         again); by default to a day after the last event, at least three days.
-    :param thresholds: levels in the study's unit. :param method: of ``individual.METHODS``.
+    :param thresholds: levels in the study's unit, by default those that its data set states, if any.
+    :param method: of ``individual.METHODS``.
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
         than 100 patients, of whom there are fewer default times too.
     :param progress: told how many patients are done.
+    :param dialect: see ``Study.with_dialect``.
     :raises InputError: a fault in the file, a regimen or an option.
     """
-    study = studied(study)
+    study = studied(study).with_dialect(dialect or {})
     times = None if times is None else _numbers("times", times)
-    thresholds = list(dict.fromkeys(_numbers("thresholds", thresholds).tolist()))
+    wanted = study.thresholds if thresholds is None else _numbers("thresholds", thresholds).tolist()
+    thresholds = list(dict.fromkeys(wanted))
     until = np.inf if times is None else float(np.max(times, initial=0.0))
     events = patients if isinstance(patients, EventTable) else study.read(patients, until)
     draws = draws_of(draws, len(events.ids))

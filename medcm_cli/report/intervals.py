@@ -1,12 +1,14 @@
 """Comparisons as tables, with the digits that the other tables have."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
 from medcm_cli.report.comparison import Comparison, Difference, Measure, compare
 from medcm_cli.report.section import Section, decimals
-from medcm_cli.runs.summary import estimates_of
+from medcm_cli.report.tables import effects_of
+from medcm_cli.runs.summary import estimates_of, label_of
 
 
 def text(value: float, digits: int) -> str:
@@ -69,18 +71,22 @@ def table(compared: Comparison) -> Section:
     return Section(f"{measure.title[0].upper()}{measure.title[1:]}", headers, cells)
 
 
-def estimates(fits: pd.DataFrame) -> Section | None:
-    """A row per method: the mean of each estimate with its interval; None without any random effect."""
+def estimates(fits: pd.DataFrame, typical: Mapping[str, str]) -> Section | None:
+    """A row per method: the mean of each estimate with its interval; None without any.
+
+    :param typical: column of a typical parameter -> its unit.
+    """
     columns, means = [], {}
     for name in estimates_of(fits):
         if not name.startswith("cv_") and (compared := compare(fits, Measure(name, name, ""))):
             columns.append(name)
             means[name] = {mean.label: mean for mean in compared.means}
-    if not any(name.startswith("omega") for name in columns):
+    if not columns:
         return None
-    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale"}
+    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale", **typical}
+    effects = effects_of(fits[fits["omega_1"].notna()]) if "omega_1" in fits else []
     titles = {
-        name: f"{name.replace('_', ' ')}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
+        name: f"{label_of(name, effects)}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
         for name in columns
     }
     cells = []

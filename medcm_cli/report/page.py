@@ -21,7 +21,7 @@ from medcm_cli.report.section import Section
 from medcm_cli.report.sheets import sheets
 from medcm_cli.runs import summary, sweeps
 from medcm_cli.runs.sweeps import Found
-from medcm_cli.runs.walk import Fault, Fit, walk
+from medcm_cli.runs.walk import Fault, Fit, Typical, walk
 from medcm_cli.study.mixture import unmixed
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -246,9 +246,10 @@ def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> li
     """Means with intervals, and differences between methods, of each set of fits that can be compared."""
     sets = _comparable(held, group)
     blocks: list[tuple[str, Any]] = []
+    typical = (held.typical if held else {}).get(group[0].address.sweep) or Typical({}, "")
     for place, fits in enumerate(sets, 1):
         compared = [intervals.table(one) for _, one in findings.comparisons(group, fits)]
-        estimated = intervals.estimates(fits)
+        estimated = intervals.estimates(fits, typical.units)
         which = f"; data and folds {place} of {len(sets)}" if len(sets) > 1 else ""
         for section in [*compared, *([estimated] if estimated else [])]:
             blocks.append(("table", section._replace(title=f"{section.title}{which}")))

@@ -32,13 +32,17 @@ class Section(NamedTuple):
 
 
 def decimals(name: str, *values: float) -> int:
-    """How many a measure is shown with: more where all would be 0, fewer of what is large.
+    """How many a measure is shown with: more where all would be 0, fewer of what is large; of a parameter as
+    many as leave three digits of the least.
 
     :param name: of a column of the summary, as ``rmse`` or ``omega_1``. :param values: in one column.
     """
     base, _, ending = name.rpartition("_")
-    usual = _DECIMALS.get(base if ending.isdigit() else name, 3)
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    usual = _DECIMALS.get(base if ending.isdigit() else name)
+    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    if usual is None:
+        return max(0, 2 - math.floor(math.log10(min(sizes)))) if sizes else 2
+    largest = max(sizes, default=0.0)
     if 0 < largest < 10.0**-usual:  # as a mean squared error in the data's unit
         return 5
     return min(usual, 1) if largest >= 1000 else usual

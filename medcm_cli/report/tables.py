@@ -12,7 +12,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, decimals, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
-from medcm_cli.runs.summary import COUNTS, Summary, columns_units, unit_of
+from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
+from medcm_cli.runs.units import NONE
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -45,7 +46,11 @@ def sections(summary: Summary) -> list[Section]:
         )
         mixed = table[table["omega_1_median"].notna()]
         if len(mixed):
-            result.append(_section(f"{title}: estimates", mixed, [], _estimates(table, unit)))
+            result.append(_section(f"{title}: estimates", mixed, [], _estimates(mixed, unit)))
+        if (typical := summary.typical.get((str(study), str(dataset)))) is not None:
+            at = f" at {typical.reference}" if typical.reference else ""
+            measures = _typical(typical.units)
+            result.append(_section(f"{title}: typical parameters{at}", table, [], measures))
         fits = summary.fits
         both = _error_models(fits[(fits["study"] == study) & (fits["dataset"] == dataset)])
         if both:
@@ -62,14 +67,27 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     names = [str(name).removesuffix("_median") for name in table]
     places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
     single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
-    shown = {f"omega_{i}": f"omega {i}" for i in single} | {f"cv_{i}": f"CV% {i}" for i in single}
-    shown |= {f"rho_{ij}": "rho" if len(pairs) == 1 else f"rho {ij}" for ij in pairs}
+    effects = effects_of(table)
+    shown = {name: label_of(name, effects) for name in (f"omega_{i}" for i in single)}
+    shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
+    shown |= {f"rho_{ij}": "rho" if len(pairs) == 1 else label_of(f"rho_{ij}", effects) for ij in pairs}
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
         "omega_mae": "omega MAE",
         "sigma_mae": f"sigma MAE, {unit}",
     }
+
+
+def effects_of(rows: pd.DataFrame) -> list[str]:
+    """The parameters that the random effects of fits or methods belong to; none where they have several."""
+    found = set(rows["random_effects"]) if "random_effects" in rows else set()
+    return str(found.pop()).split(", ") if len(found) == 1 and UNKNOWN not in found else []
+
+
+def _typical(units: Mapping[str, str]) -> dict[str, str]:
+    """Typical parameters -> their headers."""
+    return {name: f"{label_of(name, [])}, {unit}" for name, unit in units.items()}
 
 
 def _error_models(fits: pd.DataFrame) -> list[list[str]]:
@@ -136,7 +154,7 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
         changes = "changes in time" if name in held["changing"] else ""
         notes = ", ".join(note for note in (_spread(covariate["values"]), missing, changes) if note)
-        rows[f"covariate {name}"] = notes
+        rows[f"covariate {name}, {covariate.get('unit') or NONE}"] = notes
     return rows
 
 

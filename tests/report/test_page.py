@@ -138,7 +138,7 @@ def test_headings_and_references_hold_together(page: Page) -> None:
 def test_tables_are_those_of_the_summary(study: Path, page: Page) -> None:
     shown = [(rows[0], rows[1:]) for rows in page.rows]
     sections = tables.sections(summarize([study]))
-    assert len(sections) == 3
+    assert len(sections) == 4
     for section in sections:
         assert shown.count((section.headers, section.cells)) == 1
     overview = [dict(zip(shown[0][0], row, strict=True)) for row in shown[0][1]]
