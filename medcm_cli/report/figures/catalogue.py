@@ -9,6 +9,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import one_line, write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
+from medcm_cli.report.figures.saved import result, savers
 from medcm_cli.runs.bands import effects as learned_effects
 from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, common_fold, typical_fit
 from medcm_cli.runs.walk import Fit
@@ -135,10 +136,14 @@ def write_all(
     for sweep in found.sweeps:
         folder = out / sweep.study / sweep.dataset
         lines = [f"# {sweep.study}, {sweep.dataset}", ""]
-        for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
-            style.write(drawn, folder, formats)
-            lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
-            yield folder, drawn
+        with savers() as submit:
+            written = []
+            for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
+                written.append(submit(style.write, drawn, folder, formats))
+                lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
+                yield folder, drawn
+            for one in written:
+                result(one)
         write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
 
 

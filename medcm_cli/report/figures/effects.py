@@ -199,7 +199,7 @@ def _ratios(axis: Axes, limits: tuple[float, float]) -> None:
     step = -(-(most - least + 1) // _TICKS)
     powers = np.arange(-(-least // step), most // step + 1) * step
     axis.yaxis.set_major_locator(FixedLocator((2.0**powers).tolist()))
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axis.yaxis.set_major_formatter(_ratio)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set_ylim(limits)
 
@@ -229,3 +229,7 @@ def _numbers(at: Mapping[str, pd.DataFrame], known: Mapping[tuple[str, str], pd.
     parts = [frame.assign(method=label) for label, frame in at.items()]
     parts += [frame.rename(columns={"relative": "median"}).assign(method="truth") for frame in known.values()]
     return pd.concat(parts, ignore_index=True)
+
+
+def _ratio(value: float, _: float) -> str:
+    return f"{value:.3g}"

@@ -1,5 +1,6 @@
 """How figures look: one colour per objective, sizes of a journal's columns, units, files."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -252,8 +253,16 @@ def band_handle(colour: str, label: str, alpha: float) -> Patch:
 def plain_log(axis: Axes) -> None:
     """A logarithmic axis with numbers as one reads them."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _has_label(axis, value) else "")
+    axis.yaxis.set_major_formatter(_plain)
+    axis.yaxis.set_minor_formatter(functools.partial(_minor, axis))
+
+
+def _plain(value: float, _: float) -> str:  # functions of a module's, since figures are sent to processes
+    return f"{value:g}"
+
+
+def _minor(axis: Axes, value: float, _: float) -> str:
+    return f"{value:g}" if _has_label(axis, value) else ""
 
 
 def levels_between(low: float, high: float) -> list[float]:
