@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -42,28 +43,39 @@ from medcm_cli.study.options import conf_dir
 Use = Callable[[DictConfig], None]
 """What is done with a composed configuration."""
 
-Plan = Callable[[DictConfig], Path | None]
-"""Writes down what a job of a multirun is to do, by its configuration with Hydra's part; gives the file where
-it is new."""
-
 RECORD = "multirun.yaml"
 """What Hydra writes of a multirun, in the study's folder."""
 _SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
 
 
-def run(
-    command: str,
-    config_name: str,
-    arguments: Sequence[str],
-    check: Use,
-    job: Use,
-    plan: Plan = lambda _: None,
-) -> None:
-    """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
+def _no_plan(composed: DictConfig) -> Path | None:
+    del composed
+    return None
+
+
+def _nothing(left: Sequence[Any]) -> Iterator[tuple[int, Exception]]:
+    assert not left
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with the configuration of each job. Before the first one runs: ``check`` finds what is
+    wrong with it in itself, and ``plan``, with Hydra's part, writes down what a job of a multirun is to do
+    and gives the file where it is new. ``job`` runs it and gives what is left of it to do, or None;
+    ``together`` does that, of all jobs that are run in this process at once, and gives the number, from 0,
+    and the error of each that fails, as it does."""
+
+    check: Use
+    job: Callable[[DictConfig], Any]
+    plan: Callable[[DictConfig], Path | None] = _no_plan
+    together: Callable[[Sequence[Any]], Iterator[tuple[int, Exception]]] = _nothing
+
+
+def run(command: str, config_name: str, arguments: Sequence[str], steps: Steps) -> None:
+    """Compose the configuration ``config_name`` and run a job for each combination of swept options.
 
     :param command: the name of the subcommand.
-    :param check: finds what is wrong with a configuration in itself: with every one before a job runs.
-    :param plan: writes down each job of a multirun, likewise.
     :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
@@ -75,14 +87,14 @@ def run(
     try:
         check_added(command, config_name, flags.overrides)
         # This also sets the version of Hydra's rules, which jobs go by.
-        show = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
+        show = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(steps.job)
         if flags.help:
             _help(config_name, flags.config_dir, show)
         elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
             with _validated():
                 show()
         else:
-            error = _run(command, config_name, flags, _Checks(check, plan), job)
+            error = _run(command, config_name, flags, steps)
     except InputError as found:
         error = found
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
@@ -93,48 +105,67 @@ def run(
         raise error
 
 
-@dataclass(frozen=True)
-class _Checks:
-    """What is done with the configuration of each job before the first one runs; see ``run``."""
-
-    check: Use
-    plan: Plan
-
-
-def _run(command: str, config_name: str, flags: Namespace, checks: _Checks, job: Use) -> Exception | None:
+def _run(command: str, config_name: str, flags: Namespace, steps: Steps) -> Exception | None:
     """The error of the only job; of several, once all are done, that some of them failed; None where there is
     nothing to say."""
+    jobs = _Jobs(config_name, flags.overrides, steps)
 
     def alone(config: DictConfig) -> Exception | None:
         try:
-            checks.check(config)
-            job(config)
+            steps.check(config)
         except Exception as error:
             return error  # from a raised one Hydra makes lines of its own
-        return None
-
-    def one_of_many(config: DictConfig) -> str | None:
-        try:
-            if launched(HydraConfig.get()):
-                go_home(HydraConfig.get())
-            job(config)
-        except Exception as error:
-            return _failed(config_name, error, _swept(flags.overrides))
-        return None
+        return jobs.one(config)
 
     name = flags.config_name or config_name
-    with _hydra(command, flags, checks) as engine:
+    with _hydra(command, flags, steps) as engine:
         mode = RunMode.MULTIRUN if flags.multirun else engine.get_mode(name, flags.overrides) or RunMode.RUN
         overrides = [*flags.overrides, f"hydra.mode={mode.name}"]
         if mode is RunMode.RUN:
             result: Exception | None = engine.run(name, alone, overrides).return_value
             return result
-        returned = _multirun(engine, name, one_of_many, overrides)
-    failed = [line for line in (job.return_value for job in returned) if line is not None]
+        returned = _multirun(engine, name, jobs.one_of_many, overrides)
+    failed = [line for line in (of.return_value for of in returned) if line is not None] + jobs.rest()
     if not failed:
         return None
     print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
     return JobError(f"{len(failed)} of {len(returned)} jobs of the multirun failed")
+
+
+class _Jobs:
+    """The jobs of a command, and what those have left that are run in this process."""
+
+    def __init__(self, config_name: str, overrides: Sequence[str], steps: Steps) -> None:
+        self._config_name, self._overrides, self._steps = config_name, overrides, steps
+        self._waiting: list[tuple[str, Any]] = []
+
+    def one(self, config: DictConfig) -> Exception | None:
+        """A job and what it leaves; its error."""
+        try:
+            left = self._steps.job(config)
+        except Exception as error:
+            return error
+        return None if left is None else next((error for _, error in self._steps.together([left])), None)
+
+    def one_of_many(self, config: DictConfig) -> str | None:
+        """A job of a multirun, whose rest waits for that of the others where they come here too; why it
+        failed."""
+        name, error = _swept(self._overrides), None
+        try:
+            if launched(HydraConfig.get()):
+                go_home(HydraConfig.get())
+                error = self.one(config)
+            else:
+                self._waiting.append((name, self._steps.job(config)))
+        except Exception as found:
+            error = found
+        return None if error is None else _failed(self._config_name, error, name)
+
+    def rest(self) -> list[str]:
+        """Do what is left; why jobs failed."""
+        waiting = [(name, left) for name, left in self._waiting if left is not None]
+        ended = self._steps.together([left for _, left in waiting])
+        return [_failed(self._config_name, error, waiting[number][0]) for number, error in ended]
 
 
 def _multirun(
@@ -173,7 +204,7 @@ def _failed(config_name: str, error: Exception, name: str) -> str:
 
 
 @contextmanager
-def _hydra(command: str, flags: Namespace, checks: _Checks) -> Iterator[Hydra]:
+def _hydra(command: str, flags: Namespace, steps: Steps) -> Iterator[Hydra]:
     """Hydra as its ``main`` makes it, which however drops what jobs return.
 
     :raises SearchPathException: the folder that a flag names is not there.
@@ -184,7 +215,7 @@ def _hydra(command: str, flags: Namespace, checks: _Checks) -> Iterator[Hydra]:
         if not folder.is_dir():
             raise SearchPathException(f"{folder}: no such folder")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    engine = Hydra(command, _Checking(path, checks))
+    engine = Hydra(command, _Checking(path, steps))
     GlobalHydra.instance().initialize(engine)
     try:
         yield engine
@@ -199,19 +230,19 @@ class _Checking(ConfigLoaderImpl):
     empty where that is Hydra's own.
     """
 
-    def __init__(self, path: ConfigSearchPath, checks: _Checks) -> None:
+    def __init__(self, path: ConfigSearchPath, steps: Steps) -> None:
         super().__init__(path)
-        self._checks = checks
+        self._steps = steps
         self.planned: list[Path] = []
         self.launcher = ""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         composed = super().load_sweep_config(master_config, sweep_overrides)
-        self._checks.check(without_hydra(composed))
+        self._steps.check(without_hydra(composed))
         # A launcher's process may begin in another folder.
         composed.hydra.sweep.dir = str(Path(composed.hydra.sweep.dir).absolute())
         self.launcher = str(composed.hydra.launcher.get("_target_")) if launched(composed.hydra) else ""
-        path = self._checks.plan(composed)
+        path = self._steps.plan(composed)
         self.planned += [path] if path is not None else []
         return composed
 

@@ -10,7 +10,7 @@ import pytest
 
 from medcm_cli import runs
 from medcm_cli.runs.claims import PREFIX, Claim
-from medcm_cli.study.queue import Batch, Queue
+from medcm_cli.study.queue import Batch, Queue, Work
 
 FIRST = runs.Address("default", "simulated", "vi", "additive", 0.1, "default", 1, 1)
 RECORDS = [
@@ -21,7 +21,7 @@ RECORDS = [
 
 def made(root: Path, *parts: Sequence[int], overwrite: bool = False) -> Queue:
     config = {"outputs": str(root), "epochs": 100, "overwrite": overwrite}
-    return Queue(config, [[RECORDS[number - 1] for number in part] for part in parts])
+    return Queue([Work(config, [[RECORDS[number - 1] for number in part] for part in parts])])
 
 
 def replicates(batch: Batch | None) -> list[int]:
@@ -44,11 +44,11 @@ def finished(root: Path, number: int) -> None:
     runs.finish(root, record, {"history": table})
 
 
-def test_batches_come_in_order_and_each_once(tmp_path: Path) -> None:
-    with made(tmp_path, [1, 2], [3], [4, 5, 6]) as ours, made(tmp_path, [5, 6]) as others:
+def test_batches_come_once_and_the_largest_first(tmp_path: Path) -> None:
+    with made(tmp_path, [1], [2, 3], [4, 5, 6]) as ours, made(tmp_path, [5, 6]) as others:
         assert ours.fits == 6
         batches = [ours.take(wait=False) for _ in range(3)]
-        assert [replicates(batch) for batch in batches] == [[1, 2], [3], [4, 5, 6]]
+        assert [replicates(batch) for batch in batches] == [[4, 5, 6], [2, 3], [1]]
         assert [batch.number for batch in batches if batch] == [0, 1, 2]
         assert ours.take(wait=True) is None
         assert others.take(wait=False) is None
@@ -101,5 +101,5 @@ def test_a_fit_of_another_configuration_or_damaged_is_none_that_is_finished(tmp_
     finished(tmp_path, 2)
     (RECORDS[1].address.folder(tmp_path) / "history.parquet").write_bytes(b"damaged")
     with made(tmp_path, [1, 2]) as ours:
-        ours._waiting[0][0] = replace(RECORDS[0], config_hash="another")
+        ours._waiting[0][1][0] = replace(RECORDS[0], config_hash="another")
         assert replicates(ours.take(wait=False)) == [1, 2]
