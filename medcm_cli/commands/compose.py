@@ -286,7 +286,7 @@ def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]
     sys.argv = [*(word for word in sys.argv if word not in ("-h", "--help")), "--cfg", "job"]
     with redirect_stdout(io.StringIO()) as configuration:
         composed()
-    OUT.print(help_text(config_name, config_dir, configuration.getvalue()))
+    OUT.print(help_text(config_name, config_dir, configuration.getvalue()), soft_wrap=True)
 
 
 def _swept(given: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """``medcm plot``: figures of what is in run folders."""
 
 from medcm_cli.commands.parser import Parser, add_trust, path, several, whole, word
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, saying
 from medcm_cli.errors import InputError
 
@@ -47,5 +48,7 @@ def command(arguments: list[str]) -> None:
             found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
+    if options.out is None:
+        tell(out, out / "figures.json", options)
     OUT.print(f"{', '.join(options.format)} and numbers -> {out}")
     complain("not drawn, or in part:", found.missing)

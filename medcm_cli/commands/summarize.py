@@ -1,6 +1,7 @@
 """``medcm summarize``: finished fits compared in tables."""
 
 from medcm_cli.commands.parser import Parser, path, whole
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, counter, show
 
 
@@ -39,5 +40,7 @@ def command(arguments: list[str]) -> None:
         show(compared)
     folder = options.out or options.folders[0] / "summary"
     tables.write(summary, folder)
+    if options.out is None:
+        tell(folder, folder / "summary.json", options)
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
     complain(f"skipped {len(summary.skipped)}:", summary.skipped)

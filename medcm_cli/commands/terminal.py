@@ -33,7 +33,29 @@ class _Plain(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
+class _Sentences(_Plain):
+    """On a terminal, goes on in the next line between words, and not within a number and its unit; names that
+    are longer than a line stay whole."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Those that are said to be wrapped softly stay as they are."""
+        if self.is_terminal and "soft_wrap" not in options:
+            objects = tuple(self._in_lines(one) if isinstance(one, str) else one for one in objects)
+        super().print(*objects, **options)
+
+    def _in_lines(self, text: str) -> str:
+        from medcm_cli.commands.layout import wrapped
+
+        lines = []
+        for line in text.split("\n"):
+            indent = line[: len(line) - len(line.lstrip(" "))]
+            room = max(1, self.width - len(indent))
+            long = len(line) > self.width
+            lines += [indent + part for part in wrapped(line.strip(" "), room, False)] if long else [line]
+        return "\n".join(lines)
+
+
+OUT = _Sentences(highlight=False, soft_wrap=True, markup=False)
 ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 

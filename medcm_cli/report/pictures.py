@@ -20,7 +20,8 @@ _NARROW = 4.0 * _PIXELS  # up to which figures stand side by side on paper
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page holds it; sizes in CSS pixels. ``dark``: the one of a dark page."""
+    """A figure as the page holds it; sizes in CSS pixels. ``dark``: the one of a dark page. ``paper``: its
+    width on paper, in mm."""
 
     number: int
     title: str
@@ -30,6 +31,7 @@ class Picture:
     dark: str
     width: int
     height: int
+    paper: float = 180.0
 
     @property
     def shape(self) -> str:

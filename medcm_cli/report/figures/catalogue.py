@@ -54,9 +54,11 @@ def figures(
     for drawn in (goodness.predictive_check(sweep, diagnosed), goodness.random_effects(sweep, diagnosed)):
         if drawn is not None:
             yield drawn
-    for method, fit, diagnosis in diagnosed:
+    mixed = [one for one in diagnosed if one[2].mixed]
+    ends = subjects.limits([diagnosis for _, _, diagnosis in mixed]) if mixed else (0.1, 1.0)
+    for method, fit, diagnosis in mixed:
         for page in range(1, subjects.pages(diagnosis) + 1):
-            yield subjects.subjects(sweep, method, fit, diagnosis, page)
+            yield subjects.subjects(sweep, method, fit, diagnosis, page, ends)
 
 
 def _restored(
