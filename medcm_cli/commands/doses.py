@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
+import torch
 
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.replaced import asked
@@ -25,6 +26,7 @@ Show = Callable[[Section], None]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
+    torch.set_num_threads(1)  # more lose time on tensors of this size
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     folder = folder_for(study, options.out, _KIND, options.patient.stem, asked(options))
     options.vial = vial_of(study, options.vial)
