@@ -44,6 +44,8 @@ def _place() -> str:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux
         space = ""
+    with suppress(OSError):  # machines may be called alike
+        space += Path("/etc/machine-id").read_text(encoding="utf-8", errors="replace").strip()
     return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
 
 

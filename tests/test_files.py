@@ -1,11 +1,13 @@
 """Files and folders appear whole or not at all."""
 
 import csv
+import errno
 import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from medcm_cli.files import (
     check_depth,
     folder_name,
     from_json,
+    locked,
     one_line,
     remove,
     remove_partial,
@@ -396,3 +399,39 @@ def test_different_texts_have_different_names() -> None:
     assert all(
         folder_name(folder_name(text)) != folder_name(text) for text in texts if "~" in folder_name(text)
     )
+
+
+def test_a_lock_is_there_while_it_is_held_and_tells_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "below" / ".lock"
+    with locked(path) as now:
+        assert path.exists()
+        assert now == pytest.approx(time.time(), abs=5)
+    assert not path.exists()
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    assert not path.exists()
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with locked(tmp_path / ".lock"), locked(tmp_path / ".lock"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / ".lock", []
+
+    def lockf(*_: object) -> None:
+        asked.append(path.stat().st_ino)
+        if len(asked) == 1:  # it is held, and given up with its file
+            path.rename(tmp_path / "gone")
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with locked(path):
+        assert path.stat().st_ino == asked[1] != asked[0]

@@ -15,7 +15,7 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # freely.
 LAYERS = (
     ("medcm_cli", "errors"),  # medcm_cli: the package itself, its version
-    ("files", "checks", "quantities", "numerics"),
+    ("files", "checks", "processes", "quantities", "numerics"),
     ("pk", "runs"),
     ("data",),
     ("model",),
@@ -128,6 +128,18 @@ def test_the_training_loop_names_no_objective(name: str) -> None:
     assert not words & {"mse", "fo", "foce", "vi"}
 
 
+NEEDS = (
+    ("runs.summary", "pyarrow"),
+    ("runs.progress", "pyarrow"),
+    ("report.tables", "pandas"),
+    ("report.page", "matplotlib"),
+    ("study.options", "hydra"),
+    ("study.plan", "hydra"),
+    ("study.mixture", "pyarrow"),
+    ("commands.terminal", "rich"),
+)
+
+
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, set[str]]:
     """The outside packages that are loaded once a module is, each in an interpreter of its own."""
@@ -136,21 +148,12 @@ def loaded() -> dict[str, set[str]]:
         name: subprocess.Popen(
             [sys.executable, "-c", program, f"medcm_cli.{name}"], stdout=subprocess.PIPE, text=True
         )
-        for name in ("runs.summary", "report.tables", "report.page", "study.options", "commands.terminal")
+        for name, _ in NEEDS
     }
     return {name: set(process.communicate(timeout=120)[0].split()) for name, process in running.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "needs"),
-    [
-        ("runs.summary", "pyarrow"),
-        ("report.tables", "pandas"),
-        ("report.page", "matplotlib"),
-        ("study.options", "hydra"),
-        ("commands.terminal", "rich"),
-    ],
-)
+@pytest.mark.parametrize(("name", "needs"), NEEDS)
 def test_what_only_reads_files_does_not_wait_for_torch(
     loaded: dict[str, set[str]], name: str, needs: str
 ) -> None:

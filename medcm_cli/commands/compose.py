@@ -91,7 +91,8 @@ def run(command: str, config_name: str, arguments: Sequence[str], steps: Steps) 
         if flags.help:
             _help(config_name, flags.config_dir, show)
         elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
-            show()
+            with _validated():
+                show()
         else:
             error = _run(command, config_name, flags, steps)
     except InputError as found:
@@ -246,10 +247,16 @@ class _Checking(ConfigLoaderImpl):
         return composed
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
-        with warnings.catch_warnings():
-            # Of a launcher's file, which is validated by what the launcher says of itself: as it should be.
-            warnings.filterwarnings("ignore", "(?s).*validated against ConfigStore schema", UserWarning)
+        with _validated():
             return super()._load_single_config(default, repo)
+
+
+@contextmanager
+def _validated() -> Iterator[None]:
+    """No warning that a launcher's file is validated by what the launcher says of itself, as it should be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*validated against ConfigStore schema", UserWarning)
+        yield
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

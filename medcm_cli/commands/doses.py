@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
+import torch
 
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.replaced import asked
@@ -25,6 +26,7 @@ Show = Callable[[Section], None]
 
 def run(options: argparse.Namespace, show: Show) -> None:
     """Do what the command line says. :raises InputError: options or files that do not fit."""
+    torch.set_num_threads(1)  # more lose time on tensors of this size
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     folder = folder_for(study, options.out, _KIND, options.patient.stem, asked(options))
     options.vial = vial_of(study, options.vial)
@@ -146,10 +148,10 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
     return Section(f"Candidates around the answer (<){words}", headers, cells)
 
 
-def _best(row: dict[Any, Any]) -> str:
+def _best(row: dict[Any, Any], unit: str) -> str:
     if row["best_probability"] < 0.005:
         return "all have less than 0.01"
-    return f"{row['best_dose']:g} has {row['best_probability']:.2f}, the highest"
+    return f"{row['best_dose']:g} {unit} has {row['best_probability']:.2f}, the highest"
 
 
 def _digits(value: float) -> str:
@@ -162,7 +164,8 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
     bad = found.doses[~found.doses["feasible"]]
     lines = [
         f"patient {row['patient']}, every {row['every']:g} {found.units.time}: no dose up to {most:g} "
-        f"{found.dose_unit} has probability {found.probability:g}; {_best(row)}: {row['reason']}"
+        f"{found.dose_unit} has probability {found.probability:g}; "
+        f"{_best(row, found.dose_unit)}: {row['reason']}"
         for row in bad.to_dict("records")
     ]
     return shortened(lines, _REASONS, ", in doses.parquet")

@@ -199,9 +199,10 @@ def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
     try:
         with _training_bar(jobs, works, shown) as (update, ended):
             for end in _workers().run(works, processes, update):
-                ended(end.number)
+                say = ended(end.number)
                 if end.error is None:
-                    _say(jobs[end.number], end.finished, end.seconds)
+                    for line in _words(jobs[end.number], end.finished, end.seconds):
+                        say(line)
                 else:
                     yield end.number, end.error
     finally:
@@ -231,18 +232,18 @@ def _divided(jobs: Sequence[_Left]) -> tuple[list["Work"], int]:
     return works, min(processes, sum(len(work.batches) for work in works))
 
 
-def _say(job: _Left, finished: Sequence["Record"], seconds: float) -> None:
-    """What became of a job's fits."""
+def _words(job: _Left, finished: Sequence["Record"], seconds: float) -> list[str]:
+    """What became of a job's fits, in lines."""
     failed = [record for record in finished if record.status == "failed"]
     elsewhere = len(job.records) - len(finished)
-    OUT.print(
+    line = (
         f"{job.label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
         + (f", {job.done} done before" if job.done else "")
         + (f", {elsewhere} done by others" if elsewhere else "")
         + f", {len(failed)} failed -> {job.folder}"
     )
-    for line in shortened(by_cause(list(map(_failure, failed)), "fits"), 5):
-        OUT.print(f"  failed: {line}")
+    causes = shortened(by_cause(list(map(_failure, failed)), "fits"), 5)
+    return [line, *(f"  failed: {cause}" for cause in causes)]
 
 
 def _failure(record: "Record") -> tuple[str, str]:
@@ -268,9 +269,10 @@ def _variant(config: Mapping[str, Any], choices: Mapping[str, Any], options: str
 @contextmanager
 def _training_bar(
     jobs: Sequence[_Left], works: Sequence["Work"], shown: bool
-) -> Iterator[tuple[Callable[["Batch", int, int, float], None], Callable[[int], None]]]:
+) -> Iterator[tuple[Callable[["Batch", int, int, float], None], Callable[[int], Callable[[str], None]]]]:
     """Progress on a terminal: of each job that is under way its objective value and rate; of several, how far
-    they are together. Silent where stderr is not a terminal."""
+    they are together. Silent where stderr is not a terminal. What is called when a job has ended gives what
+    prints lines about it."""
     with job_bar(shown) as bar:
         totals = [len(job.records) * job.config["epochs"] for job in jobs]
         efforts = [total * work.effort for total, work in zip(totals, works, strict=True)]
@@ -303,10 +305,12 @@ def _training_bar(
             bar.update(tasks[job], completed=completed[job], state=state)
             together()
 
-        def ended(job: int) -> None:
+        def ended(job: int) -> Callable[[str], None]:
             completed[job] = totals[job]
             if job in tasks:
                 bar.remove_task(tasks[job])
             together()
+            # Over what others say on the same terminal bars would be drawn.
+            return bar.console.print if OUT.is_terminal and not bar.disable else OUT.print
 
         yield update, ended

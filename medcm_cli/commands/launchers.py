@@ -57,9 +57,9 @@ def not_installed(fault: str) -> str:
 def lost(launcher: str, error: Exception) -> JobError:
     """What ended a multirun on the launcher's side, in one line. :param launcher: its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -=")]
-    said = lines[0] if lines else type(error).__name__
+    said = lines[0][:300].rstrip(".") if lines else type(error).__name__
     return JobError(
-        f"{launcher.rpartition('.')[2]}: {said[:300]}; what is finished is kept, jobs that run or wait "
+        f"{launcher.rpartition('.')[2]}: {said}; what is finished is kept, jobs that run or wait "
         "elsewhere go on, and the same command does what is left"
     )
 

@@ -44,11 +44,11 @@ def command(arguments: list[str]) -> None:
         if not found.sweeps:
             more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(f"{found.missing[0]}{more}")
-        if options.out is None:
-            tell(out, out / "figures.json", options)
         for folder, drawn in catalogue.write_all(
             found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
+    if options.out is None:
+        tell(out, out / "figures.json", options)
     OUT.print(f"{', '.join(options.format)} and numbers -> {out}")
     complain("not drawn, or in part:", found.missing)

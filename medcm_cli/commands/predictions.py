@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
 from medcm_cli.commands.replaced import asked
@@ -20,7 +21,6 @@ from medcm_cli.patients.prediction import predict
 from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, draws_of, load_study
-from medcm_cli.report.figures import individual, style
 from medcm_cli.report.section import Section
 
 _FIGURES = 16  # patients who get one
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
             raise InputError(f"--{flag} is {which if options.check else 'for --check alone'}")
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
+    torch.set_num_threads(1)  # more lose time on tensors of this size
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
     thresholds = options.threshold or study.thresholds
     if options.check:
@@ -83,6 +84,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
 
 def _draw(found: Prediction, folder: Path) -> None:
     """A figure of each patient who has a dose. Names that a file cannot tell apart get a number."""
+    from medcm_cli.report.figures import individual, style  # matplotlib takes a second
+
     taken: dict[str, int] = {}
     for name in dict.fromkeys(found.curve["patient"]):
         drawn = individual.patient(found, name)

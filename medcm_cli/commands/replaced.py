@@ -28,15 +28,15 @@ def differing(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def tell(place: Path, record: Path, options: argparse.Namespace) -> None:
-    """Say on stderr where ``place`` holds what was asked for otherwise; the ``record`` of it is renewed.
+    """Once ``place`` is written, say on stderr where that replaced what was asked for otherwise.
 
-    :param record: a file beside or in the place.
+    :param record: a file beside or in the place, which is renewed.
     """
     wanted = asked(options)
     try:
-        held = dict(from_json(record.read_text(encoding="utf-8"), record)) if place.exists() else wanted
+        held = dict(from_json(record.read_text(encoding="utf-8"), record))
     except (OSError, InputError, ValueError, TypeError):
-        held = wanted  # nothing is known of it
+        held = wanted  # nothing is known of it, if there was any
     if others := differing(held, wanted):
-        ERR.print(f"{place}: replaces what was made with another {', '.join(others)}; --out keeps both")
+        ERR.print(f"{place}: replaced what was made with another {', '.join(others)}; --out keeps both")
     write_text(record, json.dumps(wanted, indent=1) + "\n")

@@ -28,7 +28,7 @@ def command(arguments: list[str]) -> None:
 
     out = options.out or options.folders[0] / "report.html"
     with saying("reading fits") as say:
-        if options.out is None:
-            tell(out, out.with_suffix(".json"), options)
         fits = page.write(options.folders, out, options.question, options.expected, say, options.trust)
+    if options.out is None:
+        tell(out, out.with_suffix(".json"), options)
     OUT.print(f"{fits} {'fit' if fits == 1 else 'fits'}, {out.stat().st_size / 1e6:.1f} MB -> {out}")

@@ -59,7 +59,7 @@ def command(arguments: list[str]) -> None:
         found = damaged(progress)
         complain("damaged:", found)
         if found:
-            raise InputError(f"{len(found)} fits are damaged; the same `medcm fit` trains them again")
+            raise InputError(f"damaged fits: {len(found)}; the same `medcm fit` trains them again")
         OUT.print("every file of finished fits is as it was written")
 
 
@@ -79,21 +79,21 @@ def sections(progress: "Progress") -> list["Section"]:
     """A table of methods, and one of the batches that are in training."""
     from medcm_cli.report.section import Section
 
-    named = _labels(progress.methods)
+    names, labelled = _labels(progress.methods)
     counts = ("complete", "failed", "training", "left")
     rows = [
         [*labels, *(str(len(getattr(method, name))) for name in counts)]
-        for method, labels in zip(progress.methods, named.rows, strict=True)
+        for method, labels in zip(progress.methods, labelled, strict=True)
     ]
-    found = [Section("Fits", [*named.headers, "complete", "failed", "in training", "left"], rows)]
+    found = [Section("Fits", [*names, "complete", "failed", "in training", "left"], rows)]
     batches = [
         [*labels, *_batch(batch)]
-        for method, labels in zip(progress.methods, named.rows, strict=True)
+        for method, labels in zip(progress.methods, labelled, strict=True)
         for batch in method.running
     ]
     if batches:
         headers = ["fits", "machine", "job", "epoch", "epochs/s", "done in", "last word"]
-        found.append(Section("In training", [*named.headers, *headers], batches))
+        found.append(Section("In training", [*names, *headers], batches))
     return found
 
 
@@ -113,26 +113,18 @@ def _batch(batch: "Running") -> list[str]:
     ]
 
 
-class _Labels:
-    """What tells methods apart: the parts of their folders in which they differ, and the objective."""
-
-    def __init__(self, parts: Sequence[dict[str, str]]) -> None:
-        names = list(dict.fromkeys(name for one in parts for name in one))
-        kept = [n for n in names if n == "objective" or len({one.get(n) for one in parts}) > 1]
-        self.headers = [_NAMES.get(name, name) for name in kept]
-        self.rows = [[one.get(name, "") for name in kept] for one in parts]
-
-
-def _labels(methods: Sequence["Method"]) -> _Labels:
+def _labels(methods: Sequence["Method"]) -> tuple[list[str], list[list[str]]]:
+    """What tells methods apart, headers and a row for each: the parts of their folders in which they differ,
+    and the objective."""
     parts = []
     for method in methods:
-        named = dict(part.split("=", 1) for part in method.folder.parts if "=" in part)
-        first = next((n for n, part in enumerate(method.folder.parts) if "=" in part), None)
-        study = (
-            method.folder.resolve().parts[first - len(method.folder.parts) - 1] if first is not None else ""
-        )
-        parts.append({"study": study, **named})
-    return _Labels(parts)
+        folder = method.folder.resolve().parts
+        first = next((number for number, part in enumerate(folder) if part.startswith("dataset=")), 0)
+        named = dict(part.split("=", 1) for part in folder[first:] if "=" in part)
+        parts.append({"study": folder[first - 1], **named})
+    names = list(dict.fromkeys(name for one in parts for name in one))
+    kept = [n for n in names if n == "objective" or len({one.get(n) for one in parts}) > 1]
+    return [_NAMES.get(n, n) for n in kept], [[one.get(n, "") for n in kept] for one in parts]
 
 
 def _count(progress: "Progress", name: str) -> int:

@@ -39,8 +39,8 @@ def command(arguments: list[str]) -> None:
     if compared is not None:
         show(compared)
     folder = options.out or options.folders[0] / "summary"
+    tables.write(summary, folder)
     if options.out is None:
         tell(folder, folder / "summary.json", options)
-    tables.write(summary, folder)
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
     complain(f"skipped {len(summary.skipped)}:", summary.skipped)

@@ -77,11 +77,13 @@ def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
     return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))
 
 
-def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: float) -> pd.DataFrame:
+def outside(
+    ranges: Ranges, events: EventTable, regimen: str | None, horizon: float | FloatArray
+) -> pd.DataFrame:
     """Where patients (``regimen`` None: their covariates) or a regimen lie outside the ranges, and whether
     what is predicted lasts longer.
 
-    :param regimen: its name. :param horizon: how long it is predicted for.
+    :param regimen: its name. :param horizon: how long it is predicted for, one or of each patient (N,).
     :returns: a table of notes (``medcm_cli.patients.notes``).
     """
     return note_table(
@@ -102,7 +104,7 @@ def _of_covariates(ranges: Ranges, events: EventTable) -> list[Note]:
     return notes
 
 
-def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float) -> list[Note]:
+def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float | FloatArray) -> list[Note]:
     given = events.given
     amount, subject = events.amount[given], events.subject[given]
     unit = ranges.units.get("dose", "-")
@@ -113,13 +115,27 @@ def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float) 
         words = f"doses are more than the {most:g} of any subject trained on"
         several = np.flatnonzero(count > most)
         notes += [(events.ids[i], "range", f"{regimen}: {count[i]:g} {words}") for i in several]
-    if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
-        longest = f"{ranges.follow_up[1]:.4g} {events.time_unit}"
-        words = (
-            f"{regimen}: {horizon:g} {events.time_unit} is longer than any follow-up trained on, {longest}"
-        )
-        notes.append(("", "range", words))
+    if ranges.follow_up is not None:
+        notes += _too_long(events, regimen, horizon, ranges.follow_up[1])
     return notes
+
+
+def _too_long(events: EventTable, regimen: str, horizon: float | FloatArray, most: float) -> list[Note]:
+    """Where a regimen is predicted for longer than any follow-up: one note where that is so of all patients
+    alike."""
+    unit = events.time_unit
+    until = np.broadcast_to(horizon, len(events.ids))
+    far = np.flatnonzero(until > most)
+    notes = [
+        (
+            events.ids[i],
+            "range",
+            f"{regimen}: {until[i]:g} {unit} is longer than any follow-up trained on, {most:.4g} {unit}",
+        )
+        for i in far
+    ]
+    alike = len(far) == len(until) and (until == until[0]).all()
+    return [("", *notes[0][1:])] if alike and notes else notes
 
 
 def _beyond(

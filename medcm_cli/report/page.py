@@ -15,8 +15,10 @@ from medcm_cli import __version__, runs
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
 from medcm_cli.report import comparison, findings, intervals, provenance, tables
+from medcm_cli.report.figures import style
 from medcm_cli.report.pictures import Picture, pictures
 from medcm_cli.report.section import Section
+from medcm_cli.report.sheets import sheets
 from medcm_cli.runs import summary, sweeps
 from medcm_cli.runs.sweeps import Found
 from medcm_cli.runs.walk import Fault, Fit, Typical, walk
@@ -29,7 +31,7 @@ _MOST_COLUMNS = 10  # a table of more stands on its side where it has fewer rows
 
 
 class Block(NamedTuple):
-    """A part of a chapter. ``kind``: table, picture, command, text, warning, lines or answers."""
+    """A part of a chapter. ``kind``: table, pictures, command, text, warning, lines or answers."""
 
     kind: str
     of: Any
@@ -81,6 +83,7 @@ def write(
     )
     environment.filters["classes"] = _classes
     environment.filters["upright"] = _upright
+    environment.filters["typeset"] = style.typeset
     page = environment.get_template("report.html.jinja").render(
         title=", ".join(studies) or ", ".join(map(str, roots)),
         question=question,
@@ -254,7 +257,7 @@ def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> li
 
 
 def _figures(drawings: Sequence[Picture], missing: Sequence[str]) -> list[tuple[str, Any]]:
-    blocks: list[tuple[str, Any]] = [("picture", picture) for picture in drawings]
+    blocks: list[tuple[str, Any]] = [("pictures", sheets(drawings))]
     if not drawings:
         blocks.append(("text", "There is nothing to draw: no fit has finished with a checkpoint."))
     lines = list(dict.fromkeys(missing))

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medcm_cli import quantities
 from medcm_cli.checks import number, shown
 from medcm_cli.errors import InputError
-from medcm_cli.runs import Units
 from medcm_cli.study.identity import REPORTED, UNITS, Config
+
+if TYPE_CHECKING:
+    from medcm_cli.runs import Units
 
 MOST_LEVEL = 1e9  # of a threshold, in any unit
 _CLOSE = 1e-6  # of a factor that is given; how far it may lie from the one that follows
@@ -100,6 +102,8 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
 
     :raises InputError: one that is no level, or cannot be converted.
     """
+    from medcm_cli.runs import Units  # pandas and pyarrow, which help need not wait for
+
     said, units = dataset["thresholds"], Units.of(dataset)
     if said is None:
         return ()
@@ -116,7 +120,7 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
     return tuple(levels)
 
 
-def level_of(text: object, units: Units) -> float | None:
+def level_of(text: object, units: "Units") -> float | None:
     """A level such as 5 mg/L in the reported unit, None of what is none."""
     parts = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?\d+)?)\s*(\D.*?)\s*", text) if isinstance(text, str) else None
     factor = units.level_in(parts[2]) if parts else None

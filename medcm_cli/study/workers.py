@@ -3,10 +3,8 @@ them."""
 
 import math
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medcm_cli import processes
 from medcm_cli.checks import whole
 from medcm_cli.errors import JobError
 from medcm_cli.numerics.devices import CPU
@@ -62,15 +61,8 @@ def process_count(option: object, fits: int, device: torch.device = CPU, cores: 
     if option == "auto":
         if device != CPU:
             return 1
-        return max(1, min(cores or _cores(), fits // _FITS_PER_PROCESS))
+        return max(1, min(cores or processes.cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, other="auto")
-
-
-def _cores() -> int:
-    """Those that this process may use: a cluster's scheduler lends a job some of the machine's."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def shares(efforts: Sequence[float], processes: int) -> list[int]:
@@ -307,12 +299,8 @@ def _start() -> _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C, SIGTERM and the like are the parent's
-    business; without a parent the process ends at once."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):  # the latter are of schedulers
-        if hasattr(signal, name):  # not on every system
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Train what comes through the connection until it closes."""
+    processes.follow_parent()
     try:
         while True:
             config, batch = connection.recv()
@@ -320,13 +308,6 @@ def _serve(connection: Connection) -> None:
             connection.send((kind, _sendable(content) if kind == "error" else content))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -169,6 +169,7 @@ MADE = {
     "commands.predictions",
     "commands.speed",
     "commands.standard_errors",
+    "commands.status",
     "report.intervals",  # of the page
     "report.page",
     "report.provenance",
@@ -214,6 +215,7 @@ def found(place: Path, mixed_fits: Path) -> dict[str, list[Section]]:
     patient = ("--run", str(mixed_fits), "--objective", "vi", "--patient", str(place / "p.csv"))
     commands: dict[str, tuple[str, ...]] = {
         "summarize": (str(mixed_fits), "--expected", str(place / "expected.csv"), "--out", str(place / "s")),
+        "status": (str(mixed_fits),),
         "data": ("check", str(place / "p.csv"), "--level-unit", "IU/mL", "--amount-unit", "IU"),
         "uncertainty": (str(place / "outputs"),),
         "distance": (str(place / "draws"), str(mixed_fits)),
@@ -251,7 +253,7 @@ def sections(found: dict[str, list[Section]]) -> Iterator[Section]:
 def test_no_command_breaks_a_number(
     found: dict[str, list[Section]], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert all(map(found.get, ("summarize", "data", "uncertainty", "distance", "predict", "dose")))
+    assert all(map(found.get, ("summarize", "status", "data", "uncertainty", "distance", "predict", "dose")))
     for section in sections(found):
         check(section, width, monkeypatch)
 

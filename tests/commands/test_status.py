@@ -89,7 +89,7 @@ def test_files_that_were_copied_are_verified(tmp_path: Path, capsys: pytest.Capt
     content = bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="1 fits are damaged"):
+    with pytest.raises(InputError, match="damaged fits: 1;"):
         status.command([str(tmp_path), "--verify"])
     assert "history.parquet" in capsys.readouterr().err
 

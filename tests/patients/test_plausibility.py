@@ -25,6 +25,10 @@ def test_what_lies_outside_is_named_once_for_each_patient() -> None:
     assert found["patient"].tolist() == ["0", "1", "2", ""]
     assert found["message"][0] == "daily: a dose of 2000 mg lies outside the 500 to 1500 mg trained on"
     assert "72 h is longer than any follow-up trained on, 48 h" in found["message"][3]
+    found = outside(ranges, events, "daily", np.array([20.0, 72.0, 96.0]))
+    late = found[found["message"].str.contains("follow-up")]
+    assert late["patient"].tolist() == ["1", "2"]  # nothing of another's is said of the first
+    assert late["message"].str.contains("72 h|96 h").all()
     unknown = Ranges({}, None, None, None)
     assert outside(unknown, events, None, 0.0).empty
     assert outside(unknown, events, "daily", 1e6).empty

@@ -179,6 +179,6 @@ def test_the_command_says_what_it_replaces(tmp_path: Path, capsys: pytest.Captur
     said = []
     for more in ([], [], ["--tail", "100"], ["--tail", "100"], ["--out", str(tmp_path / "other")], []):
         summarize_command([str(tmp_path), *more])
-        said.append(capsys.readouterr().err.count("replaces what was made with another --tail; --out keeps"))
+        said.append(capsys.readouterr().err.count("replaced what was made with another --tail; --out keeps"))
     assert said == [0, 0, 1, 0, 0, 1]
     assert not (tmp_path / "other" / "summary.json").exists()
