@@ -45,6 +45,10 @@ JOB = (
 """Those of a training job: of conf/config.yaml."""
 
 
+_INTEGRATED = "medcm_cli.pk.OdeModel"
+_FIRST_METHOD = "dopri5"  # of models of which an earlier record says nothing
+
+
 def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, Any]:
     """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
 
@@ -63,6 +67,8 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     check_depth(config, "the configuration")
+    if isinstance(config["pk"], dict) and config["pk"].get("_target_") == _INTEGRATED:
+        config["pk"] = {"method": "tsit5", **config["pk"]}
     return {str(key): value for key, value in config.items()}
 
 
@@ -158,6 +164,8 @@ def complete_problem(config: Config) -> dict[str, Any]:
     config = {**later, **config, "dataset": {**_DATASET, **LATER_OF["dataset"], **config["dataset"]}}
     config = with_units(config)
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
+    if config["pk"].get("_target_") == _INTEGRATED:
+        config["pk"] = {"method": _FIRST_METHOD, **config["pk"]}
     if config["pk"].get("bioavailability"):
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
         config["pk"] = {**rule, **config["pk"]}
