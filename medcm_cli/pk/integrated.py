@@ -4,13 +4,14 @@ Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivativ
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.interval import follow as follow_interval
@@ -24,6 +25,9 @@ from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 # Where fewer trajectories than this share of all have a width, the others are left out.
 _SPARSE = 0.8
+# Doses that add up multiply the error of one period, by more than this where a steady state is solved for to
+# a hundredth of the tolerances.
+_GROWTH = 10.0
 
 
 class Integrable(Dosed, Protocol):
@@ -55,9 +59,11 @@ class Stretch:
 
 def amounts(pk: Integrable, schedule: Schedule, z: Values, wrt: Sequence[str] = ()) -> tuple[Tensor, Values]:
     """Amounts in the observed compartment at each observation, (T, S, N, B), or (T, 1 + K, S, N, B) with K
-    derivatives, by the logarithms of ``wrt``; and the parameters in force then.
+    derivatives, by the logarithms of ``wrt``, not numbers where they cannot be found; and the parameters in
+    force then.
 
     :param z: of each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
+    :raises InputError: nothing can be solved.
     """
 
     def build(values: Values) -> Timeline:
@@ -70,17 +76,21 @@ def amounts(pk: Integrable, schedule: Schedule, z: Values, wrt: Sequence[str] = 
     if wrt:
         jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
         whole = replace(line, jump=stacked(line.jump, jump, 2), extra=stacked(line.extra, extra, 1))
-    return follow(whole, pk.observes, run.advance, run.steady), line.z_seen
+    found = follow(whole, pk.observes, run.advance, run.steady)
+    if run.notes and bool(found.isnan().all()):
+        raise InputError(run.notes[-1])
+    return found, line.z_seen
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A model along one time line; ``wrt`` and how each of these moves it."""
+    """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's."""
 
     pk: Integrable
     line: Timeline
     wrt: tuple[str, ...]
     moves: Sequence[Moving]
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def right(self) -> Right:
@@ -130,7 +140,8 @@ class _Run:
         if stretch.inflow is not None:
             tensors.append(stretch.inflow)
         if state.ndim == 4:
-            return follow_interval(Call(self.right, control, stretch.inflow is not None, fit), state, tensors)
+            call = Call(self.right, control, stretch.inflow is not None, fit, notes=self.notes)
+            return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
         for k, name in enumerate(self.wrt):
             own = {2 + self.right.names.index(name): stretch.z[name]}
@@ -139,14 +150,15 @@ class _Run:
             own |= {place: turns[of] for of, place in places.items() if of in turns}
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = Call(self.right, control, stretch.inflow is not None, fit, tuple(pairs))
+        call = Call(self.right, control, stretch.inflow is not None, fit, tuple(pairs), self.notes)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
 
     def steady(self, series: Series) -> tuple[Tensor, Tensor]:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
-        return _Steady(self, series, [move.of_series(number) for move in self.moves]).amounts()
+        moved = [move.of_series(number) for move in self.moves]
+        return _Steady(self, series, moved, self.pk.control).amounts()
 
 
 def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
@@ -192,23 +204,28 @@ class _Steady:
     series: Series
     moved: Sequence[Tangents]
 
-    @cached_property
-    def control(self) -> Control:
-        """A slow elimination multiplies the solver's error by the number of doses that add up."""
-        own = self.run.pk.control
-        return replace(own, rtol=own.rtol / 100, atol=own.atol / 100)
+    control: Control
 
     def amounts(self) -> tuple[Tensor, Tensor]:
         """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
         are what the series leads to."""
-        own, doses = self.run.pk.control, self.run.pk.steady_state_doses
+        x, inverse, settled = self._searched(0)
+        growth = inverse.abs().sum(1).amax(0)
+        here = self
+        if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
+            own = self.control
+            here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
+            x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
+        return here.after(here._differentiable(x, inverse), "latest"), settled
+
+    def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``steady.searched``."""
+        own, fine = self.run.pk.control, self.control
         nothing = torch.zeros_like(self.run.line.jump[0])
-        search = Tolerance(self.control.rtol, self.control.atol, own.rtol, own.atol)
         wanted = self.series.present.expand_as(nothing[0])
-        bare = _Steady(replace(self.run, wrt=(), moves=()), self.series, ())
-        x, inverse, settled = searched(bare.period, bare.slope, nothing, wanted, search, doses)
-        before = self._differentiable(x, inverse)
-        return self.after(before, "latest"), settled
+        bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
+        search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
+        return searched(bare.period, bare.slope, nothing, wanted, search, doses)
 
     def period(self, amounts: Tensor) -> Tensor:
         """From just before a dose to just before the next."""

@@ -18,13 +18,14 @@ from medcm_cli.pk.tangents import adjoint_with, carried
 
 
 def follow(call: Call, amounts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Amounts (C, S, N, B) at the end of an interval, differentiable to any order.
+    """Amounts (C, S, N, B) at the end of an interval, differentiable to any order; not a number where there
+    is no way.
 
-    :param tensors: those of ``Where``. :raises InputError: no trajectory has a way.
+    :param tensors: those of ``Where``.
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (amounts, *tensors)):
         return _Follow.apply(call, amounts, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return call.march(amounts, tensors).path().end
+    return call.followed(amounts, tensors, keep=False)[1].end
 
 
 def follow_with(
@@ -39,16 +40,15 @@ def follow_with(
             call, len(tensors), amounts, tangents, *tensors, *moved
         )
     with torch.no_grad():
-        march = call.march(amounts, tensors)
-        path = march.path(keep=True)
+        march, path = call.followed(amounts, tensors, keep=True)
         return path.end, carried(call, march, path, Inputs(amounts, tangents, tensors, moved))
 
 
 class _Follow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, amounts: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.call, ctx.march = call, call.march(amounts, tensors)
-        ctx.path = ctx.march.path(keep=True)
+        ctx.call = call
+        ctx.march, ctx.path = call.followed(amounts, tensors, keep=True)
         ctx.save_for_backward(amounts, *tensors)
         end: Tensor = ctx.path.end
         return end
@@ -70,8 +70,7 @@ class _FollowWith(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.call, ctx.count, ctx.stages = call, count, []
         given = Inputs(amounts, tangents, others[:count], others[count:])
-        ctx.march = call.march(amounts, given.tensors)
-        ctx.path = ctx.march.path(keep=True)
+        ctx.march, ctx.path = call.followed(amounts, given.tensors, keep=True)
         ctx.save_for_backward(amounts, tangents, *others)
         return ctx.path.end, carried(call, ctx.march, ctx.path, given, ctx.stages)
 

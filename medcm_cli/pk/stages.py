@@ -1,7 +1,7 @@
 """The rate and its slopes at the stages of an interval's steps, of many at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ _ELEMENTS = 200_000  # about, of the amounts at stages that are evaluated at onc
 class Call:
     """What an interval is followed with; ``fit`` as in ``March``; ``inflow``: whether there is one.
 
-    ``moves``: pairs of a tangent and of which of the tensors of ``Where`` changes along it.
+    ``moves``: pairs of a tangent and of which of the tensors of ``Where`` changes along it. ``notes`` on
+    trajectories that had no way are added to.
     """
 
     right: Right
@@ -25,16 +26,23 @@ class Call:
     inflow: bool
     fit: tuple[Tensor, int] | None = None
     moves: tuple[tuple[int, int], ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     @property
     def moving(self) -> list[int]:
         """Which of the tensors change along any tangent."""
         return sorted({p for _, p in self.moves})
 
-    def march(self, amounts: Tensor, tensors: Sequence[Tensor]) -> March:
-        """From amounts (C, S, N, B)."""
+    def followed(self, amounts: Tensor, tensors: Sequence[Tensor], keep: bool) -> tuple[March, Path]:
+        """From amounts (C, S, N, B).
+
+        :param keep: what derivatives need.
+        """
         still = [tensor.detach() for tensor in tensors]
-        return March(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)
+        march = March(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)
+        path = march.path(keep)
+        self.notes.extend(march.notes)
+        return march, path
 
 
 class Slopes(NamedTuple):

@@ -64,12 +64,12 @@ def searched(
     whether (S, N, B) there is one.
 
     :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
-    :param doses: that a second search begins after, where the first fails.
+    :param doses: that a second search begins after, where the first fails; 0: there is none.
     """
     begin = period(nothing)
     x, inverse, settled, lost = _newton(slope, begin, wanted, search)
     missing = wanted & ~settled & ~lost
-    if bool(missing.any()):
+    if doses and bool(missing.any()):
         for _ in range(doses - 1):
             begin = period(begin)
         other, other_inverse, found, _ = _newton(slope, begin, missing, search)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import inverse, times
 from medcm_cli.pk.tableaux import Tableau
 
 Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
-MOST = 10_000
-"""Steps that are tried in one interval until those trajectories that need so many are given up."""
+MOST = 2000
+"""Steps that are tried in one interval until trajectories whose equations are stiff, and need as many for
+their stability alone, are given up."""
 
 EXTREME = "the model's equations cannot be solved at some of its parameter values, which are extreme"
 _STIFF = (
@@ -25,7 +25,6 @@ _STIFF = (
 
 _SAFETY, _LEAST, _LARGEST = 0.9, 0.2, 10.0  # of the next step, as a multiple of the last
 _STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
-_HELD_UP = 1e-5  # of the tolerance: the error of a trajectory that needs no step as small as the others'
 _DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
 _KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
 _NEWTON = 10  # iterations of an implicit stage
@@ -142,6 +141,8 @@ class March:
     """From one end of an interval to the other. ``x``: amounts now; ``k`` (I, C, S, N, B): their change at
     the stages of a step.
 
+    ``lost``: trajectories (S, N, B) that have no way, and ``notes`` on why.
+
     :param amounts: (C, S, N, B). :param fit: of each of the B, where these are trajectories, and how many
         fits there are.
     """
@@ -154,6 +155,8 @@ class March:
         control: Control,
         fit: tuple[Tensor, int] | None = None,
     ) -> None:
+        self.lost: Tensor | None = None
+        self.notes = list[str]()
         self.right, self.where, self.control, self.fit = right, where, control, fit
         self.tableau, self.x = control.tableau, amounts.detach().contiguous()
         self.rows = [self.x.new_tensor(row) for row in self.tableau.rows]
@@ -162,7 +165,6 @@ class March:
         self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
         self.size = self.x.abs()
-        self.lost: Tensor | None = None
         there = (where.width > 0).expand(amounts.shape[1:])
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
 
@@ -171,12 +173,11 @@ class March:
         """From 0 to 1.
 
         :param keep: what derivatives need.
-        :raises InputError: no trajectory has a way.
         """
         path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
         most = _KEPT // (self.k.nbytes + 1) if keep else 0
         self._change(0.0, self.x, 0)
-        self._lose(torch.isfinite(self.k[0] + self.x).all(0), EXTREME)
+        self._lose(torch.isfinite(self.k[0] + self.x).all(0))
         h = self._first()
         while s < 1:
             h = 1 - s if s + 1.01 * h >= 1 else h
@@ -192,7 +193,7 @@ class March:
             elif h < _STANDSTILL:
                 self._lose(self._ratios(stages[-1], h) <= 1 if solved is None else solved, EXTREME)
             if tried >= MOST:
-                self._lose(self._ratios(stages[-1], h) <= _HELD_UP, _STIFF)
+                self._lose(self._steepest(s) <= MOST, _STIFF)
                 tried = 0
             h *= min(self._growth(size), 1.0 if refused else _LARGEST)
             refused, tried = not size <= 1, tried + 1
@@ -249,6 +250,11 @@ class March:
             return errors.abs().amax().reshape(1)
         return (self._by_fit(errors.square_()) / self.count).sqrt_()
 
+    def _steepest(self, s: float) -> Tensor:
+        """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""
+        slope = slopes(self.right, s, self.x, self.where).abs().sum(1).amax(0)
+        return slope if self.lost is None else slope.masked_fill(self.lost, 0)
+
     def _by_fit(self, values: Tensor) -> Tensor:
         """Sums (B,)."""
         total = values.flatten(0, -2).sum(0)
@@ -274,13 +280,12 @@ class March:
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h
         return max(min(first, 1.0), 1e-9)
 
-    def _lose(self, sound: Tensor, message: str) -> None:
+    def _lose(self, sound: Tensor, note: str | None = None) -> None:
         """Leave out the trajectories that are not ``sound``, (S, N, B): they stand still."""
         if bool(sound.all()):
             return
         self.lost = ~sound if self.lost is None else self.lost | ~sound
-        if bool((self.lost | (self.where.width == 0)).all()):
-            raise InputError(message)
+        self.notes += [note] if note else []
         self.x, self.size = self.x.masked_fill(self.lost, 0), self.size.masked_fill(self.lost, 0)
         self.k.masked_fill_(self.lost, 0)
 
