@@ -21,7 +21,7 @@ from medcm_cli.pk.schedule import Features
 from medcm_cli.report.section import Section
 from medcm_cli.study.workers import prepare
 
-SUBJECTS, SAMPLES = 60, 3
+FITS, SUBJECTS, SAMPLES = (100, 10), 60, 3
 DOSES, INTERVAL = 50, 12.0  # a steady state, written out
 
 Task = Callable[[], object]
@@ -50,7 +50,7 @@ def measure(repeats: int, report: Callable[[str], None]) -> Section:
     """CPU time of predictions and their derivatives in one thread, the least of ``repeats`` in turn."""
     prepare(threads=1)
     tasks, rows = dict[str, Task](), list[tuple[str, str, str]]()
-    for fits in (100, 10):
+    for fits in FITS:
         more, ratios = _models(fits)
         tasks |= more
         rows += ratios

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.checks import flag, number, one_of, whole
+from medcm_cli.errors import InputError
 from medcm_cli.pk import integrated, reference
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
@@ -25,7 +26,9 @@ NORMS = ("rms", "largest")
 
 @dataclass(frozen=True)
 class OdeModel(PkModel):
-    """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h.
+    """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h,
+    of each trajectory for itself. Stages of a step are shown to it at once, (compartments, I, S, N, B), or,
+    where it cannot take these, as samples.
 
     The amount in compartment ``observed`` divided by ``volume`` and ``amount_per_level`` is the prediction;
     doses go into ``dose_compartment`` unless they say otherwise; both count from 1. ``lag`` (h),
@@ -35,12 +38,14 @@ class OdeModel(PkModel):
     shorter, or the ``duration``. A steady state is solved for (``medcm_cli.pk.steady``), where that fails
     again from what ``steady_state_doses`` doses lead to.
 
-    ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts. ``adjoint``: gradients by
-    the adjoint equations, whose memory does not grow with the steps taken, and not by backpropagation
-    through these; df/dlog z, whose own gradient objectives such as foce need, always comes from the latter.
+    ``method``: tsit5, or kvaerno5 for stiff equations, of ``medcm_cli.pk.interval``, or one of torchdiffeq's.
+    ``rtol`` and ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in ``Control``.
+    ``adjoint``: gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5), whose memory
+    does not grow with the steps taken; df/dlog z, whose own gradient objectives such as foce need, then comes
+    by backpropagation through these.
 
-    :raises InputError: an option that is not of its kind, a dose parameter of a compartment that is not
-        there.
+    :raises InputError: an option that is not of its kind or does not fit the method, a dose parameter of a
+        compartment that is not there.
     """
 
     rate: Rate
@@ -71,6 +76,12 @@ class OdeModel(PkModel):
         for option in ("observed", "dose_compartment"):
             whole(f"pk.{option}", getattr(self, option), 1, self.compartments, limit="pk.compartments")
         flag("pk.adjoint", self.adjoint)
+        if self.adjoint and self.method == "kvaerno5":
+            raise InputError(
+                "pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false"
+            )
+        if self.by_torchdiffeq and self.norm != "rms":
+            raise InputError(f"pk.norm={self.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
         object.__setattr__(self, "parameters", with_dose_parameters(self))
         one_of("pk.volume", self.volume, self.parameters)
 
