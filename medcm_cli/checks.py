@@ -1,31 +1,61 @@
 """Values of options: a number, a whole number, a fraction, a flag, one of several words. Each function gives
 the value back, or says in one line what was given and what was expected. None loads torch."""
 
+import itertools
 import math
 import re
 import reprlib
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from medcm_cli.errors import InputError
 
+# Names that a command line can have as part of an option, and as that of an entry; texts without quotes.
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_KEY = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_][A-Za-z0-9_/+.%*@?| ()\[\]{}:=,-]*(?<! )")
+_WORD = re.compile(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_][A-Za-z0-9_.-]*")
+_MEANING = re.compile(r"[ ()\[\]{}:=,]")
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 4, 120, 120, 120
 
 
-def as_option(option: str, **entries: object) -> str:
-    """An option with these entries as it is typed on a command line, in quotes for the shell."""
-    texts = {key: _typed(value) for key, value in entries.items()}
-    return shlex.quote(f"+{option}={{{', '.join(f'{key}: {text}' for key, text in texts.items())}}}")
+def as_option(option: str, *path: str, **entries: object) -> str:
+    """An option with these entries as it is typed on a command line, in quotes for the shell; one with names
+    that cannot be typed there, such as Größe, as it stands in a file.
+
+    :param path: names below the option that the entries are of.
+    """
+    value: Any = entries
+    for name in reversed(path):
+        value = {name: value}
+    if not _can_be_typed(value):
+        return f"{option}: {_typed(value)} in a file of options"
+    for name in itertools.takewhile(_PLAIN.fullmatch, path):
+        option, value = f"{option}.{name}", value[name]
+    return shlex.quote(f"+{option}={_typed(value)}")  # entries are added to those that are there
+
+
+def _can_be_typed(value: object) -> bool:
+    """Whether Hydra reads the names of all entries."""
+    if not isinstance(value, Mapping):
+        return True
+    return all(map(_KEY.fullmatch, value)) and all(map(_can_be_typed, value.values()))
 
 
 def _typed(value: object) -> str:
-    """A value as Hydra reads it: a text in quotes, unless it is a plain word."""
+    """A value as Hydra reads it: a text in quotes, unless it is a plain word; in names of entries, which have
+    no quotes there, signs that mean something else are marked."""
+    if isinstance(value, Mapping):
+        names = [_MEANING.sub(r"\\\g<0>", name) if _KEY.fullmatch(name) else _typed(name) for name in value]
+        return f"{{{', '.join(f'{k}: {_typed(v)}' for k, v in zip(names, value.values(), strict=True))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_typed, value))}]"
     if value is None or isinstance(value, int | float):
         return "null" if value is None else f"{value:g}"
     text = str(value)
-    if re.fullmatch(r"[^\W\d][\w.-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+    if _WORD.fullmatch(text):
         return text
     escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
     return f'"{escaped}"'

@@ -47,7 +47,8 @@ def _place() -> str:
     return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
 
 
-_PLACE = _place()
+PLACE = _place()
+"""Of this process: its number means something to those that have the same."""
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def replaced(target: Path, keep: bool = False) -> Iterator[Path]:
     :raises OSError: it cannot be written, as on a full disk: with the name of ``target``, whoever raised it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{_TEMPORARY}{_PLACE}-{os.getpid()}-{target.name}")
+    partial = target.with_name(f"{_TEMPORARY}{PLACE}-{os.getpid()}-{target.name}")
     remove(partial)
     try:
         yield partial
@@ -178,13 +179,13 @@ def remove_partial(folder: Path) -> None:
     written."""
     for path in folder.glob(f"{_TEMPORARY}*"):
         named = _NAMED.match(path.name)
-        ended = named is not None and named[1] in (_PLACE, None) and not _alive(int(named[2]))
+        ended = named is not None and named[1] in (PLACE, None) and not alive(int(named[2]))
         with suppress(FileNotFoundError):
             if ended or time.time() - path.lstat().st_mtime > _LONG:
                 remove(path)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
     """Whether a process of this machine is there; one that has ended and that nobody has asked after is
     not."""
     try:
@@ -198,6 +199,39 @@ def _alive(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[float]:
+    """Nobody else, on any machine, is inside such a block for the same path, whose file is there meanwhile.
+    Gives what time it is by the clock that dates files there, s since 1970.
+
+    Where the system or the file system knows no locks, several may be inside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a") as file:
+            with suppress(ImportError, OSError):
+                import fcntl  # not on every system
+
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            if not _is_at(path, file.fileno()):  # who had it before has removed it
+                continue
+            file.write("\n")  # which dates it
+            file.flush()
+            try:
+                yield os.fstat(file.fileno()).st_mtime
+            finally:
+                with suppress(OSError):  # some systems remove nothing that is open
+                    path.unlink()
+            return
+
+
+def _is_at(path: Path, opened: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(opened).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def remove(path: Path) -> None:

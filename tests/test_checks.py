@@ -3,9 +3,12 @@
 import math
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from medcm_cli.checks import as_option, flag, fraction, number, one_of, whole
 from medcm_cli.errors import InputError
@@ -30,6 +33,40 @@ def test_an_option_in_words_can_be_typed_as_it_stands(names: dict[str, str | Non
     (typed,) = shlex.split(as_option("dataset.columns", **names))
     override = OverridesParser.create().parse_override(typed)
     assert (override.is_add(), override.key_or_group, override.value()) == (True, "dataset.columns", names)
+
+
+@pytest.mark.parametrize(
+    ("path", "entries"),
+    [
+        (("weight",), {"missing": "median"}),
+        (("Gewicht (kg)",), {"missing": "median", "by": "Sex [m/f]"}),
+        (("a:b=c,d", "values"), {"F": 0, "M": 1.5}),
+        (("weight",), {"values": {"F": 0}}),
+        ((), {"DVID (x)": [1, "two", "3"]}),
+    ],
+)
+def test_an_option_below_a_name_can_be_typed_as_it_stands(
+    path: tuple[str, ...], entries: dict[str, object]
+) -> None:
+    """Laid over the options that are there, the names of the path lead to the entries."""
+    (typed,) = shlex.split(as_option("dataset.covariates", *path, **entries))
+    override = OverridesParser.create().parse_override(typed)
+    config = OmegaConf.create({"dataset": {"covariates": {"weight": {"column": "wt"}}}})
+    OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    found: Any = OmegaConf.to_container(config)
+    for name in ("dataset", "covariates", *path):
+        found = found[name]
+    assert override.is_add()
+    assert {name: found[name] for name in entries} == entries
+    assert config.dataset.covariates.weight.column == "wt"
+
+
+@pytest.mark.parametrize("name", ["Größe", "12", "null", "<65", "it's", "1st"])
+def test_an_option_that_cannot_be_typed_is_said_as_in_a_file(name: str) -> None:
+    said = as_option("dataset.covariates", name, missing="median")
+    text, where = said.removeprefix("dataset.covariates: ").split(" in a ")
+    assert yaml.safe_load(text) == {name: {"missing": "median"}}
+    assert where == "file of options"
 
 
 @pytest.mark.parametrize(("check", "how", "values"), PASSES)

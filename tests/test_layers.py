@@ -15,7 +15,7 @@ PACKAGE = Path(medcm_cli.__file__).parent
 # freely.
 LAYERS = (
     ("medcm_cli", "errors"),  # medcm_cli: the package itself, its version
-    ("files", "checks", "quantities", "numerics"),
+    ("files", "checks", "processes", "quantities", "numerics"),
     ("pk", "runs"),
     ("data",),
     ("model",),

@@ -4,13 +4,15 @@ Each subject is evaluated as a fit of its own, so that the objective's loss is t
 subject has for itself (the parameters of VI's q) is profiled out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from medcm_cli.analysis.through import Through
 from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.objectives import Criterion, State
@@ -23,13 +25,13 @@ _ELEMENTS = 250_000  # of a tensor, at most about: what a processor's cache hold
 _ENTRIES = 10_000_000  # of a part's Hessians
 
 
-@dataclass(frozen=True)
-class Curvature:
+class Curvature(NamedTuple):
     """At some values: of each fit ``loss`` (B,); ``score`` (B, P) and ``information`` (B, P, P), gradient and
     Hessian of minus the log likelihood in the P shared values, what subjects have for themselves profiled
     out; ``outer`` (B, P, P), the sum of the subjects' scores' outer products; ``rest`` (B,), the squared
     Newton decrement of what they have for themselves. Of each of M subjects ``shift`` (L, M) and ``follow``
     (L, P, M): its own L values move by -shift - follow d to stay optimal where the shared ones move by d.
+    Where some of the shared values are asked for, P is their number.
     """
 
     loss: Tensor
@@ -68,7 +70,7 @@ class Subjects:
     @cached_property
     def _pieces(self) -> list[tuple[slice, Population]]:
         """Subjects in parts that fit into memory."""
-        observations, size = self.everyone.shape[0], sum(torch.Size(s).numel() for s in self.layout.shapes)
+        observations, size = self.everyone.shape[0], sum(map(_size, self.layout.shapes))
         samples = 1 if self.criterion.noise is None else self.criterion.noise.shape[1]
         length = max(1, min(_ELEMENTS // (observations * samples), _ENTRIES // size**2))
         parts = [slice(start, start + length) for start in range(0, len(self.rows), length)]
@@ -90,43 +92,63 @@ class Subjects:
     def curvature(
         self, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor], free: Tensor
     ) -> tuple[Curvature, dict[str, Tensor]]:
-        """At shared values (P, B) and own (L, M), by central differences of the gradient; what concerns
-        shared values that are not ``free`` (P,) has no meaning. And ``carried`` brought up to date."""
-        p, scale, fits = self.shared, self.criterion.scale, self.fits
-        sums = [theta.new_zeros(shape) for shape in ((fits,), (fits, p), (fits, p, p), (fits, p, p), (fits,))]
-        shifts, follows, moved = [], [], []
+        """At shared values (P, B) and own (L, M), of the shared values that are ``free`` (P,) alone, whose
+        number takes the place of P; by differences of the gradient to one side, enough for a step. And
+        ``carried`` brought up to date."""
+        places = torch.cat([free, free.new_ones(len(own))]).nonzero()[:, 0]
+        parts, moved = [], []
         for part, population in self._pieces:
-            flat, fit = self._flat(theta, own, part), self.fit[part]
+            flat = self._flat(theta, own, part)
             loss, gradient, state = self._gradient(flat, carried, part, population)
             here = {name: self._alone(name, state.carried[name]) for name in carried}
-            hessian = flat.new_zeros(len(flat), *flat.shape)
-            for row in [*free.nonzero()[:, 0].tolist(), *range(p, len(flat))]:
-                ends = []
-                for sign in (1, -1):
-                    there = flat.clone()
-                    there[row] += sign * STEP
-                    ends.append(self._gradient(there, here, slice(None), population)[1])
-                hessian[row] = (ends[0] - ends[1]) / (2 * STEP)
-            hessian = hessian.permute(2, 0, 1) / scale  # (m, D, D)
-            hessian = (hessian + hessian.mT) / 2
-            g = gradient.T / scale
-            inverse = inverse_of_saddle(hessian[:, p:, p:])
-            cross = hessian[:, p:, :p]
-            follow = inverse @ cross
-            shift = (inverse @ g[:, p:, None])[..., 0]
-            score = g[:, :p] - (cross.mT @ shift[..., None])[..., 0]
-            information = hessian[:, :p, :p] - cross.mT @ follow
-            outer = score[:, :, None] * score[:, None, :]
-            rest = (shift * g[:, p:]).sum(1)
-            for total, value in zip(sums, (loss, score, information, outer, rest), strict=True):
-                total.index_add_(0, fit, value)
-            shifts.append(shift.T)
-            follows.append(follow.permute(1, 2, 0))
+            hessian = flat.new_empty(len(places), len(places), flat.shape[1])
+            for row, place in zip(hessian, places.tolist(), strict=True):
+                there = flat.clone()
+                there[place] += STEP
+                row[:] = (self._gradient(there, here, slice(None), population)[1] - gradient)[places] / STEP
+            parts.append(self._profiled(self.fit[part], loss, gradient[places], hessian))
             moved.append(here)
         updated = {name: torch.cat([piece[name] for piece in moved], -1) for name in moved[0]}
-        loss, score, information, outer, rest = sums
-        all_of = [torch.cat(parts, -1) for parts in (shifts, follows)]
-        return Curvature(loss, score, information, outer, rest, *all_of), updated
+        return _together(parts), updated
+
+    def whole_curvature(self, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor]) -> Curvature:
+        """At shared values (P, B) and own (L, M), of all shared values, by central differences of the
+        gradient; those of a network in its typical parameters, which the chain rule leads through."""
+        parts = []
+        for part, population in self._pieces:
+            fit, flat = self.fit[part], self._flat(theta, own, part)
+            through = Through.of(self.model, self.layout, flat, population)
+            inner = replace(self, model=through.model, layout=through.layout)
+            loss, gradient, state = inner._gradient(through.values, carried, part, population)
+            here = {name: self._alone(name, state.carried[name]) for name in carried}
+            hessian = flat.new_empty(len(through.values), *through.values.shape)
+            for place, row in enumerate(hessian):
+                ends = []
+                for step in (STEP, -STEP):
+                    there = through.values.clone()
+                    there[place] += step
+                    ends.append(inner._gradient(there, here, slice(None), population)[1])
+                row[:] = (ends[0] - ends[1]) / (2 * STEP)
+            parts.append(self._profiled(fit, loss, *through.back(gradient, hessian)))
+        return _together(parts)
+
+    def _profiled(self, fit: Tensor, loss: Tensor, gradient: Tensor, hessian: Tensor) -> Curvature:
+        """Of the subjects of a part, of these fits (m,), from gradient (D, m) and Hessian (D, D, m) of their
+        losses (m,) in D values, of which the last L are their own."""
+        p = len(gradient) - (sum(map(_size, self.layout.shapes)) - self.shared)
+        scale = self.criterion.scale
+        hessian = hessian.permute(2, 0, 1) / scale  # (m, D, D)
+        hessian = (hessian + hessian.mT) / 2
+        g = gradient.T / scale
+        inverse = inverse_of_saddle(hessian[:, p:, p:])
+        cross = hessian[:, p:, :p]
+        follow = inverse @ cross
+        shift = (inverse @ g[:, p:, None])[..., 0]
+        score = g[:, :p] - (cross.mT @ shift[..., None])[..., 0]
+        rest = (shift * g[:, p:]).sum(1)
+        each = (loss, score, hessian[:, :p, :p] - cross.mT @ follow, score[:, :, None] * score[:, None], rest)
+        loss, score, information, outer, rest = (_sum_by(fit, value, self.fits) for value in each)
+        return Curvature(loss, score, information, outer, rest, shift.T, follow.permute(1, 2, 0))
 
     def _flat(self, theta: Tensor, own: Tensor, part: slice) -> Tensor:
         return torch.cat([theta[:, self.fit[part]], own[:, part]])
@@ -224,20 +246,17 @@ def optimum(
     2014, arXiv:1406.2572), and a step is halved while it raises the loss.
     """
     theta, own, carried = theta.clone(), own.clone(), {name: v.clone() for name, v in carried.items()}
-    square = (subjects.fits, subjects.shared, subjects.shared)
-    information, outer = theta.new_zeros(square), theta.new_zeros(square)
     decrement = theta.new_zeros(subjects.fits)
     going = torch.ones(subjects.fits, dtype=torch.bool)
+    places = free.nonzero()[:, 0]
     for iteration in range(ITERATIONS + 1):
         part, mine = subjects.only(going)
         x, y = theta[:, going], own[:, mine]
         here = {name: value[..., mine] for name, value in carried.items()}
         found, here = part.curvature(x, y, here, free)
-        step = torch.zeros_like(found.score)
-        inverse = inverse_of_saddle(found.information[:, free][:, :, free])
-        step[:, free] = (inverse @ found.score[:, free, None])[..., 0]
+        step = (inverse_of_saddle(found.information) @ found.score[..., None])[..., 0]
         left = ((step * found.score).sum(1) + found.rest).sqrt()
-        information[going], outer[going], decrement[going] = found.information, found.outer, left
+        decrement[going] = left
         still = left >= DECREMENT  # and not where it is not finite
         if iteration == ITERATIONS or not bool(still.any()):
             break
@@ -245,7 +264,7 @@ def optimum(
         step, move = _bounded(step, 1), _bounded(move, 0)
         length = still.to(step.dtype)
         for _ in range(_HALVINGS):
-            to = x - length * step.T, y + length[part.fit] * move
+            to = x.index_add(0, places, -(length * step.T)), y + length[part.fit] * move
             raised = ~(part.losses(*to, here) <= found.loss + 1e-9 * found.loss.abs())
             if not bool((raised & still).any()):
                 break
@@ -254,10 +273,8 @@ def optimum(
         for name, value in here.items():
             carried[name][..., mine] = value
         going = going.index_put((going.nonzero()[:, 0],), still)
-    if not bool(free.all()):
-        found, _ = subjects.curvature(theta, own, carried, torch.ones_like(free))
-        information, outer = found.information, found.outer
-    return Optimum(theta, information, outer, decrement)
+    found = subjects.whole_curvature(theta, own, carried)
+    return Optimum(theta, found.information, found.outer, decrement)
 
 
 _HALVINGS = 12
@@ -282,5 +299,17 @@ def _bounded(step: Tensor, dim: int) -> Tensor:
 
 
 def _sum_by(fit: Tensor, values: Tensor, fits: int) -> Tensor:
-    """Sums of the subjects' values (M,) over those of each fit, (B,)."""
-    return values.new_zeros(fits).index_add_(0, fit, values)
+    """Sums of the subjects' values (M, ...) over those of each fit, (B, ...)."""
+    return values.new_zeros(fits, *values.shape[1:]).index_add_(0, fit, values)
+
+
+def _together(parts: Sequence[Curvature]) -> Curvature:
+    """That of all subjects, from that of some each."""
+    sums = (torch.stack(each).sum(0) for each in zip(*(part[:5] for part in parts), strict=True))
+    loss, score, information, outer, rest = sums
+    shift, follow = (torch.cat(each, -1) for each in zip(*(part[5:] for part in parts), strict=True))
+    return Curvature(loss, score, information, outer, rest, shift, follow)
+
+
+def _size(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()

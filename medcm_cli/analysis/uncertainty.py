@@ -118,9 +118,12 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
             f"{float(shift[done].median()):.2g} (at most {float(shift[done].max()):.2g}) standard errors"
         )
     if done and bool(weights.any()):
+        least, most = int(kept[done].min()), int(kept[done].max())
+        count = f"{most} direction{'s' * (most != 1)}" if least == most else f"{least} to {most} directions"
+        alone = most == 1
         note += (
-            f"; network weights stay as they are: {int(kept[done].min())} to {int(kept[done].max())} "
-            "directions of them, which the data tell apart, count as estimated, the others as known"
+            f"; network weights stay as they are: {count} of them, which the data tell apart, "
+            f"count{'s' * alone} as estimated, the others as known"
         )
     return Estimates(at_best, matrices, faults, note)
 

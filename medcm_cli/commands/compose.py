@@ -4,32 +4,40 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, SearchPathException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from medcm_cli.commands.launchers import go_home, launched, lost, not_installed, without_hydra
 from medcm_cli.commands.mistyped import check_added, check_package, explained, help_text, not_taken
 from medcm_cli.commands.parser import check_flags
 from medcm_cli.commands.terminal import OUT, ending
 from medcm_cli.errors import InputError, JobError
-from medcm_cli.files import DEEPEST, one_line
+from medcm_cli.files import DEEPEST, one_line, remove
 from medcm_cli.study.options import conf_dir
 
 Use = Callable[[DictConfig], None]
@@ -40,11 +48,34 @@ RECORD = "multirun.yaml"
 _SHOW = ("cfg", "info", "shell_completion", "hydra_help")  # flags that run no job
 
 
-def run(command: str, config_name: str, arguments: Sequence[str], check: Use, job: Use) -> None:
-    """Compose the configuration ``config_name`` and run ``job`` for each combination of swept options.
+def _no_plan(composed: DictConfig) -> Path | None:
+    del composed
+    return None
+
+
+def _nothing(left: Sequence[Any]) -> Iterator[tuple[int, Exception]]:
+    assert not left
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with the configuration of each job. Before the first one runs: ``check`` finds what is
+    wrong with it in itself, and ``plan``, with Hydra's part, writes down what a job of a multirun is to do
+    and gives the file where it is new. ``job`` runs it and gives what is left of it to do, or None;
+    ``together`` does that, of all jobs that are run in this process at once, and gives the number, from 0,
+    and the error of each that fails, as it does."""
+
+    check: Use
+    job: Callable[[DictConfig], Any]
+    plan: Callable[[DictConfig], Path | None] = _no_plan
+    together: Callable[[Sequence[Any]], Iterator[tuple[int, Exception]]] = _nothing
+
+
+def run(command: str, config_name: str, arguments: Sequence[str], steps: Steps) -> None:
+    """Compose the configuration ``config_name`` and run a job for each combination of swept options.
 
     :param command: the name of the subcommand.
-    :param check: finds what is wrong with a configuration in itself: with every one before a job runs.
     :raises InputError: a flag, override, group or choice that does not exist, or what ``check`` finds.
     :raises JobError: jobs of a multirun that failed, once the others are done; each has said why.
     """
@@ -56,13 +87,13 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
     try:
         check_added(command, config_name, flags.overrides)
         # This also sets the version of Hydra's rules, which jobs go by.
-        show = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
+        show = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(steps.job)
         if flags.help:
             _help(config_name, flags.config_dir, show)
         elif any(getattr(flags, name) for name in _SHOW) or (flags.run and flags.multirun):
             show()
         else:
-            error = _run(command, config_name, flags, check, job)
+            error = _run(command, config_name, flags, steps)
     except InputError as found:
         error = found
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as found:
@@ -73,43 +104,89 @@ def run(command: str, config_name: str, arguments: Sequence[str], check: Use, jo
         raise error
 
 
-def _run(command: str, config_name: str, flags: Namespace, check: Use, job: Use) -> Exception | None:
+def _run(command: str, config_name: str, flags: Namespace, steps: Steps) -> Exception | None:
     """The error of the only job; of several, once all are done, that some of them failed; None where there is
     nothing to say."""
+    jobs = _Jobs(config_name, flags.overrides, steps)
 
     def alone(config: DictConfig) -> Exception | None:
         try:
-            check(config)
-            job(config)
+            steps.check(config)
         except Exception as error:
             return error  # from a raised one Hydra makes lines of its own
-        return None
-
-    def one_of_many(config: DictConfig) -> str | None:
-        try:
-            job(config)
-        except Exception as error:
-            return _failed(config_name, error, _swept(flags.overrides))
-        return None
+        return jobs.one(config)
 
     name = flags.config_name or config_name
-    with _hydra(command, flags, check) as engine:
+    with _hydra(command, flags, steps) as engine:
         mode = RunMode.MULTIRUN if flags.multirun else engine.get_mode(name, flags.overrides) or RunMode.RUN
         overrides = [*flags.overrides, f"hydra.mode={mode.name}"]
         if mode is RunMode.RUN:
             result: Exception | None = engine.run(name, alone, overrides).return_value
             return result
-        try:
-            returned = list(chain.from_iterable(engine.multirun(name, one_of_many, overrides)))
-        except HydraException:
-            raise  # some of which are an OSError
-        except OSError as error:  # of Hydra's, since jobs raise none
-            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
-    failed = [line for line in (job.return_value for job in returned) if line is not None]
+        returned = _multirun(engine, name, jobs.one_of_many, overrides)
+    failed = [line for line in (of.return_value for of in returned) if line is not None] + jobs.rest()
     if not failed:
         return None
     print("failed:", *(f"  {line}" for line in failed), sep="\n", file=sys.stderr)
     return JobError(f"{len(failed)} of {len(returned)} jobs of the multirun failed")
+
+
+class _Jobs:
+    """The jobs of a command, and what those have left that are run in this process."""
+
+    def __init__(self, config_name: str, overrides: Sequence[str], steps: Steps) -> None:
+        self._config_name, self._overrides, self._steps = config_name, overrides, steps
+        self._waiting: list[tuple[str, Any]] = []
+
+    def one(self, config: DictConfig) -> Exception | None:
+        """A job and what it leaves; its error."""
+        try:
+            left = self._steps.job(config)
+        except Exception as error:
+            return error
+        return None if left is None else next((error for _, error in self._steps.together([left])), None)
+
+    def one_of_many(self, config: DictConfig) -> str | None:
+        """A job of a multirun, whose rest waits for that of the others where they come here too; why it
+        failed."""
+        name, error = _swept(self._overrides), None
+        try:
+            if launched(HydraConfig.get()):
+                go_home(HydraConfig.get())
+                error = self.one(config)
+            else:
+                self._waiting.append((name, self._steps.job(config)))
+        except Exception as found:
+            error = found
+        return None if error is None else _failed(self._config_name, error, name)
+
+    def rest(self) -> list[str]:
+        """Do what is left; why jobs failed."""
+        waiting = [(name, left) for name, left in self._waiting if left is not None]
+        ended = self._steps.together([left for _, left in waiting])
+        return [_failed(self._config_name, error, waiting[number][0]) for number, error in ended]
+
+
+def _multirun(
+    engine: Hydra, name: str, job: Callable[[DictConfig], str | None], overrides: list[str]
+) -> list[JobReturn]:
+    """What the jobs return. :raises JobError: a launcher did not bring all of them home."""
+    loader = engine.config_loader
+    assert isinstance(loader, _Checking)
+    try:
+        return list(chain.from_iterable(engine.multirun(name, job, overrides)))
+    except (HydraException, InputError):  # before the first job; some are an OSError
+        for path in loader.planned:
+            remove(path)
+        raise
+    except Exception as error:  # jobs raise none
+        if absent := not_installed(str(error)):
+            raise InputError(absent) from error
+        if loader.launcher and not (isinstance(error, OSError) and error.errno and error.filename):
+            raise lost(loader.launcher, error) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno or 0, error.strerror or str(error), error.filename or RECORD) from error
+        raise
 
 
 def _failed(config_name: str, error: Exception, name: str) -> str:
@@ -126,7 +203,7 @@ def _failed(config_name: str, error: Exception, name: str) -> str:
 
 
 @contextmanager
-def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
+def _hydra(command: str, flags: Namespace, steps: Steps) -> Iterator[Hydra]:
     """Hydra as its ``main`` makes it, which however drops what jobs return.
 
     :raises SearchPathException: the folder that a flag names is not there.
@@ -137,7 +214,7 @@ def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
         if not folder.is_dir():
             raise SearchPathException(f"{folder}: no such folder")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    engine = Hydra(command, _Checking(path, check))
+    engine = Hydra(command, _Checking(path, steps))
     GlobalHydra.instance().initialize(engine)
     try:
         yield engine
@@ -146,16 +223,33 @@ def _hydra(command: str, flags: Namespace, check: Use) -> Iterator[Hydra]:
 
 
 class _Checking(ConfigLoaderImpl):
-    """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it."""
+    """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it.
 
-    def __init__(self, path: ConfigSearchPath, check: Use) -> None:
+    ``planned``: files that were written about these jobs; ``launcher``: the class that they are handed to,
+    empty where that is Hydra's own.
+    """
+
+    def __init__(self, path: ConfigSearchPath, steps: Steps) -> None:
         super().__init__(path)
-        self._check = check
+        self._steps = steps
+        self.planned: list[Path] = []
+        self.launcher = ""
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         composed = super().load_sweep_config(master_config, sweep_overrides)
-        self._check(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        self._steps.check(without_hydra(composed))
+        # A launcher's process may begin in another folder.
+        composed.hydra.sweep.dir = str(Path(composed.hydra.sweep.dir).absolute())
+        self.launcher = str(composed.hydra.launcher.get("_target_")) if launched(composed.hydra) else ""
+        path = self._steps.plan(composed)
+        self.planned += [path] if path is not None else []
         return composed
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        with warnings.catch_warnings():
+            # Of a launcher's file, which is validated by what the launcher says of itself: as it should be.
+            warnings.filterwarnings("ignore", "(?s).*validated against ConfigStore schema", UserWarning)
+            return super()._load_single_config(default, repo)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -176,7 +270,8 @@ def _why(error: Exception, command: str, config_name: str, arguments: Sequence[s
     """Why a command line was not composed."""
     if isinstance(error, RecursionError):  # overrides have been checked, so that it is a file
         return "the configuration is nested too deeply, or refers to itself"
-    return explained(command, config_name, arguments, str(error).partition("Config search path")[0])
+    text = str(error).partition("Config search path")[0]
+    return not_installed(text) or explained(command, config_name, arguments, text)
 
 
 def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]) -> None:
@@ -184,7 +279,7 @@ def _help(config_name: str, config_dir: str | None, composed: Callable[[], None]
     sys.argv = [*(word for word in sys.argv if word not in ("-h", "--help")), "--cfg", "job"]
     with redirect_stdout(io.StringIO()) as configuration:
         composed()
-    OUT.print(help_text(config_name, config_dir, configuration.getvalue()))
+    OUT.print(help_text(config_name, config_dir, configuration.getvalue()), soft_wrap=True)
 
 
 def _swept(given: Sequence[str]) -> str:

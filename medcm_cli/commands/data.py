@@ -52,7 +52,7 @@ def _check(options: "argparse.Namespace") -> None:
 
 def _check_as_fit(options: "argparse.Namespace") -> None:
     """As a fit with the same options would read it. :raises InputError: what a fit refuses."""
-    from medcm_cli.commands.compose import run
+    from medcm_cli.commands.compose import Steps, run
     from medcm_cli.study.options import as_config, complete
 
     flags = [name for name in _TABLE_FLAGS if getattr(options, name)]
@@ -80,7 +80,7 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
     split = [] if any(word.startswith("split=") for word in options.option) else ["split=all"]
     folder = [] if options.config_dir is None else ["--config-dir", str(options.config_dir)]
     given = [*folder, *whole, *split, *options.option, f"dataset.path='{quoted}'"]
-    run("data", "config", given, check, job)
+    run("data", "config", given, Steps(check, job))
 
 
 def _parser() -> Parser:

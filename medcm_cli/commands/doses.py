@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.replaced import asked
 from medcm_cli.commands.terminal import OUT, shortened
 from medcm_cli.patients.dosing import dose, until_of, vial_of
 from medcm_cli.patients.results import Dosing
@@ -145,10 +146,10 @@ def _candidates(found: Dosing, some: pd.DataFrame, words: str) -> Section:
     return Section(f"Candidates around the answer (<){words}", headers, cells)
 
 
-def _best(row: dict[Any, Any]) -> str:
+def _best(row: dict[Any, Any], unit: str) -> str:
     if row["best_probability"] < 0.005:
         return "all have less than 0.01"
-    return f"{row['best_dose']:g} has {row['best_probability']:.2f}, the highest"
+    return f"{row['best_dose']:g} {unit} has {row['best_probability']:.2f}, the highest"
 
 
 def _digits(value: float) -> str:
@@ -161,7 +162,8 @@ def _infeasible(found: Dosing, most: float) -> list[str]:
     bad = found.doses[~found.doses["feasible"]]
     lines = [
         f"patient {row['patient']}, every {row['every']:g} {found.units.time}: no dose up to {most:g} "
-        f"{found.dose_unit} has probability {found.probability:g}; {_best(row)}: {row['reason']}"
+        f"{found.dose_unit} has probability {found.probability:g}; "
+        f"{_best(row, found.dose_unit)}: {row['reason']}"
         for row in bad.to_dict("records")
     ]
     return shortened(lines, _REASONS, ", in doses.parquet")

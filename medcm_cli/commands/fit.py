@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from medcm_cli.commands.compose import check_arguments, run
+from medcm_cli.commands.compose import Steps, check_arguments, run
+from medcm_cli.commands.launchers import cores_of, launched, without_hydra
 from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
@@ -23,8 +24,11 @@ from medcm_cli.study.identity import AXES
 from medcm_cli.study.options import as_config, axis, complete
 
 if TYPE_CHECKING:
+    import torch
+    from rich.progress import TaskID
+
     from medcm_cli.runs import Record
-    from medcm_cli.study.job import Job
+    from medcm_cli.study.queue import Batch, Work
     from medcm_cli.study.workers import Workers
 
 _LONGEST_VARIANT = 100  # characters, in earlier versions
@@ -36,10 +40,11 @@ def command(arguments: list[str]) -> None:
     :raises InputError: a flag, override, group or choice that does not exist.
     """
     try:
-        run("fit", "config", coalesce(arguments), _check, _job)
+        run("fit", "config", coalesce(arguments), Steps(_check, _job, _plan, _train))
     finally:
         if _workers.cache_info().currsize:
             _workers().end()
+        _say_how_far()
 
 
 @cache
@@ -107,21 +112,68 @@ def _check(composed: DictConfig) -> None:
     complete(as_config(composed))
 
 
-def _job(composed: DictConfig) -> None:
-    """One combination of options: train what remains of its folds and replicates."""
+_handed_on: set[Path] = set()
+"""Studies whose jobs this process has handed to a launcher."""
+
+
+def _plan(composed: DictConfig) -> Path | None:
+    """Write down which fits a job has; gives the file, where it is new."""
+    from medcm_cli.study.plan import write_plan
+
+    config = _named(without_hydra(composed), composed.hydra)
+    if launched(composed.hydra):
+        _handed_on.add(Path(config["outputs"], str(config["study"])))
+    return write_plan(config)
+
+
+def _say_how_far() -> None:
+    """Of studies whose jobs say so elsewhere."""
+    for study in sorted(path for path in _handed_on if path.is_dir()):
+        from medcm_cli.commands.status import headline
+        from medcm_cli.runs.progress import Watch
+
+        OUT.print(f"{study}, {headline(Watch([study]).look())}")
+
+
+def _named(composed: DictConfig, hydra: Any) -> dict[str, Any]:
+    """A job's options, and what its objective, error and variant are called."""
+    config, choices = as_config(composed), hydra.runtime.choices
+    variant = _variant(config, choices, hydra.job.override_dirname)
+    return config | {
+        "labels": {"objective": choices["objective"], "error": choices["error"], "variant": variant}
+    }
+
+
+class _Left(NamedTuple):
+    """What is left of a job, ``label``: its options and the ``records`` of the fits that remain, beside the
+    ``done`` ones; the ``effort`` of one of them; the ``device`` it is for and the ``cores`` that the job has;
+    whether its progress is ``shown``; and the study's ``folder``."""
+
+    label: str
+    config: dict[str, Any]
+    records: list["Record"]
+    done: int
+    effort: float
+    device: "torch.device"
+    cores: int | None
+    shown: bool
+    folder: Path
+
+
+def _job(composed: DictConfig) -> _Left | None:
+    """One combination of options: what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
-    config = as_config(composed)
+    config = _named(composed, hydra_config)
 
     from medcm_cli.study.job import Job
+    from medcm_cli.study.plan import write_plan
 
-    choices = hydra_config.runtime.choices
-    variant = _variant(config, choices, hydra_config.job.override_dirname)
-    config["labels"] = {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     job = Job.build(config)
     for line in job.problem.events.notes:
         said(line)
     plan = job.plan()
-    label = str(choices["objective"])
+    write_plan(job.config)
+    label = str(config["labels"]["objective"])
     study = Path(config["outputs"]) / next(iter(plan.records.values())).address.study
     if not plan.todo:
         failures = f", {plan.previously_failed} failed" if plan.previously_failed else ""
@@ -129,32 +181,69 @@ def _job(composed: DictConfig) -> None:
             f"{label}: {len(plan.done)} of {len(plan.done)} fits done already{failures}, in {study}; "
             "overwrite=true repeats them"
         )
-        return
+        return None
     complain("damaged, and done again:", plan.damaged)
     records = [plan.records[fit] for fit in plan.todo]
-    finished, seconds = _train(job, records, label)
-    failed = [record for record in finished if record.status == "failed"]
-    OUT.print(
-        f"{label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
-        + (f", {len(plan.done)} done before" if plan.done else "")
-        + f", {len(failed)} failed -> {study}"
-    )
-    for line in shortened(by_cause(list(map(_failure, failed)), "fits"), 5):
-        OUT.print(f"  failed: {line}")
+    effort = job.objective.effort * config["epochs"]
+    shown = not launched(hydra_config)  # else several would draw on one terminal
+    cores = cores_of(hydra_config)
+    return _Left(label, config, records, len(plan.done), effort, job.device, cores, shown, study)
 
 
-def _train(job: "Job", records: Sequence["Record"], label: str) -> tuple[list["Record"], float]:
-    """The finished records, and the seconds that they took."""
+def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
+    """Train what remains of some jobs, on processes that they share; the error of each that fails."""
+    if not jobs:
+        return
+    works, processes = _divided(jobs)
+    shown = all(job.shown for job in jobs)
+    try:
+        with _training_bar(jobs, works, shown) as (update, ended):
+            for end in _workers().run(works, processes, update):
+                say = ended(end.number)
+                if end.error is None:
+                    for line in _words(jobs[end.number], end.finished, end.seconds):
+                        say(line)
+                else:
+                    yield end.number, end.error
+    finally:
+        if not shown:
+            _workers().end()  # nobody else does, in a process of a launcher
+
+
+def _divided(jobs: Sequence[_Left]) -> tuple[list["Work"], int]:
+    """The batches of each job, and how many processes train them."""
     from medcm_cli.study.interrupted import interrupted
-    from medcm_cli.study.workers import batches, process_count
+    from medcm_cli.study.queue import Work
+    from medcm_cli.study.workers import batches, process_count, shares
 
-    batch = job.config["batch"]
-    processes = process_count(batch["processes"], len(records), job.device)
-    parts, rest = interrupted(Path(job.config["outputs"]), records, batch["fits"])
-    parts += batches(rest, batch["fits"], max(1, processes - len(parts))) if rest else []
-    with _training_bar(label, len(records), job.config["epochs"]) as (update, elapsed):
-        finished = _workers().run(job, parts, min(processes, len(parts)), update)
-    return finished, elapsed()
+    def count(job: _Left, fits: int) -> int:
+        return process_count(job.config["batch"]["processes"], fits, job.device, job.cores)
+
+    fits = sum(len(job.records) for job in jobs)
+    processes = min(count(job, fits) for job in jobs)
+    works = []
+    for job, share in zip(
+        jobs, shares([job.effort * len(job.records) for job in jobs], processes), strict=True
+    ):
+        most, wanted = job.config["batch"]["fits"], min(share, count(job, len(job.records)))
+        parts, rest = interrupted(Path(job.config["outputs"]), job.records, most)
+        parts += batches(rest, most, max(1, wanted - len(parts))) if rest else []
+        works.append(Work(job.config, parts, job.effort))
+    return works, min(processes, sum(len(work.batches) for work in works))
+
+
+def _words(job: _Left, finished: Sequence["Record"], seconds: float) -> list[str]:
+    """What became of a job's fits, in lines."""
+    failed = [record for record in finished if record.status == "failed"]
+    elsewhere = len(job.records) - len(finished)
+    line = (
+        f"{job.label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
+        + (f", {job.done} done before" if job.done else "")
+        + (f", {elsewhere} done by others" if elsewhere else "")
+        + f", {len(failed)} failed -> {job.folder}"
+    )
+    causes = shortened(by_cause(list(map(_failure, failed)), "fits"), 5)
+    return [line, *(f"  failed: {cause}" for cause in causes)]
 
 
 def _failure(record: "Record") -> tuple[str, str]:
@@ -179,26 +268,49 @@ def _variant(config: Mapping[str, Any], choices: Mapping[str, Any], options: str
 
 @contextmanager
 def _training_bar(
-    label: str, fits: int, epochs: int
-) -> Iterator[tuple[Callable[[int, int, int, float], None], Callable[[], float]]]:
-    """Progress of a job on a terminal: objective value, rate, time left. Silent where stderr is not a
-    terminal."""
-    with job_bar() as bar:
-        noun = "fit" if fits == 1 else "fits"
-        task = bar.add_task(f"{label}, {fits} {noun}", total=fits * epochs, state="starting")
-        done: dict[int, tuple[int, int, float]] = {}
+    jobs: Sequence[_Left], works: Sequence["Work"], shown: bool
+) -> Iterator[tuple[Callable[["Batch", int, int, float], None], Callable[[int], Callable[[str], None]]]]:
+    """Progress on a terminal: of each job that is under way its objective value and rate; of several, how far
+    they are together. Silent where stderr is not a terminal. What is called when a job has ended gives what
+    prints lines about it."""
+    with job_bar(shown) as bar:
+        totals = [len(job.records) * job.config["epochs"] for job in jobs]
+        efforts = [total * work.effort for total, work in zip(totals, works, strict=True)]
+        everything = (
+            bar.add_task(f"{len(jobs)} jobs", total=sum(efforts), state="") if len(jobs) > 1 else None
+        )
+        tasks: dict[int, TaskID] = {}
+        done: dict[tuple[int, int], tuple[int, int, float]] = {}
+        completed = [0.0] * len(jobs)
 
-        def elapsed() -> float:
-            return bar.tasks[0].elapsed or 0.0
+        def together() -> None:
+            if everything is not None:
+                share = (c / t * e for c, t, e in zip(completed, totals, efforts, strict=True))
+                bar.update(everything, completed=sum(share))
 
-        def update(batch: int, size: int, epoch: int, objective: float) -> None:
-            done[batch] = (size, epoch, objective)
-            completed = sum(size * epoch for size, epoch, _ in done.values())
-            mean = sum(size * value for size, _, value in done.values()) / sum(
-                size for size, _, _ in done.values()
-            )
-            rate = completed / fits / max(elapsed(), 1e-9)
+        def update(batch: "Batch", size: int, epoch: int, objective: float) -> None:
+            job, fits = batch.job, len(jobs[batch.job].records)
+            if job not in tasks:
+                noun = "fit" if fits == 1 else "fits"
+                tasks[job] = bar.add_task(
+                    f"{jobs[job].label}, {fits} {noun}", total=totals[job], state="starting"
+                )
+            done[job, batch.number] = (size, epoch, objective)
+            own = [of for (number, _), of in done.items() if number == job]
+            completed[job] = sum(size * epoch for size, epoch, _ in own)
+            mean = sum(size * value for size, _, value in own) / sum(size for size, _, _ in own)
+            elapsed = next(task.elapsed or 0.0 for task in bar.tasks if task.id == tasks[job])
+            rate = completed[job] / fits / max(elapsed, 1e-9)
             state = f"objective {mean:.4g}, {rate:.{0 if rate >= 10 else 1}f} epochs/s"
-            bar.update(task, completed=completed, state=state)
+            bar.update(tasks[job], completed=completed[job], state=state)
+            together()
 
-        yield update, elapsed
+        def ended(job: int) -> Callable[[str], None]:
+            completed[job] = totals[job]
+            if job in tasks:
+                bar.remove_task(tasks[job])
+            together()
+            # Over what others say on the same terminal bars would be drawn.
+            return bar.console.print if OUT.is_terminal and not bar.disable else OUT.print
+
+        yield update, ended

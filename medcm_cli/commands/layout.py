@@ -128,8 +128,11 @@ def _record(headers: Sequence[str], row: Sequence[str], width: int) -> list[str]
 # -- text in lines ---------------------------------------------------------------------------------
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """A text in lines of at most ``width``; longer only where a single number is."""
+def wrapped(text: str, width: int, folded: bool = True) -> list[str]:
+    """A text in lines of at most ``width``; longer only where a single number is.
+
+    :param folded: longer words are broken too.
+    """
     lines = [""]
     for atom in _atoms(text):
         for word in [atom] if cell_len(atom) <= width else atom.split(" "):
@@ -137,7 +140,7 @@ def wrapped(text: str, width: int) -> list[str]:
             if cell_len(line) <= width:
                 lines[-1] = line
                 continue
-            first, *more = _folded(word, width)
+            first, *more = _folded(word, width) if folded else [word]
             lines[-1:] = [*([lines[-1]] if lines[-1] else []), first, *more]
     return lines
 

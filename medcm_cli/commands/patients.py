@@ -1,7 +1,6 @@
 """What ``medcm predict`` and ``medcm dose`` share: what they show of patients and say of them, and
 the folder of tables that they leave, all of which name their study and what they are for."""
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli import __version__
+from medcm_cli.commands.replaced import differing
 from medcm_cli.commands.terminal import ERR, by_cause, job_bar, shortened
 from medcm_cli.data import EventTable
 from medcm_cli.data.edit import latest_covariates
@@ -28,15 +28,7 @@ from medcm_cli.report.section import Section
 from medcm_cli.runs import columns, study_folder, write_table
 
 _WARNINGS = 10  # that are shown
-_NOT_ASKED = ("out", "trust")  # flags that are of no consequence to results
 _LONGEST = 120  # bytes of a folder's name, which that of files is made of
-
-
-def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """What a command was asked for, as its results say it: the same command again may replace them."""
-    given = {name: value for name, value in vars(options).items() if name not in _NOT_ASKED}
-    found: dict[str, Any] = json.loads(json.dumps(given, default=lambda path: str(Path(path).resolve())))
-    return found
 
 
 def folder_for(study: Study, out: Path | None, kind: str, name: str, wanted: Mapping[str, Any]) -> Path:
@@ -44,7 +36,7 @@ def folder_for(study: Study, out: Path | None, kind: str, name: str, wanted: Map
     other options, the same with a hash of them.
 
     :param kind: of results, ``predictions`` or ``doses``; ``kind.json`` marks their folders.
-    :param wanted: see ``asked``. :raises InputError: something else is there.
+    :param wanted: see ``replaced.asked``. :raises InputError: something else is there.
     """
     if out is not None:
         other = _differences(out, kind, wanted)
@@ -79,7 +71,7 @@ def _differences(folder: Path, kind: str, wanted: Mapping[str, Any]) -> list[str
         held = dict(from_json(marked, folder)["options"])
     except (ValueError, KeyError, TypeError):  # of an earlier version, that does not say, or damaged
         return ["version of medcm"]
-    return [f"--{name.replace('_', '-')}" for name in wanted if held.get(name) != wanted[name]]
+    return differing(held, wanted)
 
 
 @contextmanager

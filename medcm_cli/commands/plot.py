@@ -1,6 +1,7 @@
 """``medcm plot``: figures of what is in run folders."""
 
 from medcm_cli.commands.parser import Parser, add_trust, path, several, whole, word
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, saying
 from medcm_cli.errors import InputError
 
@@ -32,10 +33,14 @@ def command(arguments: list[str]) -> None:
     options = parser.read(arguments)
 
     from medcm_cli.report.figures import catalogue
+    from medcm_cli.runs.sweeps import gather
+    from medcm_cli.runs.walk import walk
+    from medcm_cli.study.mixture import unmixed
 
     out = options.out or options.folders[0] / "figures"
     with saying("reading fits") as say:
-        found = catalogue.collect(options.folders, lambda read: say(f"{read} fits read"))
+        read = walk(options.folders, lambda count: say(f"{count} fits read"))
+        found = gather(unmixed(read), options.folders)
         if not found.sweeps:
             more = f" (and {len(found.missing) - 1} more)" if len(found.missing) > 1 else ""
             raise InputError(f"{found.missing[0]}{more}")
@@ -43,5 +48,7 @@ def command(arguments: list[str]) -> None:
             found, out, options.format, options.epochs, options.fold, options.replicate, options.trust
         ):
             say(f"{folder}: {drawn.title}")
+    if options.out is None:
+        tell(out, out / "figures.json", options)
     OUT.print(f"{', '.join(options.format)} and numbers -> {out}")
     complain("not drawn, or in part:", found.missing)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from medcm_cli.checks import flag, fraction, name, number, one_of, whole
-from medcm_cli.commands.compose import run
+from medcm_cli.commands.compose import Steps, run
 from medcm_cli.commands.terminal import show
 from medcm_cli.errors import InputError
 from medcm_cli.study.options import DTYPES
@@ -53,7 +53,7 @@ def posterior(arguments: list[str], show: Callable[["Section"], None]) -> None:
 
         posterior_job.run(composed, _own(composed), given, show)
 
-    run("posterior", "posterior", arguments, check_composed, job)
+    run("posterior", "posterior", arguments, Steps(check_composed, job))
 
 
 def _own(composed: DictConfig) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=several(number(above=0, most=1e9)),
-        help="concentrations to stay above, in the unit that is shown (1,5,50 if not given)",
+        help="concentrations to stay above, in the unit that is shown (those of dataset.thresholds "
+        "if not given)",
     )
     parser.add_argument(
         "--check",

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medcm_cli.commands.patients import asked, folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.patients import folder_for, lean, progress, warn, what_was_read, write
+from medcm_cli.commands.replaced import asked
 from medcm_cli.commands.terminal import OUT
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
@@ -26,7 +27,6 @@ _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
-_THRESHOLDS = (1.0, 5.0, 50.0)
 _USES = (0, 1, 2, 3)
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
@@ -39,10 +39,10 @@ def run(options: argparse.Namespace, show: Show) -> None:
         if getattr(options, flag) not in (None, []):
             which = "not for --check, which predicts the levels that were measured"
             raise InputError(f"--{flag} is {which if options.check else 'for --check alone'}")
-    thresholds = options.threshold or _THRESHOLDS
     if options.patient is None and not options.check:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
+    thresholds = options.threshold or study.thresholds
     if options.check:
         _check(study, options, show)
         return
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace, show: Show) -> None:
             told,
         )
     tables = {name: getattr(found, name) for name in _TABLES}
+    tables = {name: table for name, table in tables.items() if len(table.columns)}  # of thresholds, if any
     about = {
         "patients": str(options.patient),
         "method": options.method,

@@ -1,6 +1,7 @@
 """``medcm report``: what is in run folders as one page."""
 
 from medcm_cli.commands.parser import Parser, add_trust, path, text
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, saying
 
 
@@ -28,4 +29,6 @@ def command(arguments: list[str]) -> None:
     out = options.out or options.folders[0] / "report.html"
     with saying("reading fits") as say:
         fits = page.write(options.folders, out, options.question, options.expected, say, options.trust)
+    if options.out is None:
+        tell(out, out.with_suffix(".json"), options)
     OUT.print(f"{fits} {'fit' if fits == 1 else 'fits'}, {out.stat().st_size / 1e6:.1f} MB -> {out}")

@@ -12,6 +12,7 @@ from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, interva
 from medcm_cli.checks import fraction, one_of
 from medcm_cli.errors import InputError
 from medcm_cli.report.section import Section
+from medcm_cli.runs.summary import label_of
 from medcm_cli.runs.sweeps import complete, grouped
 from medcm_cli.runs.walk import walk
 from medcm_cli.study.restore import Restored, restore
@@ -93,12 +94,14 @@ def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) 
     units = runs.Units.of(restored.problem.config["dataset"])
     truth = true_values(record.truth, units.scale)
     unit_of = units.of_parameters(restored.problem.model.pk.units) | {"sigma_additive": units.reported}
+    effects = list(map(str, restored.problem.config["random_effects"]))
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []
     for name, of_name in rows.groupby("name", sort=False):
         median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
         estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
-        label = f"{name}, {unit_of[str(name)]}" if str(name) in unit_of else str(name)
+        words = label_of(str(name), effects)
+        label = f"{words}, {unit_of[str(name)]}" if str(name) in unit_of else words
         cells.append([label, estimate, se, rse, f"{lower} to {upper}"])
         if truth:
             cells[-1] += _coverage(of_name, truth.get(str(name)))

@@ -1,6 +1,7 @@
 """``medcm summarize``: finished fits compared in tables."""
 
 from medcm_cli.commands.parser import Parser, path, whole
+from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, counter, show
 
 
@@ -21,10 +22,13 @@ def command(arguments: list[str]) -> None:
     options = parser.read(arguments)
 
     from medcm_cli.report import tables
-    from medcm_cli.runs.summary import summarize
+    from medcm_cli.runs.summary import summary_of
+    from medcm_cli.runs.walk import walk
+    from medcm_cli.study.mixture import unmixed
 
     with counter("fits read") as progress:
-        summary = summarize(options.folders, options.tail, progress)
+        found = unmixed(walk(options.folders, progress))
+        summary = summary_of(found, options.folders, options.tail)
     compared = None if options.expected is None else tables.compare(summary, options.expected)
     for section in tables.sections(summary):
         show(section)
@@ -36,5 +40,7 @@ def command(arguments: list[str]) -> None:
         show(compared)
     folder = options.out or options.folders[0] / "summary"
     tables.write(summary, folder)
+    if options.out is None:
+        tell(folder, folder / "summary.json", options)
     OUT.print(f"Parquet, CSV, Markdown and LaTeX -> {folder}")
-    complain(f"skipped {len(summary.skipped)} that could not be read:", summary.skipped)
+    complain(f"skipped {len(summary.skipped)}:", summary.skipped)

@@ -33,7 +33,29 @@ class _Plain(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-OUT = _Plain(highlight=False, soft_wrap=True, markup=False)
+class _Sentences(_Plain):
+    """On a terminal, goes on in the next line between words, and not within a number and its unit; names that
+    are longer than a line stay whole."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Those that are said to be wrapped softly stay as they are."""
+        if self.is_terminal and "soft_wrap" not in options:
+            objects = tuple(self._in_lines(one) if isinstance(one, str) else one for one in objects)
+        super().print(*objects, **options)
+
+    def _in_lines(self, text: str) -> str:
+        from medcm_cli.commands.layout import wrapped
+
+        lines = []
+        for line in text.split("\n"):
+            indent = line[: len(line) - len(line.lstrip(" "))]
+            room = max(1, self.width - len(indent))
+            long = len(line) > self.width
+            lines += [indent + part for part in wrapped(line.strip(" "), room, False)] if long else [line]
+        return "\n".join(lines)
+
+
+OUT = _Sentences(highlight=False, soft_wrap=True, markup=False)
 ERR = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -140,8 +162,9 @@ def _words(form: str) -> Progress:
     return Progress(TextColumn(form, markup=False), console=ERR, disable=not ERR.is_terminal, transient=True)
 
 
-def job_bar() -> Progress:
-    """A bar for a long job, whose tasks have a ``state`` in words; silent where stderr is not a terminal."""
+def job_bar(shown: bool = True) -> Progress:
+    """A bar for a long job, whose tasks have a ``state`` in words; silent where stderr is not a terminal, or
+    unless it is to be ``shown``."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -151,7 +174,7 @@ def job_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=ERR,
-        disable=not ERR.is_terminal,
+        disable=not (shown and ERR.is_terminal),
         transient=True,
     )
 

@@ -93,13 +93,20 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray, unit: 
     if np.nanmax(clock, initial=0) >= _DAY * 3600:
         return Times(clock / 3600 / hours(unit), f"{column!r} as hours and minutes that have passed")
     falls = np.r_[False, (np.diff(clock) < 0) & (np.diff(subject) == 0)]
-    sheet.first(
-        falls,
-        column,
-        "{value!r} comes after a later clock time of the same subject, and no column has the date; expected "
-        "one, or the date in this one",
-    )
+    if falls.any():
+        found = _dates(sheet, column)
+        way = "expected one, or the date in this one" if found is None else f"{_columns(found)} says where"
+        what = "{value!r} comes after a later clock time of the same subject, and no column has the date; "
+        sheet.first(falls, column, what + way)
     return _since_first(clock, subject, unit, where, ", of one day each")
+
+
+def _dates(sheet: Sheet, column: str) -> str | None:
+    """Another column that holds nothing but dates, None where there is none."""
+    others = [name for name in map(str, sheet.frame) if name != column]
+    texts = {name: sheet.frame[name].dropna().astype(str).str.strip() for name in others}
+    held = (n for n, cells in texts.items() if sheet.frame[n].dtype.kind not in "iufb" and len(cells))
+    return next((n for n in held if texts[n].str.fullmatch(_DATE, flags=re.ASCII).all()), None)
 
 
 def _check_alike(sheet: Sheet, column: str, parts: pd.DataFrame, has_date: BoolArray) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.clock import Times, times
 from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label
-from medcm_cli.errors import InputError
 
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
@@ -72,10 +72,6 @@ def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
 def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArray]:
     """Where neither EVID nor MDV says it: a row that gives something is a dose, another with a DV is an
     observation."""
-    if not sheet.has("amt") and not sheet.has("rate"):
-        raise InputError(
-            f"{sheet.source}: needs a column 'evid' or 'mdv', or 'amt', to tell doses from observations"
-        )
     column = sheet.named("dv")
     dv = sheet.number(column, below=True)
     has_level = ~np.isnan(dv)
@@ -226,9 +222,10 @@ def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | N
             continue
         kinds = sheet.frame[name].where(is_observation)
         first = kinds.dropna().iloc[:1].tolist()
+        chooses = as_option("dataset.keep", **{str(name): first})
         other = (kinds.notna() & ~kinds.isin(first)).to_numpy()
         what = "is {value}, of another kind than an observation before; "
-        sheet.first(other, str(name), what + f"'+dataset.keep={{{name}: {first}}}' chooses")
+        sheet.first(other, str(name), f"{what}{chooses} chooses")
 
 
 def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:

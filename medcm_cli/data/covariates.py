@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import MISSING
 from medcm_cli.data.format import Format
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, TextArray, label
@@ -25,10 +26,6 @@ class Regimes:
     covariates: dict[str, FloatArray]
 
 
-_MISSING = (
-    "is missing; every row needs this covariate, or dataset.covariates.{name}.missing says what to take"
-)
-_DIFFERS = "{{value}} differs from the subject's first value; dataset.over_time.{name} says which counts"
 _YES = ("yes", "y", "true", "ja", "j", "oui", "si", "sí")
 _NO = ("no", "n", "false", "nein", "non")
 
@@ -50,15 +47,16 @@ def to_read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> tuple[d
     )
 
 
-def numbers(sheet: Sheet, name: str, column: str, values: Mapping[str, float] | None) -> FloatArray:
+def numbers(
+    sheet: Sheet, name: str, column: str, values: Mapping[str, float] | None, described: bool = True
+) -> FloatArray:
     """A covariate's numbers, NaN where missing: those that its texts stand for where ``values`` says it, 1
     for yes and 0 for no where it holds nothing else, or else its numbers.
 
+    :param described: by options of its own, to which what its texts stand for is to be added.
     :raises InputError: a text that stands for no number.
     """
     column = sheet.find(column) or column
-    if column not in sheet.frame:
-        raise sheet.absent(column, f"dataset.covariates.{name}.column=NAME")
     raw = sheet.frame[column]
     if raw.dtype.kind in "iuf" and values is None:
         return sheet.number(column)
@@ -66,32 +64,28 @@ def numbers(sheet: Sheet, name: str, column: str, values: Mapping[str, float] | 
     texts = raw.map(label, na_action="ignore").astype(str).str.casefold()
     if values is None:
         if not texts[~missing].isin([*_YES, *_NO]).all():
-            _refuse_text(sheet, name, column, missing)
+            entry = {} if described else {"column": column, "scale": 1, "reference": 0, "unit": "-"}
+            _refuse_text(sheet, name, column, missing, entry)
             return sheet.number(column)
         found = texts.isin(_YES).astype(float)
     else:
         found = texts.map({str(text).strip().casefold(): value for text, value in values.items()})
         words = ", ".join(map(str, values))
-        sheet.first(
-            found.isna().to_numpy() & ~missing,
-            column,
-            f"is {{value!r}}; expected {words} (dataset.covariates.{name}.values)",
-        )
+        what = f"is {{value!r}}; expected {words} (values of dataset.covariates.{name})"
+        sheet.first(found.isna().to_numpy() & ~missing, column, what)
     return np.where(missing, np.nan, found.to_numpy(dtype=np.float64))
 
 
-def _refuse_text(sheet: Sheet, name: str, column: str, missing: BoolArray) -> None:
+def _refuse_text(
+    sheet: Sheet, name: str, column: str, missing: BoolArray, entry: Mapping[str, object]
+) -> None:
     """:raises InputError: a column is of a few texts, none of which is a number."""
     texts = sheet.frame[column][~missing]
     kinds = [text for text in dict.fromkeys(texts) if isinstance(text, str)]
     if 2 <= len(kinds) <= 10 and not any(any(map(str.isdigit, text)) for text in kinds):
-        example = ", ".join(f"{text.strip()}: {number}" for number, text in enumerate(sorted(kinds)))
-        sheet.first(
-            ~missing,
-            column,
-            f"is {{value!r}}, a text; dataset.covariates.{name}.values={{{example}}} says which numbers "
-            "texts stand for",
-        )
+        example = {text: number for number, text in enumerate(sorted({text.strip() for text in kinds}))}
+        says = as_option("dataset.covariates", name, **entry, values=example)
+        sheet.first(~missing, column, f"is {{value!r}}, a text; {says} says which numbers texts stand for")
 
 
 def labels_of(sheet: Sheet, how: Format, subject: IntArray, ids: Sequence[str]) -> dict[str, TextArray]:
@@ -117,6 +111,20 @@ def labels_of(sheet: Sheet, how: Format, subject: IntArray, ids: Sequence[str]) 
     return found
 
 
+def _checked(sheet: Sheet, name: str, column: str, how: Format) -> FloatArray:
+    """A covariate's numbers. :raises InputError: one that cannot be, or that is missing and must not be."""
+    values = numbers(sheet, name, column, how.texts.get(name))
+    low, high = how.limits.get(name, (-np.inf, np.inf))
+    absurd = (values < low) | (values > high)
+    sheet.first(absurd, column, f"is {{value}}; expected {low:g} to {high:g} (dataset.covariates)")
+    changes = how.over_time.get(name, "constant") != "constant" or name in how.forward
+    if name not in how.optional and not changes:
+        way = "the study" if how.patients else as_option("dataset.covariates", name, missing="median")
+        what = f"is missing; every row needs this covariate, or {way} says what to take"
+        sheet.first(np.isnan(values), column, what)
+    return values
+
+
 def covariates_of(
     sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
 ) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
@@ -126,18 +134,12 @@ def covariates_of(
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
     for name, column in covariates.items():
-        values = numbers(sheet, name, column, how.texts.get(name))
+        values = _checked(sheet, name, column, how)
         rule = how.over_time.get(name, "constant")
-        optional = name in how.optional
-        low, high = how.limits.get(name, (-np.inf, np.inf))
-        absurd = (values < low) | (values > high)
-        sheet.first(absurd, column, f"is {{value}}; expected {low:g} to {high:g} (dataset.covariates)")
-        if not optional and rule == "constant" and name not in how.forward:
-            sheet.first(np.isnan(values), column, _MISSING.format(name=name))
         # A record without a value has that of the record before it, or else of the first that has one.
         filled = pd.Series(values).groupby(subject)
         values = np.asarray(filled.ffill().groupby(subject).bfill(), dtype=np.float64)
-        if not optional:
+        if name not in how.optional:
             sheet.first(np.isnan(values), column, "is missing in every row of the subject")
         first = values[opens]
         if rule == "record":
@@ -147,7 +149,9 @@ def covariates_of(
         else:
             if rule == "constant":
                 differs = ~((values == first[subject]) | np.isnan(values))
-                sheet.first(differs, column, _DIFFERS.format(name=name))
+                chooses = as_option("dataset.over_time", **{name: "record"}) + ", mean or first chooses"
+                way = "expected one value" if how.patients else chooses
+                sheet.first(differs, column, f"{{value}} differs from the subject's first value; {way}")
             stay[name] = first
     if not change:
         return stay, None, np.full(len(subject), -1)

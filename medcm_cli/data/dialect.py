@@ -17,12 +17,13 @@ from medcm_cli.errors import InputError
 MISSING = ["", "NA", "NaN", "nan", "."]
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "blank": " "}
 DATES = ("dmy", "mdy", "ymd", "ydm", "excel", "none")
-_DECIMALS = {"point": ".", "comma": ","}
-_THOUSANDS = {"none": "", **_DECIMALS, "blank": " ", "apostrophe": "'"}
+_DECIMALS = {"point": ".", "comma": ",", "either": ".,"}
+_THOUSANDS = {"none": "", "point": ".", "comma": ",", "blank": " ", "apostrophe": "'"}
 _WORDS = {mark: word for word, mark in _THOUSANDS.items() if mark}
 _ALIKE = str.maketrans(
     {"\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"}
 )  # of what separates thousands
+_MISSPELT = 0.1  # of a column's different cells, at most
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 
 
@@ -35,7 +36,8 @@ def option(**said: str) -> str:
 class Dialect:
     """What is said of a file; None of what is to be found in it.
 
-    ``encoding``: a name that Python knows; ``separator``: one of ``SEPARATORS``; ``decimal``: point or comma;
+    ``encoding``: a name that Python knows; ``separator``: one of ``SEPARATORS``; ``decimal``: point, comma or
+    either, where a file has both;
     ``thousands``: none, point, comma, blank or apostrophe; ``dates``: the order of day, month and year,
     excel for TIME in days as its numbers of dates are, none for TIME in h whatever it looks like;
     ``ignore``: what rows begin with that are left out, ``@`` for any letter too, as NONMEM's IGNORE, or none;
@@ -68,9 +70,10 @@ class Dialect:
         ):
             if key in said:
                 one_of(f"{where}.{key}", said[key], tuple(words))
-        if "thousands" in said and said["thousands"] == said.get("decimal"):
+        thousands, decimal = str(said.get("thousands", "none")), str(said.get("decimal"))
+        if thousands != "none" and _THOUSANDS[thousands] in _DECIMALS.get(decimal, ""):
             raise InputError(
-                f"{where}.thousands is {said['thousands']!r}, as decimal is; expected another mark"
+                f"{where}.thousands is {thousands!r}, and decimal {decimal!r}; expected another mark"
             )
         if "encoding" in said:
             _check_encoding(said["encoding"])
@@ -104,7 +107,8 @@ def _names(given: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Marks:
-    """How a file writes numbers: its decimal mark, and the mark between thousands, empty for none."""
+    """How a file writes numbers: its decimal mark, or both, and the mark between thousands, empty for
+    none."""
 
     decimal: str = "."
     thousands: str = ""
@@ -119,19 +123,30 @@ class Marks:
         text = cell.strip().translate(_ALIKE)
         if text in MISSING:
             return float("nan")
-        point = re.escape(self.decimal)
+        point = f"[{self.decimal}]"
         whole = r"\d+"
         if self.thousands:
             whole = rf"(?:[1-9]\d{{0,2}}(?:{re.escape(self.thousands)}\d{{3}})+|\d+)"
         if re.fullmatch(rf"[+-]?(?:{whole}(?:{point}\d*)?|{point}\d+){_EXPONENT}", text):
-            return float(text.replace(self.thousands, "").replace(self.decimal, "."))
+            return float(text.replace(self.thousands, "").replace(",", "."))
         return float(text) if re.fullmatch(r"[+-]?inf(inity)?", text, re.IGNORECASE) else None
+
+    def found(self, said: Dialect) -> tuple[str, ...]:
+        """What is not said and not plain, in words."""
+        words: tuple[str, ...] = ("decimal commas",) if self.decimal == "," and said.decimal is None else ()
+        if self.thousands and said.thousands is None:
+            words += (f"{self.thousands!r} between thousands",)
+        return words
 
     def hint(self, cell: object) -> str:
         """What a number looks like here, and which option reads a cell that is none of them as one."""
+        if len(self.decimal) > 1:
+            return "with a point or a comma, as in 0.3 or 0,3"
         words = f"with a {_WORDS[self.decimal]}, as in 0{self.decimal}3"
         other = "comma" if self.decimal == "." else "point"
+        cell = cell.strip().removeprefix("<") if isinstance(cell, str) else cell
         ways = [option(decimal=other)] if Marks(_DECIMALS[other]).value(cell) is not None else []
+        ways += [option(decimal="either")] if ways else []
         for name, mark in _THOUSANDS.items():
             if mark not in ("", self.decimal) and Marks(self.decimal, mark).value(cell) is not None:
                 ways.insert(0, option(thousands=name))
@@ -157,7 +172,7 @@ class _Seen(NamedTuple):
 def marks_of(columns: Iterable[Iterable[Cell]], said: Dialect, source: str, by_point: bool) -> Marks:
     """The marks of a file's numbers.
 
-    :param columns: the cells of each column; one that holds anything but numbers shows nothing.
+    :param columns: the cells of each column; one that is no column of numbers shows nothing.
     :param by_point: where numbers do not tell, decimals have a point, as in tables separated by commas or
         blanks.
     :raises InputError: cells that contradict one another, or that can be read in two ways.
@@ -171,14 +186,16 @@ def marks_of(columns: Iterable[Iterable[Cell]], said: Dialect, source: str, by_p
         decimal = "."
     if decimal is None and len(seen.decimal) > 1:
         (one, a), (_, b) = seen.decimal.items()
+        grouped = {".", ","} & {*seen.thousands, *seen.either}
+        way = option(decimal=_WORDS[one]) if grouped else f"{option(decimal='either')}, which reads both"
         raise InputError(
             f"{source}, {b.where}: {b.text!r} has another decimal mark than {a.text!r} ({a.where}); expected "
-            f"one, or {option(decimal=_WORDS[one])}"
+            f"one, or {way}"
         )
     if decimal is None:
         decimal = _decimal(seen, thousands, source, by_point)
     if thousands is None:
-        found = [mark for mark in seen.thousands if mark != decimal]
+        found = [mark for mark in seen.thousands if mark not in decimal]
         if len(found) > 1:
             a, b = (seen.thousands[mark] for mark in found[:2])
             raise InputError(
@@ -211,12 +228,15 @@ _SIMPLE = re.compile(rf"[+-]?\d*(?:([.,])\d*)?({_EXPONENT})")
 
 
 def _add(seen: _Seen, cells: Iterable[Cell]) -> None:
-    """Add what the cells of a column show, where all of them are numbers."""
+    """Add what the cells of a column show, where they are numbers but for a few, which may be misspelt."""
     of_column = _Seen({}, {}, {})
+    count = others = 0
     for cell in cells:
+        count += 1
         text = cell.text.strip().lstrip("<>").strip().translate(_ALIKE)
-        if text not in MISSING and not _show(of_column, cell, text):
-            return
+        others += text not in MISSING and not _show(of_column, cell, text)
+    if others > _MISSPELT * count:
+        return
     for all_columns, one in zip(seen, of_column, strict=True):
         for mark, cell in one.items():
             all_columns.setdefault(mark, cell)

@@ -15,15 +15,16 @@ from medcm_cli.quantities import hours
 
 _AFTER = 1e-6  # how long after its end all of a dose is seen, and before it nothing, one given at once too
 # Hours after that, and before, to follow levels whatever the times that they are asked for at.
-_FALL = (
+FALL = (
     *(0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16, 20, 24, 36, 48, 72, 96),
     *(144, 240, 480, 1000),
 )
 _RISE = (2.0, 1.0, 0.5, 0.25)
-LAGGED = _FALL[:12]  # h, after a lag time
+LAGGED = FALL[:12]  # h, after a lag time
 # Times after a dose at which a grid follows it: of few doses, of many, and all doses of a subject together.
 _MOST_AFTER, _LEAST_AFTER, _ALL_AFTER = 33, 9, 330
-LOOKS = 3 + len(_RISE) + len(_FALL)  # for a dose, at most
+LOOKS = 3 + len(_RISE) + len(FALL)  # for a dose, at most
+CLOSE_LOOKS = LOOKS + _MOST_AFTER  # the same of ``close_after``
 # What an event table has once; everything else of it is a column with a row for each dose and observation.
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
 _ONCE = (
@@ -174,7 +175,7 @@ def _positions(owner: IntArray, n: int) -> IntArray:
 
 
 def observed_at(
-    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = _FALL
+    events: EventTable, times: FloatArray, corners: FloatArray, after: Sequence[float] = FALL
 ) -> tuple[EventTable, IntArray]:
     """The subjects' doses, with an observation at each of the times, just before and at each reset and around
     each dose: just before it, at both its corners, at hours ``after`` the second of them and, of a dose that
@@ -201,6 +202,22 @@ def observed_at(
     subject = np.repeat(np.arange(n), len(clock))
     segment, clock, file = (np.take_along_axis(of, order, axis=0).T.ravel() for of in (segment, clock, file))
     return _observed(events, subject, segment, clock, file), place
+
+
+def close_after(events: EventTable, times: FloatArray) -> tuple[float, ...]:
+    """Hours after doses to look at for a curve that is drawn, ``FALL`` among them: ever wider apart until the
+    next dose, in the median, so that a peak of absorption is round; of very many doses none.
+
+    :param times: (T',) that the curve is to be drawn over.
+    """
+    rows = events.is_dose
+    gaps = np.diff(events.clock[rows])[np.diff(events.subject[rows]) == 0]
+    gaps = gaps[gaps > 0]
+    until = min(float(np.median(gaps)) if len(gaps) else np.inf, float(times[-1] - times[0]))
+    most = int(np.bincount(events.subject[rows], minlength=1).max())
+    count = min(_MOST_AFTER, _ALL_AFTER // max(most, 1))
+    close = until * hours(events.time_unit) * np.linspace(0, 1, count + 1)[1:] ** 3
+    return tuple(sorted({*FALL, *close.tolist()}))
 
 
 def _around(

@@ -117,8 +117,11 @@ def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tup
     sheet = read_sheet(path, how.columns, how.keep, how.dialect)
     taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     wanted = [sheet.find(name) or name for name in wanted]
+    absent = [name for name in wanted if name not in sheet.frame]
+    if absent:
+        raise sheet.absent(*absent)
     for name in wanted:
-        numbers(sheet, name, name, how.texts.get(name))
+        numbers(sheet, name, name, how.texts.get(name), described=False)
     numeric = [name for name in sheet.frame if sheet.frame[name].dtype.kind in "iufb"]
     others = [str(name) for name in numeric if name not in taken]
     described = wanted or [name for name in others if names.meaning(name) is None]
@@ -137,6 +140,7 @@ def _table(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> EventTab
     covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     used |= set(covariates.values()) | set(map(sheet.find, how.labels))
+    names.check_present(sheet, covariates, how.options, how.patients)
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     _, is_observation = columns.kinds(sheet)

@@ -26,7 +26,8 @@ class Format:
     ``texts`` covariate -> the numbers that its texts stand for; ``optional``: covariates that may be
     missing, NaN then; ``forward``: those that rows may lack which others of the subject have; ``labels``:
     columns whose text is kept, one for each subject; ``spare``: covariates that nothing depends on, read
-    where that can be done; ``limits``: covariate -> its least and greatest value.
+    where that can be done; ``limits``: covariate -> its least and greatest value; ``options``: covariate ->
+    the path below ``dataset`` of the option that names its column, where that is not its own.
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
@@ -44,6 +45,7 @@ class Format:
     labels: tuple[str, ...] = ()
     spare: frozenset[str] = frozenset()
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     patients: bool = False
     until: float = np.inf
     time_unit: str = HOUR

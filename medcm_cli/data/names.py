@@ -3,7 +3,7 @@ something else with them, and told where they may be misspelt."""
 
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from medcm_cli.checks import as_option
 from medcm_cli.data.sheet import Sheet
@@ -37,6 +37,13 @@ _HARMLESS = (
     "evid",
     "mdv",
 )  # without which a table that needs them is refused, or nothing changes
+# What else may be one of the roles without which there is no table, as a suggestion where it is missing.
+_PERHAPS = {
+    "id": "patient patientid patid pat patnr subject subjectid subjid usubjid",
+    "time": "hours hour zeit uhrzeit t heure hora tijd",
+    "amt": "dosis menge",
+    "dv": "conc concentration konz konzentration level spiegel cp obs observation y",
+}
 _KINDS = ("dvid", "ytype", "dvtype")  # of observations, of which a model has one
 
 
@@ -46,6 +53,40 @@ def meaning(name: object) -> str | None:
     if plain in ROLES:
         return plain
     return next((role for role, others in _SYNONYMS.items() if plain in others), None)
+
+
+def check_present(
+    sheet: Sheet, covariates: Mapping[str, str], options: Mapping[str, Sequence[str]], patients: bool
+) -> None:
+    """All columns without which there is no table are there.
+
+    :param covariates: name -> column of those that are needed.
+    :param options: covariate -> the option that names its column, where it is not its own.
+    :param patients: who may have no dose.
+    :raises InputError: names all that are not, and the options that say what they are called.
+    """
+    kinds = sheet.has("evid") or sheet.has("mdv")
+    amount = ("amt",) if not sheet.has("rate") and not (patients and kinds) else ()
+    roles = [role for role in ("id", "time", *amount, "dv") if sheet.named(role) not in sheet.frame]
+    others = [name for name, column in covariates.items() if column not in sheet.frame]
+    if not roles and not others:
+        return
+    columns = [*(sheet.named(role) or role for role in roles), *(covariates[name] for name in others)]
+    if patients:
+        raise sheet.absent(*columns, says="expected those of the study's data")
+    free = [name for name in sheet.frame if name not in {sheet.named(role) for role in ROLES}]
+    named = {role: next((str(n) for n in free if _may_be(n, role)), "NAME") for role in roles}
+    ways = [as_option("dataset.columns", **named)] if roles else []
+    paths = [options.get(name, ("covariates", name, "column")) for name in others]
+    ways += [as_option("dataset", *path, **{last: "NAME"}) for *path, last in paths]
+    flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in named.items())
+    says = f"{' '.join(ways)} says which {'they are' if len(columns) > 1 else 'it is'}"
+    says += "; network=none reads no covariate" if others else ""
+    raise sheet.absent(*columns, says=says + (f" ({flags} of `medcm data check`)" if flags else ""))
+
+
+def _may_be(name: object, role: str) -> bool:
+    return meaning(name) == role or _plain(name) in _PERHAPS[role].split()
 
 
 def says_kind(name: object) -> bool:
@@ -60,6 +101,7 @@ def unused(sheet: Sheet, used: Collection[str | None]) -> tuple[str, ...]:
     :raises InputError: a column looks like a role that the file has no column for, and is not used.
     """
     lines, known = [], (*ROLES, *sorted(filter(None, used)))
+    strange: dict[str, str] = {}
     for name in sheet.frame:
         if name in used:
             continue
@@ -67,15 +109,26 @@ def unused(sheet: Sheet, used: Collection[str | None]) -> tuple[str, ...]:
         if role is not None and role in sheet.columns and sheet.columns[role] is None:
             continue
         if role is not None and not sheet.has(role) and role not in _HARMLESS:
-            raise InputError(
-                f"{sheet.source}: column {name!r} is not used, and looks like {role!r}; rename it, or say "
-                f"{as_option('dataset.columns', **{role: name})}, or {{{role}: null}} to do without it "
-                f"(--column {shlex.quote(f'{role}={name}')} of `medcm data check`)"
-            )
+            strange.setdefault(role, str(name))
+            continue
         near = role or next((of for of in known if _near(_plain(name), _plain(of))), None)
         if near is not None:
             lines.append(f"{sheet.source}: column {str(name)!r} is not used; it looks like {near!r}")
+    if strange:
+        raise _unused(sheet, strange)
     return tuple(lines)
+
+
+def _unused(sheet: Sheet, strange: Mapping[str, str]) -> InputError:
+    """The error for columns that look like roles. :param strange: role -> column."""
+    looks = [f"column {name!r} is not used, and looks like {role!r}" for role, name in strange.items()]
+    without = ", ".join(f"{role}: null" for role in strange)
+    flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in strange.items())
+    return InputError(
+        f"{sheet.source}: {'; '.join(looks)}; rename {'them' if len(strange) > 1 else 'it'}, or say "
+        f"{as_option('dataset.columns', **strange)}, or {{{without}}} to do without "
+        f"{'them' if len(strange) > 1 else 'it'} ({flags} of `medcm data check`)"
+    )
 
 
 def _plain(name: object) -> str:

@@ -1,6 +1,7 @@
 """A table as its file has it, with the words to point at a cell of it."""
 
 import csv
+import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from medcm_cli.checks import as_option
-from medcm_cli.data.dialect import Dialect, Marks
+from medcm_cli.data.dialect import Cell, Dialect, Marks, marks_of
 from medcm_cli.data.text import read_text
 from medcm_cli.errors import InputError
 
@@ -106,15 +106,13 @@ class Sheet:
         """Whether the file has a column for a role, or ought to have."""
         return self.named(role) in self.frame or self.columns.get(role) is not None
 
-    def absent(self, column: str, says: str = "") -> InputError:
-        """The error for a column that is not there. :param says: the option that says its name."""
+    def absent(self, *columns: str, says: str = "") -> InputError:
+        """The error for columns that are not there. :param says: what says their names, in words."""
+        *first, last = map(repr, columns)
+        which = f"columns {', '.join(first)} and {last} are" if first else f"column {last} is"
         present = ", ".join(map(str, self.frame.columns))
-        role = next((role for role in ("id", "time", "dv", "amt") if self.named(role) == column), None)
-        if role is not None:
-            says = as_option("dataset.columns", **{role: "NAME"})
-            says += f" (--column {role}=NAME of `medcm data check`)"
-        how = f"; {says} says which it is" if says else ""
-        return InputError(f"{self.source}: column {column!r} is missing; the file has {present}{how}")
+        how = f"; {says}" if says else ""
+        return InputError(f"{self.source}: {which} missing; the file has {present}{how}")
 
     def refuse(self, row: int, column: str, what: str) -> InputError:
         """The error that points at a cell."""
@@ -128,6 +126,8 @@ class Sheet:
             value = self.frame[column].iloc[row] if column in self.frame else None
             if isinstance(value, float) and value.is_integer():
                 value = int(value)  # as the file has it
+            elif isinstance(value, datetime.date | datetime.time):
+                value = str(value)
             elif pd.isna(value):
                 value = "empty"
             raise self.refuse(row, column, _CELL.sub(lambda m: repr(value) if m[1] else str(value), what))
@@ -247,7 +247,7 @@ def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet
     frame = table.to_pandas(ignore_metadata=True)  # what pandas saved as its index is a column like others
     assert isinstance(frame, pd.DataFrame)
     if text is None:
-        return Sheet(str(path), frame, _row, columns, said)
+        return _read_as_text(Sheet(str(path), frame, _row, columns, said))
     frame = frame.dropna(how="all")  # blank lines
     lines = frame.index.to_numpy() + text.header + 1
     sheet = Sheet(str(path), frame, lambda row: f"line {lines[row]}", columns, said, text.marks, text.assumed)
@@ -269,7 +269,25 @@ def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dial
     labels = frame.index
     plain = labels.equals(pd.RangeIndex(len(frame)))
     row_name = _row if plain else lambda row: f"{_row(row)} (index {labels[row : row + 1].tolist()[0]!r})"
-    return Sheet("table", frame.reset_index(drop=True), row_name, columns, said)
+    return _read_as_text(Sheet("table", frame.reset_index(drop=True), row_name, columns, said))
+
+
+def _read_as_text(sheet: Sheet) -> Sheet:
+    """With the marks of numbers that a frame or a Parquet file has as text, which is read as in a text file;
+    where numbers do not tell, decimals have a point."""
+
+    def cells(name: str) -> Sequence[Cell]:
+        column = sheet.frame[name]
+        rows = np.flatnonzero(
+            column.map(lambda cell: isinstance(cell, str)).to_numpy() & ~column.duplicated()
+        )
+        return [Cell(f"{sheet.row_name(row)}, column {name!r}", column.iloc[row]) for row in rows.tolist()]
+
+    names = [str(name) for name in sheet.frame if sheet.frame[name].dtype.kind not in "iufbmM"]
+    if not names:
+        return sheet
+    marks = marks_of(map(cells, names), sheet.dialect, sheet.source, by_point=True)
+    return replace(sheet, marks=marks, assumed=marks.found(sheet.dialect)).with_numbers()
 
 
 def _row(row: int) -> str:

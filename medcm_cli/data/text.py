@@ -88,10 +88,8 @@ def read_text(path: Path, said: Dialect, known: Collection[str], id_name: str) -
             str(path),
             separator in ("comma", "blank"),
         )
-    assumed += ("decimal commas",) if marks.decimal == "," and said.decimal is None else ()
-    if marks.thousands and said.thousands is None:
-        assumed += (f"{marks.thousands!r} between thousands",)
-    table = _table(found, said, delimiter, marks.decimal, id_name)
+    assumed += marks.found(said)
+    table = _table(found, said, delimiter, marks.decimal[0], id_name)  # the other is read from text
     return Text(table, found.header + 1, marks, assumed + found.assumed)
 
 

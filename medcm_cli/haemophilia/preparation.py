@@ -19,6 +19,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.covariates import bmi, fat_free_mass, height_mode, vwf_mode, weight_median
 from medcm_cli.haemophilia.ranges import VWF_UNITS, check_ranges
 from medcm_cli.runs import with_units
+from medcm_cli.runs.units import resolved
 
 RAW = ("age", "height", "weight", "blood_group_o", "vwf", "vwf_historic", "vwf_prophylaxis")
 IMPUTED = ("height", "weight", "vwf")
@@ -285,6 +286,14 @@ def subtract_baseline(dv: FloatArray, subject: IntArray, baseline: FloatArray) -
     :returns: (rows,), IU/mL; what lies below the baseline becomes negative, and stays so.
     """
     return dv - baseline[subject]
+
+
+def raw_units(steps: Preparation, level: str) -> dict[str, str]:
+    """The units of what the file has for ``steps``; the baseline is in ``level``."""
+    units = resolved([*steps.columns], _UNITS)
+    if steps.vwf_unit == "fraction":
+        units |= {name: "-" for name in units if name.startswith("vwf")}
+    return {**units, "baseline": level}
 
 
 def table(

@@ -59,10 +59,12 @@ class Objective(Protocol):
     gradient descent (EM, SAEM, Newton) takes its own step in ``refresh``, of the values that its state says
     are ``moved``: of all, or of some, beside what the optimiser moves.
 
-    ``mixed``: whether Omega and sigma are estimated.
+    ``mixed``: whether Omega and sigma are estimated. ``effort``: how long an epoch takes, roughly, in units
+    of one of mse's; jobs that share processes are divided by it.
     """
 
     mixed: ClassVar[bool]
+    effort: ClassVar[float] = 2.0
 
     def describe(self) -> Description:
         """What it is, for those who show its results."""

@@ -38,6 +38,7 @@ class Foce(Objective):
     mode_iterations: int = 100
     mode_gradient: str = "fixed"
     mixed: ClassVar[bool] = True
+    effort: ClassVar[float] = 5.0
 
     def __post_init__(self) -> None:
         one_of("objective.formulation", self.formulation, ("joint", "linearised"))

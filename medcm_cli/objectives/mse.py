@@ -20,6 +20,7 @@ class Mse(Objective):
     Censored ones are left out (Beal's method M1)."""
 
     mixed: ClassVar[bool] = False
+    effort: ClassVar[float] = 1.0
 
     def describe(self) -> Description:
         """No likelihood: the square of a concentration."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable
-from medcm_cli.data.edit import observed_at
+from medcm_cli.data.edit import FALL, close_after, observed_at
 from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
@@ -44,7 +44,8 @@ def tables_of(
     several: dict[str, list[pd.DataFrame]] = {"curve": [], "shape": [], "thresholds": [], "above": []}
     noise = residual_noise(study.fits.streams, len(posterior.draws[0]), torch.float32)
     for name, table in regimens.items():
-        observed, place = observed_at(table, grid, study.corners(table))
+        after = close_after(table, grid) if shaped else FALL
+        observed, place = observed_at(table, grid, study.corners(table), after)
         there = np.isin(np.arange(len(table.ids)), table.subject[table.is_dose])
         frames = _of_regimen(study, name, observed, place, posterior, noise, thresholds, shaped)
         for kind, frame in frames.items():

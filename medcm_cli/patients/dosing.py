@@ -5,7 +5,7 @@ fits. For research use only, not for treatment decisions.
 What counts is the true level, without residual error.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
     method: str = "importance",
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
+    dialect: Mapping[str, object] | None = None,
 ) -> Dosing:
     """For each patient and interval the least dose, in whole vials, that meets the targets; where all of them
     are upper limits, the highest.
@@ -62,9 +63,10 @@ def dose(  # noqa: PLR0913 (the notebook's interface: each is an option of `medc
         By default the first one does.
     :param method: see ``individual.posterior``. :param draws: see ``prediction.predict``.
     :param progress: told how many patients, of all intervals, are done.
+    :param dialect: see ``Study.with_dialect``.
     :raises InputError: a fault in the file or an option.
     """
-    study = studied(study)
+    study = studied(study).with_dialect(dialect or {})
     targets = tuple(
         read_target(text, study.units) for text in ([target] if isinstance(target, str) else target)
     )

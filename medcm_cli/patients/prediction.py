@@ -11,7 +11,7 @@ import pandas as pd
 
 from medcm_cli.checks import shown
 from medcm_cli.data import EventTable
-from medcm_cli.data.edit import LOOKS, part
+from medcm_cli.data.edit import CLOSE_LOOKS, LOOKS, part
 from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.errors import InputError
@@ -24,24 +24,25 @@ from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.patients.study import FEW, Patients, Study, draws_of, studied
 from medcm_cli.posteriors.individual import proposals
 from medcm_cli.runs.description import described
+from medcm_cli.study.units import MOST_LEVEL
 
 POINTS = 97, 25  # default times of a few patients, and of a file of more
 MOST_TIMES = 10_000
-MOST_LEVEL = 1e9  # of a threshold, in any unit
 _ELEMENTS = 4_000_000  # levels in memory at once, of a chunk of patients
 
 Regimen = Path | str | pd.DataFrame | Mapping[str, Any]
 
 
-def predict(
+def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     study: Study | Path | str,
     patients: Patients | EventTable,
     regimen: Regimen | Sequence[Regimen] | None = None,
     times: Sequence[float] | FloatArray | None = None,
-    thresholds: Sequence[float] = (1.0, 5.0, 50.0),
+    thresholds: Sequence[float] | None = None,
     method: str = "importance",
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
+    dialect: Mapping[str, object] | None = None,
 ) -> Prediction:
     """Predict patients that the study has not seen, given the levels that their file has, if any.
 
@@ -50,15 +51,18 @@ def predict(
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
     :param times: to predict levels at, in the file's time (see ``data.segments`` for where it begins
         again); by default to a day after the last event, at least three days.
-    :param thresholds: levels in the study's unit. :param method: of ``individual.METHODS``.
+    :param thresholds: levels in the study's unit, by default those that its data set states, if any.
+    :param method: of ``individual.METHODS``.
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
         than 100 patients, of whom there are fewer default times too.
     :param progress: told how many patients are done.
+    :param dialect: see ``Study.with_dialect``.
     :raises InputError: a fault in the file, a regimen or an option.
     """
-    study = studied(study)
+    study = studied(study).with_dialect(dialect or {})
     times = None if times is None else _numbers("times", times)
-    thresholds = list(dict.fromkeys(_numbers("thresholds", thresholds).tolist()))
+    wanted = study.thresholds if thresholds is None else _numbers("thresholds", thresholds).tolist()
+    thresholds = list(dict.fromkeys(wanted))
     until = np.inf if times is None else float(np.max(times, initial=0.0))
     events = patients if isinstance(patients, EventTable) else study.read(patients, until)
     draws = draws_of(draws, len(events.ids))
@@ -118,7 +122,7 @@ def _times(
     times: Sequence[float] | FloatArray | None, study: Study, tables: Sequence[EventTable], points: int
 ) -> FloatArray:
     if times is None:
-        last = max(map(_last, tables))
+        last = float(max(_last(table).max() for table in tables))
         day = 24.0 / study.units.hours
         even = np.linspace(0.0, day * max(3.0, np.ceil(last / day + 1.0)), points)
         # With doses at few times a curve has its peaks and troughs too.
@@ -133,9 +137,11 @@ def _times(
     return grid
 
 
-def _last(table: EventTable) -> float:
-    """In the file's time, of the last event that a curve shows."""
-    return float(table.time[in_force(table)].max(initial=0.0))
+def _last(table: EventTable) -> FloatArray:
+    """In the file's time, of each patient's last event that a curve shows, (N,)."""
+    rows, last = in_force(table), np.zeros(len(table.ids))
+    np.maximum.at(last, table.subject[rows], table.time[rows])
+    return last
 
 
 def _corner_times(study: Study, table: EventTable) -> FloatArray:
@@ -164,14 +170,14 @@ def _tables(
     most = max(int(_per_patient(table.is_dose, table).max(initial=0)) for table in regimens.values())
     seen = int(_per_patient(~events.is_dose, events).max(initial=0))
     # Levels at the times, and, in double precision, those that a posterior is weighted by.
-    width = max((len(grid) + LOOKS * most) * each, 2 * seen * proposals(each))
+    few = len(events.ids) <= FEW
+    width = max((len(grid) + (CLOSE_LOOKS if few else LOOKS) * most) * each, 2 * seen * proposals(each))
     chunk = max(1, _ELEMENTS // (width * len(study.fits.records)))
     for start in range(0, len(events.ids), chunk):
         numbers = np.arange(start, min(start + chunk, len(events.ids)))
         some = part(events, numbers)
         others = {name: part(table, numbers) for name, table in regimens.items()}
         posterior = study.posterior(some, method, draws)
-        few = len(events.ids) <= FEW
         for name, frame in tables_of(study, some, others, posterior, grid, thresholds, few).items():
             tables.setdefault(name, []).append(frame)
         if progress:
@@ -193,7 +199,7 @@ def _warnings(
     day after all."""
     notes = [odd_parameters(study, events), outside(study.ranges, events, None, 0.0)]
     for name, table in regimens.items():
-        # What is shown by default goes a day further than what happened.
+        # What is shown by default goes a day further than what happened to any of them.
         end = _last(table) if last is None else last
         notes.append(outside(study.ranges, table, name, end))
     read = [("", "regimen", f"{plan.name}: read {'; '.join(plan.assumed)}") for plan in plans if plan.assumed]
@@ -201,12 +207,12 @@ def _warnings(
 
 
 def _into_the_past(plan: Plan, events: EventTable) -> pd.DataFrame:
-    """Whether a plan continues with a dose before a level that is in the file and does not know of it."""
-    seen = events.time[~events.is_dose & in_force(events)]
-    first, last = float(plan.doses["time"].min()), float(seen.max(initial=-np.inf))
-    words = (
-        f"{plan.name}: continues with a dose at {first:g} {events.time_unit}, before a level measured at "
-        f"{last:g} {events.time_unit}"
+    """Of whom a plan continues with a dose before a level that is in the file and does not know of it."""
+    first, rows = float(plan.doses["time"].min()), ~events.is_dose & in_force(events)
+    seen = pd.Series(events.time[rows]).groupby(events.subject[rows]).max()
+    late = seen[seen > first] if plan.continues else seen[:0]
+    words = f"{plan.name}: continues with a dose at {first:g} {events.time_unit}, before a level measured at"
+    several = zip(late.index.to_numpy(), late, strict=True)
+    return note_table(
+        [(events.ids[i], "regimen", f"{words} {last:g} {events.time_unit}") for i, last in several]
     )
-    rows = [("", "regimen", words)] if plan.continues and first < last else []
-    return note_table(rows)

@@ -1,6 +1,6 @@
 """What a study was trained on, and what lies beyond that: patients' covariates, doses and times."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -16,18 +16,27 @@ from medcm_cli.study.restore import Ensemble, data_of, restore
 class Ranges:
     """[least, most] of the subjects that any of the fits was trained on: ``covariates``, in the file's unit;
     ``dose``, amount of each; ``doses`` and ``follow_up`` to the last observation of a subject. None where
-    it is not known. ``note``: where the ranges are from, if not from the training data themselves."""
+    it is not known. ``note``: where the ranges are from, if not from the training data themselves; ``units``
+    of covariates, of ``dose`` and of ``follow_up``."""
 
     covariates: dict[str, tuple[float, float]]
     dose: tuple[float, float] | None
     doses: tuple[float, float] | None
     follow_up: tuple[float, float] | None
     note: str | None = None
+    units: dict[str, str] = field(default_factory=dict)
 
 
 def ranges_of(fits: Ensemble) -> Ranges:
     """From the training data where they still lie where they were, and else from what the fits' records say
     of the whole data set."""
+    dataset = fits.config["dataset"]
+    of_data = runs.Units.of(dataset)
+    units = {name: str(entry.get("unit") or "-") for name, entry in dataset["covariates"].items()}
+    return replace(_known(fits), units=units | {"dose": of_data.amount, "follow_up": of_data.time})
+
+
+def _known(fits: Ensemble) -> Ranges:
     record = fits.records[0]
     source = data_of(fits.folders[0], record)
     if source.is_file() and runs.fingerprint([source]) == record.data["fingerprint"]:
@@ -68,11 +77,13 @@ def _ranges(events: EventTable, subjects: np.ndarray) -> Ranges:
     return Ranges(covariates, amount, spread(count), spread(last.to_numpy(dtype=np.float64)))
 
 
-def outside(ranges: Ranges, events: EventTable, regimen: str | None, horizon: float) -> pd.DataFrame:
+def outside(
+    ranges: Ranges, events: EventTable, regimen: str | None, horizon: float | FloatArray
+) -> pd.DataFrame:
     """Where patients (``regimen`` None: their covariates) or a regimen lie outside the ranges, and whether
     what is predicted lasts longer.
 
-    :param regimen: its name. :param horizon: how long it is predicted for.
+    :param regimen: its name. :param horizon: how long it is predicted for, one or of each patient (N,).
     :returns: a table of notes (``medcm_cli.patients.notes``).
     """
     return note_table(
@@ -84,39 +95,62 @@ def _of_covariates(ranges: Ranges, events: EventTable) -> list[Note]:
     everyone = np.arange(len(events.ids))
     notes: list[Note] = []
     for name, values in events.covariates.items():
-        notes += _beyond(events, values, everyone, ranges.covariates.get(name), name)
+        unit = ranges.units.get(name, "-")
+        notes += _beyond(events, values, everyone, ranges.covariates.get(name), name, unit)
     if events.regimes is not None:
         for name, values in events.regimes.covariates.items():
-            notes += _beyond(events, values, events.regimes.subject, ranges.covariates.get(name), name)
+            limits, unit = ranges.covariates.get(name), ranges.units.get(name, "-")
+            notes += _beyond(events, values, events.regimes.subject, limits, name, unit)
     return notes
 
 
-def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float) -> list[Note]:
+def _of_doses(ranges: Ranges, events: EventTable, regimen: str, horizon: float | FloatArray) -> list[Note]:
     given = events.given
     amount, subject = events.amount[given], events.subject[given]
-    notes = _beyond(events, amount, subject, ranges.dose, f"{regimen}: a dose of")
+    unit = ranges.units.get("dose", "-")
+    notes = _beyond(events, amount, subject, ranges.dose, f"{regimen}: a dose of", unit)
     count = np.bincount(subject, minlength=len(events.ids)).astype(float)
     if ranges.doses is not None:
         most = ranges.doses[1]
         words = f"doses are more than the {most:g} of any subject trained on"
         several = np.flatnonzero(count > most)
         notes += [(events.ids[i], "range", f"{regimen}: {count[i]:g} {words}") for i in several]
-    if ranges.follow_up is not None and horizon > ranges.follow_up[1]:
-        longest = f"{ranges.follow_up[1]:.4g} {events.time_unit}"
-        words = (
-            f"{regimen}: {horizon:g} {events.time_unit} is longer than any follow-up trained on, {longest}"
-        )
-        notes.append(("", "range", words))
+    if ranges.follow_up is not None:
+        notes += _too_long(events, regimen, horizon, ranges.follow_up[1])
     return notes
 
 
+def _too_long(events: EventTable, regimen: str, horizon: float | FloatArray, most: float) -> list[Note]:
+    """Where a regimen is predicted for longer than any follow-up: one note where that is so of all patients
+    alike."""
+    unit = events.time_unit
+    until = np.broadcast_to(horizon, len(events.ids))
+    far = np.flatnonzero(until > most)
+    notes = [
+        (
+            events.ids[i],
+            "range",
+            f"{regimen}: {until[i]:g} {unit} is longer than any follow-up trained on, {most:.4g} {unit}",
+        )
+        for i in far
+    ]
+    alike = len(far) == len(until) and (until == until[0]).all()
+    return [("", *notes[0][1:])] if alike and notes else notes
+
+
 def _beyond(
-    events: EventTable, values: FloatArray, subject: IntArray, limits: tuple[float, float] | None, what: str
+    events: EventTable,
+    values: FloatArray,
+    subject: IntArray,
+    limits: tuple[float, float] | None,
+    what: str,
+    unit: str,
 ) -> list[Note]:
     """A note for each patient with a value (R,), of the patients ``subject`` (R,), beyond the limits."""
     if limits is None:
         return []
     low, high = limits
+    of_unit = "" if unit == "-" else f" {unit}"
     slack = 1e-6 * max(abs(low), abs(high))
     bad = np.flatnonzero((values < low - slack) | (values > high + slack))
     _, first = np.unique(subject[bad], return_index=True)  # one note for each patient
@@ -124,7 +158,7 @@ def _beyond(
         (
             events.ids[subject[i]],
             "range",
-            f"{what} {values[i]:g} lies outside the {low:g} to {high:g} trained on",
+            f"{what} {values[i]:g}{of_unit} lies outside the {low:g} to {high:g}{of_unit} trained on",
         )
         for i in bad[first]
     ]

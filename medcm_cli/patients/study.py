@@ -15,9 +15,11 @@ from torch import Tensor
 
 from medcm_cli.checks import whole
 from medcm_cli.data import EventTable, Population
+from medcm_cli.data.dialect import Dialect
 from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.ranges import THRESHOLDS
 from medcm_cli.model import Values
 from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
@@ -28,6 +30,7 @@ from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
+from medcm_cli.study.units import level_of, thresholds_of
 
 Patients = Path | str | pd.DataFrame
 _CHOICES = 4  # that advice names
@@ -105,6 +108,14 @@ class Study:
         return self.units.scale
 
     @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The levels of interest that the study's data set states, in the reported unit."""
+        if self.dataset["thresholds"] is None:  # a record of before there were any
+            levels = (level_of(text, self.units) for text in THRESHOLDS)
+            return tuple(level for level in levels if level is not None)
+        return thresholds_of(self.dataset)
+
+    @property
     def label(self) -> str:
         """The study, its data and its fits in a line."""
         records = [fit.record for fit in self.runs]
@@ -123,10 +134,15 @@ class Study:
         return {name: value.float() for name, value in self.fits.estimates.items()}
 
     def with_dialect(self, said: Mapping[str, object]) -> "Study":
-        """The same for files of patients that are written otherwise than the study's.
+        """The same for files of patients that are written otherwise than the study's, and frames of text.
 
-        :param said: what is said of them beside, or in the place of, ``dataset.dialect``.
+        :param said: what is said of them beside, or in the place of, ``dataset.dialect``, such as
+            ``{"decimal": "comma", "dates": "dmy"}``.
+        :raises InputError: no such option, or another value than expected.
         """
+        if not said:
+            return self
+        Dialect.build(said)
         dataset = {**self.dataset, "dialect": {**self.dataset["dialect"], **said}}
         return replace(self, ensemble=replace(self.fits, config={**self.fits.config, "dataset": dataset}))
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from medcm_cli.report.comparison import Comparison, compare, counted, measures, of_one_objective, over
 from medcm_cli.report.intervals import difference_texts, digits_of, ends_of, text
+from medcm_cli.report.section import decimals
 from medcm_cli.runs import Record, Units
 from medcm_cli.runs.description import described
 from medcm_cli.runs.sweeps import by_method
@@ -55,7 +56,7 @@ def answers(records: Sequence[Record], sets: Sequence[pd.DataFrame]) -> list[tup
 
 def verdict(compared: Comparison) -> str:
     """Which method is best, by how much, and from which others it can be told."""
-    best, digits = compared.best, digits_of(compared.means)
+    best, digits = compared.best, digits_of(compared)
     number = _measured(text(best.value, digits), compared.measure.unit)
     ends = ends_of(best.low, best.high, digits)
     fits = counted(best.fits, "fit") + (f" over {best.base}" if best.fits > 1 else "")
@@ -69,7 +70,11 @@ def verdict(compared: Comparison) -> str:
     if not compared.differences:
         return f"Only {best.label} has it: {mean}{title} {base}. There is nothing to compare it with."
     parts = [f"{best.label} has the lowest {mean}{title}: {base}."]
-    kinds = {True: "Distinguishable", False: "Not distinguishable", None: "Cannot be told apart"}
+    kinds = {
+        True: "Distinguishable from it",
+        False: "Not distinguishable from it",
+        None: "Without an interval, so that it cannot be told",
+    }
     for verdict_of, name in kinds.items():
         said = [
             _apart(compared, label)
@@ -77,7 +82,7 @@ def verdict(compared: Comparison) -> str:
             if one.distinguishable is verdict_of
         ]
         if said:
-            parts.append(f"{name} from it: {'; '.join(said)}.")
+            parts.append(f"{name}: {'; '.join(said)}.")
     by_median = min(compared.means, key=lambda one: one.median)
     if by_median.label != best.label and by_median.median < best.median:
         parts.append(f"By the median over fits, {by_median.label} is the lowest.")
@@ -92,9 +97,12 @@ def _apart(compared: Comparison, label: str) -> str:
     value, ends = difference_texts(compared, one, -1 if less else 1)
     if compared.ratio:
         said = f"{value} times as much"
+        less = one.value < 1
     else:
         said = _measured(value, compared.measure.unit, " less" if less else " more")
-    return f"{label} ({said})" if ends == "-" else f"{label} ({said}, {ends})"
+    # Means are over all fits of a method: the lowest of them may be another's in the same folds.
+    where = " in the same folds" if less else ""
+    return f"{label} ({said}{where})" if ends == "-" else f"{label} ({said}{where}, {ends})"
 
 
 def _measured(number: str, unit: str, than: str = "") -> str:
@@ -133,9 +141,10 @@ def _times(records: Sequence[Record]) -> str:
         min(seconds, key=lambda label: seconds[label]),
         max(seconds, key=lambda label: seconds[label]),
     )
-    times = f"{least} {seconds[least]:.3g} s"
+    digits = decimals("seconds")
+    times = f"{least} {seconds[least]:.{digits}f} s"
     if least != most:
-        times = f"from {times} to {most} {seconds[most]:.3g} s"
+        times = f"from {times} to {most} {seconds[most]:.{digits}f} s"
     return f"In the median {times}. Fits of a batch share its time equally, so that there is no interval."
 
 

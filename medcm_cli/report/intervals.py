@@ -1,39 +1,27 @@
-"""Comparisons as tables: numbers with as many digits as their intervals leave them."""
+"""Comparisons as tables, with the digits that the other tables have."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
-from medcm_cli.report.comparison import Comparison, Difference, Mean, Measure, compare
-from medcm_cli.report.section import Section
-from medcm_cli.runs.summary import estimates_of
-
-
-def decimals(values: Sequence[float], ends: Sequence[float]) -> int:
-    """How many are worth showing: two digits of the least half of an interval, and at most four of the least
-    value.
-
-    :param ends: the upper ends of the intervals of ``values``.
-    """
-    halves = [abs(end - value) for value, end in zip(values, ends, strict=True) if math.isfinite(end - value)]
-    halves = [half for half in halves if half > 0]
-    sizes = [abs(value) for value in values if math.isfinite(value) and value]
-    most = 3 - math.floor(math.log10(min(sizes))) if sizes else 0
-    wanted = 1 - math.floor(math.log10(min(halves))) if halves else most
-    return max(0, min(most, wanted, 8))
+from medcm_cli.report.comparison import Comparison, Difference, Measure, compare
+from medcm_cli.report.section import Section, decimals
+from medcm_cli.report.tables import effects_of
+from medcm_cli.runs.summary import estimates_of, label_of
 
 
 def text(value: float, digits: int) -> str:
     """A number, a dash of none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return f"{value:z.{digits}f}" if math.isfinite(value) else "-"
 
 
 def ratio_text(value: float) -> str:
     """A ratio with two digits, whatever its size; a dash of none."""
     if not math.isfinite(value) or value <= 0:
         return "-"
-    return text(value, min(8, max(0, 1 - math.floor(math.log10(value)))))
+    places = 1 - math.floor(math.log10(value))
+    return text(round(value, places), min(8, max(0, places)))
 
 
 def ends_of(low: float, high: float, digits: int) -> str:
@@ -43,9 +31,9 @@ def ends_of(low: float, high: float, digits: int) -> str:
     return f"{text(low, digits)} to {text(high, digits)}"
 
 
-def digits_of(of: Sequence[Mean] | Sequence[Difference]) -> int:
-    """The decimals of means, or of differences."""
-    return decimals([one.value for one in of], [one.high for one in of])
+def digits_of(compared: Comparison) -> int:
+    """The decimals of a comparison's means and differences, which are those of the tables."""
+    return decimals(compared.measure.name, *(one.value for one in compared.means))
 
 
 def difference_texts(compared: Comparison, apart: Difference, sign: int = 1) -> tuple[str, str]:
@@ -53,7 +41,7 @@ def difference_texts(compared: Comparison, apart: Difference, sign: int = 1) -> 
     if compared.ratio:
         ends = [ratio_text(end) for end in (apart.low, apart.high)]
         return ratio_text(apart.value), "-" if "-" in ends else " to ".join(ends)
-    digits = digits_of(list(compared.differences.values()))
+    digits = digits_of(compared)
     low, high = sorted((sign * apart.low, sign * apart.high))
     return text(sign * apart.value, digits), ends_of(low, high, digits)
 
@@ -62,7 +50,7 @@ def table(compared: Comparison) -> Section:
     """A row per method: mean and interval, and the difference from the best with the interval that holds for
     all pairs of methods together."""
     measure, best = compared.measure, compared.best.label
-    digits = digits_of(compared.means)
+    digits = digits_of(compared)
     mean = "Geometric mean" if compared.ratio else "Mean"
     several = bool(compared.differences)
     headers = ["Method", "Fits", "Over", f"{mean}, {measure.unit}", f"95 % interval, {measure.unit}"]
@@ -83,18 +71,22 @@ def table(compared: Comparison) -> Section:
     return Section(f"{measure.title[0].upper()}{measure.title[1:]}", headers, cells)
 
 
-def estimates(fits: pd.DataFrame) -> Section | None:
-    """A row per method: the mean of each estimate with its interval; None without any random effect."""
+def estimates(fits: pd.DataFrame, typical: Mapping[str, str]) -> Section | None:
+    """A row per method: the mean of each estimate with its interval; None without any.
+
+    :param typical: column of a typical parameter -> its unit.
+    """
     columns, means = [], {}
     for name in estimates_of(fits):
         if not name.startswith("cv_") and (compared := compare(fits, Measure(name, name, ""))):
             columns.append(name)
             means[name] = {mean.label: mean for mean in compared.means}
-    if not any(name.startswith("omega") for name in columns):
+    if not columns:
         return None
-    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale"}
+    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale", **typical}
+    effects = effects_of(fits[fits["omega_1"].notna()]) if "omega_1" in fits else []
     titles = {
-        name: f"{name.replace('_', ' ')}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
+        name: f"{label_of(name, effects)}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
         for name in columns
     }
     cells = []
@@ -102,7 +94,7 @@ def estimates(fits: pd.DataFrame) -> Section | None:
         row = [str(label)]
         for name in columns:
             one = means[name].get(str(label))
-            digits = digits_of(list(means[name].values()))
+            digits = decimals(name, *(mean.value for mean in means[name].values()))
             ends = "-" if one is None else ends_of(one.low, one.high, digits)
             value = "-" if one is None else text(one.value, digits)
             row.append(value if ends == "-" else f"{value} ({ends})")

@@ -15,11 +15,14 @@ from medcm_cli import __version__, runs
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_text
 from medcm_cli.report import comparison, findings, intervals, provenance, tables
+from medcm_cli.report.figures import style
 from medcm_cli.report.pictures import Picture, pictures
 from medcm_cli.report.section import Section
+from medcm_cli.report.sheets import sheets
 from medcm_cli.runs import summary, sweeps
 from medcm_cli.runs.sweeps import Found
-from medcm_cli.runs.walk import Fault, Fit, walk
+from medcm_cli.runs.walk import Fault, Fit, Typical, walk
+from medcm_cli.study.mixture import unmixed
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MOST_LINES = 50  # of what cannot be read
@@ -28,7 +31,7 @@ _MOST_COLUMNS = 10  # a table of more stands on its side where it has fewer rows
 
 
 class Block(NamedTuple):
-    """A part of a chapter. ``kind``: table, picture, command, text, warning, lines or answers."""
+    """A part of a chapter. ``kind``: table, pictures, command, text, warning, lines or answers."""
 
     kind: str
     of: Any
@@ -65,7 +68,7 @@ def write(
         raise InputError(f"{out}: is a folder; expected a file for the page, as in --out report.html")
     if expected is not None and not expected.is_file():
         raise InputError(f"{expected}: no such file")
-    read = list(walk(roots, lambda count: progress(f"{count} fits read")))
+    read = list(unmixed(walk(roots, lambda count: progress(f"{count} fits read"))))
     found, records = sweeps.gather(read, roots), sweeps.records_of(read)
     held = _summary(read, roots)
     chapters = [_answer(held, records, question)] if records else []
@@ -80,6 +83,7 @@ def write(
     )
     environment.filters["classes"] = _classes
     environment.filters["upright"] = _upright
+    environment.filters["typeset"] = style.typeset
     page = environment.get_template("report.html.jinja").render(
         title=", ".join(studies) or ", ".join(map(str, roots)),
         question=question,
@@ -242,9 +246,10 @@ def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> li
     """Means with intervals, and differences between methods, of each set of fits that can be compared."""
     sets = _comparable(held, group)
     blocks: list[tuple[str, Any]] = []
+    typical = (held.typical if held else {}).get(group[0].address.sweep) or Typical({}, "")
     for place, fits in enumerate(sets, 1):
         compared = [intervals.table(one) for _, one in findings.comparisons(group, fits)]
-        estimated = intervals.estimates(fits)
+        estimated = intervals.estimates(fits, typical.units)
         which = f"; data and folds {place} of {len(sets)}" if len(sets) > 1 else ""
         for section in [*compared, *([estimated] if estimated else [])]:
             blocks.append(("table", section._replace(title=f"{section.title}{which}")))
@@ -252,7 +257,7 @@ def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> li
 
 
 def _figures(drawings: Sequence[Picture], missing: Sequence[str]) -> list[tuple[str, Any]]:
-    blocks: list[tuple[str, Any]] = [("picture", picture) for picture in drawings]
+    blocks: list[tuple[str, Any]] = [("pictures", sheets(drawings))]
     if not drawings:
         blocks.append(("text", "There is nothing to draw: no fit has finished with a checkpoint."))
     lines = list(dict.fromkeys(missing))

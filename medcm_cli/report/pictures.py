@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from medcm_cli.errors import InputError
 from medcm_cli.report.figures import catalogue, style
+from medcm_cli.report.figures.saved import result, savers
 from medcm_cli.runs.sweeps import Sweep
 
 _CURVE = 400  # characters, from which on a path is a curve and no marker or letter
@@ -20,7 +21,8 @@ _NARROW = 4.0 * _PIXELS  # up to which figures stand side by side on paper
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page holds it; sizes in CSS pixels. ``dark``: the one of a dark page."""
+    """A figure as the page holds it; sizes in CSS pixels. ``dark``: the one of a dark page. ``paper``: its
+    width on paper, in mm."""
 
     number: int
     title: str
@@ -30,6 +32,7 @@ class Picture:
     dark: str
     width: int
     height: int
+    paper: float = 180.0
 
     @property
     def shape(self) -> str:
@@ -51,13 +54,16 @@ def pictures(
     """
     if sweep is None:
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name, savers() as submit:
+        made = []
         for drawn in _drawn(sweep, missing, trust):
             progress(f"{sweep.study}, {sweep.dataset}: {drawn.title}")
             width, height = (round(_PIXELS * inches) for inches in drawn.figure.get_size_inches())
-            light, dark = source(drawn, folder), source(drawn, folder, dark_page=True)
-            yield Picture(next(numbers), drawn.title, drawn.caption, drawn.alt, light, dark, width, height)
+            texts = (drawn.title, drawn.caption, drawn.alt)
+            made.append((texts, submit(_both, drawn, Path(name)), (width, height)))
+        for texts, sources, size in made:
+            (title, caption, alt), (light, dark) = texts, result(sources)
+            yield Picture(next(numbers), title, caption, alt, light, dark, *size)
 
 
 def _drawn(sweep: Sweep, missing: list[str], trust: bool) -> Iterator[style.Drawn]:
@@ -66,6 +72,11 @@ def _drawn(sweep: Sweep, missing: list[str], trust: bool) -> Iterator[style.Draw
         yield from catalogue.figures(sweep, missing, trust=trust)
     except InputError as error:
         missing.append(str(error))
+
+
+def _both(drawn: style.Drawn, folder: Path) -> tuple[str, str]:
+    """A figure for a light and for a dark page."""
+    return source(drawn, folder), source(drawn, folder, dark_page=True)
 
 
 def source(drawn: style.Drawn, folder: Path, dark_page: bool = False) -> str:

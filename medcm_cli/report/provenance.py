@@ -106,11 +106,31 @@ def data(records: Sequence[Record], patients: Section | None) -> Blocks:
         ]
         headers = ["Covariate", "Column", "Unit", "Reference", "Scale"]
         blocks.append(("table", Section("Covariates of the model", headers, cells)))
+    if (taken := _taken(first)) is not None:
+        blocks.append(("table", taken))
     if first.truth:
         units = {"omega": "log scale, squared", "sigma.additive": Units.of(described).level}
         rows = [[name, value, units.get(name, "-")] for name, value in _flat(first.truth).items()]
         blocks.append(("table", Section("Known truth", ["Parameter", "Value", "Unit"], rows)))
     return blocks
+
+
+def _taken(record: Record) -> Section | None:
+    """Covariates that some subjects lack: how many, and what was taken; None where there are none."""
+    held = record.data.get("characteristics") or {}
+    cells = []
+    for name, origins in (held.get("origins") or {}).items():
+        rule = (held.get("filled") or {}).get(name) or {"rule": None, "by": None, "values": {}}
+        unit = ((held.get("covariates") or {}).get(name) or {}).get("unit") or "-"
+        values = {
+            f"{rule['rule']} of {rule['by']} {kind}" if rule["by"] else rule["rule"]: f"{value:.4g} {unit}"
+            for kind, value in rule["values"].items()
+        }
+        for origin, count in sorted(origins.items()):
+            if set(origins) - {"measured", "derived"}:
+                cells.append([name, origin, str(count), values.get(origin, "-").removesuffix(" -")])
+    title = "Covariates that subjects lack: how their values came about"
+    return Section(title, ["Covariate", "Value", "Subjects", "Taken"], cells) if cells else None
 
 
 def configuration(records: Sequence[Record]) -> Blocks:

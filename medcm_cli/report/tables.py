@@ -10,9 +10,10 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_csv, write_text
-from medcm_cli.report.section import Section, latex, markdown
+from medcm_cli.report.section import Section, decimals, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
-from medcm_cli.runs.summary import COUNTS, Summary, columns_units, unit_of
+from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
+from medcm_cli.runs.units import NONE
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -29,10 +30,10 @@ def sections(summary: Summary) -> list[Section]:
         optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
         optional += ["epochs"] if nested or len(table["epochs"].unique()) > 1 else []
         comparison = {
-            "objective_value": ("objective value", 1),
-            "rmse": (f"RMSE, {unit}", 2),
-            "kl": ("KL of Omega, nats", 4),
-            "seconds": ("s per fit", 2),
+            "objective_value": "objective value",
+            "rmse": f"RMSE, {unit}",
+            "kl": "KL of Omega, nats",
+            "seconds": "s per fit",
         }
         title = f"{study}, {dataset}"
         result.append(
@@ -45,7 +46,11 @@ def sections(summary: Summary) -> list[Section]:
         )
         mixed = table[table["omega_1_median"].notna()]
         if len(mixed):
-            result.append(_section(f"{title}: estimates", mixed, [], _estimates(table, unit)))
+            result.append(_section(f"{title}: estimates", mixed, [], _estimates(mixed, unit)))
+        if (typical := summary.typical.get((str(study), str(dataset)))) is not None:
+            at = f" at {typical.reference}" if typical.reference else ""
+            measures = _typical(typical.units)
+            result.append(_section(f"{title}: typical parameters{at}", table, [], measures))
         fits = summary.fits
         both = _error_models(fits[(fits["study"] == study) & (fits["dataset"] == dataset)])
         if both:
@@ -57,19 +62,32 @@ def sections(summary: Summary) -> list[Section]:
     return result
 
 
-def _estimates(table: pd.DataFrame, unit: str) -> dict[str, tuple[str, int]]:
-    """Estimates -> their headers and digits, in the order in which they are shown."""
+def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
+    """Estimates -> their headers, in the order in which they are shown."""
     names = [str(name).removesuffix("_median") for name in table]
     places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
     single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
-    shown = {f"omega_{i}": (f"omega {i}", 3) for i in single} | {f"cv_{i}": (f"CV% {i}", 1) for i in single}
-    shown |= {f"rho_{ij}": ("rho" if len(pairs) == 1 else f"rho {ij}", 3) for ij in pairs}
+    effects = effects_of(table)
+    shown = {name: label_of(name, effects) for name in (f"omega_{i}" for i in single)}
+    shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
+    shown |= {f"rho_{ij}": "rho" if len(pairs) == 1 else label_of(f"rho_{ij}", effects) for ij in pairs}
     return shown | {
-        "sigma_additive": (f"sigma, {unit}", 2),
-        "sigma_proportional": ("sigma prop.", 3),
-        "omega_mae": ("omega MAE", 4),
-        "sigma_mae": (f"sigma MAE, {unit}", 3),
+        "sigma_additive": f"sigma, {unit}",
+        "sigma_proportional": "sigma prop.",
+        "omega_mae": "omega MAE",
+        "sigma_mae": f"sigma MAE, {unit}",
     }
+
+
+def effects_of(rows: pd.DataFrame) -> list[str]:
+    """The parameters that the random effects of fits or methods belong to; none where they have several."""
+    found = set(rows["random_effects"]) if "random_effects" in rows else set()
+    return str(found.pop()).split(", ") if len(found) == 1 and UNKNOWN not in found else []
+
+
+def _typical(units: Mapping[str, str]) -> dict[str, str]:
+    """Typical parameters -> their headers."""
+    return {name: f"{label_of(name, [])}, {unit}" for name, unit in units.items()}
 
 
 def _error_models(fits: pd.DataFrame) -> list[list[str]]:
@@ -88,7 +106,9 @@ def _error_models(fits: pd.DataFrame) -> list[list[str]]:
         if len(additive) and len(combined):
             columns = (additive, combined, (combined - additive).dropna())
             label = str(objective) if variant == "default" else f"{objective}, {variant}"
-            rows.append([label, *(_cell(column.median(), column.std(), 1) for column in columns)])
+            rows.append(
+                [label, *(_cell("objective_value", column.median(), column.std()) for column in columns)]
+            )
     return rows
 
 
@@ -134,7 +154,7 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
         changes = "changes in time" if name in held["changing"] else ""
         notes = ", ".join(note for note in (_spread(covariate["values"]), missing, changes) if note)
-        rows[f"covariate {name}"] = notes
+        rows[f"covariate {name}, {covariate.get('unit') or NONE}"] = notes
     return rows
 
 
@@ -146,35 +166,27 @@ def _spread(values: Sequence[float] | None) -> str:
     return median if least == most else f"{median} ({least} to {most})"
 
 
-def _section(
-    title: str, table: pd.DataFrame, counts: Sequence[str], measures: Mapping[str, tuple[str, int]]
-) -> Section:
+def _section(title: str, table: pd.DataFrame, counts: Sequence[str], measures: Mapping[str, str]) -> Section:
     keys = ["objective"]
     for name in METHOD[1:]:
         if table.groupby("objective")[name].nunique().max() > 1:
             keys.append(name)
-    present = {name: how for name, how in measures.items() if table[f"{name}_median"].notna().any()}
-    titles = (title for title, _ in present.values())
+    present = {name: title for name, title in measures.items() if table[f"{name}_median"].notna().any()}
     cells = [
         [
             *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in keys),
             *("-" if np.isnan(row[name]) else f"{row[name]:g}" for name in counts),
-            *(
-                _cell(row[f"{name}_median"], row[f"{name}_sd"], digits)
-                for name, (_, digits) in present.items()
-            ),
+            *(_cell(name, row[f"{name}_median"], row[f"{name}_sd"]) for name in present),
         ]
         for _, row in table.iterrows()
     ]
-    return Section(title, [*(name.replace("_", " ") for name in keys), *counts, *titles], cells)
+    return Section(title, [*(name.replace("_", " ") for name in keys), *counts, *present.values()], cells)
 
 
-def _cell(median: float, sd: float, digits: int) -> str:
+def _cell(name: str, median: float, sd: float) -> str:
     if np.isnan(median):
         return "-"
-    # A mean squared error in the data's unit may have no digit left at the precision of a log likelihood.
-    digits = digits if median == 0 or abs(median) >= 10**-digits else 5
-    digits = min(digits, 1) if abs(median) >= 1000 else digits
+    digits = decimals(name, median)
     return f"{median:.{digits}f}" + ("" if np.isnan(sd) else f" ({sd:.{digits}f})")
 
 

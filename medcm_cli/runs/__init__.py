@@ -25,14 +25,25 @@ from medcm_cli.runs.folder import (
     write_preparation,
     write_record,
 )
-from medcm_cli.runs.units import Units, by_row, columns, unit_of, with_units, write_table
+from medcm_cli.runs.units import (
+    REFERENCE,
+    TYPICAL,
+    Units,
+    by_row,
+    columns,
+    unit_of,
+    with_units,
+    write_table,
+)
 
 __all__ = [
     "ALIKE",
     "FINISHED",
     "METHOD",
     "RECORD",
+    "REFERENCE",
     "SWEEP",
+    "TYPICAL",
     "Address",
     "Record",
     "Units",

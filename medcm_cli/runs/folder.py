@@ -98,8 +98,17 @@ class Address:
         """The same in words."""
         return ", ".join(f"{key} {int(number)}" for key, number in self.where.items())
 
+    @property
+    def within(self) -> str:
+        """The fit's folder below that of its method."""
+        return "/".join(f"{key}={value}" for key, value in self.where.items())
+
     def folder(self, root: Path) -> Path:
         """The fit's folder below ``root``."""
+        return self.method_folder(root) / self.within
+
+    def method_folder(self, root: Path) -> Path:
+        """That of all fits that are alike."""
         rate = self.learning_rate
         parts = {
             "dataset": self.dataset,
@@ -107,7 +116,6 @@ class Address:
             "error": self.error,
             "lr": next(text for text in (f"{rate:g}", repr(rate)) if float(text) == rate),
             "variant": self.variant,
-            **self.where,
         }
         return root.joinpath(self.study, *(f"{key}={value}" for key, value in parts.items()))
 

@@ -11,26 +11,31 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.folder import ALIKE
-from medcm_cli.runs.units import columns
-from medcm_cli.runs.walk import DAMAGED, Fault, Fit, damage, walk
+from medcm_cli.runs.units import TYPICAL, by_row, columns
+from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 COUNTS = ["complete", "failed", "unfinished", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", "sigma_additive", "sigma_proportional"]
+UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
+_ESTIMATED = ("omega_", "rho_", "sigma_", TYPICAL)
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """``fits``: a row per finished fit; ``table``: a row per group; ``skipped``: folders that could not be
-    read, and why; ``cohorts``: (study, dataset) -> the characteristics of its subjects
-    (``medcm_cli.data.describe``), levels in the reported unit, where the fits' records have them."""
+    """``fits``: a row per finished fit; ``table``: a row per group; ``random_effects`` of both names the
+    parameters whose random effects are 1, 2 ...; ``skipped``: folders that could not be read, and why;
+    ``cohorts``: (study, dataset) -> the characteristics of its subjects (``medcm_cli.data.describe``), levels
+    in the reported unit, where the fits' records have them; ``typical``: the same -> what is known of its
+    typical parameters."""
 
     fits: pd.DataFrame
     table: pd.DataFrame
     skipped: list[str]
     cohorts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    typical: dict[tuple[str, str], Typical] = field(default_factory=dict)
 
 
 def summarize(
@@ -52,6 +57,7 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     cohorts: dict[tuple[str, str], dict[str, Any]] = {}
+    typical: dict[tuple[str, str], Typical] = {}
     # One folder at a time: memory holds one short row per fit, however many there are.
     for one in found:
         if isinstance(one, Fault):
@@ -65,6 +71,8 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
         rows.append(row)
         if cohort:
             cohorts.setdefault(one.record.address.sweep, cohort)
+        if one.record.status == "complete" and one.typical.units:
+            typical[one.record.address.sweep] = _joined(typical.get(one.record.address.sweep), one.typical)
     if not rows:
         where = ", ".join(map(str, roots))
         if skipped:
@@ -73,7 +81,18 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
             )
         raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
     fits = pd.DataFrame(rows)
-    return Summary(fits, _table(fits), skipped, cohorts)
+    return Summary(fits, _table(fits), skipped, cohorts, typical)
+
+
+def _joined(one: Typical | None, other: Typical) -> Typical:
+    """What fits of one data set have; of several units or references all of them."""
+    if one is None or one == other:
+        return other
+    units = {
+        name: " or ".join(dict.fromkeys(of[name] for of in (one.units, other.units) if name in of))
+        for name in {**one.units, **other.units}
+    }
+    return Typical(units, " or ".join(dict.fromkeys(filter(None, (one.reference, other.reference)))))
 
 
 def kl_zero_mean(true: FloatArray, estimated: FloatArray) -> float:
@@ -92,6 +111,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(ALIKE, address.alike, strict=True))
     row |= {name: getattr(address, name) for name in ("fold", "replicate", "outer", "inner")}
     row |= {"status": record.status, "level_unit": fit.units.reported, "redraws": record.redraws}
+    row |= {"random_effects": ", ".join(fit.random_effects) or UNKNOWN}
     if record.status == "failed" and record.failure:
         row |= {"failed_epoch": record.failure["epoch"], "cause": record.failure["cause"]}
     if record.status != "complete":
@@ -104,7 +124,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
     }
-    row |= {n: value for n, value in estimate.items() if n.startswith(("omega_", "rho_", "sigma_"))}
+    row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
     for name in estimate:
         if name.startswith("omega_"):  # log-normal (docs/methods.md, "Protocol of the real data")
             row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
@@ -116,10 +136,17 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
 def _cohort(fit: Fit) -> dict[str, Any]:
     """The characteristics of a fit's dataset, with levels in the reported unit; empty where it has none."""
     cohort = dict(fit.record.data.get("characteristics") or {})
+    if not cohort:
+        return {}
     if cohort.get("level"):
         cohort["level"] = [level * fit.units.scale for level in cohort["level"]]
+    described = fit.record.config["dataset"].get("covariates") or {}
+    cohort["covariates"] = {  # those of before have no units
+        name: {"unit": described.get(name, {}).get("unit"), **covariate}
+        for name, covariate in (cohort.get("covariates") or {}).items()
+    }
     units = {"time": fit.units.time, "amount": fit.units.amount, "level": fit.units.reported}
-    return {**cohort, "units": units} if cohort else {}
+    return {**cohort, "units": units}
 
 
 def _distances(row: dict[str, Any], truth: dict[str, Any], scale: float) -> dict[str, float]:
@@ -154,14 +181,38 @@ def estimates_of(fits: pd.DataFrame) -> list[str]:
     """Names of estimates: those of two random effects, and of as many more as there are."""
     names = map(str, fits)
     more = sorted(name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
-    return [*ESTIMATES, *(name for name in more if name not in ESTIMATES)]
+    typical = [name for name in map(str, fits) if name.startswith(TYPICAL)]
+    return [*ESTIMATES, *(name for name in more if name not in ESTIMATES), *typical]
+
+
+def label_of(name: str, random_effects: Sequence[str]) -> str:
+    """An estimate in words: omega CL of omega_1, rho CL:V1 of rho_21.
+
+    :param random_effects: the parameters that they belong to; without them a number stays one.
+    """
+    kind, _, places = name.partition("_")
+    if name.startswith(TYPICAL):
+        return name.removeprefix(TYPICAL)
+    numbers = [int(place) for place in (reversed(places) if kind == "rho" else [places]) if place.isdigit()]
+    if not numbers or max(numbers) > len(random_effects):
+        return name.replace("_", " ")
+    return f"{kind} {':'.join(random_effects[number - 1] for number in numbers)}"
 
 
 def columns_units(summary: Summary) -> dict[str, str]:
     """The units of the columns of ``fits`` and ``table``, by patterns."""
     reported = summary.fits["level_unit"].unique()
     level = str(reported[0]) if len(reported) == 1 else "see level_unit"
-    return columns("summary", {"reported": level})
+    found: dict[str, dict[str, str]] = {}
+    for sweep, typical in summary.typical.items():
+        for name, unit in typical.units.items():
+            found.setdefault(name, {})[", ".join(sweep)] = unit
+    units = {
+        name: next(iter(of.values())) if len(set(of.values())) == 1 else by_row(of)
+        for name, of in found.items()
+    }
+    statistics = {f"{name}_{of}": unit for name, unit in units.items() for of in ("median", "mean", "sd")}
+    return units | statistics | columns("summary", {"reported": level})
 
 
 def _table(fits: pd.DataFrame) -> pd.DataFrame:
@@ -176,6 +227,8 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
         row["redrawn"] = int((group["redraws"] > 0).sum())
         row["nested"] = bool(group["outer"].notna().any())
+        effects = group["random_effects"].unique()
+        row["random_effects"] = effects[0] if len(effects) == 1 else UNKNOWN
         units = group["level_unit"].unique()
         row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
         done = group[status == "complete"]

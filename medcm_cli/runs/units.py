@@ -16,6 +16,9 @@ from medcm_cli.files import replaced
 
 UNIT = b"unit"
 NONE = "-"
+TYPICAL = "typical_"
+"""What columns of typical parameters begin with, at the covariates that a history's metadata name."""
+REFERENCE = b"reference"
 _ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), {parameters}"
 _DRAWS = {"sigma_additive": "{model}", "lp": "nats", "ess_*": "draws"}
 _BOUNDS = ("typical", "median", "lower_*", "upper_*")

@@ -13,7 +13,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean
 from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table
-from medcm_cli.runs.units import Units, unit_of
+from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, unit_of
 
 FloatArray = npt.NDArray[np.float64]
 # Tables written before columns named their units have these in the model's unit.
@@ -25,6 +25,14 @@ class Fault(NamedTuple):
 
     folder: Path
     reason: str
+
+
+class Typical(NamedTuple):
+    """``units``: column of a typical parameter -> its unit; ``reference``: the covariates that they are at,
+    in words, empty of a model without any."""
+
+    units: dict[str, str]
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,9 @@ class Fit:
         return float(failure["epoch"]) if self.record.status == "failed" and failure else None
 
     @cached_property
-    def _columns(self) -> tuple[dict[str, FloatArray], dict[str, float]]:
-        """The history's columns as the file has them, and what turns some into the reported unit."""
+    def _columns(self) -> tuple[dict[str, FloatArray], dict[str, float], Typical]:
+        """The history's columns as the file has them, what turns some into the reported unit, and what is
+        typical of them."""
         table, units = read_table(self.folder, self.record, "history"), self.units
         before = all(unit_of(field) is None for field in table.schema)
         models = (units.level, f"{units.scale:g} {units.reported}")  # the latter before units had names
@@ -56,7 +65,21 @@ class Fit:
             for field in table.schema
             if (field.name in _MODEL_UNIT_BEFORE if before else unit_of(field) in models)
         }
-        return {name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}, factors
+        typical = {f.name: f for f in table.schema if f.name.startswith(TYPICAL)}
+        named = {name: units.reported if name in factors else str(unit_of(f)) for name, f in typical.items()}
+        reference = (table.schema.metadata or {}).get(REFERENCE, b"").decode()
+        columns = {name: np.asarray(table[name], dtype=np.float64) for name in table.column_names}
+        return columns, factors, Typical(named, reference)
+
+    @property
+    def typical(self) -> Typical:
+        """What its history says of typical parameters, nothing of one of older versions."""
+        return self._columns[2]
+
+    @property
+    def random_effects(self) -> tuple[str, ...]:
+        """The parameters that random effects belong to, in the order of their numbers."""
+        return tuple(map(str, self.record.config.get("random_effects") or ()))
 
     @property
     def in_reported_unit(self) -> frozenset[str]:
@@ -70,7 +93,7 @@ class Fit:
 
         :raises InputError: absent or damaged.
         """
-        columns, factors = self._columns
+        columns, factors, _ = self._columns
         return pd.DataFrame({name: values * factors.get(name, 1.0) for name, values in columns.items()})
 
     def estimates(self, tail: int | None = None) -> dict[str, float]:
@@ -80,7 +103,7 @@ class Fit:
 
         :raises InputError: absent, damaged or of before training. :raises ValueError: no checkpoint.
         """
-        columns, factors = self._columns
+        columns, factors, _ = self._columns
         rows = estimate_rows(self.folder, self.record, columns["epoch"], tail)
         means = {name: float(tail_mean(values, rows).mean()) for name, values in columns.items()}
         found = {name: mean * factors.get(name, 1.0) for name, mean in means.items()}

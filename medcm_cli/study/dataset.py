@@ -1,6 +1,7 @@
 """The data of a study: which file they are in, the stand-in for those that are not public, what is known of
 their truth, and reading and preparing them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from medcm_cli.checks import number, shown
+from medcm_cli.checks import as_option, number, shown
 from medcm_cli.data import EventTable, Format, describe, read_events, units_assumed, with_magnitudes
 from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
@@ -23,6 +24,7 @@ from medcm_cli.haemophilia.preparation import (
     Preparation,
     check_baseline,
     prepare,
+    raw_units,
     subtract_baseline,
 )
 from medcm_cli.haemophilia.preparation import table as preparation_table
@@ -31,7 +33,7 @@ from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
 from medcm_cli.runs import Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
-from medcm_cli.study.identity import UNITS, Config
+from medcm_cli.study.identity import UNITS, Config, dataset_name
 
 
 def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
@@ -43,8 +45,7 @@ def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:
     truth = truth_of(dataset["cohort"])  # says which there are, where this is none
     if dataset["path"] is not None:
         return config
-    name = f"synthetic_{str(dataset['name']).removeprefix('synthetic_')}"
-    return {**config, "dataset": {**dataset, "name": name, "truth": truth}}
+    return {**config, "dataset": {**dataset, "name": dataset_name(dataset), "truth": truth}}
 
 
 def dataset_path(config: Config) -> Path:
@@ -152,19 +153,34 @@ def read_dataset(
     if dataset["preparation"] is not None:
         return _prepared(path, dataset, columns, how, needed)
     events = with_magnitudes(read_events(path, columns, how), units)
+    of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
     ours = dataset["cohort"] is not None or dataset["truth"] is not None
     if not patients and not ours and dataset["units"] == UNITS:
         events = replace(events, notes=(*events.notes, units_assumed(events.source, units)))
-    held = describe(events)
+    held = _held(events, of_covariates)
     rules = rules_of(dataset["covariates"], needed)
     if not rules:
         return events, held, None
     taken = {name: rule for name, rule in rules.items() if rule[0] in STATISTICS}
     found = statistics(events, taken) if known is None else known.get("filled", {})
-    of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
     whole, origins = filled(events, found, of_covariates)
     origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
-    return replace(whole, labels={}), held | {"filled": found}, origin_table(whole, origins, of_covariates)
+    table = origin_table(whole, origins, of_covariates)
+    return replace(whole, labels={}), held | {"filled": found, "origins": _counted(table)}, table
+
+
+def _held(events: EventTable, units: Mapping[str, str]) -> dict[str, Any]:
+    """What a table holds, covariates with their units."""
+    held = describe(events)
+    for name, covariate in held["covariates"].items():
+        covariate["unit"] = units.get(name) or "-"
+    return held
+
+
+def _counted(preparation: pa.Table) -> dict[str, dict[str, int]]:
+    """Covariate -> how its values came about -> of how many subjects."""
+    names = [name for name in preparation.column_names if name.endswith("_origin")]
+    return {name.removesuffix("_origin"): dict(Counter(preparation[name].to_pylist())) for name in names}
 
 
 def _prepared(
@@ -180,7 +196,12 @@ def _prepared(
     given = dict(steps.columns) | ({"baseline": steps.baseline} if steps.baseline else {})
     others = {column: column for column in columns.values() if column not in (*RAW, *DERIVED)}
     spare = {column for name, column in columns.items() if name in how.spare and column in others}
-    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={})
+    options: dict[str, tuple[str, ...]] = {
+        column: ("covariates", name, "column") for name, column in columns.items()
+    }
+    options |= {name: ("preparation", "columns", name) for name in steps.columns}
+    options |= {"baseline": ("preparation", "baseline")}
+    as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={}, options=options)
     raw = with_magnitudes(read_events(path, {**others, **given}, as_read), units)
     if raw.regimes is not None:
         name = min(raw.regimes.covariates)
@@ -195,7 +216,10 @@ def _prepared(
     events = replace(
         raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
     )
-    return events, describe(raw), preparation_table(raw.ids, prepared, baseline, units.level)
+    table = preparation_table(raw.ids, prepared, baseline, units.level)
+    of_columns = {str(entry["column"]): str(entry["unit"]) for entry in dataset["covariates"].values()}
+    held = _held(raw, of_columns | raw_units(steps, units.level))
+    return events, held | {"origins": _counted(table)}, table
 
 
 def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:
@@ -226,7 +250,7 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
     raise InputError(
         f"{events.source}: subject {who!r} has an observation of compartment {number} (CMT) at "
         f"{events.time[row]:g} {events.time_unit}, and the model's is {pk.observes + 1}; leave such rows out "
-        "(dataset.keep), or say dataset.columns={cmt: null} where CMT says nothing"
+        f"(dataset.keep), or say {as_option('dataset.columns', cmt=None)} where CMT says nothing"
     )
 
 

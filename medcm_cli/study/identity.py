@@ -21,6 +21,7 @@ other units all of these are given."""
 
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "device", "labels", "tail")
+_NOT_OF_DATA = ("path", "thresholds")  # of ``dataset``
 # Options that configurations of earlier results do not have, and what was done before there were any: no
 # defaults, which are those of conf/ and may change. At these values they are no part of what identifies a
 # result, so that the earlier ones stay valid.
@@ -43,6 +44,7 @@ LATER_OF: Mapping[str, Config] = {
         "preparation": None,
         "cohort": None,
         "batch_subjects": None,
+        "thresholds": None,
     },
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
@@ -88,10 +90,17 @@ def _own(config: Config) -> dict[str, Any]:
     own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
     if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
         own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
-    dataset = {k: v for k, v in config.get("dataset", {}).items() if k != "path"}
+    dataset = {k: v for k, v in config.get("dataset", {}).items() if k not in _NOT_OF_DATA}
     if dataset.get("units", UNITS) in (None, UNITS):  # as of before, in h and with its level_unit
         dataset.pop("units", None)
     return own | {"dataset": dataset}
+
+
+def dataset_name(dataset: Config) -> str:
+    """What a data set is called in folders: of a cohort whose data are not given, that it is synthetic."""
+    name = str(dataset["name"])
+    stands_in = dataset["cohort"] is not None and dataset["path"] is None
+    return f"synthetic_{name.removeprefix('synthetic_')}" if stands_in else name
 
 
 def with_names(options: Any, names: Mapping[str, str]) -> Any:

@@ -20,7 +20,7 @@ def kept_of(root: Path, records: Sequence[runs.Record]) -> Kept:
     """Where the batch of ``records`` is kept, beside the folders of its fits."""
     about = _about(records)
     name = hashlib.sha256(json.dumps(about["fits"]).encode()).hexdigest()[:16]
-    return Kept(_folder(root, records[0]) / f"{_PREFIX}{name}.npz", about)
+    return Kept(records[0].address.method_folder(root) / f"{_PREFIX}{name}.npz", about)
 
 
 def _about(records: Sequence[runs.Record]) -> dict[str, Any]:
@@ -31,11 +31,6 @@ def _fit(record: runs.Record) -> list[Any]:
     return [record.address.where, record.config_hash]
 
 
-def _folder(root: Path, record: runs.Record) -> Path:
-    """That of a method: above fold and replicate."""
-    return record.address.folder(root).parents[len(record.address.where) - 1]
-
-
 def interrupted(
     root: Path, records: Sequence[runs.Record], most: int | None
 ) -> tuple[list[list[runs.Record]], list[runs.Record]]:
@@ -43,7 +38,7 @@ def interrupted(
     most ``most`` fits; and the rest. Batches that have been finished otherwise are forgotten."""
     rest = {json.dumps(_fit(record)): record for record in records}
     found, of_ours = [], _about([])
-    for path in sorted(_folder(root, records[0]).glob(f"{_PREFIX}*.npz")):
+    for path in sorted(records[0].address.method_folder(root).glob(f"{_PREFIX}*.npz")):
         about = batch_of(path)
         try:
             fits = [json.dumps(fit) for fit in about["fits"]]

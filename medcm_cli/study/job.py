@@ -18,6 +18,7 @@ from medcm_cli.study.identity import AXES, Config, difference, identity, version
 from medcm_cli.study.interrupted import kept_of
 from medcm_cli.study.kinds import check_made
 from medcm_cli.study.options import axis, complete, folds_of, made
+from medcm_cli.study.plan import address_of
 from medcm_cli.study.problem import Fit, Problem
 from medcm_cli.training import results
 from medcm_cli.training.kept import Kept
@@ -108,20 +109,9 @@ class Job:
 
     def _record(self, fit: dict[str, int], digest: str) -> runs.Record:
         config = self.config
-        address = runs.Address(
-            study=runs.check_name("study", str(config["study"])),
-            dataset=runs.check_name("dataset.name", str(config["dataset"]["name"])),
-            objective=config["labels"]["objective"],
-            error=config["labels"]["error"],
-            learning_rate=float(config["learning_rate"]),
-            variant=runs.check_name(
-                "variant", str(config["variant"] or config["labels"]["variant"] or "default")
-            ),
-            **fit,
-        )
         return runs.Record(
             status="running",
-            address=address,
+            address=address_of(config, fit),
             config_hash=digest,
             config={key: value for key, value in config.items() if key not in _UNRECORDED},
             data=self.problem.data,

@@ -18,7 +18,7 @@ from medcm_cli.files import check_depth
 from medcm_cli.study.covariates import LARGEST, check_covariates
 from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
-from medcm_cli.study.units import with_units
+from medcm_cli.study.units import thresholds_of, with_units
 
 # Hydra logs what it raises, too, as a line of its own.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
@@ -241,6 +241,7 @@ def _check_dataset(dataset: Config) -> None:
     if not names or not all(isinstance(file, str) and file for file in names if names != [None]):
         raise InputError(f"dataset.events is {dataset['events']!r}; expected the name of a file, or a list")
     _text("dataset.level_unit", dataset["level_unit"])
+    thresholds_of(dataset)
     _whole_or_null("dataset.batch_subjects", dataset["batch_subjects"], 1)
     for option in ("columns", "keep", "dialect", "over_time"):
         if not isinstance(dataset[option], Mapping):

@@ -142,14 +142,11 @@ def _chosen(recorded: Config) -> tuple[dict[str, str], str]:
     result, notes = {}, []
     for group in _GROUPS:
         name = recorded["labels"].get(group)
-        names = _leaves(group)
+        names = _names(group)
         if name in names:
             result[group] = str(name)
             continue
-        given = _flat(recorded[group])
-        default = _choices()[group]
-        order = sorted(names, key=lambda leaf: leaf != default)
-        result[group] = min(order, key=lambda leaf: _distance(given, names[leaf]))
+        result[group] = _nearest(group, names, _flat(recorded[group]))
         if name is not None:
             notes.append(
                 f"{group}={name} is a choice of a folder that was given with -cd, which is not recorded; "
@@ -158,13 +155,29 @@ def _chosen(recorded: Config) -> tuple[dict[str, str], str]:
     return result, "; ".join(notes)
 
 
+def _names(group: str) -> list[str]:
+    """The choices of a group."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def _nearest(group: str, names: Sequence[str], given: Mapping[str, str]) -> str:
+    """The choice whose values differ least from those ``given``, the default first. Others are not looked at,
+    which takes Hydra long, once nothing differs."""
+    default = _choices()[group]
+    least: dict[str, int] = {}
+    for name in sorted(names, key=lambda name: name != default):
+        least[name] = _distance(given, _leaf(group, name))
+        if not least[name]:
+            break
+    return min(least, key=lambda name: least[name])
+
+
 @functools.cache
-def _leaves(group: str) -> dict[str, dict[str, str]]:
-    """The choices of a group and their values, as ``${name}`` where they follow other options."""
-    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+def _leaf(group: str, name: str) -> dict[str, str]:
+    """The values of a choice, as ``${name}`` where they follow other options."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        found = {name: compose(f"{group}/{name}")[group] for name in names}
-    return {name: _flat(OmegaConf.to_container(options)) for name, options in found.items()}
+        found = compose(f"{group}/{name}")[group]
+    return _flat(OmegaConf.to_container(found))
 
 
 def _flat(options: Any, prefix: str = "") -> dict[str, str]:

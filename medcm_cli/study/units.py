@@ -1,13 +1,16 @@
 """The units of a data set: checked, and what follows from them filled in."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from medcm_cli import quantities
-from medcm_cli.checks import number
+from medcm_cli.checks import number, shown
 from medcm_cli.errors import InputError
+from medcm_cli.runs import Units
 from medcm_cli.study.identity import REPORTED, UNITS, Config
 
+MOST_LEVEL = 1e9  # of a threshold, in any unit
 _CLOSE = 1e-6  # of a factor that is given; how far it may lie from the one that follows
 
 
@@ -32,14 +35,14 @@ def with_units(config: Config) -> dict[str, Any]:
         raise InputError(
             f"dataset.units is {units}, but without dataset.path patients are made whose units are {{{made}}}"
         )
-    shown = dataset.get("level_unit")
-    if shown is None:
-        shown = REPORTED.get(units["level"], units["level"])
-    if not isinstance(shown, str):
-        raise InputError(f"dataset.level_unit is {shown!r}; expected a text")
-    to_shown, given = quantities.factor(units["level"], shown), dataset.get("level_scale")
-    scale = _agreed("dataset.level_scale", given, to_shown, units["level"], shown)
-    dataset |= {"units": units, "level_unit": shown, "level_scale": scale}
+    unit = dataset.get("level_unit")
+    if unit is None:
+        unit = REPORTED.get(units["level"], units["level"])
+    if not isinstance(unit, str):
+        raise InputError(f"dataset.level_unit is {unit!r}; expected a text")
+    factor, given = quantities.factor(units["level"], unit), dataset.get("level_scale")
+    scale = _agreed("dataset.level_scale", given, factor, units["level"], unit)
+    dataset |= {"units": units, "level_unit": unit, "level_scale": scale}
     if "amount_per_level" in pk:
         per_litre = quantities.factor(units["level"], f"{units['amount']}/L")
         words = units["level"], f"{units['amount']}/L"
@@ -90,6 +93,37 @@ def checked(given: object) -> dict[str, str]:
             f"volume, such as {units['amount']}/L or {units['amount']}/mL"
         )
     return units
+
+
+def thresholds_of(dataset: Config) -> tuple[float, ...]:
+    """The levels, in the reported unit, above which predictions say how long a patient is.
+
+    :raises InputError: one that is no level, or cannot be converted.
+    """
+    said, units = dataset["thresholds"], Units.of(dataset)
+    if said is None:
+        return ()
+    where = "dataset.thresholds"
+    if not isinstance(said, list | tuple):
+        raise InputError(f"{where} is {shown(said)}; expected a list of levels, as in [5 {units.reported}]")
+    levels = []
+    for text in said:
+        level = level_of(text, units)
+        if level is None or not 0 < level <= MOST_LEVEL:
+            what = f"expected levels above 0 with a unit that converts into {units.reported}"
+            raise InputError(f"{where} has {shown(text)}; {what}, as in [5 {units.reported}]")
+        levels.append(level)
+    return tuple(levels)
+
+
+def level_of(text: object, units: Units) -> float | None:
+    """A level such as 5 mg/L in the reported unit, None of what is none."""
+    parts = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?\d+)?)\s*(\D.*?)\s*", text) if isinstance(text, str) else None
+    factor = units.level_in(parts[2]) if parts else None
+    try:
+        return None if parts is None or factor is None else float(f"{float(parts[1]) * factor:.12g}")
+    except ValueError:
+        return None
 
 
 def _agreed(option: str, given: object, derived: float | None, one: str, other: str) -> float:

@@ -1,33 +1,37 @@
 """Batches of fits on several processes: one core each, no shared state, results written by whoever trained
 them."""
 
+import math
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medcm_cli import processes
 from medcm_cli.checks import whole
 from medcm_cli.errors import JobError
 from medcm_cli.numerics.devices import CPU
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
+from medcm_cli.study.queue import PAUSE, Batch, Queue, Work
 
-Progress = Callable[[int, int, int, float], None]
+Progress = Callable[[Batch, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""
 
 _FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of imports: not worth it for fewer
+_SLACK = 0.25  # of a process's fair share, by which a job may exceed it without being cut again
 
 
 def prepare(threads: int) -> None:
@@ -48,21 +52,35 @@ def batches(records: Sequence[Record], most: int | None, processes: int) -> list
     return [[records[i] for i in part] for part in parts]
 
 
-def process_count(option: object, fits: int, device: torch.device = CPU) -> int:
+def process_count(option: object, fits: int, device: torch.device = CPU, cores: int | None = None) -> int:
     """From ``batch.processes``: a number, or ``auto`` for one per core where there are fits enough, and on
-    another device than the CPU for one, which has it to itself."""
+    another device than the CPU for one, which has it to itself.
+
+    :param cores: that the job has; None: all that this process may use.
+    """
     if option == "auto":
         if device != CPU:
             return 1
-        return max(1, min(_cores(), fits // _FITS_PER_PROCESS))
+        return max(1, min(cores or processes.cores(), fits // _FITS_PER_PROCESS))
     return whole("batch.processes", option, 1, other="auto")
 
 
-def _cores() -> int:
-    """Those that this process may use: a cluster's scheduler lends a job some of the machine's."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def shares(efforts: Sequence[float], processes: int) -> list[int]:
+    """Into how many batches to cut each of some jobs that share processes, from how long each takes: as few
+    as keep every process busy, since an epoch of twice the fits takes less than twice the time."""
+    fair = sum(efforts) / processes
+    return [max(1, math.ceil(effort / fair - _SLACK)) for effort in efforts]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job has ended, the ``number``-th from 0: records of the fits that have ``finished`` here, ``seconds``
+    since the first of them began, and the ``error`` that has kept it from the others."""
+
+    number: int
+    finished: list[Record]
+    seconds: float
+    error: Exception | None
 
 
 @dataclass
@@ -92,88 +110,157 @@ class Workers:
             worker.process.join()
         self._workers = []
 
-    def run(
-        self, job: Job, parts: Sequence[Sequence[Record]], processes: int, progress: Progress
-    ) -> list[Record]:
-        """Train every batch of ``parts``; returns their finished records. One process means this one.
+    def run(self, works: Sequence[Work], processes: int, progress: Progress) -> Iterator[Ended]:
+        """Train every batch of some jobs, those that take longest first, and say of each job when it ends;
+        but for fits that other processes finish meanwhile. One process means this one.
 
-        :raises JobError: there is not memory enough, or a process was killed.
+        What goes wrong in a batch (a ``JobError`` where there is not memory enough, or a process was killed)
+        ends its job once the batches of it that are under way have, and no other job.
         """
-        finished: list[Record] = []
-        fits = sum(map(len, parts))
-        if processes == 1:
-            prepare(int(job.config["batch"]["threads"]))
-            for number, part in enumerate(parts):
-                try:
-                    finished += job.run(part, _reporter(progress, number, len(part)))
-                except Exception as error:
-                    if not _lacks_memory(error):
-                        raise
-                    raise _failed("there is not memory enough", part, len(finished), fits) from error
-            return finished
-        try:
-            while len(self._workers) < processes:
-                self._workers.append(_start())
-            waiting = list(enumerate(parts))
-            return self._share(job.config, waiting, self._workers[:processes], progress, fits)
-        except BaseException:
-            self.end()  # what the others still have to say is not for the next job
-            raise
+        with Queue(works) as queue:
+            if processes == 1:
+                yield from _alone(works, queue, progress)
+                return
+            try:
+                yield from self._share(works, queue, processes, progress)
+            except BaseException:
+                self.end()  # what the others still have to say is not for the next job
+                raise
 
     def _share(
-        self,
-        config: Config,
-        waiting: list[tuple[int, Sequence[Record]]],
-        workers: list[_Worker],
-        progress: Progress,
-        fits: int,
-    ) -> list[Record]:
-        finished: list[Record] = []
-        idle = list(workers)
-        busy: dict[Connection, tuple[_Worker, Sequence[Record]]] = {}
-        while waiting or busy:
-            while waiting and idle:
-                worker, (number, part) = idle.pop(), waiting.pop(0)
-                busy[worker.connection] = worker, part
-                with _living(worker, part, len(finished), fits):
-                    worker.connection.send((config, number, part))
-            for ready in wait(list(busy)):
+        self, works: Sequence[Work], queue: Queue, processes: int, progress: Progress
+    ) -> Iterator[Ended]:
+        accounts = [_Account(number, work) for number, work in enumerate(works)]
+        busy: dict[Connection, tuple[_Worker, Batch]] = {}
+        while True:
+            while len(busy) < processes and (batch := queue.take(wait=not busy)) is not None:
+                worker = self._idle(busy)
+                accounts[batch.job].begin()
+                busy[worker.connection] = worker, batch
+                with suppress(OSError):  # it has died, which is read below
+                    worker.connection.send((works[batch.job].config, batch))
+            yield from _over(accounts, queue, [batch for _, batch in busy.values()])
+            if not busy:
+                return
+            for ready in wait(list(busy), PAUSE if len(busy) < processes and queue.fits else None):
                 assert isinstance(ready, Connection)
-                worker, part = busy[ready]
-                with _living(worker, part, len(finished), fits):
-                    kind, content = ready.recv()
+                worker, batch = busy[ready]
+                kind, content = _heard(worker)
                 if kind == "progress":
-                    progress(*content)
+                    queue.tell(batch, content[1])
+                    progress(batch, *content)
                     continue
                 del busy[ready]
-                idle.append(worker)
-                if kind == "memory":
-                    raise _failed("there is not memory enough", part, len(finished), fits)
-                if kind == "error":
-                    raise content
-                finished += content
-        return finished
+                accounts[batch.job].take(kind, content, batch, queue)
+
+    def _idle(self, busy: Mapping[Connection, object]) -> _Worker:
+        """One that has nothing to do, started where there is none."""
+        self._workers = [worker for worker in self._workers if worker.process.is_alive()]
+        for worker in self._workers:
+            if worker.connection not in busy:
+                return worker
+        self._workers.append(_start())
+        return self._workers[-1]
 
 
-@contextmanager
-def _living(worker: _Worker, part: Sequence[Record], finished: int, fits: int) -> Iterator[None]:
-    """A word with a process. :raises JobError: it is no more."""
+class _Account:
+    """What has become of a job's batches so far."""
+
+    def __init__(self, number: int, work: Work) -> None:
+        self._number, self._work = number, work
+        self._finished: list[Record] = []
+        self._begun: float | None = None
+        self._fault: tuple[str, Any, Batch] | None = None
+        self.told = False
+
+    def begin(self) -> None:
+        """A batch begins."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+
+    def take(self, kind: str, content: Any, batch: Batch, queue: Queue) -> None:
+        """A batch has ended, well ("done") or not: then no other begins."""
+        queue.done(batch)
+        if kind == "done":
+            self._finished += content
+            return
+        queue.drop(batch.job)
+        self._fault = self._fault or (kind, content, batch)
+
+    def ended(self) -> Ended:
+        """The account of a job of which nothing is left here."""
+        self.told = True
+        seconds = 0.0 if self._begun is None else time.perf_counter() - self._begun
+        return Ended(self._number, self._finished, seconds, self._error())
+
+    def _error(self) -> Exception | None:
+        if self._fault is None:
+            return None
+        kind, content, batch = self._fault
+        if kind == "error":
+            assert isinstance(content, Exception)
+            return content
+        size, fits = len(batch.records), sum(map(len, self._work.batches))
+        fewer = f", batch.fits={(size + 1) // 2} trains fewer at once" if size > 1 else ""
+        return JobError(
+            f"{content}; {len(self._finished)} of {fits} fits of this job are finished and kept, the same "
+            f"command goes on with the others{fewer}"
+        )
+
+
+def _over(accounts: Sequence[_Account], queue: Queue, busy: Sequence[Batch]) -> Iterator[Ended]:
+    """Jobs of which nothing is left, each once."""
+    going = {batch.job for batch in busy} | queue.jobs
+    for number, account in enumerate(accounts):
+        if not account.told and number not in going:
+            yield account.ended()
+
+
+def _alone(works: Sequence[Work], queue: Queue, progress: Progress) -> Iterator[Ended]:
+    """Jobs in this process."""
+    accounts = [_Account(number, work) for number, work in enumerate(works)]
+    while (batch := queue.take(wait=True)) is not None:
+        accounts[batch.job].begin()
+
+        def tell(size: int, epoch: int, objective: float, batch: Batch = batch) -> None:
+            queue.tell(batch, epoch)
+            progress(batch, size, epoch, objective)
+
+        kind, content = _trained(works[batch.job].config, batch, tell)
+        accounts[batch.job].take(kind, content, batch, queue)
+        yield from _over(accounts, queue, [])
+    yield from _over(accounts, queue, [])
+
+
+def _trained(config: Config, batch: Batch, tell: Callable[[int, int, float], None]) -> tuple[str, Any]:
+    """A batch, trained and written: how it ended, and its finished records or what is wrong."""
+
+    def report(epoch: int, objective: Tensor) -> None:
+        tell(len(batch.records), epoch, float(objective.nanmedian()))
+
     try:
-        yield
-    except (EOFError, OSError) as error:
+        prepare(int(config["batch"]["threads"]))
+        return "done", Job.build(config).run(batch.records, report)
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:
+        return ("memory", _NO_MEMORY) if _lacks_memory(error) else ("error", error)
+
+
+def _heard(worker: _Worker) -> tuple[str, Any]:
+    """What a process says, or that it is no more."""
+    try:
+        kind, content = worker.connection.recv()
+    except (EOFError, OSError):
         worker.process.join(1)
         code = worker.process.exitcode
         how = "ended" if code is None or code > 0 else f"was killed by {signal.Signals(-code).name}"
         cause = ", as for lack of memory" if code == -signal.SIGKILL else ""
-        raise _failed(f"a training process {how}{cause}", part, finished, fits) from error
+        return "dead", f"a training process {how}{cause}"
+    return kind, content
 
 
-def _failed(what: str, part: Sequence[Record], finished: int, fits: int) -> JobError:
-    fewer = f", batch.fits={(len(part) + 1) // 2} trains fewer at once" if len(part) > 1 else ""
-    return JobError(
-        f"{what}; {finished} of {fits} fits of this job are finished and kept, the same command goes on with "
-        f"the others{fewer}"
-    )
+_NO_MEMORY = "there is not memory enough"
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -212,36 +299,15 @@ def _start() -> _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """Train what comes through the connection until it closes. Ctrl-C and SIGTERM are the parent's business;
-    without a parent the process ends at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Train what comes through the connection until it closes."""
+    processes.follow_parent()
     try:
         while True:
-            config, number, part = connection.recv()
-            prepare(int(config["batch"]["threads"]))
-
-            def report(*content: object) -> None:
-                connection.send(("progress", content))
-
-            try:
-                finished = Job.build(config).run(part, _reporter(report, number, len(part)))
-            except (EOFError, BrokenPipeError):
-                raise
-            except Exception as error:
-                connection.send(("memory", None) if _lacks_memory(error) else ("error", _sendable(error)))
-            else:
-                connection.send(("done", finished))
+            config, batch = connection.recv()
+            kind, content = _trained(config, batch, lambda *said: connection.send(("progress", said)))
+            connection.send((kind, _sendable(content) if kind == "error" else content))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _sendable(error: Exception) -> Exception:
@@ -251,10 +317,3 @@ def _sendable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _reporter(progress: Progress, number: int, fits: int) -> Callable[[int, Tensor], None]:
-    def report(epoch: int, objective: Tensor) -> None:
-        progress(number, fits, epoch, float(objective.nanmedian()))
-
-    return report

@@ -14,7 +14,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
-from medcm_cli.runs import Units, by_row, columns, with_units
+from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
 from medcm_cli.training.loop import Trained
 
@@ -59,11 +59,17 @@ def tables(
         trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
     rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
     history = _history(model, objective, test, trained, omega_true, reported.units.scale)
-    effects = _effects(model, trained, covariates)
+    effects, reference = _effects(model, trained, covariates)
+    history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
+    at = ", ".join(
+        f"{name} {covariates[name].reference:g} {covariates[name].unit}" for name in model.network.inputs
+    )
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
+    parameters = reported.units.of_parameters(model.pk.units)
+    typical = {f"{TYPICAL}{name}": unit for name, unit in parameters.items()}
     known = {
         "objective": objective.describe().unit_in(reported.units.level),
-        "parameters": by_row(reported.units.of_parameters(model.pk.units)),
+        "parameters": by_row(parameters),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
     result = []
@@ -71,7 +77,8 @@ def tables(
         epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
         of_fit = {
             "history": pa.table(
-                {"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()}
+                {"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()},
+                metadata={REFERENCE: at},
             ),
             "parameters": _parameters(trained, fit, epochs, int(train.present[:, fit].sum())),
             "effects": _effects_table(effects, covariates, fit, epochs),
@@ -81,7 +88,7 @@ def tables(
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
-                name: with_units(table, columns(name, reported.units.named | known))
+                name: with_units(table, typical | columns(name, reported.units.named | known))
                 for name, table in of_fit.items()
             }
         )
@@ -180,16 +187,14 @@ def _random_effects(train: Population, mean: Tensor, cov: Tensor, fit: int) -> p
 
 def _effects(
     model: Model, trained: Trained, covariates: Mapping[str, Covariate]
-) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+) -> tuple[dict[tuple[str, str], tuple[Tensor, Tensor]], dict[str, Tensor]]:
     """(covariate, parameter) -> typical value on the grid and relative to the reference covariates, (C,
-    points, B).
+    points, B); and parameter -> typical value at those, (C, B).
 
     One covariate moves along its grid, the others stay at their references; with separate branches the
     relative value is that branch's effect.
     """
     inputs = model.network.inputs
-    if not inputs or not len(trained.checkpoints):
-        return {}
     checkpoints, _, fits = trained.checkpoints.shape
     flat = trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits)
     values = trained.layout.unpack(flat)
@@ -202,7 +207,7 @@ def _effects(
 
     result = {}
     base = {name: flat.new_tensor([covariates[name].reference]) for name in inputs}
-    reference = at(base)
+    reference = {name: value.reshape(-1, checkpoints * fits)[0] for name, value in at(base).items()}
     for name in inputs:
         grid = torch.linspace(0, covariates[name].scale, GRID_POINTS, dtype=flat.dtype)
         moved = at({other: grid if other == name else base[other].expand(GRID_POINTS) for other in inputs})
@@ -211,9 +216,9 @@ def _effects(
                 continue
             shape = (GRID_POINTS, checkpoints, fits)
             absolute = zeta[0].reshape(shape).transpose(0, 1)
-            relative = (zeta[0] / reference[parameter][0]).reshape(shape).transpose(0, 1)
+            relative = (zeta[0] / reference[parameter]).reshape(shape).transpose(0, 1)
             result[name, parameter] = absolute, relative
-    return result
+    return result, {name: value.reshape(checkpoints, fits) for name, value in reference.items()}
 
 
 def _effects_table(

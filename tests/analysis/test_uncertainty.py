@@ -201,12 +201,17 @@ def test_report_writes_each_fit_and_names_what_it_cannot_do(outputs: Path) -> No
     assert str(units["estimate"]).startswith("IU/dL (sigma_additive)")
     assert all(units.values())
     rows = pd.concat(frame[frame["method"] == "sandwich"] for frame in frames)
+    labels = {"omega_1": "omega CL", "omega_2": "omega V1", "rho_21": "rho CL:V1"}
+    labels["sigma_additive"] = "sigma additive"
     assert {cells[0].partition(",")[0]: cells[2] for cells in fo.cells} == {
-        name: f"{value:.4g}" for name, value in rows.groupby("name")["se"].median().items()
+        labels.get(str(name), name): f"{value:.4g}"
+        for name, value in rows.groupby("name")["se"].median().items()
     }
+    names = {label: name for name, label in labels.items()}
     truth = {"omega_1": 0.037**0.5, "omega_2": 0.017**0.5, "rho_21": 0.0113 / (0.037 * 0.017) ** 0.5}
     for title, *_, true, covered in fo.cells:
-        name, _, unit = title.partition(", ")
+        label, _, unit = title.partition(", ")
+        name = names.get(label, label)
         assert unit == ("IU/dL" if name == "sigma_additive" else "")
         of = rows[rows["name"] == name]
         want = truth.get(name, 3.0)

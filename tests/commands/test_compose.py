@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from medcm_cli.commands.compose import Use, run
+from medcm_cli.commands.compose import Steps, Use, run
 from medcm_cli.errors import InputError, JobError
 
 FAULTS: dict[int, tuple[Exception, str]] = {
@@ -80,8 +81,14 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 SWEEP = "mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}"
 
 
-def fit(job: Use, *arguments: str, check: Use = lambda _: None, name: str = "small") -> None:
-    run("fit", "config", ["-cd", ".", "-cn", name, *arguments], check, job)
+def fit(
+    job: Callable[[DictConfig], Any],
+    *arguments: str,
+    check: Use = lambda _: None,
+    name: str = "small",
+    together: Callable[[Sequence[Any]], Iterator[tuple[int, Exception]]] = lambda _: iter(()),
+) -> None:
+    run("fit", "config", ["-cd", ".", "-cn", name, *arguments], Steps(check, job, together=together))
 
 
 @pytest.fixture
@@ -117,6 +124,37 @@ def test_jobs_that_fail_let_the_others_go_on(capfd: pytest.CaptureFixture[str]) 
         fit(job, "-m", "seed=1,2,3,4,5,6,7")
     assert done() == ["done1", "done7"]
     listed(capfd.readouterr().err, [2, 3, 4, 5, 6])
+
+
+def test_what_jobs_leave_is_done_together(capfd: pytest.CaptureFixture[str]) -> None:
+    """After all that need not wait; a fault there is told like any other, with the options of its own job."""
+    seen = []
+
+    def leave(config: DictConfig) -> int | None:
+        job(config)
+        return None if config.seed == 1 else int(config.seed)
+
+    def together(left: Sequence[int]) -> Iterator[tuple[int, Exception]]:
+        assert {"done1", "done9"} <= set(done())
+        seen.append(list(left))
+        yield 1, FAULTS[4][0]
+
+    with pytest.raises(JobError, match=r"^2 of 5 jobs of the multirun failed$"):
+        fit(leave, "-m", "seed=7,2,1,8,9", together=together)
+    assert seen == [[7, 8, 9]]
+    lines = [f"seed=2: {FAULTS[2][1]}", f"seed=8: {FAULTS[4][1]}"]
+    said = capfd.readouterr().err.splitlines()
+    assert said == [*(f"medcm: {x}" for x in lines), "failed:", *(f"  {x}" for x in lines)]
+
+
+def test_what_the_only_job_leaves_is_done(capfd: pytest.CaptureFixture[str]) -> None:
+    def together(left: Sequence[int]) -> Iterator[tuple[int, Exception]]:
+        assert list(left) == [1]
+        yield 0, FAULTS[4][0]
+
+    with pytest.raises(JobError, match=f"^{FAULTS[4][1]}$"):
+        fit(lambda config: int(config.seed), together=together)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")

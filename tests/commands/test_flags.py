@@ -17,12 +17,13 @@ from medcm_cli.errors import InputError
 from medcm_cli.haemophilia import virtual
 from medcm_cli.haemophilia.cohorts import TRUTHS
 from medcm_cli.patients import search
-from medcm_cli.patients.prediction import MOST_LEVEL, MOST_TIMES
+from medcm_cli.patients.prediction import MOST_TIMES
 from medcm_cli.patients.study import MOST_DRAWS
 from medcm_cli.patients.targets import read_target
 from medcm_cli.posteriors.individual import METHODS
 from medcm_cli.report.figures.style import FORMATS
 from medcm_cli.runs import Units
+from medcm_cli.study.units import MOST_LEVEL
 
 VALUES = ("-1", "0", "1e9", "1000000000", "1e308", "nan", "inf", "null", "", "1,2", "[1,2]", "abc")
 COMPOSED = ("fit", "posterior")  # whose flags are Hydra's

@@ -12,7 +12,8 @@ import pytest
 from medcm_cli import runs
 from medcm_cli.commands import dose, predict
 from medcm_cli.commands.parser import Parser
-from medcm_cli.commands.patients import asked, folder_for
+from medcm_cli.commands.patients import folder_for
+from medcm_cli.commands.replaced import asked
 from medcm_cli.errors import InputError
 
 ADDRESS = runs.Address("s", "d", "vi", "additive", 0.1, "default", 1, 1)

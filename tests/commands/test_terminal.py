@@ -125,3 +125,24 @@ def test_one_failure_is_not_buried_under_many_of_another_kind(out: io.StringIO) 
 )
 def test_faults_of_one_cause_are_a_line(faults: list[tuple[str, str]], lines: list[str]) -> None:
     assert terminal.by_cause(faults, "fits") == lines
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_sentences_go_on_between_words_and_never_in_a_number_with_its_unit(width: int) -> None:
+    text = io.StringIO()
+    console = terminal._Sentences(
+        file=text, force_terminal=True, width=width, highlight=False, soft_wrap=True, markup=False
+    )
+    path = f"outputs/{'long/' * 30}figures"
+    sentence = "doses of 25 to 1000 mg with a trough of 0.125 mg/L (0.1 to 0.2) at 12 h and 24 h. " * 4
+    console.print(f"  {sentence.strip()}\nParquet -> {path}")
+    *lines, last = text.getvalue().rstrip("\n").split("\n")
+    assert max(map(len, lines)) <= width
+    assert path in last
+    said = " ".join(line.strip() for line in lines)
+    assert said.startswith(sentence.strip())
+    for line in lines:
+        assert line.startswith(("  ", "Parquet"))
+    assert said.count("0.125 mg/L") == said.count("(0.1 to 0.2)") == 4
+    assert sum(line.count("0.125 mg/L") for line in lines) == 4
+    assert sum(line.count("25 to 1000 mg") for line in lines) == 4

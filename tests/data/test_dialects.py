@@ -250,7 +250,7 @@ def test_what_is_said_counts(tmp_path: Path, said: dict[str, Any], rows: tuple[s
     ("said", "words"),
     [
         ({"decimals": "comma"}, "dataset.dialect.decimals: no such option"),
-        ({"decimal": ","}, "dataset.dialect.decimal is ','; expected point or comma"),
+        ({"decimal": ","}, "dataset.dialect.decimal is ','; expected one of point, comma"),
         ({"encoding": "klingon"}, "dataset.dialect.encoding is 'klingon'"),
         ({"ignore": "IGN"}, "dataset.dialect.ignore is 'IGN'"),
         ({"names": []}, "dataset.dialect.names is []"),
@@ -373,9 +373,9 @@ def test_yes_is_one(cells: list[Any], expected: float) -> None:
 
 def test_other_texts_are_refused_until_numbers_are_said() -> None:
     frame = pd.DataFrame({"id": 1, "time": [0, 1], "amt": [5, None], "dv": [None, 1], "sex": ["M", "F"]})
-    with pytest.raises(InputError, match=r"covariates\.male\.values=\{F: 0, M: 1\} says which numbers"):
+    with pytest.raises(InputError, match=r"covariates\.male=\{values: \{F: 0, M: 1\}\}' says which numbers"):
         read_events(frame, {"male": "sex"})
-    with pytest.raises(InputError, match=r"'F'; expected M, W \(dataset.covariates.male.values\)"):
+    with pytest.raises(InputError, match=r"'F'; expected M, W \(values of dataset.covariates.male\)"):
         read_events(frame, {"male": "sex"}, Format(texts={"male": {"M": 1, "W": 0}}))
 
 
@@ -388,3 +388,25 @@ def test_a_table_of_nonmem_names_subjects_as_the_data_do(tmp_path: Path) -> None
     assert events.ids == ("2",)
     assert events.time.tolist() == [0, 12.5]
     assert events.dv[1] == 0.3125
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_file_of_two_decimal_marks_is_read_by_the_option_that_is_offered(
+    tmp_path: Path, separator: str, quote: str
+) -> None:
+    """As where a laboratory writes <0.05 and the others decimal commas."""
+    if separator == "," and not quote:
+        return
+    levels = ["", "0,61", "<0,05", "", "0,5", "<0.05"]
+    rows = [["id", "time", "amt", "dv", "wt"]]
+    rows += [[i, t, "1000" if t == "0" else "", "", "70,5"] for i in "ab" for t in ["0", "4", "24"]]
+    rows = [[*row[:3], level, row[4]] for row, level in zip(rows, ["dv", *levels], strict=True)]
+    path = tmp_path / "events.csv"
+    path.write_text("\n".join(separator.join(f"{quote}{cell}{quote}" for cell in row) for row in rows))
+    with pytest.raises(InputError, match=r"'\+dataset\.dialect=\{decimal: either\}'"):
+        read_events(path, {"weight": "wt"})
+    events = read_events(path, {"weight": "wt"}, Format(dialect={"decimal": "either"}))
+    assert events.dv[~events.is_dose].tolist() == [0.61, 0.05, 0.5, 0.05]
+    assert events.censored[~events.is_dose].tolist() == [False, True, False, True]
+    assert events.covariates["weight"].tolist() == [70.5, 70.5]

@@ -94,7 +94,7 @@ def test_a_value_is_carried_forward_only_where_it_is_said() -> None:
     frame = table({"a": 60.0, "b": 70.0})
     frame.loc[[1, 2], "wt"] = np.nan
     with pytest.raises(
-        InputError, match=r"row 2, column 'wt': is missing; .*dataset.covariates.weight.missing"
+        InputError, match=r"row 2, column 'wt': is missing; .*dataset.covariates.weight=\{missing: median"
     ):
         read_events(frame, {"weight": "wt"})
     forward = Format(forward=frozenset({"weight"}))

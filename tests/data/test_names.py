@@ -1,10 +1,14 @@
 """Columns whose names or cells change what a table means: they are used, refused or told."""
 
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medcm_cli.data import EventTable, Format, plain_covariates, read_events
 from medcm_cli.data.names import meaning
@@ -73,6 +77,64 @@ def test_covariates_and_rows_to_keep_are_found_like_roles() -> None:
     )
     assert events.covariates["weight"].tolist() == [70]
     assert (~events.is_dose).sum() == 1
+
+
+def options_in(message: str) -> dict[str, Any]:
+    """The options that a message says, as Hydra reads them."""
+    typed = [word for word in re.findall(r"'\+.*?'(?=[ ,]|$)", message) for word in shlex.split(word)]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    return {override.key_or_group: override.value() for override in parsed}
+
+
+CLINIC = {"time": "Zeit", "id": "Patient", "amt": "Dosis [mg]", "dv": "Conc", "wt": "Gewicht (kg)"}
+
+
+@pytest.mark.parametrize(
+    "missing", [("id", "time", "amt", "dv", "wt"), ("time", "dv"), ("amt",), ("wt",), ("id", "wt")]
+)
+def test_all_columns_that_are_missing_are_named_at_once(missing: tuple[str, ...]) -> None:
+    """And the options that are said read the table, once the covariate's name is filled in."""
+    frame = table(wt=70.0).rename(columns={name: CLINIC[name] for name in missing}).drop(columns="evid")
+    with pytest.raises(InputError) as caught:
+        read_events(frame, {"weight": "wt"})
+    message = str(caught.value)
+    which = message.split(" missing; ")[0]
+    assert all(repr(name) in which for name in missing)
+    said = options_in(message)
+    assert said.get("dataset.covariates.weight") == ({"column": "NAME"} if "wt" in missing else None)
+    roles = {name: CLINIC[name] for name in missing if name != "wt"}
+    assert said.get("dataset.columns", {}) == roles
+    weight = CLINIC["wt"] if "wt" in missing else "wt"
+    assert read_events(frame, {"weight": weight}, Format(columns=roles)).ids == ("a",)
+
+
+def test_patients_are_told_what_the_study_has() -> None:
+    with pytest.raises(InputError, match=r"columns 'id' and 'wt' are missing; .*expected those of the study"):
+        read_events(table().drop(columns=["id", "amt"]), {"weight": "wt"}, Format(patients=True))
+
+
+def test_columns_that_look_like_roles_are_named_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        read_events(table(**{"DUR (h)": 1.0, "BLQ": 0}), {})
+    assert options_in(str(caught.value)) == {"dataset.columns": {"duration": "DUR (h)", "cens": "BLQ"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "option", "value"),
+    [
+        ({"DVID": [1, 1, 2]}, "dataset.keep", {"DVID": [1]}),
+        ({"DV ID": [1, 1, 2]}, "dataset.keep", {"DV ID": [1]}),
+        ({"wt": [70, None, None]}, "dataset.covariates", {"Gewicht (kg)": {"missing": "median"}}),
+        ({"wt": [70, 71, 72]}, "dataset.over_time", {"Gewicht (kg)": "record"}),
+        ({"wt": list("wmm")}, "dataset.covariates", {"Gewicht (kg)": {"values": {"m": 0, "w": 1}}}),
+    ],
+)
+def test_an_option_that_an_error_names_can_be_typed(
+    change: dict[str, Any], option: str, value: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read_events(table(**({"wt": 70.0} | change)), {"Gewicht (kg)": "wt"})
+    assert options_in(str(caught.value)).get(option) == value
 
 
 @pytest.mark.parametrize("names", [("Rate", "RATE"), ("rate", " rate"), ("WT", "wt")])

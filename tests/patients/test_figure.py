@@ -52,11 +52,13 @@ def test_a_curve_has_the_peaks_between_the_times_that_are_asked_for(oral: Study)
     line = next(of for of in axis.lines if of.get_linestyle() == "-" and np.size(of.get_xdata()) > 20)
     x, y = np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
     for dose in (0, 24, 48):
-        time = dose + np.linspace(0.3, 23.9, 1000)
+        time = dose + np.linspace(0.5, 23.9, 1000)
         exact = closed(time)
         joined = np.interp(time, x, y)
-        assert joined.max() == pytest.approx(exact.max(), rel=0.01)
-        np.testing.assert_allclose(joined, exact, rtol=0.05)
+        assert joined.max() == pytest.approx(exact.max(), rel=0.002)
+        np.testing.assert_allclose(joined, exact, rtol=0.02)
+        peak = (x > dose + 0.5) & (x < dose + 6)
+        assert peak.sum() > 12  # so that it is round
     pd.testing.assert_series_equal(drawn.data["time"], found.shape["time"], check_index=False)
 
 
@@ -75,3 +77,18 @@ def test_labels_are_on_the_axis_and_apart_and_marks_are_explained(oral: Study) -
     hollow = [line for line in axis.lines if line.get_marker() == "v"]
     assert [line.get_markerfacecolor() for line in hollow] == ["none"]
     assert figure.get_figwidth() <= style.DOUBLE
+
+
+def test_troughs_and_what_was_measured_are_on_the_axis_whatever_the_thresholds(oral: Study) -> None:
+    rows = pd.DataFrame(ROWS).assign(time=[0.0, 24.0, 48.0, 50.0, 140.0], dv=[np.nan] * 3 + [30.0, 0.01])
+    found = predict(oral, rows, times=[0, 150], thresholds=[1000.0], draws=20)
+    (axis,) = individual.patient(found, "a").figure.axes
+    low, high = axis.get_ylim()
+    trough = closed(np.array([150.0]))[0]
+    assert high * 10**-3.5 < trough
+    assert low < min(trough, 1.0)
+    assert low < found.observations["level"].min()
+    nothing = pd.DataFrame(ROWS)  # a level of 1e-9 does not set the axis
+    found = predict(oral, nothing, times=[0, 72], thresholds=[1000.0], draws=20)
+    (axis,) = individual.patient(found, "a").figure.axes
+    assert axis.get_ylim()[0] > 1e-3

@@ -178,3 +178,38 @@ def test_a_study_is_a_folder(place: Path) -> None:
         load_study(pd.DataFrame())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="absent: no such folder"):
         load_study(place / "absent")
+
+
+def as_text(frame: pd.DataFrame, mark: str = ",") -> pd.DataFrame:
+    return frame.astype(object).map(lambda cell: None if pd.isna(cell) else str(cell).replace(".", mark))
+
+
+def test_a_frame_of_text_is_read_as_a_file_is(study: Study) -> None:
+    numbers = pd.DataFrame(
+        {
+            "id": ["a"] * 4,
+            "time": [0, 4.5, 24, 72],
+            "amt": [2000, None, None, None],
+            "dv": [None, 0.9, 0.25, 0.01],
+            "wt": 75.5,
+            "vwf": 110,
+        }
+    )
+    expected = study.read(numbers)
+    for mark, assumed in ((".", False), (",", True)):
+        read = study.read(as_text(numbers, mark))
+        for name in ("time", "amount", "dv"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+        assert read.covariates["weight"] == pytest.approx([75.5])
+        assert any("decimal commas" in note for note in read.notes) == assumed
+    dates = as_text(numbers).assign(
+        time=["01/02/2021 00:00", "01/02/2021 04:30", "02/02/2021 00:00", "04/02/2021 00:00"],
+        dv=["", "0,9", "0,25", "<0,01"],
+    )
+    with pytest.raises(InputError, match=r"'\+dataset\.dialect=\{dates: dmy\}'"):
+        predict(study, dates, draws=20)
+    found = predict(study, dates, draws=20, dialect={"dates": "dmy"})
+    assert found.observations["time"].tolist() == [4.5, 24, 72]
+    assert found.observations["censored"].tolist() == [False, False, True]
+    with pytest.raises(InputError, match=r"dataset\.dialect\.date: no such option"):
+        predict(study, dates, dialect={"date": "dmy"})

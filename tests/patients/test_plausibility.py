@@ -1,5 +1,7 @@
 """What is said of patients, regimens and fits that are not as others: on numbers made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -15,13 +17,18 @@ def test_what_lies_outside_is_named_once_for_each_patient() -> None:
     ranges = Ranges(
         {"weight": (60.0, 100.0), "vwf": (50.0, 200.0)}, (500.0, 1500.0), (1.0, 2.0), (24.0, 48.0)
     )
+    ranges = replace(ranges, units={"weight": "kg", "vwf": "-", "dose": "mg"})
     found = outside(ranges, events, None, 0.0)
     assert found["patient"].tolist() == ["0", "2"]
-    assert found["message"][0] == "weight 50 lies outside the 60 to 100 trained on"
+    assert found["message"][0] == "weight 50 kg lies outside the 60 to 100 kg trained on"
     found = outside(ranges, events, "daily", 72.0)
     assert found["patient"].tolist() == ["0", "1", "2", ""]
-    assert found["message"][0] == "daily: a dose of 2000 lies outside the 500 to 1500 trained on"
+    assert found["message"][0] == "daily: a dose of 2000 mg lies outside the 500 to 1500 mg trained on"
     assert "72 h is longer than any follow-up trained on, 48 h" in found["message"][3]
+    found = outside(ranges, events, "daily", np.array([20.0, 72.0, 96.0]))
+    late = found[found["message"].str.contains("follow-up")]
+    assert late["patient"].tolist() == ["1", "2"]  # nothing of another's is said of the first
+    assert late["message"].str.contains("72 h|96 h").all()
     unknown = Ranges({}, None, None, None)
     assert outside(unknown, events, None, 0.0).empty
     assert outside(unknown, events, "daily", 1e6).empty

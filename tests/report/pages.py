@@ -41,6 +41,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open:
             return
+        data = data.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")  # as they are typed
         self.texts.append((self.open[-1], data))
         if self.open[-1] in ("td", "th"):
             self.rows[-1][-1][-1] += data

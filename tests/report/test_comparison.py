@@ -11,6 +11,7 @@ from scipy import stats
 
 from medcm_cli.report import comparison, findings, intervals
 from medcm_cli.report.comparison import Comparison, Measure, compare
+from medcm_cli.report.section import decimals
 from medcm_cli.runs import Address, Record
 
 RMSE = Measure("rmse", "RMSE", "ng/mL")
@@ -110,7 +111,7 @@ def test_one_fit_has_no_interval_and_no_verdict() -> None:
     assert all(row[4] == row[6] == "-" and row[2] == "1 fit" for row in section.cells)
     said = findings.verdict(found)
     assert "there is no interval" in said
-    assert "Cannot be told apart from it" in said
+    assert "Without an interval, so that it cannot be told: " in said
     assert " to " not in said
 
 
@@ -137,19 +138,37 @@ def test_the_best_alone_and_nothing_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "ends", "expected"),
+    ("name", "values", "expected"),
     [
-        ([6.81, 7.2], [7.59, 8.4], 2),  # two digits of the half-width 0.78
-        ([15812.0], [15950.0], 0),
-        ([0.0106, 4.2], [0.0136, 5.0], 4),
-        ([-905.3, -694.2], [math.nan, math.nan], 1),  # four digits of the least
-        ([0.0], [math.nan], 0),
+        ("rmse", [6.81, 7.2], 2),
+        ("objective_value", [-905.3, -15812.0], 1),
+        ("objective_value", [0.00302, 0.011], 5),  # a mean squared error in the data's unit
+        ("objective_value", [0.00302, 111.0], 1),
+        ("kl", [2.0, 3000.0], 1),
+        ("omega_1", [0.1, math.nan], 3),
+        ("rho_21", [0.0], 3),
     ],
 )
-def test_numbers_have_the_digits_that_their_intervals_leave(
-    values: list[float], ends: list[float], expected: int
-) -> None:
-    assert intervals.decimals(values, ends) == expected
+def test_numbers_have_the_decimals_of_the_tables(name: str, values: list[float], expected: int) -> None:
+    assert decimals(name, *values) == expected
+
+
+def test_differences_have_the_decimals_of_the_means_and_words_that_do_not_contradict_them() -> None:
+    """Also where there is no interval; of a method whose mean over more folds is higher, but which is lower
+    in the folds of the best."""
+    fits = invented(4, 1)
+    best = compared(fits).best.label
+    fits.loc[(fits["label"] == best) & (fits["fold"] == 1), "rmse"] = 1.0
+    fits.loc[(fits["label"] != best) & (fits["fold"] == 1), "rmse"] = 0.5
+    lone = fits[(fits["label"] != best) | (fits["fold"] == 1)]
+    found = compared(lone)
+    assert found.best.label == best
+    said = findings.verdict(found)
+    assert said.count("(0.50 ng/mL less in the same folds)") == 2
+    assert [row[5] for row in intervals.table(found).cells if row[0] != best] == ["-0.50", "-0.50"]
+    ratios = compared(lone.assign(kl=lone["rmse"]), KL)
+    assert findings.verdict(ratios).count("(0.50 times as much in the same folds)") == 2
+    assert [intervals.ratio_text(value) for value in (160778.0, 110.3, 0.0751)] == ["160000", "110", "0.075"]
 
 
 # -- what can be compared --------------------------------------------------------------------------

@@ -1,14 +1,21 @@
 """What is reported of one fit, recomputed from its invented history."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from medcm_cli import runs
+from medcm_cli.report import intervals
+from medcm_cli.report.comparison import comparable
 from medcm_cli.report.tables import sections
-from medcm_cli.runs.summary import summarize
+from medcm_cli.runs.summary import columns_units, summarize
+from medcm_cli.runs.sweeps import finished
+from medcm_cli.runs.units import resolved
 from tests.report.fits import TRUTH, invent, only, write_fit
 
 
@@ -172,8 +179,53 @@ def test_a_third_random_effect_has_its_columns(tmp_path: Path) -> None:
     estimates = sections(summarize([tmp_path]))[1]
     shown = dict(zip(estimates.headers, estimates.cells[0], strict=True))
     assert shown["omega 3"] == "0.300"
-    assert shown["CV% 3"] == f"{100 * np.sqrt(np.exp(0.09) - 1):.1f}"
+    assert shown["CV 3, %"] == f"{100 * np.sqrt(np.exp(0.09) - 1):.1f}"
     assert (shown["rho 31"], shown["rho 32"]) == ("0.100", "-0.200")
+
+
+def test_estimates_are_named_after_the_parameters_that_records_name(tmp_path: Path) -> None:
+    """In tables for people; columns of files keep their numbers."""
+    history = invent(6)
+    n = len(history["epoch"])
+    history |= {name: np.full(n, v) for name, v in (("omega_3", 0.3), ("rho_31", 0.1), ("rho_32", -0.2))}
+    config = {"dataset": {"level_unit": "mg/L", "level_scale": 1}, "random_effects": ["CL", "V1", "KA"]}
+    write_fit(tmp_path, history, truth=None, config=config)
+    summary = summarize([tmp_path])
+    headers = sections(summary)[1].headers
+    assert headers[1:4] == ["omega CL", "omega V1", "omega KA"]
+    assert headers[4:10] == ["CV CL, %", "CV V1, %", "CV KA, %", "rho CL:V1", "rho CL:KA", "rho V1:KA"]
+    assert summary.fits["random_effects"].tolist() == ["CL, V1, KA"]
+    assert {"omega_3_median", "cv_3_sd", "rho_31_mean"} <= set(summary.table)
+    fits = comparable(summary.fits, [record for _, record in finished([tmp_path])])[0]
+    table = intervals.estimates(fits, {})
+    assert table is not None
+    assert table.headers[1] == "omega CL, log scale"
+
+
+def test_typical_parameters_stand_with_their_units_at_the_references(tmp_path: Path) -> None:
+    """As far as a fit's file has them: a study of an older version beside it has none."""
+    values = np.linspace(0.2, 0.3, len(invent(1)["epoch"]))
+    for replicate in (1, 2):
+        history = invent(1) | {"typical_CL": values * replicate, "typical_V1": 10 * values}
+        folder = write_fit(tmp_path, history, replicate=replicate)
+        table = pa.table(history, metadata={runs.REFERENCE: "weight 70 kg"})
+        runs.write_table(folder / "history.parquet", table, {"typical_CL": "L/h", "typical_V1": "L"})
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"hashes": {}}))
+    write_fit(tmp_path, invent(1), study="old")
+    summary = summarize([tmp_path])
+    old, new = (
+        [section for section in sections(summary) if section.title.startswith(name)] for name in ("old", "s,")
+    )
+    assert not any("typical" in section.title for section in old)
+    table = new[-1]
+    assert table.title == "s, d: typical parameters at weight 70 kg"
+    assert table.headers == ["objective", "CL, L/h", "V1, L"]
+    mean = values[-21:].mean()
+    sd = mean * np.std([1, 2], ddof=1)
+    assert table.cells == [["vi", f"{1.5 * mean:.3f} ({sd:.3f})", f"{10 * mean:.2f} (0.00)"]]
+    units = resolved(map(str, summary.table), columns_units(summary))
+    assert (units["typical_CL_median"], units["typical_V1_sd"]) == ("L/h", "L")
 
 
 def test_fits_that_were_drawn_again_are_counted(tmp_path: Path) -> None:

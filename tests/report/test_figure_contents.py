@@ -158,13 +158,30 @@ def test_a_curve_begins_at_its_first_level() -> None:
 
 def test_individual_curves_and_their_bands_begin_with_the_dose(drawn: dict[str, style.Drawn]) -> None:
     figure = drawn["individuals_vi_01"].figure
-    lines = [line for axis in figure.axes for line in axis.lines]
+    lines = [line for axis in figure.axes for line in axis.lines if line.get_linestyle() != "None"]
     edges = [line for line in lines if line.get_linewidth() == EDGE]
     assert len(edges) == 4 * len(figure.axes)
     for line in lines:
         y = np.asarray(line.get_ydata(), dtype=float)
         assert np.isnan(y[0])  # before the dose
         assert np.nanargmax(y) == np.flatnonzero(np.isfinite(y))[0]
+
+
+def test_a_subject_has_the_same_axis_in_every_method_and_on_every_page_with_all_that_was_measured(
+    drawn: dict[str, style.Drawn],
+) -> None:
+    pages = [one for stem, one in drawn.items() if stem.startswith("individuals_")]
+    (ends,) = {axis.get_ylim() for one in pages for axis in one.figure.axes}
+    for one in pages:
+        seen = one.data[one.data["what"] == "observation"]
+        measured = seen["dv"][(seen["dv"] > 0) & ~seen["censored"].astype(bool)]
+        assert ends[0] < measured.min() <= measured.max() < ends[1]
+        figure = one.figure
+        figure.draw_without_rendering()
+        for place, axis in enumerate(figure.axes):
+            labels = [t.label1.get_text() for t in axis.yaxis.get_major_ticks() if t.label1.get_visible()]
+            assert len([label for label in labels if label]) == (0 if place % 5 else len(labels))
+        assert len(figure.axes[0].get_yticks()) > 2
 
 
 def looks(line: Line2D) -> str:

@@ -93,7 +93,7 @@ HELD = {
     "level": [0.25, 0.01, 1.5],
     "follow_up": [44.0, 20.0, 55.0],
     "covariates": {
-        "vwf": {"missing": 0.652, "values": [120.0, 36.0, 231.0]},
+        "vwf": {"unit": "IU/dL", "missing": 0.652, "values": [120.0, 36.0, 231.0]},
         "ffm": {"missing": 0.0, "values": None},
     },
     "changing": ["ffm"],
@@ -114,8 +114,8 @@ def test_patients_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
     assert rows["level, IU/dL"] == ["25 (1 to 150)"] * 2
     assert rows["amount per subject, IU"] == ["2000 (500 to 18000)"] * 2
     assert rows["resets"] == ["", "2"]
-    assert rows["covariate vwf"] == ["120 (36 to 231), missing 65.2 %", ""]
-    assert rows["covariate ffm"] == ["-, changes in time", ""]
+    assert rows["covariate vwf, IU/dL"] == ["120 (36 to 231), missing 65.2 %", ""]
+    assert rows["covariate ffm, -"] == ["-, changes in time", ""]
     assert "steady states" not in rows
 
 

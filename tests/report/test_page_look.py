@@ -17,7 +17,9 @@ from scipy import stats
 from medcm_cli.report import provenance
 from medcm_cli.report.figures import catalogue, dark, style
 from medcm_cli.report.page import _upright, write
+from medcm_cli.report.pictures import Picture
 from medcm_cli.report.section import Section
+from medcm_cli.report.sheets import sheets
 from medcm_cli.runs.summary import summarize
 from tests.report.fits import invent, write_fit
 from tests.report.pages import Page
@@ -205,6 +207,42 @@ def test_paper_breaks_no_row_and_no_figure_and_forces_no_page() -> None:
     assert "break-before: page" not in paper
     assert ".scroll { overflow: visible; }" in paper
     assert "size:" not in blocks(CSS.read_text(encoding="utf-8"))["@page"].replace("font-size:", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("-0.5 to -2, 95 % (-1)", "\u22120.5 to \u22122, 95\u00a0% (\u22121)"),
+        ("-2 log L, -ELBO, eta=-1, 1 - x", "\u22122 log L, \u2212ELBO, eta=\u22121, 1 \u2212 x"),
+        (
+            "epochs-400, 1e-5, (-), a - b, -cd, x-y, 2024-01-02",
+            "epochs-400, 1e-5, (-), a - b, -cd, x-y, 2024-01-02",
+        ),
+    ],
+)
+def test_a_minus_is_one_and_percentages_stay_on_a_line(typed: str, shown: str) -> None:
+    assert style.typeset(typed) == shown
+
+
+def test_paper_is_filled_by_figures_that_stand_together_and_stay_legible() -> None:
+    """Halves and thirds of a page in any order: nothing is wider than drawn, or so small that text of 7
+    points has less than 6, and no page but the last is a third empty."""
+    generator = np.random.default_rng(4)
+    heights = generator.choice([400, 197], 60)
+    shapes = [(680, 197), *((680, int(height)) for height in heights), *[(321, 215)] * 5]
+    figures = [
+        Picture(n, f"Figure {n}", "w" * 190, "a", "", "", width, height)
+        for n, (width, height) in enumerate(shapes, 1)
+    ]
+    found = sheets(figures)
+    assert [one.number for sheet in found for one in sheet] == [one.number for one in figures]
+    for sheet in found:
+        assert all(6 / 7 < one.paper / (one.width * 25.4 / 96) < 1.001 for one in sheet)
+        wide = [one for one in sheet if one.shape == "wide"]
+        assert sum(one.paper * one.height / one.width for one in wide) < 250
+    filled = [sum(one.paper * one.height / one.width + 25 for one in sheet) / 250 for sheet in found[:-3]]
+    assert min(filled) > 0.7
+    assert sheets([]) == []
 
 
 def test_powers_of_ten_are_read_as_such_in_the_dark_too(tmp_path: Path) -> None:

@@ -83,3 +83,33 @@ def test_data_that_differ_between_fits_are_pointed_out() -> None:
     held = [record(data={"source": "a.csv", "fingerprint": digest}) for digest in ("1", "2")]
     assert ("warning", "The fits are not all of the same data.") in provenance.data(held, None)
     assert "warning" not in dict(provenance.data(held[:1], None))
+
+
+def test_what_was_taken_for_missing_covariates_is_said() -> None:
+    """Of those that anybody lacks, with the value of each category."""
+    filled = {
+        "weight": {"rule": "median", "by": "sex", "values": {"F": 61.5, "M": 80.0}},
+        "age": {"rule": "mean", "by": None, "values": {"": 40.0}},
+        "male": {"rule": "mode", "by": None, "values": {"": 1.0}},
+    }
+    origins = {
+        "weight": {"measured": 7, "median of sex F": 2, "median of sex M": 1},
+        "age": {"measured": 10},
+        "male": {"measured": 9, "mode": 1},
+        "ffm": {"derived": 10},
+        "vwf": {"measured": 4, "imputed": 6},
+    }
+    units = {name: {"unit": unit} for name, unit in {"weight": "kg", "age": "y", "male": "-"}.items()}
+    held = {"filled": filled, "origins": origins, "covariates": units}
+    blocks = provenance.data([record(data={"characteristics": held})], None)
+    (section,) = (of for kind, of in blocks if kind == "table")
+    assert section.cells == [
+        ["weight", "measured", "7", "-"],
+        ["weight", "median of sex F", "2", "61.5 kg"],
+        ["weight", "median of sex M", "1", "80 kg"],
+        ["male", "measured", "9", "-"],
+        ["male", "mode", "1", "1"],
+        ["vwf", "imputed", "6", "-"],
+        ["vwf", "measured", "4", "-"],
+    ]
+    assert [kind for kind, _ in provenance.data([record()], None)] == ["text"]  # nothing of older records

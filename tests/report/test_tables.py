@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medcm_cli.commands.summarize import command as summarize_command
 from medcm_cli.report.tables import sections, write
 from medcm_cli.runs.summary import summarize
 from tests.report.fits import invent, only, write_fit
@@ -170,3 +171,14 @@ def test_small_values_keep_a_digit(tmp_path: Path) -> None:
     section = sections(summarize([tmp_path]))[0]
     shown = dict(zip(section.headers, section.cells[0], strict=True))
     assert float(shown["objective value"]) == pytest.approx(0.00321)
+
+
+def test_the_command_says_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its usual place, what was made with other options; the same again is no news."""
+    write_fit(tmp_path, invent(1))
+    said = []
+    for more in ([], [], ["--tail", "100"], ["--tail", "100"], ["--out", str(tmp_path / "other")], []):
+        summarize_command([str(tmp_path), *more])
+        said.append(capsys.readouterr().err.count("replaced what was made with another --tail; --out keeps"))
+    assert said == [0, 0, 1, 0, 0, 1]
+    assert not (tmp_path / "other" / "summary.json").exists()

@@ -195,6 +195,7 @@ LATER_OF_DATASET = (
     "cohort",
     "batch_subjects",
     "dialect",
+    "thresholds",
 )
 
 

@@ -272,7 +272,7 @@ def test_covariates_that_no_network_reads_need_not_be_there(tmp_path: Path) -> N
     path = tmp_path / "without.csv"
     pd.read_csv(tmp_path / "whole.csv").drop(columns=["wt", "vwf"]).to_csv(path, index=False)
     assert built(path, "network=none").events.covariates == {}
-    with pytest.raises(InputError, match="column 'wt' is missing"):
+    with pytest.raises(InputError, match="columns 'wt' and 'vwf' are missing"):
         built(path)
 
 

@@ -11,7 +11,7 @@ from medcm_cli.runs import Units
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import complete_problem
 from medcm_cli.study.problem import model_of
-from medcm_cli.study.units import without_derived
+from medcm_cli.study.units import thresholds_of, without_derived
 from tests.helpers import STREAMS, configuration
 
 OWN = ("dataset=table", "dataset.path=events.csv", "network=none")
@@ -50,6 +50,28 @@ def test_what_follows_from_units(options: list[str], shown: str, scale: float, p
     assert config["pk"]["amount_per_level"] == pytest.approx(per_level)
     assert complete_problem(without_derived(config)) == config
     assert Units.of(dataset).reported == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ([], ()),
+        (["dataset=simulated"], (1, 5, 50)),
+        (["dataset=prophylaxis", "network=real_data", "dataset.level_unit=IU/mL"], (0.01, 0.05, 0.5)),
+        ([units("h", "mg", "ng/mL"), "dataset.thresholds=[5 mg/L,0.5ug/L]"], (5000, 0.5)),
+        (["dataset.thresholds=null"], ()),
+    ],
+)
+def test_thresholds_are_those_that_the_data_state(options: list[str], levels: tuple[float, ...]) -> None:
+    config = complete(*options)
+    assert thresholds_of(config["dataset"]) == pytest.approx(levels)
+    assert "thresholds" not in identity(config)["dataset"]
+
+
+@pytest.mark.parametrize("said", ["[5]", "[5 h]", "5 mg/L", "[0 mg/L]", "[1e300 mg/L]", "[1..2 mg/L]"])
+def test_what_is_no_threshold_is_refused(said: str) -> None:
+    with pytest.raises(InputError, match=r"dataset\.thresholds .* expected .*\[5 mg/L\]"):
+        complete(units("h", "mg", "mg/L"), f"dataset.thresholds={said}")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def taken(config: Mapping[str, Any], option: str, folder: Path) -> str:
 # read.
 LARGE, NAMES = "1e9 1000000000", "-1 0 1e9 1000000000 nan inf abc"
 TAKEN = {
-    **dict.fromkeys(("outer", "inner", "fixed"), "null"),
+    **dict.fromkeys(("outer", "inner", "fixed", "dataset.thresholds"), "null"),
     **dict.fromkeys(("batch.fits", "dataset.batch_subjects"), "1000000000 null"),
     **dict.fromkeys(("seed", "split.seed"), "0 1000000000"),
     "redraws": "0",

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError, JobError
 from medcm_cli.study.interrupted import interrupted, kept_of
 from medcm_cli.study.job import Job
-from medcm_cli.study.workers import Workers, batches, process_count
+from medcm_cli.study.queue import Work
+from medcm_cli.study.workers import Progress, Workers, batches, process_count, shares
 from tests.helpers import configuration
 
 
@@ -49,6 +50,23 @@ def test_batches_cover_each_fit_once_and_evenly(count: int, most: int | None, pr
         assert len(parts) == 1
 
 
+@pytest.mark.parametrize(
+    ("efforts", "processes", "expected"),
+    [
+        ([7.0], 1, [1]),
+        ([7.0], 3, [3]),  # one job has all of them
+        ([1.0, 2.0, 5.0, 2.0], 2, [1, 1, 1, 1]),  # 5 | 1 + 2 + 2
+        ([1.0, 2.0, 5.0, 2.0], 4, [1, 1, 2, 1]),  # 2.5 each
+        ([5.0, 1.0], 2, [2, 1]),
+        ([1.0] * 40, 2, [1] * 40),
+    ],
+)
+def test_jobs_are_cut_only_where_a_process_would_have_nothing_to_do(
+    efforts: list[float], processes: int, expected: list[int]
+) -> None:
+    assert shares(efforts, processes) == expected
+
+
 @pytest.mark.parametrize(("cores", "fits", "expected"), [(4, 1, 1), (4, 7, 1), (4, 400, 4), (1, 400, 1)])
 def test_processes_chosen_by_the_machine(
     monkeypatch: pytest.MonkeyPatch, cores: int, fits: int, expected: int
@@ -73,7 +91,7 @@ def test_threads_that_make_no_sense(data: Path, tmp_path: Path, threads: str) ->
     def run() -> None:
         job = Job.build(configuration(data, tmp_path, "objective=mse", f"batch.threads={threads}"))
         with Workers() as workers:
-            workers.run(job, [list(job.plan().records.values())], 1, lambda *_: None)
+            trained(workers, job, [list(job.plan().records.values())], 1)
 
     with pytest.raises(InputError, match=r"batch\.threads"):
         run()
@@ -84,6 +102,20 @@ def workers() -> Iterator[Workers]:
     """Two processes that live from test to test, once one has started them."""
     with Workers() as started:
         yield started
+
+
+def trained(
+    workers: Workers,
+    job: Job,
+    parts: Sequence[Sequence[runs.Record]],
+    processes: int,
+    progress: Progress = lambda *_: None,
+) -> list[runs.Record]:
+    """The finished records of the only job; raises its error."""
+    (ended,) = workers.run([Work(job.config, parts)], processes, progress)
+    if ended.error is not None:
+        raise ended.error
+    return ended.finished
 
 
 OPTIONS = ("objective=vi", "fold=[1,2]", "replicate=[1,2]")
@@ -97,7 +129,9 @@ def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_pat
         job = Job.build(configuration(data, tmp_path / str(processes), *OPTIONS))
         parts = batches(list(job.plan().records.values()), None, processes)
         report = seen[processes]
-        records = workers.run(job, parts, processes, lambda b, f, *_, to=report: to.append((b, f)))
+        records = trained(
+            workers, job, parts, processes, lambda b, f, *_, to=report: to.append((b.number, f))
+        )
         finished[processes] = sorted(records, key=lambda r: (r.address.fold, r.address.replicate))
         assert [(r.address.fold, r.address.replicate) for r in finished[processes]] == FITS
     assert set(seen[1]) == {(0, 4)}  # (batch, its fits)
@@ -121,7 +155,7 @@ def test_nested_fits_of_a_synthetic_cohort_on_two_processes(workers: Workers, tm
     job = Job.build(configuration(None, tmp_path, *choices, "objective=fo", "error=combined"))
     plan = job.plan()
     assert plan.todo == ((4, 1), (9, 1), (14, 1), (19, 1))
-    records = workers.run(job, batches(list(plan.records.values()), None, 2), 2, lambda *_: None)
+    records = trained(workers, job, batches(list(plan.records.values()), None, 2), 2)
     found = sorted((record.address.outer, record.address.inner) for record in records)
     assert found == [(1, 4), (1, 9), (2, 4), (2, 9)]
     assert {record.address.dataset for record in records} == {"synthetic_prophylaxis"}
@@ -139,8 +173,38 @@ def without_data(data: Path, folder: Path) -> Job:
 def test_bad_input_in_a_process_comes_home(workers: Workers, data: Path, tmp_path: Path) -> None:
     job = without_data(data, tmp_path)
     with pytest.raises(InputError, match="moving") as caught:
-        workers.run(job, [list(job.plan().records.values())], 2, lambda *_: None)
+        trained(workers, job, [list(job.plan().records.values())], 2)
     assert "\n" not in str(caught.value)
+
+
+def test_jobs_share_processes_and_one_that_fails_costs_itself_alone(
+    workers: Workers, data: Path, tmp_path: Path
+) -> None:
+    """What takes longest begins first; each job ends when its own batches have."""
+    (tmp_path / "failing").mkdir()
+    failing = without_data(data, tmp_path / "failing")
+    jobs = [
+        Job.build(configuration(data, tmp_path, *OPTIONS[1:], f"objective={name}"))
+        for name in ("mse", "vi", "fo")
+    ]
+    works = [
+        Work(job.config, batches(list(job.plan().records.values()), None, cut), effort)
+        for job, cut, effort in zip([failing, *jobs], (2, 1, 2, 1), (1.0, 1.0, 4.0, 3.0), strict=True)
+    ]
+    begun: dict[tuple[int, int], None] = {}
+    ended = list(workers.run(works, 2, lambda batch, *_: begun.setdefault((batch.job, batch.number))))
+    assert sorted(end.number for end in ended) == [0, 1, 2, 3]
+    of = {end.number: end for end in ended}
+    assert isinstance(of[0].error, InputError)
+    for number, job in enumerate(jobs, 1):
+        assert of[number].error is None
+        assert {record.address for record in of[number].finished} == {
+            record.address for record in job.plan().records.values()
+        }
+        assert job.plan().todo == ()
+    # 12 of job 3 before twice 8 of job 2, 4 of job 1 and what fails.
+    assert [job for job, _ in sorted(begun, key=lambda key: key[1])][:2] == [3, 2]
+    assert sorted(job for job, _ in begun) == [1, 2, 2, 3]
 
 
 @pytest.mark.slow
@@ -152,10 +216,10 @@ def test_a_job_after_one_that_failed_gets_its_own_results(
         failing = without_data(data, tmp_path)
         records = list(failing.plan().records.values())
         with pytest.raises(InputError, match="moving"):
-            workers.run(failing, batches(records, None, 2), 2, lambda *_: None)
+            trained(workers, failing, batches(records, None, 2), 2)
         job = Job.build(configuration(data, tmp_path, *OPTIONS, "study=next"))
         records = list(job.plan().records.values())
-        finished = workers.run(job, batches(records, None, 2), 2, lambda *_: None)
+        finished = trained(workers, job, batches(records, None, 2), 2)
     assert {record.address for record in finished} == {record.address for record in records}
 
 
@@ -175,7 +239,7 @@ def kill(*_: object) -> None:
 def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: Path) -> None:
     job, records = endless(data, tmp_path, "replicate=[1,2]")
     with workers, pytest.raises(JobError) as caught:  # leaving it forgets the dead
-        workers.run(job, batches(records, None, 2), 2, kill)
+        trained(workers, job, batches(records, None, 2), 2, kill)
     for part in ("killed by SIGKILL", "lack of memory", "0 of 4 fits", "batch.fits=1 "):
         assert part in str(caught.value)
     assert not multiprocessing.active_children()
@@ -185,16 +249,15 @@ def test_a_process_that_dies_is_noticed(workers: Workers, data: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_between_jobs_is_noticed(data: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_between_jobs_is_replaced(data: Path, tmp_path: Path) -> None:
     job = Job.build(configuration(data, tmp_path, *OPTIONS))
     records = list(job.plan().records.values())
     with Workers() as workers:
-        workers.run(job, batches(records, None, 2), 2, lambda *_: None)
+        trained(workers, job, batches(records, None, 2), 2)
         kill()
         for child in multiprocessing.active_children():
             child.join()
-        with pytest.raises(JobError, match="killed by SIGKILL"):
-            workers.run(job, batches(records, None, 2), 2, lambda *_: None)
+        assert len(trained(workers, job, batches(records, None, 2), 2)) == len(records)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +278,7 @@ def test_lack_of_memory_in_this_process_is_told_in_one_line(
     job, records = endless(data, tmp_path, "replicate=[1,2,3]")
     monkeypatch.setattr(Job, "train", lacking)
     with Workers() as workers, pytest.raises(JobError) as caught:
-        workers.run(job, [records[:5], records[5:]], 1, lambda *_: None)
+        trained(workers, job, [records[:5], records[5:]], 1)
     for part in ("not memory enough", "0 of 6 fits", "batch.fits=3 "):
         assert part in str(caught.value)
 

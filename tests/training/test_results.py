@@ -17,7 +17,8 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
-from medcm_cli.runs import Units
+from medcm_cli.runs import REFERENCE, Units
+from medcm_cli.runs.units import named_in
 from medcm_cli.training.loop import Course, Trained, train
 from medcm_cli.training.results import Covariate, Reported, tables
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
@@ -136,6 +137,26 @@ def test_history_follows_from_the_parameters(of_vi: Tables, fit: int) -> None:
         assert row["kl"] == pytest.approx(kl, rel=1e-9)
 
 
+@pytest.mark.parametrize("fit", [0, 1])
+def test_typical_parameters_are_those_at_the_references(of_vi: Tables, fit: int) -> None:
+    """Of those that covariates shape, an effect's value over its relative one; of the others softplus."""
+    history, effects = (of_vi[fit][name].to_pandas().set_index("epoch") for name in ("history", "effects"))
+    for epoch, row in history.iterrows():
+        values = values_at(of_vi[fit]["parameters"], int(epoch))
+        for name in ("Q", "V2"):
+            assert row[f"typical_{name}"] == pytest.approx(
+                float(softplus(values[f"global.{name}"])[0]), rel=1e-9
+            )
+        of_epoch = effects.loc[epoch]
+        reference = of_epoch["value"] / of_epoch["relative"]
+        for name, value in zip(of_epoch["parameter"], reference, strict=True):
+            assert row[f"typical_{name}"] == pytest.approx(value, rel=1e-9)
+    metadata = of_vi[fit]["history"].schema.metadata
+    assert metadata[REFERENCE] == ", ".join(f"{n} {c.reference:g} {c.unit}" for n, c in GRID.items()).encode()
+    units = named_in(of_vi[fit]["history"].schema)
+    assert [units[f"typical_{name}"] for name in ("CL", "V1", "Q", "V2")] == ["L/h", "L", "L/h", "L"]
+
+
 def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
     """Their dv is the limit, not a level."""
     rows = np.flatnonzero(~EVENTS.is_dose)
@@ -158,7 +179,10 @@ def test_rmse_leaves_out_levels_below_a_limit(model: Model) -> None:
 
 def test_history_of_mse_has_no_random_effects(model: Model) -> None:
     for of_fit in make_tables(model, Mse()):
-        assert of_fit["history"].column_names == ["epoch", "objective_value", "rmse"]
+        assert of_fit["history"].column_names == [
+            *("epoch", "objective_value", "rmse"),
+            *(f"typical_{name}" for name in ("CL", "V1", "Q", "V2")),
+        ]
         assert "random_effects" not in of_fit
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import one_line, write_text
 from medcm_cli.report.figures import effects, goodness, posteriors, style, subjects, training
+from medcm_cli.report.figures.saved import result, savers
 from medcm_cli.runs.bands import effects as learned_effects
 from medcm_cli.runs.sweeps import Found, Method, Sweep, collect, common_fold, typical_fit
 from medcm_cli.runs.walk import Fit
@@ -54,9 +55,11 @@ def figures(
     for drawn in (goodness.predictive_check(sweep, diagnosed), goodness.random_effects(sweep, diagnosed)):
         if drawn is not None:
             yield drawn
-    for method, fit, diagnosis in diagnosed:
+    mixed = [one for one in diagnosed if one[2].mixed]
+    ends = subjects.limits([diagnosis for _, _, diagnosis in mixed]) if mixed else (0.1, 1.0)
+    for method, fit, diagnosis in mixed:
         for page in range(1, subjects.pages(diagnosis) + 1):
-            yield subjects.subjects(sweep, method, fit, diagnosis, page)
+            yield subjects.subjects(sweep, method, fit, diagnosis, page, ends)
 
 
 def _restored(
@@ -133,10 +136,14 @@ def write_all(
     for sweep in found.sweeps:
         folder = out / sweep.study / sweep.dataset
         lines = [f"# {sweep.study}, {sweep.dataset}", ""]
-        for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
-            style.write(drawn, folder, formats)
-            lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
-            yield folder, drawn
+        with savers() as submit:
+            written = []
+            for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
+                written.append(submit(style.write, drawn, folder, formats))
+                lines += [f"## {drawn.title}", "", f"{drawn.stem}: {drawn.caption}", ""]
+                yield folder, drawn
+            for one in written:
+                result(one)
         write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
 
 

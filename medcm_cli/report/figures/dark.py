@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def on_dark(colours: Any, least: float = 1.0, alpha: float | None = None) -> Any
     :param alpha: the opacity, in place of the colours' own.
     """
     if isinstance(colours, np.ndarray) and colours.ndim == 2:
-        return np.array([_one(colour, least) for colour in to_rgba_array(colours, alpha)]).reshape(-1, 4)
+        rows = to_rgba_array(colours, alpha).tolist()
+        return np.array([_one(tuple(colour), least) for colour in rows]).reshape(-1, 4)
     return _one(to_rgba(colours, alpha), least)
 
 
@@ -87,6 +89,7 @@ def contrast(rgba: Any) -> Any:
     return np.maximum(seen, behind) / np.minimum(seen, behind)
 
 
+@cache  # a figure has thousands of artists and a few colours
 def _one(rgba: tuple[float, ...], least: float) -> tuple[float, ...]:
     red, green, blue, alpha = rgba
     channels = red, green, blue

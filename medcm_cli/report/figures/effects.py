@@ -1,6 +1,7 @@
 """Learned covariate effects beside the truth, over the covariates that the subjects have (the paper's Figures
 4, S4, S6 and S7)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,9 @@ from medcm_cli.runs.sweeps import Method, Sweep
 
 FloatArray = npt.NDArray[np.float64]
 _BINS = 25
-_OCTAVES = 4  # that ratios are shown in, up and down, at most
+_OCTAVES = 10  # that ratios are shown in, up and down, at most
+_LETTERS = 15  # of a label, in an inch
+_TICKS = 7  # of an axis of ratios, at most
 
 
 def covariate_effects(
@@ -87,7 +90,9 @@ def _figure(
             for pair, axis in zip(pairs, axes, strict=True):
                 handles += _panel(axis, method, _of(at[method.label], pair), known.get(pair))
                 axis.tick_params(labelbottom=last, labelleft=axis is axes[0])
-            axes[0].set_ylabel(f"{method.label}\nratio (-)")
+            letters = max(8, int(axes[0].get_position().height * figure.get_figheight() * _LETTERS))
+            label = "\n".join(textwrap.wrap(method.label, letters, break_long_words=False)[:2])
+            axes[0].set_ylabel(f"{label}\nratio (-)")
         _ratios(grid[0][0], limits)
         for column, pair in enumerate(pairs):
             below = [] if named[pair] is None else [under[column]]
@@ -141,7 +146,7 @@ def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, hi
         caption += "Median (line) and 2.5 to 97.5 % quantiles (band) over complete fits"
         caption += "; where there is one, its line" if one else ""
     else:
-        caption += "The line is that of the one complete fit"
+        caption += "Each line is one fit"
     caption += f". Fits: {fits}. Grey line: no effect."
     caption += " Dashed: truth." if known else ""
     return caption + (" Below: the subjects' covariates." if histograms else "")
@@ -149,7 +154,7 @@ def _caption(sweep: Sweep, methods: Sequence[Method], when: str, known: bool, hi
 
 def _grid(rows: int, columns: int, histogram: bool) -> tuple[Figure, list[list[Axes]], list[Axes]]:
     width = style.SINGLE if columns == 1 else style.DOUBLE
-    height = 1.35 if rows > 1 else 1.9
+    height = style.row_height(rows + 0.6, 1.35, 0.75) if rows > 1 else 1.9  # and the histogram
     figure = Figure(figsize=(width, rows * height + 0.95), layout="constrained")
     ratios = [height] * rows + ([0.45] if histogram else [])
     axes = figure.subplots(len(ratios), columns, sharex="col", height_ratios=ratios, squeeze=False)
@@ -169,16 +174,17 @@ def _limits(
     covariates: Mapping[str, FloatArray],
 ) -> tuple[float, float]:
     """Of the axis of ratios, at every epoch: powers of 2 around the medians of the means over the tail, and
-    around the truth, at covariates that subjects have."""
+    around the truth, at all covariates that subjects have."""
     frames = [frame[frame["epoch"].isna()] for frame in learned.values() if len(frame)]
     curves = [frame.rename(columns={"median": "ratio"}) for frame in frames]
     curves += [frame.rename(columns={"relative": "ratio"}) for frame in known.values()]
     inside: list[FloatArray] = [np.ones(1)]
     for curve in curves:
-        for name, part in curve.groupby("covariate"):
-            x, seen = part["x"].to_numpy(), covariates.get(str(name), np.zeros(0))
-            low, high = np.quantile(seen, [0.01, 0.99]) if len(seen) else (x.min(), x.max())
-            inside.append(part["ratio"].to_numpy(np.float64)[(x >= low) & (x <= high)])
+        for (name, _), part in curve.groupby(["covariate", "parameter"]):
+            x, ratio = part["x"].to_numpy(), part["ratio"].to_numpy(np.float64)
+            seen = covariates.get(str(name), x)
+            ends = np.clip([seen.min(), seen.max()], x.min(), x.max())
+            inside += [ratio[(x >= ends[0]) & (x <= ends[1])], np.interp(ends, x, ratio)]
     every = np.concatenate(inside)
     every = every[np.isfinite(every) & (every > 0)]
     powers = np.log2([every.min(), every.max()])
@@ -187,9 +193,13 @@ def _limits(
 
 
 def _ratios(axis: Axes, limits: tuple[float, float]) -> None:
-    """A logarithmic axis of ratios, with powers of 2 as one reads them."""
+    """A logarithmic axis of ratios, with powers of 2 as one reads them, 1 among them."""
     style.plain_log(axis)
-    axis.yaxis.set_major_locator(FixedLocator((2.0 ** np.arange(-_OCTAVES, _OCTAVES + 1)).tolist()))
+    least, most = np.log2(limits).round().astype(int)
+    step = -(-(most - least + 1) // _TICKS)
+    powers = np.arange(-(-least // step), most // step + 1) * step
+    axis.yaxis.set_major_locator(FixedLocator((2.0**powers).tolist()))
+    axis.yaxis.set_major_formatter(_ratio)
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set_ylim(limits)
 
@@ -219,3 +229,7 @@ def _numbers(at: Mapping[str, pd.DataFrame], known: Mapping[tuple[str, str], pd.
     parts = [frame.assign(method=label) for label, frame in at.items()]
     parts += [frame.rename(columns={"relative": "median"}).assign(method="truth") for frame in known.values()]
     return pd.concat(parts, ignore_index=True)
+
+
+def _ratio(value: float, _: float) -> str:
+    return f"{value:.3g}"

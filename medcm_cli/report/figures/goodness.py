@@ -45,7 +45,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
         ("typical", "residual", typical, residual),
     ]
     with style.styled():
-        figure, axes = style.panels(len(plots), 2 if mixed else 3, 2.3)
+        figure, axes = style.panels(len(plots), 2 if mixed else 3, 1.9)
         for axis, (x, y, xlabel, ylabel) in zip(axes, plots, strict=True):
             _scatter(axis, method, seen[x], seen[y])
             if y == "dv":
@@ -135,9 +135,9 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     every = pd.concat([diagnosis.check.assign(method=method.label) for method, _, diagnosis in shown])
     outside = []
     with style.styled():
-        figure, axes = style.panels(
-            len(shown), 2 if len(shown) in (2, 4) else 3, 2.2, sharex=True, sharey=True
-        )
+        per_row = 2 if len(shown) in (2, 4) else 3
+        height = style.row_height(-(-len(shown) // per_row), 1.9, 1.6)
+        figure, axes = style.panels(len(shown), per_row, height, sharex=True, sharey=True)
         handles: list[Artist] = []
         for axis, (method, _, diagnosis) in zip(axes, shown, strict=True):
             handles += _check_panel(axis, diagnosis.check, method)
@@ -219,7 +219,8 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     names = sweep.random_effects
     data, said = [], []
     with style.styled():
-        figure, axes = style.panels(len(shown) * len(names), len(names), 1.55, style.DOUBLE, sharex="col")
+        height = style.row_height(len(shown), 1.55, 0.95)
+        figure, axes = style.panels(len(shown) * len(names), len(names), height, style.DOUBLE, sharex="col")
         places = [(row, name) for row in range(len(shown)) for name in names]
         for axis, (row, name) in zip(axes, places, strict=True):
             method, _, diagnosis = shown[row]

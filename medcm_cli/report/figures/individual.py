@@ -16,7 +16,8 @@ _MEASURED: dict[str, Any] = {"lw": 0.7, "ls": (0, (1, 1.2))}
 _MEDIUM = 120 / 25.4  # inches, one and a half columns of a journal
 _HEIGHT, _NEAREST = 150.0, 9.0  # points: of an axis, about, and between labels of thresholds
 _WARNINGS = 4  # that are written out
-_DECADES = 3.5  # of levels that a panel shows, from the highest down
+# Of levels that a panel shows, from the highest down: of curves and thresholds, and of what was measured.
+_DECADES, _DECADES_MEASURED = 3.5, 6.0
 
 
 def patient(prediction: Prediction, name: str) -> style.Drawn:
@@ -67,12 +68,23 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
 def _range(
     curve: pd.DataFrame, seen: pd.DataFrame, thresholds: Sequence[float]
 ) -> tuple[float, float, list[float]]:
-    """The ends of the axis of levels, and the thresholds on it: not those far above all levels."""
+    """The ends of the axis of levels, and the thresholds on it: not those far above all levels. Troughs are
+    on it, and what was measured, but for what is next to nothing."""
     highest = float(max(curve["measured_upper_90"].max(), seen["level"].max() if len(seen) else 0.0))
     shown = [float(threshold) for threshold in thresholds if threshold <= 10 * highest]
     top = 1.3 * max([highest, *shown])
-    floor = max(top * 10**-_DECADES, min([*shown, top]) / 3)
+    measured = seen["level"][(seen["level"] > top * 10**-_DECADES_MEASURED) & ~seen["censored"]]
+    far = top * 10**-_DECADES
+    troughs = [max(far, _trough(of)) for _, of in curve.groupby("regimen")]
+    floor = min([*troughs, *(threshold for threshold in shown if threshold > far), *measured]) / 1.5
     return floor, top, [threshold for threshold in shown if threshold >= floor]
+
+
+def _trough(curve: pd.DataFrame) -> float:
+    """The lowest that a regimen's curve falls to after its first rise, the lower end of half of it."""
+    level = curve["lower_50"].to_numpy(np.float64)
+    fallen = level[np.argmax(level >= 0.1 * level.max()) :]
+    return float(fallen[fallen > 0].min(initial=np.inf))
 
 
 def _shape(prediction: Prediction, name: str) -> pd.DataFrame:

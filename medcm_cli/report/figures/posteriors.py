@@ -45,7 +45,8 @@ def ellipses(sweep: Sweep, folder: Path) -> style.Drawn | None:
     shown = np.unique(np.linspace(0, len(nuts.subjects) - 1, SUBJECTS).round().astype(int))
     parts: list[pd.DataFrame] = []
     with style.styled():
-        figure, axes = style.panels(len(of_methods) * len(shown), len(shown), 1.7, sharex="col", sharey="col")
+        count, height = len(of_methods) * len(shown), style.row_height(len(of_methods), 1.7, 1.2)
+        figure, axes = style.panels(count, len(shown), height, sharex="col", sharey="col")
         panels = ((method, found, place) for method, found in of_methods for place in shown)
         for axis, (method, found, place) in zip(axes, panels, strict=True):
             parts.append(_panel(axis, method, found, nuts.eta[:, place, :2].copy(), int(place)))

@@ -1,5 +1,6 @@
 """How figures look: one colour per objective, sizes of a journal's columns, units, files."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 from medcm_cli.files import one_line, replaced, write_csv
 from medcm_cli.report.figures import dark
@@ -29,6 +31,7 @@ _MOST_TICKS = 6  # minor ones of a logarithmic axis that all have numbers
 _EVEN = 0.4  # decades, below which matplotlib has even ticks, so few that all can have numbers
 _LONGEST_SLUG = 120  # bytes; the name of a file, which has more in it, holds 255
 SINGLE, DOUBLE = 85 / 25.4, 180 / 25.4  # widths of one and of two columns of a journal, inches
+_HALF = 3.8  # inches, of the rows of a figure of which two stand on a page
 FORMATS = ("png", "svg", "pdf")
 # Okabe and Ito's palette, which the colour-blind tell apart; truth and data are black. Colour and marker are
 # those of an objective's rank, so that they do not depend on what else a study holds.
@@ -41,6 +44,7 @@ STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that a figure is the same everywhere
     "font.size": 8,
     "axes.titlesize": 8,
+    "axes.titley": 1.0,  # where it would be found too, for a third of the time that a figure takes
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -116,16 +120,23 @@ def symbol(letter: str, *names: str) -> str:
 
 SQUARED_OMEGA = r"$N(0, \omega^2)$"
 _POWER = r"\$\\mathdefault\{(?:\d\\times)?10\^\{-?\d+\}\}\$"  # matplotlib's, on a logarithmic axis
+# Before a number or a name of capitals, or after a number and its blank.
+_MINUS = re.compile(r"(?:^|(?<=[\s(=]))-(?=\d|\.\d|[A-Z]{2})|(?<=\d )-(?= )")
 _SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA) + "|" + _POWER)
+
+
+def typeset(text: str) -> str:
+    """A text in which a minus is one, as matplotlib has it on its axes, and a percentage stays on a line."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", _MINUS.sub("\N{MINUS SIGN}", text))
 
 
 def _harmless(figure: Figure) -> None:
     """Text in which dollar signs stand around our own symbols alone is read as mathematics; every line stays
-    one."""
+    one; a minus is one, as matplotlib has it on its axes."""
     for text in figure.findobj(Text):
         words = text.get_text()
         if words:
-            text.set_text("\n".join(map(one_line, words.split("\n"))))
+            text.set_text(typeset("\n".join(map(one_line, words.split("\n")))))
             text.set_parse_math("$" in words and "$" not in _SYMBOLS.sub("", words))
 
 
@@ -150,6 +161,13 @@ def panels(
     return figure, axes[:count]
 
 
+def row_height(rows: float, most: float, least: float) -> float:
+    """Inches of each of the rows of a figure: so many that two figures stand on a page.
+
+    :param most: of a few rows. :param least: of very many, which take a page of their own."""
+    return max(least, min(most, _HALF / rows))
+
+
 def legend(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
     """One for all panels, above them, so that it covers no data. Of handles with the same label, the
     first. ``title``: what all panels show."""
@@ -159,9 +177,7 @@ def legend(figure: Figure, handles: Sequence[Artist], title: str | None = None) 
     if MEDIAN in distinct:
         distinct.pop(ONE_FIT, None)  # a line alike: the caption says which are of one fit
     if distinct:
-        # Inches: a handle with its spaces, and a letter.
-        widest = 0.5 + 0.062 * max(map(len, distinct))
-        columns = max(1, min(len(distinct), int(figure.get_figwidth() / widest)))
+        columns = _legend_columns([len(label) for label in distinct], figure.get_figwidth())
         figure.set_figheight(figure.get_figheight() + 0.16 * (-(-len(distinct) // columns) - 1))
         figure.legend(
             title=title,
@@ -172,6 +188,17 @@ def legend(figure: Figure, handles: Sequence[Artist], title: str | None = None) 
             handlelength=2.4,
             columnspacing=1.2,
         )
+
+
+def _legend_columns(letters: Sequence[int], width: float) -> int:
+    """The most columns, filled one after another, in which labels of so many letters fit so many inches."""
+    for columns in range(len(letters), 1, -1):
+        rows = -(-len(letters) // columns)
+        widest = [max(letters[start : start + rows]) for start in range(0, len(letters), rows)]
+        # A handle with its spaces, and a letter.
+        if len(widest) == columns and sum(0.5 + 0.062 * most for most in widest) <= width:
+            return columns
+    return 1
 
 
 def band(axis: Axes, x: Any, low: Any, high: Any, colour: str, alpha: float) -> None:
@@ -226,8 +253,29 @@ def band_handle(colour: str, label: str, alpha: float) -> Patch:
 def plain_log(axis: Axes) -> None:
     """A logarithmic axis with numbers as one reads them."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if _has_label(axis, value) else "")
+    axis.yaxis.set_major_formatter(_plain)
+    axis.yaxis.set_minor_formatter(functools.partial(_minor, axis))
+
+
+def _plain(value: float, _: float) -> str:  # functions of a module's, since figures are sent to processes
+    return f"{value:g}"
+
+
+def _minor(axis: Axes, value: float, _: float) -> str:
+    return f"{value:g}" if _has_label(axis, value) else ""
+
+
+def levels_between(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten where there are three, else 2 and 5 times
+    them too, or more."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = np.zeros(0)
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = np.sort(np.outer(powers, digits).ravel())
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) > 2:
+            break
+    return [float(tick) for tick in ticks]
 
 
 def _has_label(axis: Axes, value: float) -> bool:
@@ -238,9 +286,26 @@ def _has_label(axis: Axes, value: float) -> bool:
     ticks = np.asarray(axis.yaxis.get_minorticklocs())
     digit = f"{value:e}"[0]
     if decades >= 1:
-        return decades < 1.5 and digit in "25"
+        powers = np.floor(np.log10(high)) - np.ceil(np.log10(low)) + 1
+        return bool(decades < 1.5 or powers < 2) and digit in "25"
     few = ((ticks >= low) & (ticks <= high)).sum() <= _MOST_TICKS
     return bool(few or decades < _EVEN or digit in "2357")
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give everything its place, once, whatever the format, so that no drawing looks for it again."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            figure.draw_without_rendering()  # powers of ten are labels once they were drawn
+            break
+    _harmless(figure)
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if not axis.get_label_text():
+                axis.set_label_coords(0.5, 0.5)
 
 
 def write(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -262,12 +327,7 @@ def save(drawn: Drawn, folder: Path, formats: Sequence[str] = FORMATS, dark_page
     paths = [folder / f"{drawn.stem}{ending}.{kind}" for kind in formats]
     without_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with styled():
-        if any("log" in (axes.get_xscale(), axes.get_yscale()) for axes in drawn.figure.axes):
-            drawn.figure.draw_without_rendering()  # powers of ten are labels once they were drawn
-        _harmless(drawn.figure)
-        if drawn.figure.get_layout_engine() is not None:
-            drawn.figure.draw_without_rendering()
-            drawn.figure.set_layout_engine("none")  # what was laid out once stays, whatever the format
+        _lay_out(drawn.figure)
         with dark.recoloured(drawn.figure) if dark_page else nullcontext():
             for path, kind in zip(paths, formats, strict=True):
                 with replaced(path) as partial:

@@ -27,7 +27,7 @@ TITLES = {
     "rho": "Correlations of the random effects over epochs",
     "sigma": "Residual error over epochs",
 }
-_OTHERS, _ALIKE, _FAILED = "medians of the other methods", "others of the same objective", "failed fit"
+_OTHERS, _ALIKE, _FAILED = "the other methods", "others of the same objective", "failed fit"
 _PER_ROW = 4  # panels, at most
 _SETTLED = 0.1  # of the epochs; what lies before them does not set an axis's range
 
@@ -67,15 +67,17 @@ def over_epochs(sweep: Sweep, measure: str) -> style.Drawn | None:
         style.legend(figure, handles)
     where = f"{sweep.study}, {sweep.dataset}"
     labels = {str(handle.get_label()) for handle in handles}
-    caption = f"{TITLES[measure]} ({where}): median (line)"
+    caption = f"{TITLES[measure]} ({where})"
     if style.BAND in labels:
-        caption += " and 2.5 to 97.5 % quantiles (band)"
-    caption += f" over the fits that have reached an epoch. {_counts(sweep, described)}"
-    caption += " Where there is one fit, the line is that fit's." if style.ONE_FIT in labels else ""
-    caption += " Grey: the medians of the other methods." if _OTHERS in labels else ""
-    caption += (
-        " Grey, in panels of the same objective: the medians of the others." if _ALIKE in labels else ""
-    )
+        caption += (
+            ": median (line) and 2.5 to 97.5 % quantiles (band) over the fits that have reached an epoch"
+        )
+        caption += "; where there is one fit, its line" if style.ONE_FIT in labels else ""
+    else:
+        caption += ": each line is one fit"
+    caption += f". {_counts(sweep, described)}"
+    caption += " Grey: the other methods." if _OTHERS in labels else ""
+    caption += " Grey, in panels of the same objective: the others." if _ALIKE in labels else ""
     caption += " Dashed: truth." if any(panel.truth is not None for panel in described) else ""
     caption += " Crosses: where a fit failed." if _FAILED in labels else ""
     caption += " Values of the first epochs may lie beyond the axes."
@@ -94,19 +96,29 @@ def _grid(counts: Sequence[int], apart: bool) -> tuple[Figure, list[list[Axes]]]
     below one another, each with as many rows as it needs."""
     ends = np.cumsum([0, *counts])
     if max(counts) == 1 or apart:
-        figure, axes = style.panels(int(ends[-1]), 2 if ends[-1] in (2, 4) else 3, 1.9)
+        per_row = 2 if ends[-1] in (2, 4) else 3
+        height = style.row_height(-(-int(ends[-1]) // per_row), 1.9 if ends[-1] > 3 else 1.7, 1.5)
+        figure, axes = style.panels(int(ends[-1]), per_row, height)
+        for axis in axes:
+            axis.set_xlabel("epoch")
         return figure, [axes[first:end] for first, end in pairwise(ends)]
     rows = -(-max(counts) // _PER_ROW)
     columns = -(-max(counts) // rows)
     needed = [-(-count // columns) for count in counts]
-    figure = Figure(figsize=(style.DOUBLE, 1.55 * sum(needed) + 0.4), layout="constrained")
-    grid = figure.subplots(sum(needed), columns, squeeze=False)
+    height = style.row_height(sum(needed), 1.55, 1.2) * sum(needed) + 0.4
+    figure = Figure(figsize=(style.DOUBLE, height), layout="constrained")
+    grid = figure.subplots(sum(needed), columns, squeeze=False, sharex="col")
     result = []
     for first, number, count in zip(np.cumsum([0, *needed]), needed, counts, strict=False):
         axes = list(grid[first : first + number].ravel())
         for empty in axes[count:]:
             empty.remove()
         result.append(axes[:count])
+    lowest = {place % columns: axis for axes in result for place, axis in enumerate(axes)}.values()
+    for axis in (axis for axes in result for axis in axes):
+        axis.tick_params(labelbottom=axis in lowest)  # which the others of a column share
+    for axis in lowest:
+        axis.set_xlabel("epoch")
     return figure, result
 
 
@@ -218,12 +230,11 @@ def _draw(axes: Sequence[Axes], panel: _Panel, handles: list[Artist]) -> tuple[p
                 parts.append(_cross(axis, method, fit, panel))
                 handles.append(Line2D([], [], color="0.35", marker="x", ls="none", ms=4, label=_FAILED))
         axis.set_title(method.label)
-        axis.set_xlabel("epoch")
         spec = axis.get_subplotspec()
         beside = panel.column != "objective_value" and spec is not None and not spec.is_first_col()
-        axis.set_ylabel("" if beside and place else panel.label)
+        axis.set_ylabel("" if beside and place else ",\n".join(panel.label.rsplit(", ", 1)))
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axis.margins(x=0.02)
+        axis.margins(x=0.04)
     said = [_said(label, band) for label, band in found.items() if len(band)]
     if panel.truth is not None:
         said.append(f"The truth is {panel.truth:.3g}.")

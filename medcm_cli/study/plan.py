@@ -1,0 +1,40 @@
+"""What a job is to do, by its options alone: the addresses of its fits, and that they are planned. Loads no
+torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from medcm_cli import runs
+from medcm_cli.runs.planned import plan
+from medcm_cli.study.identity import Config, dataset_name
+from medcm_cli.study.options import axis, complete, folds_of
+
+
+def address_of(config: Config, fit: Mapping[str, int]) -> runs.Address:
+    """Where a fit lies. :param config: of a job, with its ``labels``. :param fit: its place among those that
+    are alike.
+
+    :raises InputError: a name that no folder can have.
+    """
+    labels = config["labels"]
+    return runs.Address(
+        study=runs.check_name("study", str(config["study"])),
+        dataset=runs.check_name("dataset.name", dataset_name(config["dataset"])),
+        objective=labels["objective"],
+        error=labels["error"],
+        learning_rate=float(config["learning_rate"]),
+        variant=runs.check_name("variant", str(config["variant"] or labels["variant"] or "default")),
+        **fit,
+    )
+
+
+def write_plan(config: Config) -> Path | None:
+    """Write down the fits of a job; gives the file, None where it is there already.
+
+    :raises InputError: options that do not fit together.
+    """
+    config = complete(config)
+    (fold, where), *_ = folds_of(config).items()
+    axes = {name: axis(name, 1 if config[name] is None else config[name]) for name in (*where, "replicate")}
+    first = address_of(config, {"fold": fold, **where, "replicate": axes["replicate"][0]})
+    return plan(Path(config["outputs"]), first, axes)
