@@ -46,7 +46,6 @@ JOB = (
 
 
 _INTEGRATED = "medcm_cli.pk.OdeModel"
-_FIRST_METHOD = "dopri5"  # of models of which an earlier record says nothing
 
 
 def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, Any]:
@@ -67,9 +66,15 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     check_depth(config, "the configuration")
-    if isinstance(config["pk"], dict) and config["pk"].get("_target_") == _INTEGRATED:
-        config["pk"] = {"method": "tsit5", **config["pk"]}
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in with_method(config, "tsit5").items()}
+
+
+def with_method(config: Mapping[Any, Any], method: str) -> dict[Any, Any]:
+    """A configuration with the method of a model that is integrated and says of none."""
+    pk = config["pk"]
+    if not isinstance(pk, Mapping) or pk.get("_target_") != _INTEGRATED:
+        return dict(config)
+    return {**config, "pk": {"method": method, **pk}}
 
 
 def conf_dir() -> Path:
@@ -164,8 +169,6 @@ def complete_problem(config: Config) -> dict[str, Any]:
     config = {**later, **config, "dataset": {**_DATASET, **LATER_OF["dataset"], **config["dataset"]}}
     config = with_units(config)
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
-    if config["pk"].get("_target_") == _INTEGRATED:
-        config["pk"] = {"method": _FIRST_METHOD, **config["pk"]}
     if config["pk"].get("bioavailability"):
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
         config["pk"] = {**rule, **config["pk"]}

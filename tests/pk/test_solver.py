@@ -3,6 +3,7 @@ whatever shares a batch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,7 @@ def by_scipy(
         for values in (schedule.start, schedule.duration, schedule.amount, schedule.time)
     )
     end = start + duration
+    options: dict[str, Any] = {"method": method, "rtol": 1e-10, "atol": atol}
 
     def right(t: float, state: np.ndarray) -> np.ndarray:
         amounts = torch.from_numpy(state).view(-1, 1, 1, 1)
@@ -133,7 +135,7 @@ def by_scipy(
         state[0] += amount[(start == left) & (duration == 0)].sum()
         middle = (left + following) / 2
         if following > left:
-            state = solve_ivp(right, (left, following), state, method, rtol=1e-10, atol=atol).y[:, -1]
+            state = solve_ivp(right, (left, following), state, **options).y[:, -1]
     return np.array(found)
 
 
