@@ -98,7 +98,8 @@ def checked(given: object) -> dict[str, str]:
 
 
 def thresholds_of(dataset: Config) -> tuple[float, ...]:
-    """The levels, in the reported unit, above which predictions say how long a patient is.
+    """The levels, in the reported unit, above which predictions say how long a patient is; none of those of a
+    choice (conf/dataset) whose units were replaced by others.
 
     :raises InputError: one that is no level, or cannot be converted.
     """
@@ -113,6 +114,8 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
     levels = []
     for text in said:
         level = level_of(text, units)
+        if level is None and str(text).endswith(f" {REPORTED[UNITS['level']]}"):
+            continue
         if level is None or not 0 < level <= MOST_LEVEL:
             what = f"expected levels above 0 with a unit that converts into {units.reported}"
             raise InputError(f"{where} has {shown(text)}; {what}, as in [5 {units.reported}]")
