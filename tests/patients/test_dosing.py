@@ -382,7 +382,7 @@ def test_what_lies_outside_the_training_is_said(study: Study, patients: pd.DataF
     found = dose(study, heavy, "trough>=15 IU/dL", every=[24, 72], most=200, draws=40)
     said = found.warnings["message"]
     assert said.str.contains("weight 300 kg lies outside").sum() == 1
-    assert said.str.contains("every 72 h: a dose of [0-9e+.]+ lies outside").any()
+    assert said.str.contains("every 72 h: a dose of [0-9e+.]+ IU lies outside").any()
     assert said.str.contains("every 72 h: 72 h is longer than any follow-up").any()
     assert said.str.contains("a steady state of repeated doses, after training on at most 1 dose").any()
 
