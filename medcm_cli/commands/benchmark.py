@@ -2,6 +2,7 @@
 
 from medcm_cli.commands.parser import Parser, whole
 from medcm_cli.commands.terminal import ERR, show
+from medcm_cli.errors import InputError
 
 
 def command(arguments: list[str]) -> None:
@@ -19,11 +20,16 @@ def command(arguments: list[str]) -> None:
         action="store_true",
         help="measure one fit of thousands of subjects, once, instead of these",
     )
+    parser.add_argument("--ode", action="store_true", help="measure models given as dA/dt instead of these")
     options = parser.read(arguments)
 
-    from medcm_cli.commands import speed
+    from medcm_cli.commands import ode_speed, speed
 
-    if options.large:
+    if options.large and options.ode:
+        raise InputError("--large and --ode measure different things; give one of them")
+    if options.ode:
+        show(ode_speed.measure(options.repeats, ERR.print))
+    elif options.large:
         show(speed.large_study(options.epochs, ERR.print))
     else:
         show(speed.measure(options.epochs, options.repeats, ERR.print))

@@ -105,7 +105,8 @@ def _predict(job: Job, closed: bool) -> float:
     _, subjects, fits = population.shape
     eta = torch.randn(2, 3, subjects, fits, generator=torch.Generator().manual_seed(0)) * 0.15
     base = torch.tensor([0.1, 2.0, 0.15, 0.75])
-    pk = two_compartment() if closed else OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2)
+    names = ("CL", "V1", "Q", "V2")
+    pk = two_compartment() if closed else OdeModel(two_compartment_rate, names, 2, method="dopri5")
     started = time.perf_counter()
     log_z = base.log()[:, None, None, None].repeat(1, *eta.shape[1:])
     log_z[:2] += eta

@@ -2,33 +2,33 @@
 breakpoint (``medcm_cli.pk.timeline``)."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint, odeint_adjoint
 
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
+from medcm_cli.pk import integrated, reference
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.steady import Tolerance, settle
+from medcm_cli.pk.steps import Control, Rate
+from medcm_cli.pk.tableaux import TABLEAUX
 from medcm_cli.pk.timeline import Series, follow, timeline
 
-# torchdiffeq's methods that control their error and can be differentiated. The fixed-step ones would take one
-# step from breakpoint to breakpoint, and scipy's pass no gradient.
-METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-
-Rate = Callable[[Tensor, Tensor, Values], Tensor]
+METHODS = (*TABLEAUX, *reference.METHODS)
+NORMS = ("rms", "largest")
 
 
 @dataclass(frozen=True)
 class OdeModel(PkModel):
-    """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h.
+    """``rate(t, amounts, z)`` gives dA/dt without the doses, amounts (compartments, S, N, B), t (S, N, B) h,
+    of each trajectory for itself. Stages of a step are shown to it at once, (compartments, I, S, N, B), or,
+    where it cannot take these, as samples.
 
     The amount in compartment ``observed`` divided by ``volume`` and ``amount_per_level`` is the prediction;
     doses go into ``dose_compartment`` unless they say otherwise; both count from 1. ``lag`` (h),
@@ -38,12 +38,14 @@ class OdeModel(PkModel):
     shorter, or the ``duration``. A steady state is solved for (``medcm_cli.pk.steady``), where that fails
     again from what ``steady_state_doses`` doses lead to.
 
-    ``method``, ``rtol`` and ``atol`` are torchdiffeq's; ``atol`` is in amounts. ``adjoint``: gradients by
-    the adjoint equations, whose memory does not grow with the steps taken, and not by backpropagation
-    through these; df/dlog z, whose own gradient objectives such as foce need, always comes from the latter.
+    ``method``: tsit5, or kvaerno5 for stiff equations, of ``medcm_cli.pk.interval``, or one of torchdiffeq's.
+    ``rtol`` and ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in ``Control``.
+    ``adjoint``: gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5), whose memory
+    does not grow with the steps taken; df/dlog z, whose own gradient objectives such as foce need, then comes
+    by backpropagation through these.
 
-    :raises InputError: an option that is not of its kind, a dose parameter of a compartment that is not
-        there.
+    :raises InputError: an option that is not of its kind or does not fit the method, a dose parameter of a
+        compartment that is not there.
     """
 
     rate: Rate
@@ -59,12 +61,14 @@ class OdeModel(PkModel):
     bioavailability_keeps: str = "rate"
     steady_state_doses: int = 50
     adjoint: bool = False
-    method: str = "dopri5"
+    method: str = "tsit5"
     rtol: float = 1e-6
     atol: float = 1e-6
+    norm: str = "rms"
 
     def __post_init__(self) -> None:
         one_of("pk.method", self.method, METHODS)
+        one_of("pk.norm", self.norm, NORMS)
         for option in ("rtol", "atol"):
             number(f"pk.{option}", getattr(self, option), above=0)
         for option in ("compartments", "steady_state_doses"):
@@ -72,8 +76,19 @@ class OdeModel(PkModel):
         for option in ("observed", "dose_compartment"):
             whole(f"pk.{option}", getattr(self, option), 1, self.compartments, limit="pk.compartments")
         flag("pk.adjoint", self.adjoint)
+        if self.adjoint and self.method == "kvaerno5":
+            raise InputError(
+                "pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false"
+            )
+        if self.by_torchdiffeq and self.norm != "rms":
+            raise InputError(f"pk.norm={self.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
         object.__setattr__(self, "parameters", with_dose_parameters(self))
         one_of("pk.volume", self.volume, self.parameters)
+
+    @property
+    def by_torchdiffeq(self) -> bool:
+        """Whether that solves it."""
+        return self.adjoint or self.method not in TABLEAUX
 
     @property
     def observes(self) -> int:
@@ -90,20 +105,36 @@ class OdeModel(PkModel):
         """How many compartments, from the first, doses can go to: all."""
         return self.compartments
 
+    @property
+    def control(self) -> Control:
+        """How far a step may go, of the methods of medcm."""
+        return Control(TABLEAUX[self.method], self.rtol, self.atol, self.norm == "largest")
+
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
-        return _predict(self, schedule, z)
+        if self.by_torchdiffeq:
+            return _predict(self, schedule, z)
+        amounts, z = integrated.amounts(self, schedule, _expanded(self, schedule, z))
+        return amounts / (self.amount_per_level * z[self.volume])
 
     def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
-        direct = replace(self, adjoint=False)
-        return reverse_over_reverse(lambda values: _predict(direct, schedule, values), schedule, z, wrt)
+        if self.by_torchdiffeq:
+            direct = replace(self, adjoint=False)
+            return reverse_over_reverse(lambda values: _predict(direct, schedule, values), schedule, z, wrt)
+        amounts, z = integrated.amounts(self, schedule, _expanded(self, schedule, z), wrt)
+        levels = amounts / (self.amount_per_level * z[self.volume]).unsqueeze(-4)
+        prediction, *slopes = levels.unbind(1)
+        if self.volume in wrt:
+            place = list(wrt).index(self.volume)
+            slopes[place] = slopes[place] - prediction
+        return prediction, slopes
 
 
 def two_compartment_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     """dA/dt of the two-compartment model, h^-1 (docs/methods.md, "Units and symbols"); t is not used."""
     del t
-    central, peripheral = amounts[0], amounts[1]
+    central, peripheral = amounts
     to_peripheral = z["Q"] / z["V1"] * central - z["Q"] / z["V2"] * peripheral
     return torch.stack([-z["CL"] / z["V1"] * central - to_peripheral, to_peripheral])
 
@@ -118,23 +149,34 @@ def michaelis_menten_rate(t: Tensor, amounts: Tensor, z: Values) -> Tensor:
     return -z["VM"] * concentration / (z["KM"] + concentration)
 
 
-def _predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
-    """See ``medcm_cli.pk.solve``."""
+def _expanded(pk: OdeModel, schedule: Schedule, z: Values) -> dict[str, Tensor]:
+    """Parameters of the model, (S, N, B) or (P, S, N, B) each."""
     shapes = (z[name].shape[-3:] for name in pk.parameters)
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
-    z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+    return {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+
+
+def _predict(pk: OdeModel, schedule: Schedule, z: Values) -> Tensor:
+    """See ``medcm_cli.pk.solve``."""
+    z = _expanded(pk, schedule, z)
     observed = pk.observed - 1
     line = timeline(pk, observed, pk.compartments, schedule, z)
 
     def advance(interval: int, amounts: Tensor) -> Tensor:
         here = line.z_of(interval)
-        return _integrate(pk, amounts, here, line.left[interval], line.width[interval], line.inflow[interval])
+        at = line.left[interval], line.width[interval], line.inflow[interval]
+        return reference.integrate(pk.rate, _options(pk), amounts, here, *at)
 
     def steady(series: Series) -> tuple[Tensor, Tensor]:
         return _steady(pk, series, torch.zeros_like(line.jump[0]))
 
     amounts = follow(line, observed, advance, steady)
     return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
+
+
+def _options(pk: OdeModel) -> tuple[str, float, float, bool]:
+    method = pk.method if pk.method in reference.METHODS else reference.METHODS[0]
+    return method, pk.rtol, pk.atol, pk.adjoint
 
 
 def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +190,7 @@ def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tens
         # A rate that depends on t is taken at 0: a steady state needs one that does not.
         begin = torch.zeros_like(amounts[0])
         for width, inflow in here.stretches(pk.compartments, hours.expand_as(begin)):
-            amounts = _integrate(model, amounts, here.z, begin, width, inflow)
+            amounts = reference.integrate(model.rate, _options(model), amounts, here.z, begin, width, inflow)
         return amounts
 
     known, direct = series.detached(), replace(fine, adjoint=False)
@@ -161,50 +203,3 @@ def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tens
         pk.steady_state_doses,
     )
     return after(fine, series, before, series.latest), settled
-
-
-def _integrate(
-    pk: OdeModel, amounts: Tensor, z: Values, left: Tensor, width: Tensor, inflow: Tensor
-) -> Tensor:
-    """Amounts (C, S, N, B) after ``width`` hours from the time ``left`` (S, N, B) with a constant
-    ``inflow``."""
-    if not bool((width > 0).any()):
-        return amounts
-
-    # The interval of every subject is mapped to s in [0, 1].
-    def derivative(s: Tensor, state: Tensor, *constants: Tensor) -> Tensor:
-        begin, length, rate, *values = constants
-        change = pk.rate(begin + s * length, state, dict(zip(z, values, strict=True)))
-        return length * (change + rate)
-
-    unit = amounts.new_tensor([0.0, 1.0])
-    # A step ends where the interval does: the state there is no interpolation, which is of low order.
-    options = {"method": pk.method, "rtol": pk.rtol, "atol": pk.atol, "options": {"step_t": unit}}
-    constants = (left, width, inflow, *z.values())
-    if not pk.adjoint:
-        with _solvable():
-            path: Tensor = odeint(lambda s, state: derivative(s, state, *constants), amounts, unit, **options)
-        return path[-1]
-
-    # All that has a gradient is a state that does not move. As adjoint_params, what depends on another of
-    # them (a width on a lag time) would be counted twice.
-    def joint(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return derivative(s, *state), *(torch.zeros_like(values) for values in state[1:])
-
-    with _solvable():
-        path, *_ = odeint_adjoint(joint, (amounts, *constants), unit, adjoint_params=(), **options)
-    return path[-1]
-
-
-@contextmanager
-def _solvable() -> Iterator[None]:
-    """:raises InputError: the solver, which integrates everything at once, finds no step that is small
-    enough."""
-    try:
-        yield
-    except AssertionError as error:  # torchdiffeq's
-        if "underflow in dt" not in str(error):
-            raise
-        raise InputError(
-            "the model's equations cannot be solved at some of its parameter values, which are extreme"
-        ) from error

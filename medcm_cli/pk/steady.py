@@ -1,14 +1,20 @@
 """What endless doses lead to in a model that is integrated: the amounts that a period of them leaves as they
 are."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from medcm_cli.numerics.square import inverse as inverse_of
+from medcm_cli.numerics.square import times
+
 Period = Callable[[Tensor], Tensor]
 """Amounts (C, S, N, B) just before a dose -> just before the next."""
+
+Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Likewise, with their derivatives (C, C, S, N, B) by those before."""
 
 _STEPS = 50
 _WITHOUT_BOUND = 1e6  # of what one dose leaves: amounts that will not settle
@@ -30,49 +36,106 @@ class Tolerance(NamedTuple):
 def settle(
     period: Period, constant: Period, nothing: Tensor, wanted: Tensor, search: Tolerance, doses: int
 ) -> tuple[Tensor, Tensor]:
-    """The fixed point x = P(x) of a period, by Newton's method; and whether (S, N, B) there is one.
+    """The fixed point x = P(x) of a period that torch can differentiate, and whether (S, N, B) there is one;
+    arguments as of ``searched``.
 
     :param constant: the same period, of parameters without a gradient.
-    :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
-    :param doses: that a second search begins after, where the first fails.
     :returns: differentiable with respect to what ``period`` depends on, up to the third derivative.
     """
-    with torch.no_grad():
-        begin = constant(nothing)
-        x, inverse, settled, lost = _newton(constant, begin, wanted, search)
-        missing = wanted & ~settled & ~lost
-        if bool(missing.any()):
-            for _ in range(doses - 1):
-                begin = constant(begin)
-            other, other_inverse, found, _ = _newton(constant, begin, missing, search)
-            x = torch.where(found, other, x)
-            inverse = torch.where(found[..., None, None], other_inverse, inverse)
-            settled = settled | found
-        inverse = torch.where(settled[..., None, None], inverse, 0)
+
+    def slope(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            after = constant(x)
+            rows = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in after]
+        return after.detach(), torch.stack(rows)
+
+    x, inverse, settled = searched(constant, slope, nothing, wanted, search, doses)
     for _ in range(_ORDERS):
-        x = x + _times(inverse, period(x) - x)
+        x = x + times(inverse, period(x) - x)
     return x, settled
 
 
+@torch.no_grad()
+def searched(
+    period: Period, slope: Slope, nothing: Tensor, wanted: Tensor, search: Tolerance, doses: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fixed point x = P(x) of a period, by Newton's method; (1 - dP/dx)^-1 (C, C, S, N, B) there; and
+    whether (S, N, B) there is one.
+
+    :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
+    :param doses: that a second search begins after, where the first fails; 0: there is none.
+    """
+    begin = period(nothing)
+    x, inverse, settled, lost = _newton(slope, begin, wanted, search)
+    missing = wanted & ~settled & ~lost
+    if doses and bool(missing.any()):
+        for _ in range(doses - 1):
+            begin = period(begin)
+        other, other_inverse, found, _ = _newton(slope, begin, missing, search)
+        x, inverse = torch.where(found, other, x), torch.where(found, other_inverse, inverse)
+        settled = settled | found
+    return x, torch.where(settled, inverse, 0), settled
+
+
+Refine = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+def solution(refine: Refine, found: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What was ``found``, differentiable with respect to ``inputs``, up to the second time.
+
+    :param refine: (found, inputs) -> the same again, by one step of Newton's method with a fixed matrix. Each
+        makes derivatives exact to one more order.
+    """
+    return _Solution.apply(refine, len(found), *found, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Solution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, refine: Refine, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.refine, ctx.count = refine, count
+        ctx.save_for_backward(*tensors)
+        return tuple(tensor.clone() for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *bars: Tensor) -> Any:
+        again = torch.is_grad_enabled()
+        found = [tensor.detach() for tensor in ctx.saved_tensors[: ctx.count]]
+        needs = ctx.needs_input_grad[2 + ctx.count :]
+        inputs = ctx.saved_tensors[ctx.count :]
+        with torch.enable_grad():
+            if not again:
+                inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
+            for _ in range(_ORDERS if again else 1):
+                found = list(ctx.refine(found, inputs))
+            wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+            grads = iter(
+                torch.autograd.grad(
+                    found, wanted, bars, create_graph=again, allow_unused=True, materialize_grads=True
+                )
+            )
+        return None, None, *[None] * ctx.count, *(next(grads) if need else None for need in needs)
+
+
 def _newton(
-    period: Period, begin: Tensor, wanted: Tensor, search: Tolerance
+    slope: Slope, begin: Tensor, wanted: Tensor, search: Tolerance
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Amounts, (1 - dP/dx)^-1 (S, N, B, C, C) there, whether these are a solution, and whether amounts grow
+    """Amounts, (1 - dP/dx)^-1 (C, C, S, N, B) there, whether these are a solution, and whether amounts grow
     without bound. Where there is no solution they are those of the beginning, so that no other's period is
     harder to integrate."""
     x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
     most = _WITHOUT_BOUND * begin.abs().amax(0)
-    unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device)
-    inverse = unit.expand(*wanted.shape, *unit.shape)
+    unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device).view(*[len(begin)] * 2, 1, 1, 1)
+    inverse = unit.expand(len(begin), *begin.shape)
     for _ in range(_STEPS):
-        after, slope = _with_slope(period, x)
-        now, _ = torch.linalg.inv_ex(torch.where(active[..., None, None], unit - slope, unit))
-        inverse = torch.where(active[..., None, None], now, inverse)
-        step = _times(now, after - x)
+        after, by = slope(x)
+        now = inverse_of(torch.where(active, unit - by, unit))
+        inverse = torch.where(active, now, inverse)
+        step = times(now, after - x)
         # No step makes an amount negative, where a rate may not be defined.
         there = torch.where((x > 0) & (x + step < 0), x / 10, x + step)
         size = there.abs().amax(0)
-        growth = now.abs().sum(-1).amax(-1)
+        growth = now.abs().sum(1).amax(0)
         doubt = growth * (search.rtol * size + search.atol)
         done = active & (step.abs().amax(0) <= search.relative * size + search.absolute + 4 * doubt)
         lost = active & ~(size < most)
@@ -83,17 +146,3 @@ def _newton(
         if not bool(active.any()):
             break
     return torch.where(active, begin, x), inverse, settled, boundless
-
-
-def _with_slope(period: Period, x: Tensor) -> tuple[Tensor, Tensor]:
-    """P(x) and dP/dx (S, N, B, C, C)."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        after = period(x)
-        rows = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in after]
-    return after.detach(), torch.stack([row.movedim(0, -1) for row in rows], -2)
-
-
-def _times(matrix: Tensor, amounts: Tensor) -> Tensor:
-    """(S, N, B, C, C) times (C, S, N, B)."""
-    return (matrix @ amounts.movedim(0, -1)[..., None])[..., 0].movedim(-1, 0)

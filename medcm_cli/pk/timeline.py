@@ -328,7 +328,7 @@ def follow(
     steady: Callable[[Series], tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Amount in the observed compartment at each observation, (T, S, N, B); not a number after a steady state
-    that there is not.
+    that there is not. Amounts may be (C, ..., S, N, B), as ``line.jump`` and ``line.extra`` then are, too.
 
     :param advance: (interval, amounts (C, S, N, B) at its left end) -> amounts at its right end.
     :param steady: a series -> amounts (C, S, N, B) that it has led to, and whether (S, N, B) it has.
@@ -345,10 +345,12 @@ def follow(
         state = state + jump
         for series, amounts, _ in states:
             state = state + torch.where(series.present & (series.event == event), amounts, 0)
-    seen = line.seen.expand(-1, *at_events[0].shape)
+    more = at_events[0].ndim - 3
+    seen = line.seen.view(len(line.seen), *[1] * more, *line.seen.shape[1:]).expand(-1, *at_events[0].shape)
     found = torch.stack(at_events).gather(0, seen) + line.extra
     for series, amounts, settled in states:
-        found = found + torch.where(series.sees, amounts[observed], 0)
+        sees = series.sees.view(len(series.sees), *[1] * more, *series.sees.shape[1:])
+        found = found + torch.where(sees, amounts[observed], 0)
         wrong = series.present & ~(settled & series.within)
-        found = torch.where(wrong & (series.sees | (seen > series.event)), torch.nan, found)
+        found = torch.where(wrong & (sees | (seen > series.event)), torch.nan, found)
     return found

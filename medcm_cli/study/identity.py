@@ -54,6 +54,7 @@ LATER_OF: Mapping[str, Config] = {
         "durations": {},
         "bioavailability_keeps": "duration",
         "adjoint": False,
+        "norm": "rms",
         "steady_state_doses": 50,
     },
 }

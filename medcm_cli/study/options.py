@@ -45,6 +45,9 @@ JOB = (
 """Those of a training job: of conf/config.yaml."""
 
 
+_INTEGRATED = "medcm_cli.pk.OdeModel"
+
+
 def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, Any]:
     """A composed configuration with every reference resolved; omegaconf's error for one that leads nowhere.
 
@@ -63,7 +66,15 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     check_depth(config, "the configuration")
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in with_method(config, "tsit5").items()}
+
+
+def with_method(config: Mapping[Any, Any], method: str) -> dict[Any, Any]:
+    """A configuration with the method of a model that is integrated and says of none."""
+    pk = config["pk"]
+    if not isinstance(pk, Mapping) or pk.get("_target_") != _INTEGRATED:
+        return dict(config)
+    return {**config, "pk": {"method": method, **pk}}
 
 
 def conf_dir() -> Path:

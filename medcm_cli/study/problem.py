@@ -23,7 +23,7 @@ from medcm_cli.study.dataset import (
     with_stand_in,
 )
 from medcm_cli.study.identity import Config
-from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made
+from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
 Fit = tuple[int, int]
 """(fold, replicate)"""
@@ -146,7 +146,8 @@ def model_of(config: Config) -> Model:
 
     :raises InputError: options that are unknown or do not fit together.
     """
-    units, pk = runs.Units.of(config["dataset"]), made(config["pk"], "pk")
+    # Where a record says of no method, it is of before there was another.
+    units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
     factors = _of_hours(pk, units.hours)
     options = config["network"]
     if isinstance(options.get("initial"), dict):  # in the data's units

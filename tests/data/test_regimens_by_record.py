@@ -127,7 +127,7 @@ def integrated(linear: LinearModel) -> OdeModel:
         return (linear.rate_matrix(z) @ amounts.movedim(0, -1)[..., None])[..., 0].movedim(-1, 0)
 
     names = tuple(name for name in linear.parameters if name not in ("LAG", "F", "D"))
-    own: dict[str, Any] = {"method": "dopri8", "rtol": 1e-8, "atol": 1e-5}
+    own: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-5}
     return OdeModel(
         rate, names, shape_of(linear) + linear.central, observed=1 + linear.central, **DOSED, **own
     )

@@ -304,7 +304,6 @@ ORAL = OdeModel(
     bioavailability={1: "F"},
     durations={1: "D"},
     steady_state_doses=30,
-    method="dopri8",
     rtol=1e-9,
     atol=1e-6,
 )

@@ -74,15 +74,12 @@ SATURABLE = OdeModel(
     michaelis_menten_rate,
     ("VM", "KM", "V1"),
     1,
-    method="dopri8",
     rtol=1e-10,
     atol=1e-8,
     steady_state_doses=80,
 )
 NEURAL_NAMES = tuple(f"{kind}{unit}" for kind in ("UP", "DOWN", "SLOPE") for unit in (1, 2, 3))
-NEURAL = OdeModel(
-    neural_elimination_rate, ("CL", "V1", *NEURAL_NAMES), 1, method="dopri8", rtol=1e-10, atol=1e-8
-)
+NEURAL = OdeModel(neural_elimination_rate, ("CL", "V1", *NEURAL_NAMES), 1, rtol=1e-10, atol=1e-8)
 
 
 def saturable(t: float, a: np.ndarray, z: dict[str, float]) -> np.ndarray:

@@ -12,6 +12,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
+from medcm_cli.pk.ode import METHODS
 from tests.pk.regimens import AFTER, ORAL, STEADY, Dose, Regimen, built
 
 
@@ -75,6 +76,16 @@ def test_dose_parameters_that_do_not_fit(options: dict[str, object], message: st
         ),
         ({"steady_state_doses": 1.5}, "pk.steady_state_doses is 1.5; expected a whole number from 1"),
         ({"adjoint": "yes"}, "pk.adjoint is 'yes'; expected true or false"),
+        ({"method": "rk4"}, "pk.method is 'rk4'; expected one of " + ", ".join(METHODS)),
+        ({"norm": "all"}, "pk.norm is 'all'; expected rms or largest"),
+        (
+            {"adjoint": True, "method": "kvaerno5"},
+            "pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false",
+        ),
+        (
+            {"method": "dopri5", "norm": "largest"},
+            "pk.norm=largest is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false",
+        ),
         ({"volume": "VC"}, "pk.volume is 'VC'; expected one of CL, V1, Q, V2"),
     ],
 )

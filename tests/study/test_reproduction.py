@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 from medcm_cli.commands.fit import coalesce
 from medcm_cli.files import folder_name
 from medcm_cli.haemophilia.virtual import write_study
+from medcm_cli.pk import OdeModel
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import identity
 from medcm_cli.study.job import Job
-from medcm_cli.study.options import as_config, conf_dir
+from medcm_cli.study.options import as_config, complete, conf_dir
+from medcm_cli.study.problem import model_of
 from medcm_cli.study.reproduction import commands, overrides
 from tests.helpers import SMALL
 
@@ -162,3 +164,21 @@ def test_what_bioavailability_keeps_identifies_a_result_only_where_there_is_any(
     before["bioavailability"] = {1: "F"}
     assert identity({"pk": {**before, "bioavailability_keeps": "duration"}}) == identity({"pk": before})
     assert identity({"pk": {**before, "bioavailability_keeps": "rate"}}) != identity({"pk": before})
+
+
+def test_a_model_that_says_of_no_method_is_what_it_was_and_a_new_one_what_is_now_the_default() -> None:
+    own = (
+        "pk=michaelis_menten",
+        "network=none",
+        "network.global_parameters=[VM,KM,V1]",
+        "random_effects=[VM]",
+    )
+    recorded = complete(composed(*own, "~pk.method"))
+    assert recorded["pk"]["method"] == "tsit5"
+    for method in ("tsit5", "dopri5"):
+        pk = model_of(recorded).pk
+        assert isinstance(pk, OdeModel)
+        assert pk.method == method
+        recorded["pk"].pop("method", None)  # as results of before may have none
+    assert "method" not in identity(complete(recorded))["pk"]
+    assert identity({"pk": {"method": "dopri5", "norm": "rms"}})["pk"] == {"method": "dopri5"}

@@ -1,0 +1,38 @@
+"""Small square matrices, one for each of many trajectories, whose entries are tensors."""
+
+import torch
+from torch import Tensor
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Of each matrix (C, C, ...): (C, C, ...); not finite where there is none.
+
+    Written out up to three rows, since a call of LAPACK for each of many tiny matrices is slow.
+    """
+    size = len(matrix)
+    if size == 1:
+        return matrix.reciprocal()
+    if size == 2:
+        (a, b), (c, d) = matrix
+        adjugate = torch.stack([torch.stack([d, -b]), torch.stack([-c, a])])
+        return adjugate.div_(a * d - b * c)
+    if size == 3:
+        first, second, third = matrix
+        columns = [_cross(second, third), _cross(third, first), _cross(first, second)]
+        adjugate = torch.stack(columns, 1)
+        determinant = (first * columns[0]).sum(0)
+        return torch.mul(adjugate, determinant.reciprocal())
+    found: Tensor = torch.linalg.inv_ex(matrix.movedim((0, 1), (-2, -1)))[0]
+    return found.movedim((-2, -1), (0, 1))
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(C, C, ...) times (C, ...)."""
+    total = matrix[:, 0] * vector[0]
+    for column in range(1, len(vector)):
+        total = torch.addcmul(total, matrix[:, column], vector[column])
+    return total
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])

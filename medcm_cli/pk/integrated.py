@@ -1,0 +1,307 @@
+"""An integrated model from event to event, with the derivatives of amounts by logarithms of parameters.
+
+Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.numerics.square import times
+from medcm_cli.pk.dosing import Dosed, Values
+from medcm_cli.pk.interval import follow as follow_interval
+from medcm_cli.pk.interval import follow_with
+from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
+from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.stages import Call
+from medcm_cli.pk.steady import Tolerance, searched, solution
+from medcm_cli.pk.steps import Control, Rate, Right
+from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
+
+# Where fewer trajectories than this share of all have a width, the others are left out.
+_SPARSE = 0.8
+# Doses that add up multiply the error of one period, by more than this where a steady state is solved for to
+# a hundredth of the tolerances.
+_GROWTH = 10.0
+
+
+class Integrable(Dosed, Protocol):
+    """A model given as dA/dt, as this module sees it (``medcm_cli.pk.ode.OdeModel``)."""
+
+    @property
+    def rate(self) -> Rate: ...
+    @property
+    def compartments(self) -> int: ...
+    @property
+    def observes(self) -> int: ...
+    @property
+    def steady_state_doses(self) -> int: ...
+    @property
+    def control(self) -> Control: ...
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A piece of every trajectory, with constant parameters: ``left``, ``width``, ``inflow`` as in
+    ``Timeline``, and the derivatives of these by each of K parameters, where there are any."""
+
+    left: Tensor
+    width: Tensor
+    inflow: Tensor | None
+    z: Values
+    moved: Sequence[Tangents] = ()
+
+
+def amounts(pk: Integrable, schedule: Schedule, z: Values, wrt: Sequence[str] = ()) -> tuple[Tensor, Values]:
+    """Amounts in the observed compartment at each observation, (T, S, N, B), or (T, 1 + K, S, N, B) with K
+    derivatives, by the logarithms of ``wrt``, not numbers where they cannot be found; and the parameters in
+    force then.
+
+    :param z: of each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
+    :raises InputError: nothing can be solved.
+    """
+
+    def build(values: Values) -> Timeline:
+        return timeline(pk, pk.observes, pk.compartments, schedule, values)
+
+    line = build(z)
+    moves = [moving(build, pk, z, name) for name in wrt]
+    run = _Run(pk, line, tuple(wrt), moves)
+    whole = line
+    if wrt:
+        jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
+        whole = replace(line, jump=stacked(line.jump, jump, 2), extra=stacked(line.extra, extra, 1))
+    found = follow(whole, pk.observes, run.advance, run.steady)
+    if run.notes and bool(found.isnan().all()):
+        raise InputError(run.notes[-1])
+    return found, line.z_seen
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's."""
+
+    pk: Integrable
+    line: Timeline
+    wrt: tuple[str, ...]
+    moves: Sequence[Moving]
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def right(self) -> Right:
+        z = {
+            name: value.detach().flatten()[:1].nan_to_num(1.0).view(1, 1, 1)
+            for name, value in self.line.z.items()
+        }
+        return Right(self.pk.rate, tuple(z), *_kind(self.pk, z))
+
+    @cached_property
+    def share(self) -> list[float]:
+        """Of the trajectories, in each interval, how many have a width."""
+        return (self.line.width != 0).flatten(1).double().mean(1).tolist()
+
+    @cached_property
+    def runs_in(self) -> list[bool]:
+        """Whether there is an inflow, in each interval."""
+        return (self.line.inflow != 0).flatten(1).any(1).tolist()
+
+    def advance(self, interval: int, state: Tensor) -> Tensor:
+        """Along an interval of the time line."""
+        line = self.line
+        stretch = Stretch(
+            line.left[interval],
+            line.width[interval],
+            line.inflow[interval] if self.runs_in[interval] else None,
+            line.z_of(interval),
+            [move.at(interval) for move in self.moves],
+        )
+        fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
+        if fixed and not self.share[interval]:
+            return state
+        if fixed and self.share[interval] < _SPARSE:
+            return _some(self, stretch, state)
+        return self.along(stretch, state, self.pk.control)
+
+    def along(
+        self, stretch: Stretch, state: Tensor, control: Control, fit: tuple[Tensor, int] | None = None
+    ) -> Tensor:
+        """Amounts at the end of a stretch."""
+        # A width of 0 may have a derivative.
+        fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
+        if fixed and fit is None and not bool((stretch.width != 0).any()):
+            return state
+        tensors = [stretch.left, stretch.width, *stretch.z.values()]
+        last = len(tensors)
+        if stretch.inflow is not None:
+            tensors.append(stretch.inflow)
+        if state.ndim == 4:
+            call = Call(self.right, control, stretch.inflow is not None, fit, notes=self.notes)
+            return follow_interval(call, state, tensors)
+        pairs, moved = list[tuple[int, int]](), list[Tensor]()
+        for k, name in enumerate(self.wrt):
+            own = {2 + self.right.names.index(name): stretch.z[name]}
+            places = {"left": 0, "width": 1} | ({} if stretch.inflow is None else {"inflow": last})
+            turns = stretch.moved[k] if stretch.moved else {}
+            own |= {place: turns[of] for of, place in places.items() if of in turns}
+            pairs += [(k, place) for place in own]
+            moved += own.values()
+        call = Call(self.right, control, stretch.inflow is not None, fit, tuple(pairs), self.notes)
+        end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
+        return torch.cat([end[:, None], tangents], 1)
+
+    def steady(self, series: Series) -> tuple[Tensor, Tensor]:
+        """Amounts that a series has led to, and whether (S, N, B) it has."""
+        number = next(i for i, other in enumerate(self.line.series) if other is series)
+        moved = [move.of_series(number) for move in self.moves]
+        return _Steady(self, series, moved, self.pk.control).amounts()
+
+
+def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
+    """Those trajectories alone that have a width."""
+    index = (stretch.width != 0).flatten().nonzero().flatten()
+
+    def chosen(values: Tensor) -> Tensor:
+        return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+
+    part = Stretch(
+        chosen(stretch.left),
+        chosen(stretch.width),
+        None if stretch.inflow is None else chosen(stretch.inflow),
+        {name: chosen(value) for name, value in stretch.z.items()},
+    )
+    fits = state.shape[-1]
+    end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
+    return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)
+
+
+def _kind(pk: Integrable, z: Values) -> tuple[bool, bool]:
+    """``apart`` and ``timed`` of ``Right``: what a rate cannot be shown is found by showing it."""
+    several = torch.linspace(0.5, 1.5, 2 * pk.compartments).view(pk.compartments, 2, 1, 1, 1)
+    several = several.to(next(iter(z.values())))
+    time = torch.zeros_like(several[0])
+    one_by_one = torch.stack([pk.rate(time[i], several[:, i], z) for i in range(2)], 1)
+
+    def alike(time: object, amounts: Tensor, wanted: Tensor) -> bool:
+        try:
+            found = pk.rate(cast("Tensor", time), amounts, z)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
+            return False
+        return found.shape == wanted.shape and torch.allclose(found, wanted, equal_nan=True)
+
+    return not alike(time, several, one_by_one), not alike(object(), several[:, 0], one_by_one[:, 0])
+
+
+@dataclass(frozen=True)
+class _Steady:
+    """What an endless series leads to; ``moved``: how K parameters of doses change it."""
+
+    run: _Run
+    series: Series
+    moved: Sequence[Tangents]
+
+    control: Control
+
+    def amounts(self) -> tuple[Tensor, Tensor]:
+        """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
+        are what the series leads to."""
+        x, inverse, settled = self._searched(0)
+        growth = inverse.abs().sum(1).amax(0)
+        here = self
+        if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
+            own = self.control
+            here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
+            x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
+        return here.after(here._differentiable(x, inverse), "latest"), settled
+
+    def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``steady.searched``."""
+        own, fine = self.run.pk.control, self.control
+        nothing = torch.zeros_like(self.run.line.jump[0])
+        wanted = self.series.present.expand_as(nothing[0])
+        bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
+        search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
+        return searched(bare.period, bare.slope, nothing, wanted, search, doses)
+
+    def period(self, amounts: Tensor) -> Tensor:
+        """From just before a dose to just before the next."""
+        return self.after(amounts, "interval")
+
+    def slope(self, amounts: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with its derivatives, (C, C, S, N, B)."""
+        size = len(amounts)
+        unit = torch.eye(size, dtype=amounts.dtype, device=amounts.device).view(size, size, 1, 1, 1)
+        state = torch.cat([amounts[:, None], unit.expand(size, *amounts.shape)], 1)
+        end = replace(self, moved=[{}] * size).period(state)
+        return end[:, 0], end[:, 1:]
+
+    def after(self, state: Tensor, hours: str) -> Tensor:
+        """``hours``, the name of a field of the series, after a dose begins, from what was there before."""
+        count = self.run.pk.compartments
+
+        def at_once(series: Series) -> list[Tensor]:
+            return [series.at_once(count)]
+
+        def stretches(series: Series) -> list[Tensor]:
+            length = getattr(series, hours).expand(state.shape[-3:])
+            return [part for stretch in series.stretches(count, length) for part in stretch]
+
+        (given,), pieces = at_once(self.series), stretches(self.series)
+        turns = [along(stretches, self.series, moved) for moved in self.moved]
+        if state.ndim > 4:
+            given = stacked(given, [along(at_once, self.series, moved)[0] for moved in self.moved], 1)
+        state = state + given
+        for place in range(0, len(pieces), 2):
+            width, inflow = pieces[place : place + 2]
+            # A rate that depends on t is taken at 0: a steady state needs one that does not.
+            begin = torch.zeros_like(width)
+            moved = [
+                {
+                    name: by
+                    for name, by in zip(("width", "inflow"), turn[place : place + 2], strict=True)
+                    if by is not None
+                }
+                for turn in turns
+            ]
+            stretch = Stretch(begin, width, inflow, self.series.z, moved)
+            state = self.run.along(stretch, state, self.control)
+        return state
+
+    def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """The amounts that a period leaves as they are, found already, with their derivatives."""
+        moved = [(k, name, turn) for k, of in enumerate(self.moved) for name, turn in of.items()]
+        inputs = [
+            self.series.amount,
+            self.series.duration,
+            *self.series.z.values(),
+            *(turn for *_, turn in moved),
+        ]
+
+        def given(tensors: Sequence[Tensor]) -> "_Steady":
+            amount, duration, *rest = tensors
+            z = dict(zip(self.series.z, rest, strict=False))
+            turns = [dict(of) for of in self.moved]
+            for (k, name, _), turn in zip(moved, rest[len(z) :], strict=True):
+                turns[k][name] = turn
+            series = replace(self.series, amount=amount, duration=duration, z=z)
+            return replace(self, series=series, moved=turns)
+
+        def refine(found: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+            here, x = given(tensors), found[0]
+            x = x + times(inverse, here.period(x) - x)
+            if len(found) == 1:
+                return [x]
+            end = here.period(torch.cat([x[:, None], found[1]], 1))[:, 1:]
+            return [x, found[1] + times(inverse[:, :, None], end - found[1])]
+
+        if not self.moved:
+            return solution(refine, [x], inputs)[0]
+        with torch.no_grad():
+            none = x.new_zeros(len(x), len(self.moved), *x.shape[1:])
+            turn = times(inverse[:, :, None], self.period(torch.cat([x[:, None], none], 1))[:, 1:])
+        x, turn = solution(refine, [x, turn], inputs)
+        return torch.cat([x[:, None], turn], 1)

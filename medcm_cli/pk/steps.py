@@ -1,0 +1,325 @@
+"""An interval between events, in steps of a Runge-Kutta pair whose error is controlled; no gradients."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medcm_cli.numerics.square import inverse, times
+from medcm_cli.pk.tableaux import Tableau
+
+Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+MOST = 2000
+"""Steps that are tried in one interval until trajectories whose equations are stiff, and need as many for
+their stability alone, are given up."""
+
+EXTREME = "the model's equations cannot be solved at some of its parameter values, which are extreme"
+_STIFF = (
+    f"the model's equations take more than {MOST} steps from one event to the next, as stiff ones do; "
+    "choose pk.method=kvaerno5 or larger pk.rtol and pk.atol"
+)
+
+_SAFETY, _LEAST, _LARGEST = 0.9, 0.2, 10.0  # of the next step, as a multiple of the last
+_STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
+_DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
+_KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
+_NEWTON = 10  # iterations of an implicit stage
+_CLOSE = 1e-3  # of the tolerance, that such a stage is solved to
+
+
+class Where(NamedTuple):
+    """What the right-hand side depends on beside the state, in an interval of each trajectory: times and
+    parameters (S, N, B); ``inflow`` (C, S, N, B), None where there is none. Each may have a gradient."""
+
+    left: Tensor
+    width: Tensor
+    values: tuple[Tensor, ...]
+    inflow: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, ``inflow`` last."""
+        return [self.left, self.width, *self.values, *([] if self.inflow is None else [self.inflow])]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], inflow: bool) -> "Where":
+        """From ``tensors``, the last of which is the inflow or not."""
+        left, width, *values = tensors
+        last = values.pop() if inflow else None
+        return cls(left, width, tuple(values), last)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A method, its tolerances (``atol`` in amounts), and what is kept within them: in every fit the root
+    mean square over its trajectories and compartments or, with ``largest``, the error of each of these."""
+
+    tableau: Tableau
+    rtol: float
+    atol: float
+    largest: bool = False
+
+
+@dataclass(frozen=True)
+class Right:
+    """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
+
+    ``apart``: several stages, (C, I, S, N, B), are shown to the rate as samples, (C, I S, N, B).
+    ``timed``: the rate depends on the time.
+    """
+
+    rate: Rate
+    names: tuple[str, ...]
+    apart: bool = False
+    timed: bool = True
+
+    def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
+        """:param s: of amounts (C, S, N, B), or (I, 1, 1, 1) of (C, I, S, N, B)."""
+        time = where.left
+        if self.timed:
+            time = time + s * where.width
+        several = amounts.ndim > 4
+        if several and self.apart:
+            stages, samples = amounts.shape[1:3]
+            values = [v.expand(stages, *v.shape[-3:]).flatten(0, 1) for v in where.values]
+            time = time.expand(stages, *time.shape[-3:]).flatten(0, 1)
+            change = self.rate(time, amounts.flatten(1, 2), self._named(values))
+            change = change.unflatten(1, (stages, samples))
+        else:
+            change = self.rate(time, amounts, self._named(where.values))
+        if where.inflow is not None:
+            lacks_stages = several and where.inflow.ndim == 4
+            change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
+        return torch.mul(change, where.width, out=out)
+
+    def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.names, values, strict=True))
+
+
+def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
+    """The change of each compartment by the amount in each, (C, C, ...)."""
+    with torch.enable_grad():
+        leaf = amounts.detach().requires_grad_()
+        change = right(s, leaf, where)
+        return torch.stack([row for (row,) in rows_of(change, [leaf])]).detach()
+
+
+def rows_of(change: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> list[tuple[Tensor, ...]]:
+    """The derivatives of the change of each compartment by ``leaves``."""
+    if not change.requires_grad:
+        return [tuple(torch.zeros_like(leaf) for leaf in leaves) for _ in change]
+    each = torch.eye(len(change), dtype=change.dtype, device=change.device)
+    return [
+        torch.autograd.grad(
+            change,
+            leaves,
+            one.view(-1, *[1] * (change.ndim - 1)).expand_as(change),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for one in each
+    ]
+
+
+class Path(NamedTuple):
+    """Amounts at the ``end`` (C, S, N, B), not a number where there is no way; the accepted ``steps``,
+    (begin, length) in [0, 1], and of each, where they are kept, the ``stages`` (I, C, S, N, B) on which the
+    end depends, or the amounts that it begins with."""
+
+    end: Tensor
+    steps: list[tuple[float, float]]
+    stages: list[Tensor]
+
+
+class March:
+    """From one end of an interval to the other. ``x``: amounts now; ``k`` (I, C, S, N, B): their change at
+    the stages of a step.
+
+    ``lost``: trajectories (S, N, B) that have no way, and ``notes`` on why.
+
+    :param amounts: (C, S, N, B). :param fit: of each of the B, where these are trajectories, and how many
+        fits there are.
+    """
+
+    def __init__(
+        self,
+        right: Right,
+        amounts: Tensor,
+        where: Where,
+        control: Control,
+        fit: tuple[Tensor, int] | None = None,
+    ) -> None:
+        self.lost: Tensor | None = None
+        self.notes = list[str]()
+        self.right, self.where, self.control, self.fit = right, where, control, fit
+        self.tableau, self.x = control.tableau, amounts.detach().contiguous()
+        self.rows = [self.x.new_tensor(row) for row in self.tableau.rows]
+        self.error = self.x.new_tensor(self.tableau.error)
+        self.k = self.x.new_empty(len(self.rows), *amounts.shape)
+        self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
+        self.before = [self.flat[:, :i] for i in range(len(self.rows))]
+        self.size = self.x.abs()
+        there = (where.width > 0).expand(amounts.shape[1:])
+        self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
+
+    @torch.no_grad()
+    def path(self, keep: bool = False) -> Path:
+        """From 0 to 1.
+
+        :param keep: what derivatives need.
+        """
+        path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
+        most = _KEPT // (self.k.nbytes + 1) if keep else 0
+        self._change(0.0, self.x, 0)
+        self._lose(torch.isfinite(self.k[0] + self.x).all(0))
+        h = self._first()
+        while s < 1:
+            h = 1 - s if s + 1.01 * h >= 1 else h
+            stages, solved = self.step(s, h, self.x)
+            size = float(self._sizes(stages[-1], h).max()) if solved is None else math.inf
+            if size <= 1:
+                path.steps.append((s, h))
+                if keep:
+                    path.stages.append(self.x if len(path.steps) > most else stages[: self.tableau.used])
+                s = 1.0 if h == 1 - s else s + h
+                self.x, self.size = stages[-1], self.at_end
+                self.changes[0].copy_(self.changes[-1])
+            elif h < _STANDSTILL:
+                self._lose(self._ratios(stages[-1], h) <= 1 if solved is None else solved, EXTREME)
+            if tried >= MOST:
+                self._lose(self._steepest(s) <= MOST, _STIFF)
+                tried = 0
+            h *= min(self._growth(size), 1.0 if refused else _LARGEST)
+            refused, tried = not size <= 1, tried + 1
+        end = self.x if self.lost is None else torch.where(self.lost, torch.nan, self.x)
+        return path._replace(end=end)
+
+    def step(self, s: float, h: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stages (I, C, S, N, B) of a step from ``x``, whose change is known or, at its first stage, not
+        needed; and where (S, N, B) they are solved, None for everywhere."""
+        stages = torch.empty_like(self.k)
+        each, flat = stages.unbind(0), stages.flatten(1).unbind(0)
+        each[0].copy_(x)
+        solve = _Implicit(self, s, h, x) if self.tableau.diagonal else None
+        for i in range(1, len(each)):
+            torch.addmv(flat[0], self.before[i], self.rows[i], alpha=h, out=flat[i])
+            if solve is None:
+                self._change(s + self.tableau.nodes[i] * h, each[i], i)
+            else:
+                solved = solve(i, each[i])
+                if solved is not None:
+                    return stages, solved
+        return stages, None
+
+    @torch.no_grad()
+    def stages_of(self, path: Path, number: int) -> Tensor:
+        """Those of a step of ``path``, again where they were not kept."""
+        kept, step = path.stages[number], path.steps[number]
+        if kept.ndim == self.k.ndim:
+            return kept
+        self._change(step[0], kept, 0)
+        return self.step(*step, kept)[0][: self.tableau.used]
+
+    def _change(self, s: float, amounts: Tensor, stage: int) -> None:
+        self.right(s, amounts, self.where, out=self.changes[stage])
+        if self.lost is not None:
+            self.changes[stage].masked_fill_(self.lost, 0)
+
+    def _ratios(self, end: Tensor, h: float) -> Tensor:
+        """The largest error of each trajectory, (S, N, B), in tolerances."""
+        return self._errors(end, h).abs().amax(0)
+
+    def _errors(self, end: Tensor, h: float) -> Tensor:
+        error = torch.addmv(end.flatten(), self.flat, self.error, beta=0, alpha=h).view_as(end)
+        self.at_end = end.abs()
+        scale = torch.maximum(self.size, self.at_end).mul_(self.control.rtol).add_(self.control.atol)
+        return error.div_(scale)
+
+    def _sizes(self, end: Tensor, h: float) -> Tensor:
+        """The error of each fit, (B,), in tolerances."""
+        return self._norm(self._errors(end, h))
+
+    def _norm(self, errors: Tensor) -> Tensor:
+        if self.control.largest:
+            return errors.abs().amax().reshape(1)
+        return (self._by_fit(errors.square_()) / self.count).sqrt_()
+
+    def _steepest(self, s: float) -> Tensor:
+        """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""
+        slope = slopes(self.right, s, self.x, self.where).abs().sum(1).amax(0)
+        return slope if self.lost is None else slope.masked_fill(self.lost, 0)
+
+    def _by_fit(self, values: Tensor) -> Tensor:
+        """Sums (B,)."""
+        total = values.flatten(0, -2).sum(0)
+        if self.fit is None:
+            return total
+        return total.new_zeros(self.fit[1]).index_add_(0, self.fit[0], total)
+
+    def _growth(self, size: float) -> float:
+        if not math.isfinite(size):
+            return _LEAST
+        return max(_SAFETY * math.pow(max(size, 1e-30), -1 / self.tableau.order), _LEAST)
+
+    def _first(self) -> float:
+        """A first step whose error should be the tolerance: that of a decay by exp(-r s) in a step h grows as
+        (r h)^5, with a factor that is the method's, and r is how the change itself changes."""
+        scale = self.size * self.control.rtol + self.control.atol
+        size, slope = (float(self._norm(of / scale).max()) for of in (self.x, self.k[0]))
+        h = min(0.01 * size / slope, 0.01) if slope > 0 and size > 0 else 0.01
+        self._change(h, self.x + h * self.k[0], 1)
+        curve = float(self._norm((self.k[1] - self.k[0]) / scale).max()) / h
+        if slope == 0 or curve == 0:
+            return 1.0
+        first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h
+        return max(min(first, 1.0), 1e-9)
+
+    def _lose(self, sound: Tensor, note: str | None = None) -> None:
+        """Leave out the trajectories that are not ``sound``, (S, N, B): they stand still."""
+        if bool(sound.all()):
+            return
+        self.lost = ~sound if self.lost is None else self.lost | ~sound
+        self.notes += [note] if note else []
+        self.x, self.size = self.x.masked_fill(self.lost, 0), self.size.masked_fill(self.lost, 0)
+        self.k.masked_fill_(self.lost, 0)
+
+
+class _Implicit:
+    """Newton's method for the stages of one step, with the matrix of where it begins."""
+
+    def __init__(self, march: March, s: float, h: float, x: Tensor) -> None:
+        self.march, self.s, self.h, self.part = march, s, h, h * march.tableau.diagonal
+        unit = torch.eye(len(x), dtype=x.dtype, device=x.device).view(len(x), len(x), 1, 1, 1)
+        slope = slopes(march.right, s, x, march.where)
+        if march.lost is not None:
+            slope = slope.masked_fill(march.lost, 0)
+        self.matrix = inverse(unit - self.part * slope)
+
+    def __call__(self, stage: int, base: Tensor) -> Tensor | None:
+        """From ``base``, the stage without its own change, to the stage, in its place; where (S, N, B) it is
+        solved, None for everywhere."""
+        march, known, k = self.march, base.clone(), self.march.changes[stage]
+        s = self.s + march.tableau.nodes[stage] * self.h
+        base.add_(march.changes[stage - 1], alpha=self.part)
+        size, last = torch.maximum(known.abs(), base.abs()), math.inf
+        scale = size * march.control.rtol + march.control.atol
+        for _ in range(_NEWTON):
+            march._change(s, base, stage)
+            change = times(self.matrix, torch.add(known - base, k, alpha=self.part))
+            base.add_(change)
+            far = (change / scale).abs_().amax(0)
+            now = float(far.max())
+            speed = now / last if last < math.inf else 0.9
+            if now == 0 or (speed < 1 and now * speed / (1 - speed) <= _CLOSE):
+                torch.sub(base, known, out=k).div_(self.part)
+                return None
+            if not now < 2 * last:
+                break
+            last = now
+        return far <= _CLOSE

@@ -1,0 +1,260 @@
+"""Integrated models against scipy at a much smaller tolerance, over random regimens and parameters; and
+whatever shares a batch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.pk import (
+    OdeModel,
+    Schedule,
+    michaelis_menten_rate,
+    neural_elimination_rate,
+    sensitivities,
+    solve,
+    two_compartment_rate,
+)
+
+F64 = torch.float64
+UNITS = tuple(f"{kind}{unit}" for unit in (1, 2, 3) for kind in ("UP", "DOWN", "SLOPE"))
+
+
+def indirect_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+    """A drug that inhibits the formation of a response, less what that is at rest."""
+    del t
+    drug, response = amounts
+    inhibited = drug / z["V1"] / (z["IC50"] + drug / z["V1"])
+    return torch.stack([-z["CL"] / z["V1"] * drug, -z["KIN"] * inhibited - z["KOUT"] * response])
+
+
+def binding_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+    """A drug, its free target less what there is at rest, and their complex."""
+    del t
+    drug, free, both = amounts
+    bound = z["KON"] * drug * (z["R0"] + free) - z["KOFF"] * both
+    return torch.stack([-z["KEL"] * drug - bound, -z["KDEG"] * free - bound, bound - z["KINT"] * both])
+
+
+def chemical_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+    """Robertson's reactions, with speeds that lie nine orders of magnitude apart."""
+    del t
+    a, b, c = amounts
+    slow, middle, fast = z["K1"] * a, z["K2"] * b * c, z["K3"] * b * b
+    return torch.stack([middle - slow, slow - middle - fast, fast])
+
+
+# Model, typical values, typical dose, and scipy's method.
+CASES: dict[str, tuple[OdeModel, dict[str, float], float, str]] = {
+    "two": (
+        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2),
+        {"CL": 0.2, "V1": 2.0, "Q": 0.15, "V2": 0.75},
+        2000.0,
+        "DOP853",
+    ),
+    "saturable": (
+        OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), 1),
+        {"VM": 60.0, "KM": 300.0, "V1": 2.0},
+        2000.0,
+        "DOP853",
+    ),
+    "learned": (
+        OdeModel(neural_elimination_rate, ("CL", "V1", *UNITS), 1),
+        {"CL": 0.2, "V1": 2.0, **dict.fromkeys(UNITS, 0.5)},
+        2000.0,
+        "DOP853",
+    ),
+    "response": (
+        OdeModel(indirect_rate, ("CL", "V1", "KIN", "KOUT", "IC50"), 2, observed=2),
+        {"CL": 0.5, "V1": 5.0, "KIN": 20.0, "KOUT": 0.3, "IC50": 10.0},
+        500.0,
+        "DOP853",
+    ),
+    "binding": (
+        OdeModel(binding_rate, ("KEL", "KON", "KOFF", "KINT", "KDEG", "R0", "V1"), 3, method="kvaerno5"),
+        {"KEL": 0.05, "KON": 100.0, "KOFF": 1.0, "KINT": 0.05, "KDEG": 0.1, "R0": 10.0, "V1": 1.0},
+        100.0,
+        "Radau",
+    ),
+    "chemical": (
+        OdeModel(chemical_rate, ("K1", "K2", "K3", "V1"), 3, method="kvaerno5", observed=3, atol=1e-9),
+        {"K1": 0.04, "K2": 1e4, "K3": 3e7, "V1": 1.0},
+        1.0,
+        "Radau",
+    ),
+}
+
+
+def regimens(dose: float, subjects: int, seed: int) -> Schedule:
+    """Three doses each, boluses and infusions at random times, and four observations."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(count: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, subjects, 1, generator=g, dtype=F64)
+
+    start = uniform(3, 0, 40).sort(0).values
+    duration = torch.where(uniform(3, 0, 1) < 0.5, 0, uniform(3, 0.1, 6))
+    return Schedule.build(uniform(4, 0.5, 60).sort(0).values, start, duration, uniform(3, 0.5, 1.5) * dose)
+
+
+def parameters(typical: Mapping[str, float], subjects: int, seed: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed + 1)
+    return {
+        name: value * torch.exp(0.4 * torch.randn(1, subjects, 1, generator=g, dtype=F64))
+        for name, value in typical.items()
+    }
+
+
+def by_scipy(
+    pk: OdeModel, schedule: Schedule, z: Mapping[str, Tensor], subject: int, method: str, atol: float
+) -> np.ndarray:
+    """The same subject from event to event; of the rate, which numpy arrays suit as well."""
+    own = {name: value[:, subject : subject + 1] for name, value in z.items()}
+    start, duration, amount, times = (
+        values[:, 0, subject, 0].numpy()
+        for values in (schedule.start, schedule.duration, schedule.amount, schedule.time)
+    )
+    end = start + duration
+    options: dict[str, Any] = {"method": method, "rtol": 1e-10, "atol": atol}
+
+    def right(t: float, state: np.ndarray) -> np.ndarray:
+        amounts = torch.from_numpy(state).view(-1, 1, 1, 1)
+        change = pk.rate(torch.full((1, 1, 1), t, dtype=F64), amounts, own).flatten().numpy().copy()
+        change[0] += (amount / np.where(duration > 0, duration, 1))[(middle >= start) & (middle < end)].sum()
+        return change
+
+    state, found, edges = np.zeros(pk.compartments), [], np.unique([0.0, *start, *end, *times])
+    for left, following in zip(edges, [*edges[1:], edges[-1]], strict=True):
+        found += [state[pk.observes]] * int((times == left).sum())
+        state[0] += amount[(start == left) & (duration == 0)].sum()
+        middle = (left + following) / 2
+        if following > left:
+            state = solve_ivp(right, (left, following), state, **options).y[:, -1]
+    return np.array(found)
+
+
+def worst(name: str, subjects: int, compared: int, **options: str) -> float:
+    """The largest error of some of the subjects of a batch, in tolerances."""
+    pk, typical, dose, method = CASES[name]
+    pk = replace(pk, amount_per_level=1.0, **options)  # type: ignore[arg-type]
+    schedule, z = regimens(dose, subjects, len(name)), parameters(typical, subjects, len(name))
+    with torch.no_grad():
+        amounts = (solve(pk, schedule, z) * z[pk.volume])[:, 0, :, 0].numpy()
+    found = []
+    for subject in range(compared):
+        wanted = by_scipy(pk, schedule, z, subject, method, pk.atol / 1e4)
+        found.append(np.abs(amounts[:, subject] - wanted) / (pk.atol + pk.rtol * np.abs(wanted)))
+    return float(np.max(found))
+
+
+STIFF = ("binding", "chemical")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "binding" else ()) for name in CASES]
+)
+def test_random_regimens_equal_scipy(name: str) -> None:
+    assert worst(name, 20 if name in STIFF else 200, 1 if name in STIFF else 3, norm="largest") < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["rms", "largest"])
+@pytest.mark.parametrize("name", CASES)
+def test_all_of_200_random_regimens_equal_scipy(name: str, norm: str) -> None:
+    assert worst(name, 200, 200, norm=norm) < (10 if norm == "largest" else 100)
+
+
+@pytest.mark.parametrize(
+    "name", ["two", "saturable", "response", pytest.param("chemical", marks=pytest.mark.slow)]
+)
+def test_sensitivities_are_differences(name: str) -> None:
+    pk, typical, dose, _ = CASES[name]
+    fine = 1e-13 if name == "chemical" else 1e-9
+    pk = replace(pk, rtol=1e-10, atol=fine, amount_per_level=1.0)
+    schedule, z = regimens(dose, 2, 3), parameters(typical, 2, 3)
+    names, step = tuple(typical)[1:3], 1e-3
+    with torch.no_grad():
+        slopes = sensitivities(pk, schedule, z, names)[1]
+        for parameter, slope in zip(names, slopes, strict=True):
+            ends = [
+                solve(pk, schedule, {**z, parameter: z[parameter] * np.exp(by * step)})
+                for by in (1, -1, 2, -2)
+            ]
+            wanted = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * step)
+            torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=1e-6 * float(slope.abs().max()))
+
+
+def test_nothing_is_lost_between_compartments() -> None:
+    """The sum of three, of which none is eliminated, is the dose."""
+    pk, typical, _, _ = CASES["chemical"]
+    for method in ("kvaerno5", "tsit5"):
+        schedule, z = regimens(1.0, 2, 1), parameters({**typical, "K2": 1.0, "K3": 0.3}, 2, 1)
+        late = replace(schedule, time=schedule.time + 20)
+        each = [
+            solve(replace(pk, method=method, observed=observed, amount_per_level=1.0), late, z) * z["V1"]
+            for observed in (1, 2, 3)
+        ]
+        torch.testing.assert_close(
+            torch.stack(each).sum(0), schedule.amount.sum(0).expand(4, -1, -1, -1), rtol=1e-8, atol=0
+        )
+
+
+@pytest.mark.parametrize("wild", [3.0, 1e7, float("nan")], ids=["fast", "beyond", "no number"])
+def test_a_fit_does_not_depend_on_the_others_of_its_batch(
+    wild: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever these are: its predictions, sensitivities and gradients are what they are by itself."""
+    monkeypatch.setattr("medcm_cli.pk.steps.MOST", 100)
+    pk, typical, dose, _ = CASES["saturable"]
+    pk = replace(pk, rtol=1e-9, atol=1e-9)
+    schedule, z = regimens(dose, 5, 1), parameters(typical, 5, 1)
+    found = []
+    for alone in (True, False):
+        here = {
+            name: (
+                value if alone else torch.cat([value, value * (wild if name == "VM" else 1)], -1)
+            ).requires_grad_()
+            for name, value in z.items()
+        }
+        own = schedule if alone else schedule.each(lambda values: values.expand(*values.shape[:-1], 2))
+        prediction, slopes = sensitivities(pk, own, here, ("VM", "KM"))
+        value = prediction[..., 0].square().sum() + torch.stack(slopes)[..., 0].square().sum()
+        grads = torch.autograd.grad(value, list(here.values()))
+        found.append([prediction[..., 0], *(slope[..., 0] for slope in slopes), *(g[..., 0] for g in grads)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6 * float(one.detach().abs().max()))
+
+
+def test_stiff_equations_are_told_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medcm_cli.pk.steps.MOST", 100)
+    pk, typical, dose, _ = CASES["chemical"]
+    schedule, z = regimens(dose, 2, 1), parameters(typical, 2, 1)
+    with pytest.raises(InputError, match=r"pk\.method=kvaerno5"):
+        solve(replace(pk, method="tsit5"), schedule, z)
+
+
+def plain(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+    """A constant formation, whose row has no dimension for stages, and a rate that swings in time."""
+    samples, subjects, fits = amounts.shape[1:]
+    return torch.stack([z["K0"].expand(samples, subjects, fits), -z["K"] * (1 + torch.sin(t)) * amounts[1]])
+
+
+def test_a_rate_that_needs_its_own_shapes() -> None:
+    pk = OdeModel(plain, ("K0", "K", "V1"), 2, observed=2, rtol=1e-9, atol=1e-9, amount_per_level=1.0)
+    hours = torch.tensor([1.0, 4.0], dtype=F64).view(2, 1, 1, 1)
+    zero = torch.zeros(1, 1, 1, 1, dtype=F64)
+    schedule = Schedule.build(hours, zero, zero, zero + 1)
+    schedule = replace(schedule, compartment=zero.long() + 1)
+    z = {"K0": zero[0] + 2, "K": (zero[0] + 0.3).requires_grad_(), "V1": zero[0] + 1}
+    prediction, (slope,) = sensitivities(pk, schedule, z, ["K"])
+    exponent = -0.3 * (hours + 1 - torch.cos(hours))
+    torch.testing.assert_close(prediction, exponent.exp(), rtol=1e-7, atol=0)
+    torch.testing.assert_close(slope, exponent * exponent.exp(), rtol=1e-7, atol=0)
+    (curve,) = torch.autograd.grad(slope.sum(), z["K"])
+    torch.testing.assert_close(curve.flatten(), ((exponent + exponent**2) * exponent.exp()).sum()[None] / 0.3)
