@@ -211,7 +211,7 @@ class Sheet:
 
 def opens_of(subject: IntArray) -> IntArray:
     """The first row of each subject, of R rows (R,) in which a subject's are together."""
-    return np.flatnonzero(np.r_[True, np.diff(subject) != 0])
+    return np.flatnonzero(np.diff(subject, prepend=-1))
 
 
 def release() -> None:
