@@ -236,7 +236,7 @@ def test_files_and_frames_give_the_same(study: Study, patients: pd.DataFrame, tm
         pd.testing.assert_frame_equal(predict(study, tmp_path / name, **options).curve, expected)
     patients.to_csv(tmp_path / "p.csv", index=False, sep=";", decimal=",")
     pd.testing.assert_frame_equal(predict(study, tmp_path / "p.csv", **options).curve, expected)
-    with pytest.raises(InputError, match=r"dataset\.dialect=\{decimal: comma\}'? reads it"):
+    with pytest.raises(InputError, match=r"dataset\.dialect=\{decimal: comma\}'? or .* reads it"):
         predict(study.with_dialect({"decimal": "point"}), tmp_path / "p.csv", **options)
 
 
@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_said_with_the_patients_name(study: Study, patients
     assert "IU/mL" in found["message"].iloc[0]
     heavy = patients.assign(wt=patients["wt"].where(~mine, 300.0))
     found = predict(study, heavy, times=[0.0, 24.0], draws=30).warnings
-    assert third in found.loc[found["message"].str.contains("weight 300 lies outside"), "patient"].tolist()
+    assert third in found.loc[found["message"].str.contains("weight 300 kg lies outside"), "patient"].tolist()
     plan = {"name": "huge", "doses": [{"amount": 90000, "ii": 12, "addl": 3}]}
     found = predict(study, patients[mine], plan, times=[0.0, 400.0], draws=30).warnings
     assert found["message"].str.contains("huge: a dose of 90000 lies outside").any()
