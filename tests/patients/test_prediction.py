@@ -297,7 +297,7 @@ def test_what_does_not_fit_is_said_with_the_patients_name(study: Study, patients
     assert third in found.loc[found["message"].str.contains("weight 300 kg lies outside"), "patient"].tolist()
     plan = {"name": "huge", "doses": [{"amount": 90000, "ii": 12, "addl": 3}]}
     found = predict(study, patients[mine], plan, times=[0.0, 400.0], draws=30).warnings
-    assert found["message"].str.contains("huge: a dose of 90000 lies outside").any()
+    assert found["message"].str.contains("huge: a dose of 90000 IU lies outside").any()
     assert found["message"].str.contains("huge: 4 doses are more than the 1 of any subject").any()
     assert found["message"].str.contains("longer than any follow-up trained on").any()
     odd = patients.assign(
