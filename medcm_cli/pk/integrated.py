@@ -181,8 +181,9 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
 
 def _kind(pk: Integrable, z: Values) -> tuple[bool, bool]:
     """``apart`` and ``timed`` of ``Right``: what a rate cannot be shown is found by showing it."""
-    several = torch.linspace(0.5, 1.5, 2 * pk.compartments).view(pk.compartments, 2, 1, 1, 1)
-    several = several.to(next(iter(z.values())))
+    like = next(iter(z.values()))
+    several = torch.linspace(0.5, 1.5, 2 * pk.compartments, dtype=like.dtype, device=like.device)
+    several = several.view(pk.compartments, 2, 1, 1, 1)
     time = torch.zeros_like(several[0])
     one_by_one = torch.stack([pk.rate(time[i], several[:, i], z) for i in range(2)], 1)
 

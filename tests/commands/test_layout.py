@@ -164,6 +164,7 @@ def test_the_manual_breaks_none_either(width: int, monkeypatch: pytest.MonkeyPat
 MADE = {
     "commands.distance",
     "commands.doses",
+    "commands.ode_speed",
     "commands.patients",
     "commands.posterior_job",
     "commands.predictions",

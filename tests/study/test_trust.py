@@ -129,7 +129,8 @@ def test_nothing_is_imported_to_find_out(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_choice_that_comes_with_medcm_is_read_without_trust(fit: tuple[Path, Record]) -> None:
-    texts = (path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    files = (path for path in conf_dir().rglob("*.yaml") if "hydra" not in path.relative_to(conf_dir()).parts)
+    texts = (path.read_text(encoding="utf-8") for path in files)
     named = {name for text in texts for name in re.findall(r"(?:_target_|path): ([a-z_.]+\.\w+)", text)}
     ours = named - {"hydra.utils.get_method"}
     assert len(ours) > 15
