@@ -20,7 +20,7 @@ from medcm_cli.commands.launchers import cores_of, launched, without_hydra
 from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
-from medcm_cli.study.identity import AXES
+from medcm_cli.study.identity import AXES, difference
 from medcm_cli.study.options import as_config, axis, complete
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def command(arguments: list[str]) -> None:
 
     :raises InputError: a flag, override, group or choice that does not exist.
     """
+    _places.clear()
     try:
         run("fit", "config", coalesce(arguments), Steps(_check, _job, _plan, _train))
     finally:
@@ -112,15 +113,25 @@ def _check(composed: DictConfig) -> None:
     complete(as_config(composed))
 
 
+_places: dict[Path, Mapping[str, Any]] = {}
+"""Folders of fits that the jobs of this command have, with the options of the first job there."""
 _handed_on: set[Path] = set()
 """Studies whose jobs this process has handed to a launcher."""
 
 
 def _plan(composed: DictConfig) -> Path | None:
     """Write down which fits a job has; gives the file, where it is new."""
-    from medcm_cli.study.plan import write_plan
+    from medcm_cli.study.plan import place_of, write_plan
 
     config = _named(without_hydra(composed), composed.hydra)
+    folder, whole = place_of(config)
+    other = _places.setdefault(folder, whole)
+    paths = [of["dataset"]["path"] for of in (other, whole)]
+    if differs := difference(other, whole) or ("dataset.path" if paths[0] != paths[1] else ""):
+        raise InputError(
+            f"{folder}: two jobs of this command would write there ({differs}); give each a name of its own "
+            "with variant=... or study=..."
+        )
     if launched(composed.hydra):
         _handed_on.add(Path(config["outputs"], str(config["study"])))
     return write_plan(config)
@@ -195,6 +206,7 @@ def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
     if not jobs:
         return
     works, processes = _divided(jobs)
+    jobs = _told_apart(jobs)
     shown = all(job.shown for job in jobs)
     try:
         with _training_bar(jobs, works, shown) as (update, ended):
@@ -208,6 +220,24 @@ def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
     finally:
         if not shown:
             _workers().end()  # nobody else does, in a process of a launcher
+
+
+def _told_apart(jobs: Sequence[_Left]) -> list[_Left]:
+    """Jobs whose labels say in what else those with the same label differ."""
+    addresses = [job.records[0].address for job in jobs]
+    labels = [job.label for job in jobs]
+    for name in ("error", "learning_rate", "dataset", "variant", "study"):
+        values = [str(getattr(address, name)) for address in addresses]
+        shared = {
+            label
+            for label in labels
+            if len({v for other, v in zip(labels, values, strict=True) if other == label}) > 1
+        }
+        labels = [
+            f"{label}, {value}" if label in shared else label
+            for label, value in zip(labels, values, strict=True)
+        ]
+    return [job._replace(label=label) for job, label in zip(jobs, labels, strict=True)]
 
 
 def _divided(jobs: Sequence[_Left]) -> tuple[list["Work"], int]:

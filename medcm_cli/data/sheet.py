@@ -297,6 +297,9 @@ def _of_frame(given: pd.DataFrame, columns: Mapping[str, str | None], said: Dial
         raise InputError("table: has no rows")
     named = [name for name in given.index.names if name is not None and name not in given]
     frame = given.reset_index(named) if named else given
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise InputError(f"table: has two columns {str(twice[0])!r}; expected each name once")
     for column in frame:
         nested = frame[column].map(pd.api.types.is_list_like) if frame[column].dtype == object else None
         if nested is not None and nested.any():

@@ -7,7 +7,6 @@ import numpy as np
 from medcm_cli.data.sheet import BoolArray, FloatArray
 from medcm_cli.errors import InputError
 
-THRESHOLDS = ("1 IU/dL", "5 IU/dL", "50 IU/dL")  # of severe and moderate disease, and for surgery
 VWF_UNITS = {"IU/dL": 1.0, "fraction": 100.0}
 
 # Plausible values, in IU/dL for VWF:Ag; far enough apart that another unit falls outside.

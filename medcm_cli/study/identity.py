@@ -18,6 +18,8 @@ UNITS: Config = {"time": "h", "amount": "IU", "level": "IU/mL"}
 REPORTED: Mapping[str, str] = {"IU/mL": "IU/dL"}
 """The units of results of before, and in which of them levels were reported: of factor levels; of data in
 other units all of these are given."""
+THRESHOLDS = ("1 IU/dL", "5 IU/dL", "50 IU/dL")
+"""Levels of interest of records that have none, and of choices of data in these units."""
 
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "device", "labels", "tail")

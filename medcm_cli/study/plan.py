@@ -28,6 +28,17 @@ def address_of(config: Config, fit: Mapping[str, int]) -> runs.Address:
     )
 
 
+def place_of(config: Config) -> tuple[Path, Config]:
+    """The folder that the fits of a job share, and its complete configuration.
+
+    :raises InputError: options that do not fit together.
+    """
+    config = complete(config)
+    (fold, where), *_ = folds_of(config).items()
+    address = address_of(config, {"fold": fold, **where, "replicate": 1})
+    return address.method_folder(Path(config["outputs"])), config
+
+
 def write_plan(config: Config) -> Path | None:
     """Write down the fits of a job; gives the file, None where it is there already.
 

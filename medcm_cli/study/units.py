@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from medcm_cli import quantities
 from medcm_cli.checks import number, shown
 from medcm_cli.errors import InputError
-from medcm_cli.study.identity import REPORTED, UNITS, Config
+from medcm_cli.study.identity import REPORTED, THRESHOLDS, UNITS, Config
 
 if TYPE_CHECKING:
     from medcm_cli.runs import Units
@@ -106,7 +106,8 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
     from medcm_cli.runs import Units  # pandas and pyarrow, which help need not wait for
 
     said, units = dataset["thresholds"], Units.of(dataset)
-    if said is None:
+    of_choice = isinstance(said, list | tuple) and tuple(said) == THRESHOLDS
+    if said is None or (of_choice and level_of(THRESHOLDS[0], units) is None):
         return ()
     where = "dataset.thresholds"
     if not isinstance(said, list | tuple):
@@ -114,8 +115,6 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
     levels = []
     for text in said:
         level = level_of(text, units)
-        if level is None and str(text).endswith(f" {REPORTED[UNITS['level']]}"):
-            continue
         if level is None or not 0 < level <= MOST_LEVEL:
             what = f"expected levels above 0 with a unit that converts into {units.reported}"
             raise InputError(f"{where} has {shown(text)}; {what}, as in [5 {units.reported}]")

@@ -86,7 +86,8 @@ def test_a_multirun_trains_each_combination(place: Path, quick: Quick) -> None:
 
 def test_a_missing_file_of_one_job(place: Path, quick: Quick) -> None:
     options = [option for option in SHORT if "path" not in option]
-    result = quick(place, "fit", "-m", "dataset.path=absent,data", "objective=fo", "study=one", *options)
+    rest = ("objective=fo", "study=one", *options)
+    result = quick(place, "fit", "-m", "dataset.path=absent,data", "variant=${dataset.path}", *rest)
     assert result.returncode == 3
     assert result.stdout.startswith("fo: 1 fit in ")
     *_, listed, last = result.stderr.splitlines()

@@ -3,13 +3,16 @@
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from medcm_cli.commands.fit import _variant, coalesce
+from medcm_cli import runs
+from medcm_cli.commands.fit import _Left, _told_apart, _variant, coalesce, command
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
+from medcm_cli.numerics.devices import CPU
 
 
 def swept(arguments: list[str], name: str) -> list[list[int]]:
@@ -149,3 +152,44 @@ def test_fits_that_an_earlier_version_named_are_found(tmp_path: Path) -> None:
     long = f"objective.{'x' * 120}-1"
     (below / f"variant={long[:91]}~{hashlib.sha256(long.encode()).hexdigest()[:8]}").mkdir()
     assert _variant(config, choices, long).startswith(long[:91])
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (
+            ["variant=same", "objective=vi", "objective.samples=1,3"],
+            "objective.samples is 1 there and 3 here",
+        ),
+        (["dataset=table", "dataset.path=a.csv,b.csv", "dataset.name=same"], "dataset.path"),
+    ],
+)
+def test_two_jobs_of_a_command_do_not_write_over_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], differs: str
+) -> None:
+    """They are refused before one is trained; what needs no name of its own is not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("medcm_cli.commands.fit._job", lambda _: pytest.fail("a job ran"))
+    with pytest.raises(InputError, match=rf"two jobs of this command would write there \({differs}\)"):
+        command(["-m", *options, "epochs=20"])
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_jobs_of_one_objective_are_told_apart() -> None:
+    address = runs.Address("s", "d", "fo", "additive", 0.1, "default", 1, 1)
+    others = [replace(address, error="combined"), replace(address, objective="vi")]
+    jobs = [
+        _Left(
+            one.objective,
+            {},
+            [runs.Record("running", one, "", {}, {}, None, 0, {})],
+            0,
+            1.0,
+            CPU,
+            None,
+            True,
+            Path(),
+        )
+        for one in (address, *others)
+    ]
+    assert [job.label for job in _told_apart(jobs)] == ["fo, additive", "fo, combined", "vi"]

@@ -60,6 +60,10 @@ def test_what_follows_from_units(options: list[str], shown: str, scale: float, p
         (["dataset=prophylaxis", "network=real_data", "dataset.level_unit=IU/mL"], (0.01, 0.05, 0.5)),
         ([units("h", "mg", "ng/mL"), "dataset.thresholds=[5 mg/L,0.5ug/L]"], (5000, 0.5)),
         (["dataset.thresholds=null"], ()),
+        (
+            [units("h", "mg", "ng/mL"), "dataset.thresholds=[1 IU/dL,5 IU/dL,50 IU/dL]"],
+            (),
+        ),  # of another choice
     ],
 )
 def test_thresholds_are_those_that_the_data_state(options: list[str], levels: tuple[float, ...]) -> None:
