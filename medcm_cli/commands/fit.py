@@ -123,11 +123,11 @@ def _plan(composed: DictConfig) -> Path | None:
     """Write down which fits a job has; gives the file, where it is new."""
     from medcm_cli.study.plan import place_of, write_plan
 
-    config = _named(without_hydra(composed), composed.hydra)
-    folder, whole = place_of(config)
-    other = _places.setdefault(folder, whole)
-    paths = [of["dataset"]["path"] for of in (other, whole)]
-    if differs := difference(other, whole) or ("dataset.path" if paths[0] != paths[1] else ""):
+    config = complete(_named(without_hydra(composed), composed.hydra))
+    folder = place_of(config)
+    other = _places.setdefault(folder, config)
+    paths = [of["dataset"]["path"] for of in (other, config)]
+    if differs := difference(other, config) or ("dataset.path" if paths[0] != paths[1] else ""):
         raise InputError(
             f"{folder}: two jobs of this command would write there ({differs}); give each a name of its own "
             "with variant=... or study=..."

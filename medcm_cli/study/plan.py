@@ -7,7 +7,7 @@ from pathlib import Path
 from medcm_cli import runs
 from medcm_cli.runs.planned import plan
 from medcm_cli.study.identity import Config, dataset_name
-from medcm_cli.study.options import axis, complete, folds_of
+from medcm_cli.study.options import axis, folds_of
 
 
 def address_of(config: Config, fit: Mapping[str, int]) -> runs.Address:
@@ -28,24 +28,26 @@ def address_of(config: Config, fit: Mapping[str, int]) -> runs.Address:
     )
 
 
-def place_of(config: Config) -> tuple[Path, Config]:
-    """The folder that the fits of a job share, and its complete configuration.
-
-    :raises InputError: options that do not fit together.
-    """
-    config = complete(config)
-    (fold, where), *_ = folds_of(config).items()
-    address = address_of(config, {"fold": fold, **where, "replicate": 1})
-    return address.method_folder(Path(config["outputs"])), config
-
-
 def write_plan(config: Config) -> Path | None:
     """Write down the fits of a job; gives the file, None where it is there already.
 
-    :raises InputError: options that do not fit together.
+    :param config: complete. :raises InputError: options that do not fit together.
     """
-    config = complete(config)
+    first, axes = _first_of(config)
+    return plan(Path(config["outputs"]), first, axes)
+
+
+def place_of(config: Config) -> Path:
+    """The folder that the fits of a job share.
+
+    :param config: complete. :raises InputError: options that do not fit together.
+    """
+    first, _ = _first_of(config)
+    return first.method_folder(Path(config["outputs"]))
+
+
+def _first_of(config: Config) -> tuple[runs.Address, dict[str, list[int]]]:
+    """Where the first of a job's fits lies, and the numbers of which it has every combination."""
     (fold, where), *_ = folds_of(config).items()
     axes = {name: axis(name, 1 if config[name] is None else config[name]) for name in (*where, "replicate")}
-    first = address_of(config, {"fold": fold, **where, "replicate": axes["replicate"][0]})
-    return plan(Path(config["outputs"]), first, axes)
+    return address_of(config, {"fold": fold, **where, "replicate": axes["replicate"][0]}), axes

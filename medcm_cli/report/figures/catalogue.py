@@ -133,10 +133,10 @@ def write_all(
 ) -> Iterator[tuple[Path, style.Drawn]]:
     """Write every figure to ``out``/study/dataset/, each with its numbers and, in ``figures.md``, its
     caption; gives each with its folder. What is missing is added to ``found.missing``."""
-    for sweep in found.sweeps:
-        folder = out / sweep.study / sweep.dataset
-        lines = [f"# {sweep.study}, {sweep.dataset}", ""]
-        with savers() as submit:
+    with savers() as submit:
+        for sweep in found.sweeps:
+            folder = out / sweep.study / sweep.dataset
+            lines = [f"# {sweep.study}, {sweep.dataset}", ""]
             written = []
             for drawn in figures(sweep, found.missing, epochs, fold, replicate, trust):
                 written.append(submit(style.write, drawn, folder, formats))
@@ -144,7 +144,7 @@ def write_all(
                 yield folder, drawn
             for one in written:
                 result(one)
-        write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
+            write_text(folder / "figures.md", "\n".join(map(one_line, lines)))
 
 
 __all__ = ["collect", "figures", "write_all"]
