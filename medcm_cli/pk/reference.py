@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint, odeint_adjoint
 
 from medcm_cli.errors import InputError
 from medcm_cli.pk.dosing import Values
@@ -32,6 +31,8 @@ def integrate(
         equations.
     :raises InputError: there is no solution.
     """
+    from torchdiffeq import odeint, odeint_adjoint  # with scipy's solvers, which few need to wait for
+
     if not bool((width > 0).any()):
         return amounts
     method, rtol, atol, adjoint = options
