@@ -141,9 +141,10 @@ class ErrorModel(Protocol):
 
     def deviance_of(self, log_density: Tensor, population: Population) -> Tensor:
         """``Deviance.value`` from ``log_density``: a probability has no log 2 pi to leave out."""
+        value = -2 * log_density
         if population.censored is None:
-            return -2 * log_density - LOG_2PI
-        return -2 * log_density - torch.where(population.censored > 0, 0.0, LOG_2PI)
+            return value - LOG_2PI
+        return torch.where(population.censored > 0, value, value - LOG_2PI)
 
     def log_likelihood(
         self,

@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[PkModel, list[str], str]] = {
 OBJECTIVES: dict[str, Objective] = {
     "mse": Mse(),
     "fo": Fo(),
-    "foce": Foce(mode_tolerance=1e-12),
+    "foce": Foce(mode_tolerance=1e-9),
     "foce, implicit": Foce(mode_tolerance=1e-9, mode_gradient="implicit"),
     "foce, linearised": Foce(mode_tolerance=1e-9, formulation="linearised"),
     "vi": Vi(),
