@@ -162,7 +162,9 @@ class ErrorModel(Protocol):
         along a straight line: by default such that slope and expected curvature are those of ``deviance``."""
         value, sd, pull, curvature = self.deviance(values, prediction, population)
         if curvature is not None:
-            pull, sd = pull / curvature.sqrt(), sd / curvature.sqrt()
+            # A censored observation far below its limit tells nothing: of 0 the root would have no slope.
+            root = curvature.clamp(min=torch.finfo(curvature.dtype).eps ** 2).sqrt()
+            pull, sd = pull / root, sd / root
         return Normal(-pull * sd, sd, value, torch.zeros_like(value))
 
 
