@@ -96,7 +96,10 @@ def effects_of(rows: pd.DataFrame) -> list[str]:
 
 def _typical(units: Mapping[str, str]) -> dict[str, str]:
     """Typical parameters -> their headers."""
-    return {name: f"{label_of(name, [])}, {unit}" for name, unit in units.items()}
+    return {
+        name: label_of(name, []) if unit == NONE else f"{label_of(name, [])}, {unit}"
+        for name, unit in units.items()
+    }
 
 
 def _error_models(fits: pd.DataFrame) -> list[list[str]]:

@@ -13,7 +13,7 @@ from medcm_cli import runs
 from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, RandomEffects, Rescaled
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
 from medcm_cli.pk import PkModel, check_schedule
 from medcm_cli.study.dataset import (
     check_observations,
@@ -160,7 +160,7 @@ def model_of(config: Config) -> Model:
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
     return Model(
-        Rescaled(network, factors) if factors else network,
+        Rescaled(network, factors) if factors and isinstance(network, CovariateNetwork) else network,
         pk,
         RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
         error,
