@@ -31,6 +31,7 @@ LATER: Config = {
     "outer": None,
     "inner": None,
     "omega": "full",
+    "given": {},
     "fixed": None,
     "redraws": 20,
     "tail": None,

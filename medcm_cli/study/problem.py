@@ -14,7 +14,7 @@ from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
-from medcm_cli.pk import PkModel, check_schedule
+from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     check_observations,
     dataset_path,
@@ -148,6 +148,7 @@ def model_of(config: Config) -> Model:
     """
     # Where a record says of no method, it is of before there was another.
     units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
+    pk = with_given(pk, config["given"])
     factors = _of_hours(pk, units.hours)
     options = config["network"]
     if isinstance(options.get("initial"), dict):  # in the data's units
