@@ -70,7 +70,7 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     effects = effects_of(table)
     shown = {name: label_of(name, effects) for name in (f"omega_{i}" for i in single)}
     shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
-    shown |= {f"rho_{ij}": "rho" if len(pairs) == 1 else label_of(f"rho_{ij}", effects) for ij in pairs}
+    shown |= {f"rho_{ij}": "rho" if len(single) == 2 else label_of(f"rho_{ij}", effects) for ij in pairs}
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
