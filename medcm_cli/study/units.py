@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from medcm_cli import quantities
 from medcm_cli.checks import number, shown
 from medcm_cli.errors import InputError
-from medcm_cli.study.identity import REPORTED, THRESHOLDS, UNITS, Config
+from medcm_cli.haemophilia.units import REPORTED, THRESHOLDS, UNITS
+from medcm_cli.study.identity import Config, full_units
 
 if TYPE_CHECKING:
     from medcm_cli.runs import Units
@@ -72,13 +73,13 @@ def without_derived(config: Config) -> dict[str, Any]:
 
 
 def checked(given: object) -> dict[str, str]:
-    """Units of time, amount and level, each by its name; ``UNITS`` where they are not given.
+    """Units of time, amount and level, each by its name; one that is null or not given is that of ``UNITS``.
 
     :raises InputError: one that is not known, or of another kind.
     """
     if not isinstance(given, Mapping) or set(given) - set(UNITS):
         raise InputError(f"dataset.units is {given!r}; expected time, amount and level, as in {_EXAMPLE}")
-    units = {**UNITS, **given}
+    units = full_units(given)
     for kind, unit in units.items():
         if not isinstance(unit, str) or not unit.strip():
             raise InputError(f"dataset.units.{kind} is {unit!r}; expected a unit, as in {_EXAMPLE}")
