@@ -22,6 +22,7 @@ from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, draws_of, load_study
 from medcm_cli.report.section import Section
+from medcm_cli.study.units import threshold_of
 
 _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
@@ -43,7 +44,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     torch.set_num_threads(1)  # more lose time on tensors of this size
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
-    thresholds = options.threshold or study.thresholds
+    said = [threshold_of("--threshold", text, study.units) for text in options.threshold or ()]
+    thresholds = said or study.thresholds
     if options.check:
         _check(study, options, show)
         return
