@@ -29,6 +29,7 @@ _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
 _USES = (0, 1, 2, 3)
+_FEW_TIMES = 6  # of a prediction, that are all shown
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
 Row = Mapping[Hashable, Any]
@@ -172,7 +173,12 @@ def _bands(row: Row) -> list[str]:
 
 
 def _chosen(times: FloatArray, hours: float) -> FloatArray:
-    """At most five of the times, whole days where they are among them. :param hours: that 1 is."""
+    """The times where they are few; of more at most five, whole days where they are among them.
+
+    :param hours: that 1 is.
+    """
+    if len(times) <= _FEW_TIMES:
+        return times
     days = times[np.isclose(times * hours % 24, 0) & (times > 0)]
     some = days if len(days) else times
     chosen = np.unique(np.linspace(0, len(some) - 1, min(5, len(some))).round().astype(np.int64))
