@@ -24,6 +24,10 @@ LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT
 NAMES = [leaf.as_posix() for leaf in LEAVES]
 # What a choice needs beside it.
 PARTNERS = {
+    "network/equations": (
+        "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
+        "V1: {typical: 2, weight: {power: 1}}, Q: {typical: 0.1}, V2: {typical: 0.5}}",
+    ),
     "pk/one_compartment": ("network.global_parameters=[]",),
     "pk/one_compartment_oral": ("network.global_parameters=[KA]",),
     "pk/two_compartment_oral": ("network.global_parameters=[Q,V2,KA]",),
