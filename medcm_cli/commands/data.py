@@ -89,6 +89,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "option",
         nargs="*",
+        default=[],  # without one argparse says that it is required
         type=text,
         metavar="option=value",
         help="options of a fit: with any, the table is read and refused as that fit would do it, with "

@@ -16,6 +16,7 @@ from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
+from medcm_cli.runs.units import amount
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -64,7 +65,7 @@ def tables(
     coefficients = _coefficients(model, trained)
     history |= {f"{TYPICAL}{name}": value for name, (value, _) in coefficients.items()}
     at = ", ".join(
-        f"{name} {covariates[name].reference:g} {covariates[name].unit}" for name in model.network.inputs
+        f"{name} {amount(covariates[name].reference, covariates[name].unit)}" for name in model.network.inputs
     )
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     parameters = reported.units.of_parameters(model.pk.units)
