@@ -40,7 +40,7 @@ class Equations(Network):
         """From configuration.
 
         :param equations: parameter -> ``typical``, and covariate -> its term, as in ``{typical: 4, weight:
-            {power: 0.75}, vwf: {network: [12]}}``.
+            {power: 0.75}, age: {network: [12]}}``.
         :param covariates: the data set's description of each.
         :raises InputError: a covariate, term or coefficient that is not as expected.
         """
