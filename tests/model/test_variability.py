@@ -116,7 +116,7 @@ def test_blocks_are_correlated_within_and_not_between() -> None:
 
 
 @pytest.mark.parametrize(
-    "blocks", [[], [["A"], ["A", "B"]], [["A", "X"]], ["A", "B"], [[]], "block", [["A", 1]]]
+    "blocks", [[], [["A"], ["A", "B"]], [["A", "X"]], ["A", "B"], [[]], "block", [["A", 1]], 7, None]
 )
 def test_blocks_that_are_refused(blocks: Any) -> None:
     with pytest.raises(InputError, match="omega"):
