@@ -29,6 +29,14 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_saver() -> Iterator[None]:
+    """Figures are saved in this process: of a few, others take longer to start than to save them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("medcm_cli.report.figures.saved.cores", lambda: 1)
+        yield
+
+
 @pytest.fixture
 def published() -> Path:
     """Folder of the published simulated study."""

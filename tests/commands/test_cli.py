@@ -46,11 +46,11 @@ def test_from_simulation_to_table(place: Path) -> None:
     [
         ("medcm f", {"fit", "simulate", "help"}),
         ("medcm fit -m objective=fo,vi error=", {"error=additive", "error=combined"}),
-        ("medcm fit obj", {"objective="}),
+        pytest.param("medcm fit obj", {"objective="}, marks=pytest.mark.slow),
         ("medcm summarize out", set()),
-        ("medcm posterior popu", {"population="}),
+        pytest.param("medcm posterior popu", {"population="}, marks=pytest.mark.slow),
         ("medcm help d", {"data", "methods"}),
-        ("medcm fit objectivev err", set()),
+        pytest.param("medcm fit objectivev err", set(), marks=pytest.mark.slow),
     ],
 )
 def test_tab_completion(tmp_path: Path, line: str, offered: set[str]) -> None:

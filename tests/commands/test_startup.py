@@ -83,7 +83,14 @@ def test_a_fault_of_the_configuration_is_found_without_torch(tmp_path: Path, fau
     assert "torch" not in imported
 
 
-@pytest.mark.parametrize("fault", ["draw=3", "draws=2", "error=combine", "run=x pk=one_compartment"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "draws=2",
+        "run=x pk=one_compartment",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("draw=3", "error=combine")),
+    ],
+)
 def test_so_is_one_of_a_posterior(tmp_path: Path, fault: str) -> None:
     code, _, imported = run(tmp_path, f"posterior {fault}")
     assert code == 2

@@ -336,9 +336,10 @@ def test_bad_options(
 
 
 def test_without_data_what_needs_none_is_drawn(
-    plot: Callable[..., tuple[int, str, str]], swept: Path, tmp_path: Path
+    plot: Callable[..., tuple[int, str, str]], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Data that are gone, a damaged history, lost effects: each in a line, and the rest as it is."""
+    monkeypatch.setattr(training, "MEASURES", ("objective", "omega"))
     root = tmp_path / "outputs"
     shutil.copytree(swept, root)
     for path in root.rglob("run.json"):
@@ -363,8 +364,9 @@ def test_without_data_what_needs_none_is_drawn(
 
 
 def test_when_every_fit_failed(
-    plot: Callable[..., tuple[int, str, str]], swept: Path, tmp_path: Path
+    plot: Callable[..., tuple[int, str, str]], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "MEASURES", ("rmse",))
     root = tmp_path / "outputs"
     shutil.copytree(swept, root)
     for path in root.rglob("run.json"):

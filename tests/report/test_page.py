@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from medcm_cli import cli, runs
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.virtual import write_study
-from medcm_cli.report import tables
-from medcm_cli.report.figures import catalogue, style
+from medcm_cli.report import pictures, tables
+from medcm_cli.report.figures import catalogue, style, training
 from medcm_cli.report.figures.catalogue import figures
 from medcm_cli.report.page import write
-from medcm_cli.report.pictures import source
 from medcm_cli.runs.summary import summarize
 from medcm_cli.runs.sweeps import Sweep, collect
 from medcm_cli.study.job import Job
@@ -97,6 +96,7 @@ def written(study: Path, drawn: list[style.Drawn], tmp_path_factory: pytest.Temp
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(catalogue, "figures", noted)
+        patched.setattr(training, "MEASURES", training.MEASURES[:1])
         assert write([study], out, QUESTION, expected) == 11
     assert not list(out.parent.glob(".partial*"))
     return out
@@ -226,14 +226,24 @@ def test_nothing_comes_from_elsewhere(written: Path, page: Page) -> None:
     assert written.stat().st_size < 5e6
 
 
-@pytest.mark.parametrize(("points", "kind"), [(10, "data:image/svg+xml,"), (6000, "data:image/png;base64,")])
-def test_a_large_figure_becomes_an_image(tmp_path: Path, points: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("points", "largest", "kind"),
+    [
+        (10, 400_000, "data:image/svg+xml,"),
+        (600, 40_000, "data:image/png;base64,"),
+        pytest.param(6000, 400_000, "data:image/png;base64,", marks=pytest.mark.slow),
+    ],
+)
+def test_a_large_figure_becomes_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: int, largest: int, kind: str
+) -> None:
+    monkeypatch.setattr(pictures, "_LARGEST_SVG", largest)
     figure = Figure(figsize=(2, 2))
     x, y = np.random.default_rng(0).random((2, points))
     figure.subplots().scatter(x, y, s=np.linspace(1, 2, points))
     for dark_page in (False, True) if points < 100 else (False,):
         drawn = style.Drawn("cloud", "", figure, "", "", pd.DataFrame())
-        address = source(drawn, tmp_path, dark_page)
+        address = pictures.source(drawn, tmp_path, dark_page)
         assert address.startswith(kind)
         assert len(address) < 400_000
 
@@ -298,6 +308,7 @@ def test_sweeps_that_are_not_whole_have_a_page(
     folder = tmp_path / "s"
     shutil.copytree(study, folder, ignore=shutil.ignore_patterns("objective=mse", "objective=fo"))
     harm(folder)
+    monkeypatch.setattr(training, "MEASURES", ("rmse",))  # one figure is enough
     assert command(monkeypatch, str(folder)) == 0
     assert says in Page(folder / "report.html").text()
 

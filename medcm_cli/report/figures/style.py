@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
@@ -283,24 +284,37 @@ def _has_label(axis: Axes, value: float) -> bool:
     few, as on an axis with no power of ten. Asked when a figure is drawn, as limits may be set late."""
     low, high = sorted(axis.get_ylim())
     decades = np.log10(high / low)
-    ticks = np.asarray(axis.yaxis.get_minorticklocs())
     digit = f"{value:e}"[0]
     if decades >= 1:
         powers = np.floor(np.log10(high)) - np.ceil(np.log10(low)) + 1
         return bool(decades < 1.5 or powers < 2) and digit in "25"
-    few = ((ticks >= low) & (ticks <= high)).sum() <= _MOST_TICKS
-    return bool(few or decades < _EVEN or digit in "2357")
+    if decades < _EVEN or digit in "2357":
+        return True
+    ticks = np.asarray(axis.yaxis.get_minorticklocs())  # takes longest
+    return bool(((ticks >= low) & (ticks <= high)).sum() <= _MOST_TICKS)
 
 
 def _lay_out(figure: Figure) -> None:
-    """Give everything its place, once, whatever the format, so that no drawing looks for it again."""
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), LogFormatter):
-            figure.draw_without_rendering()  # powers of ten are labels once they were drawn
-            break
+    """Give everything its place, once, whatever the format and the page, so that no drawing looks for it
+    again."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, PlaceHolderLayoutEngine):  # it has its place
+        return
+    logarithmic = [
+        axis
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+    ]
+    if logarithmic and engine is None:
+        figure.draw_without_rendering()  # powers of ten are labels once they were drawn, or asked for
+    elif logarithmic and engine is not None:
+        engine.execute(figure)
+        for axis in logarithmic:
+            axis.get_ticklabels(which="both")
     _harmless(figure)
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    if engine is not None:
+        engine.execute(figure)  # all that drawing would do first
         figure.set_layout_engine("none")
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
