@@ -18,7 +18,7 @@ def bands(method: Method, column: str) -> pd.DataFrame:
     """Median and 2.5 and 97.5 % quantiles of a column of the histories over all fits that have reached an
     epoch, a failed one until it fails: ``epoch``, ``low``, ``median``, ``high``, ``fits``."""
     values = [
-        fit.history.set_index("epoch")[column]
+        pd.Series(fit.history[column].to_numpy(), pd.Index(fit.history["epoch"]))
         for fit in method.fits
         if column in fit.history and len(fit.history)
     ]
@@ -51,13 +51,13 @@ def effects(method: Method, epochs: Sequence[int] = ()) -> pd.DataFrame:
         rows = estimate_rows(fit.folder, fit.record, epoch)
         mean = tail_mean(relative, rows)
         curve = table.select(_CURVE).take(rows[0]).to_pandas()
-        parts.append(curve.assign(relative=mean.astype(relative.dtype), epoch=np.nan))
+        parts.append(curve.assign(relative=mean.astype(relative.dtype), epoch=-1.0))
         if len(epochs):
-            parts.append(table.filter(pa.array(np.isin(epoch, epochs))).to_pandas())
+            some = table.filter(pa.array(np.isin(epoch, epochs))).to_pandas()
+            parts.append(some.astype({"epoch": float}))
     if not parts:
         return pd.DataFrame()
-    every = pd.concat([part.astype({"covariate": str, "parameter": str, "epoch": float}) for part in parts])
-    every["epoch"] = every["epoch"].fillna(-1.0)
+    every = pd.concat(parts).astype({"covariate": str, "parameter": str})
     keys = ["epoch", *_CURVE]
     result = _quantiles(every.set_index(keys)["relative"].astype(float), keys)
     result["epoch"] = result["epoch"].where(result["epoch"] >= 0)

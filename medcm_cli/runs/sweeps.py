@@ -282,5 +282,5 @@ def common_fold(methods: Sequence[Method], replicate: int | None = None) -> int 
 
 def _ranked(method: Method) -> list[Fit]:
     """Its complete fits, by their final objective values."""
-    finite = [fit for fit in method.complete if np.isfinite(final_objective(fit))]
-    return sorted(finite, key=final_objective)
+    finals = [(final_objective(fit), fit) for fit in method.complete]
+    return [fit for _, fit in sorted(filter(lambda one: np.isfinite(one[0]), finals), key=lambda one: one[0])]

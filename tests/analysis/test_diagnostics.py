@@ -124,10 +124,10 @@ def test_simulated_levels_have_the_moments_of_the_model(model: Model) -> None:
 def test_predictive_check_is_calibrated(model: Model) -> None:
     """Of data that the model has drawn, nine tenths of the percentiles lie inside their 90 % intervals."""
     values, population = own_data(model, 80)
-    drawn = simulations(model, values, population, STREAM, 560)[..., 0].permute(1, 2, 0).flatten(1).numpy()
+    drawn = simulations(model, values, population, STREAM, 310)[..., 0].permute(1, 2, 0).flatten(1).numpy()
     time = population.time[:, 0, :, 0].T.flatten().numpy()
     typical = model.predict(model.typical(values, population), population)[:, 0, :, 0].T.flatten().numpy()
-    simulated, observed = drawn[:500], drawn[500:]
+    simulated, observed = drawn[:250], drawn[250:]
     checks = pd.concat([predictive_check(time, dv, typical, simulated) for dv in observed])
     inside = (checks["observed"] >= checks["low"]) & (checks["observed"] <= checks["high"])
     assert abs(inside.groupby(checks["percentile"]).mean() - 0.9).max() < 0.06
