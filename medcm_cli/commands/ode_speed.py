@@ -151,7 +151,7 @@ def _steady() -> tuple[dict[str, Task], list[Ratio]]:
 def _stiff() -> tuple[dict[str, Task], list[Ratio]]:
     """Fast binding to a target: 100 per hour, from doses about as large as the target, in float64."""
     pk = OdeModel(binding_rate, tuple(_BINDING), 3, method="kvaerno5", amount_per_level=1.0)
-    schedule = _once(10, 8.0, dose=_BINDING["R0"], dtype=torch.float64)
+    schedule = _once(10, _BINDING["R0"], torch.float64)
     tasks: dict[str, Task] = {
         f"binding by {method}": _gradient(replace(pk, method=of), schedule, _BINDING, 1, 10)
         for method, of in (("kvaerno5", "kvaerno5"), ("torchdiffeq", "dopri5"))
@@ -159,16 +159,14 @@ def _stiff() -> tuple[dict[str, Task], list[Ratio]]:
     return tasks, [Ratio("binding by torchdiffeq", "binding by kvaerno5", "at least 5")]
 
 
-def _once(
-    fits: int, sooner: float = 1.0, dose: float = 2000.0, dtype: torch.dtype = torch.float32
-) -> Schedule:
-    """One infusion of a minute, seen near 4, 24 and 48 h, or so many times ``sooner``."""
+def _once(fits: int, dose: float = 2000.0, dtype: torch.dtype = torch.float32) -> Schedule:
+    """One infusion of a minute, seen near 4, 24 and 48 h."""
     g = torch.Generator().manual_seed(0)
     at = torch.rand(3, 1, SUBJECTS, fits, generator=g).double() - 0.5
     start = torch.zeros(1, 1, SUBJECTS, fits).double()
     amount = (0.75 + 0.5 * torch.rand(start.shape, generator=g).double()) * dose
     hours = torch.tensor([4.0, 24.0, 48.0]).double().view(3, 1, 1, 1) + at
-    return Schedule.build(hours / sooner, start, start + 1 / 60, amount).to(dtype)
+    return Schedule.build(hours, start, start + 1 / 60, amount).to(dtype)
 
 
 def _leaf(values: Mapping[str, float], samples: int, fits: int, dtype: torch.dtype) -> Tensor:

@@ -217,7 +217,8 @@ class _Steady:
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
             x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
-        return here.after(here._differentiable(x, inverse), "latest"), settled
+        found = here._differentiable(x, inverse)
+        return (found if here._returns() else here.after(found, "latest")), settled
 
     def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
         """See ``steady.searched``."""
@@ -227,6 +228,11 @@ class _Steady:
         bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
         search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
         return searched(bare.period, bare.slope, nothing, wanted, search, doses)
+
+    def _returns(self) -> bool:
+        """Whether the last dose began a whole period ago, which leaves amounts as they are."""
+        latest, moved = self.series.latest, any("latest" in of for of in self.moved)
+        return not (latest.requires_grad or moved) and bool((latest == self.series.interval).all())
 
     def period(self, amounts: Tensor) -> Tensor:
         """From just before a dose to just before the next."""

@@ -17,6 +17,7 @@ Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Likewise, with their derivatives (C, C, S, N, B) by those before."""
 
 _STEPS = 50
+_SQUARED = 0.1  # of a step's length in the last: Newton's method is as fast as it should be
 _WITHOUT_BOUND = 1e6  # of what one dose leaves: amounts that will not settle
 _DIGITS = 1e-4  # of the amounts, that the solver's error may have grown to
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order. An
@@ -66,11 +67,11 @@ def searched(
     :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
     :param doses: that a second search begins after, where the first fails; 0: there is none.
     """
-    begin = period(nothing)
-    x, inverse, settled, lost = _newton(slope, begin, wanted, search)
+    x, inverse, settled, lost = _newton(slope, nothing, wanted, search)
     missing = wanted & ~settled & ~lost
     if doses and bool(missing.any()):
-        for _ in range(doses - 1):
+        begin = nothing
+        for _ in range(doses):
             begin = period(begin)
         other, other_inverse, found, _ = _newton(slope, begin, missing, search)
         x, inverse = torch.where(found, other, x), torch.where(found, other_inverse, inverse)
@@ -121,14 +122,16 @@ def _newton(
     slope: Slope, begin: Tensor, wanted: Tensor, search: Tolerance
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Amounts, (1 - dP/dx)^-1 (C, C, S, N, B) there, whether these are a solution, and whether amounts grow
-    without bound. Where there is no solution they are those of the beginning, so that no other's period is
-    harder to integrate."""
+    without bound. Where there is no solution they are what one period makes of the beginning, so that no
+    other's period is harder to integrate."""
     x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
-    most = _WITHOUT_BOUND * begin.abs().amax(0)
+    last, most = torch.zeros_like(begin[0]), torch.zeros_like(begin[0])
     unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device).view(*[len(begin)] * 2, 1, 1, 1)
     inverse = unit.expand(len(begin), *begin.shape)
-    for _ in range(_STEPS):
+    for number in range(_STEPS):
         after, by = slope(x)
+        if not number:
+            begin, most = after, _WITHOUT_BOUND * after.abs().amax(0)
         now = inverse_of(torch.where(active, unit - by, unit))
         inverse = torch.where(active, now, inverse)
         step = times(now, after - x)
@@ -137,7 +140,12 @@ def _newton(
         size = there.abs().amax(0)
         growth = now.abs().sum(1).amax(0)
         doubt = growth * (search.rtol * size + search.atol)
-        done = active & (step.abs().amax(0) <= search.relative * size + search.absolute + 4 * doubt)
+        enough = search.relative * size + search.absolute + 4 * doubt
+        length = step.abs().amax(0)
+        # Errors are squared: the next step would be as many times shorter once more, and squared.
+        shorter = length / last
+        beyond = torch.where(shorter < _SQUARED, length * shorter.square(), torch.inf)
+        done, last = active & ((length <= enough) | (10 * beyond <= enough)), length
         lost = active & ~(size < most)
         settled = settled | (done & ~lost & (growth * search.rtol < _DIGITS))
         boundless = boundless | lost
