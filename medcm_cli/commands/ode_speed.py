@@ -29,6 +29,7 @@ from medcm_cli.training.loss import Evaluation
 
 FITS, SUBJECTS, SAMPLES = (100, 10), 60, 3
 DOSES, INTERVAL = 50, 12.0  # a steady state, written out
+SLOW = "binding by torchdiffeq"
 BEFORE = 3  # epochs of foce, from whose modes the next are found
 
 Task = Callable[[], object]
@@ -64,15 +65,16 @@ def binding_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
 
 def measure(repeats: int, report: Callable[[str], None]) -> Section:
     """CPU time of predictions and their derivatives in one thread, the least of ``repeats`` in turn; of
-    torchdiffeq, which is slow, of one."""
+    stiff equations by torchdiffeq, which is slow, one measurement."""
     prepare(threads=1)
     tasks, ratios = dict[str, Task](), list[Ratio]()
     for of in (*(_models(fits) for fits in FITS), *(_foce(fits) for fits in FITS), _steady(), _stiff()):
         tasks |= of[0]
         ratios += of[1]
-    quick = {name: task for name, task in tasks.items() if "torchdiffeq" not in name}
-    for task in quick.values():  # warm up
-        task()
+    quick = {name: task for name, task in tasks.items() if name != SLOW}
+    for name, task in quick.items():  # warm up
+        if "torchdiffeq" not in name:
+            task()
     seconds = dict.fromkeys(tasks, float("inf"))
     for repeat in range(1, repeats + 1):
         report(f"measurement {repeat} of {repeats}")
@@ -156,7 +158,7 @@ def _stiff() -> tuple[dict[str, Task], list[Ratio]]:
         f"binding by {method}": _gradient(replace(pk, method=of), schedule, _BINDING, 1, 10)
         for method, of in (("kvaerno5", "kvaerno5"), ("torchdiffeq", "dopri5"))
     }
-    return tasks, [Ratio("binding by torchdiffeq", "binding by kvaerno5", "at least 5")]
+    return tasks, [Ratio(SLOW, "binding by kvaerno5", "at least 5")]
 
 
 def _once(fits: int, dose: float = 2000.0, dtype: torch.dtype = torch.float32) -> Schedule:

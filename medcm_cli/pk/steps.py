@@ -31,7 +31,7 @@ _NEWTON = 10  # iterations of an implicit stage
 _CLOSE = 1e-2  # of the tolerance, that such a stage is solved to
 # Of the changes in these, each to the last: what is supposed, and the power of what stages before it had.
 _SLOW, _TRUST = 0.9, 0.8
-_SINGLE = 3.0  # tolerances: the largest error of a trajectory, where their mean is kept within one
+_SINGLE = 1.5  # tolerances: the largest error of a trajectory, where their mean is kept within one
 
 
 class Where(NamedTuple):
@@ -59,7 +59,7 @@ class Where(NamedTuple):
 @dataclass(frozen=True)
 class Control:
     """A method, its tolerances (``atol`` in amounts), and what is kept within them: in every fit the root
-    mean square over its trajectories and compartments, and the error of each within three of them, or, with
+    mean square over its trajectories and compartments, and the error of each within 1.5 of them, or, with
     ``largest``, the error of each."""
 
     tableau: Tableau
