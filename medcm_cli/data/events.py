@@ -118,14 +118,23 @@ def read_events(
     return _written(rows)
 
 
-def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:
-    """The covariates to read for a look at a table: the ``wanted`` columns, or else all that have no role and
-    hold numbers. Of these any may be missing, and those that change within a subject are taken record by
-    record; those that are wanted are read as a fit would.
+def read_plain(path: Path, how: Format | None = None, wanted: Sequence[str] = ()) -> EventTable:
+    """The same for a look at a table, whatever model it is for: its covariates are the ``wanted`` columns, or
+    else all that have no role and hold numbers. Of these any may be missing, and those that change within a
+    subject are taken record by record; those that are wanted are read as a fit would.
 
-    :raises InputError: the file cannot be read, or a wanted column is absent or holds no numbers.
+    :raises InputError: as ``read_events``, or a wanted column is absent or holds no numbers.
     """
+    how = how or Format()
     sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    rows = _read(sheet, *_plain_covariates(sheet, how, wanted))
+    del sheet
+    release()
+    return _written(rows)
+
+
+def _plain_covariates(sheet: Sheet, how: Format, wanted: Sequence[str]) -> tuple[dict[str, str], Format]:
+    """What ``read_plain`` takes as covariates, and how."""
     taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     wanted = [sheet.find(name) or name for name in wanted]
     absent = [name for name in wanted if name not in sheet.frame]
@@ -193,7 +202,7 @@ def _checked(
     time, of_times = columns.time(sheet, subject, evid, how.time_unit)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
-    dv, censored = columns.observations(sheet, is_observation)
+    dv, censored = columns.observations(sheet, is_observation, how.logged)
     occasion = columns.occasions(sheet, subject)
     compartment = compact(sheet.whole("cmt") - 1)
     repeats = columns.repeats(sheet, is_dose)

@@ -12,6 +12,7 @@ from torch import Tensor
 from medcm_cli.pk import dosing
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.given import with_given
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.neural import neural_elimination_rate
 from medcm_cli.pk.ode import OdeModel, michaelis_menten_rate, two_compartment_rate
@@ -34,6 +35,7 @@ __all__ = [
     "three_compartment",
     "two_compartment",
     "two_compartment_rate",
+    "with_given",
 ]
 
 
