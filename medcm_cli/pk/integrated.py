@@ -19,7 +19,7 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steady import Tolerance, searched, solution
+from medcm_cli.pk.steady import Period, Slope, Tolerance, searched, solution
 from medcm_cli.pk.steps import Control, Rate, Right, leaf, rows_of
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
@@ -207,13 +207,14 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Steady:
-    """What an endless series leads to; ``moved``: how K parameters of doses change it."""
+    """What an endless series leads to; ``moved``: how K parameters of doses change it; ``fit``, where it is
+    of some trajectories alone, as of ``March``."""
 
     run: _Run
     series: Series
     moved: Sequence[Tangents]
-
     control: Control
+    fit: tuple[Tensor, int] | None = None
 
     def amounts(self) -> tuple[Tensor, Tensor]:
         """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
@@ -236,7 +237,25 @@ class _Steady:
         wanted = self.series.present.expand_as(nothing[0])
         bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
         search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
-        return searched(bare.period, bare.slope, nothing, wanted, search, doses)
+
+        def some(index: Tensor) -> tuple[Period, Slope]:
+            part = bare.some(index, nothing.shape[1:])
+            return part.period, part.slope
+
+        return searched(bare.period, bare.slope, nothing, wanted, search, doses, some)
+
+    def some(self, index: Tensor, shape: Sequence[int]) -> "_Steady":
+        """That of some trajectories (n,) alone, of all (S, N, B)."""
+
+        def chosen(values: Tensor) -> Tensor:
+            if values.ndim > 4:  # which subjects share
+                return values.expand(*values.shape[:-1], shape[-1])[..., index % shape[-1]]
+            flat = values.expand(*values.shape[:-3], *shape).flatten(-3)
+            return flat.index_select(-1, index)[..., None, None, :]
+
+        own = {name: chosen(value) for name, value in vars(self.series).items() if isinstance(value, Tensor)}
+        z = {name: chosen(value) for name, value in self.series.z.items()}
+        return replace(self, series=replace(self.series, **own, z=z), fit=(index % shape[-1], shape[-1]))
 
     def period(self, amounts: Tensor) -> Tensor:
         """From just before a dose to just before the next."""
@@ -279,7 +298,7 @@ class _Steady:
                 for turn in turns
             ]
             stretch = Stretch(begin, width, inflow, self.series.z, moved)
-            state = self.run.along(stretch, state, self.control)
+            state = self.run.along(stretch, state, self.control, self.fit)
         return state
 
     def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:

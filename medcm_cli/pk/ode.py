@@ -159,13 +159,13 @@ class OdeModel(PkModel):
 
     @property
     def begins_empty(self) -> bool:
-        """Not where its amounts begin above 0, grow by themselves, or are not what is observed."""
-        return self.start is None and self.output is None and not self.facts.source
+        """Not where its amounts begin above 0 or grow by themselves, or its output is something without."""
+        return self.facts.empty
 
     @property
     def scales_with_dose(self) -> bool:
         """Where its rate is linear and solved as such."""
-        return self.by_exponential and self.begins_empty
+        return self.by_exponential and self.output is None and self.facts.empty
 
     @property
     def units(self) -> dict[str, str]:

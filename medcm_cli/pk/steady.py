@@ -1,6 +1,7 @@
 """What endless doses lead to in a model that is integrated: the amounts that a period of them leaves as they
 are."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,11 @@ Period = Callable[[Tensor], Tensor]
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Likewise, with their derivatives (C, C, S, N, B) by those before."""
 
+Some = Callable[[Tensor], tuple[Period, Slope]]
+"""Which trajectories (n,), of all flattened -> both, of these alone: amounts (C, 1, 1, n)."""
+
 _STEPS = 50
+_FEW = 0.7  # of all trajectories: fewer are followed without the others
 _WITHOUT_BOUND = 1e6  # of what one dose leaves: amounts that will not settle
 _DIGITS = 1e-4  # of the amounts, that the solver's error may have grown to
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order. An
@@ -58,7 +63,13 @@ def settle(
 
 @torch.no_grad()
 def searched(
-    period: Period, slope: Slope, nothing: Tensor, wanted: Tensor, search: Tolerance, doses: int
+    period: Period,
+    slope: Slope,
+    nothing: Tensor,
+    wanted: Tensor,
+    search: Tolerance,
+    doses: int,
+    some: Some | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fixed point x = P(x) of a period, by Newton's method; (1 - dP/dx)^-1 (C, C, S, N, B) there; and
     whether (S, N, B) there is one.
@@ -67,12 +78,18 @@ def searched(
     :param doses: that a second search begins after, where the first fails; 0: there is none.
     """
     begin = period(nothing)
-    x, inverse, settled, lost = _newton(slope, begin, wanted, search)
+    x, inverse, settled, lost = _newton(slope, begin, wanted, search, some)
     missing = wanted & ~settled & ~lost
     if doses and bool(missing.any()):
+        index = missing.flatten().nonzero().flatten()
+        if some is not None:
+            (period, slope), begin, missing = some(index), _chosen(begin, index), _chosen(missing, index)
         for _ in range(doses - 1):
             begin = period(begin)
         other, other_inverse, found, _ = _newton(slope, begin, missing, search)
+        if some is not None:
+            other, other_inverse = _put(x, index, other), _put(inverse, index, other_inverse)
+            found = _put(torch.zeros_like(settled), index, found)
         x, inverse = torch.where(found, other, x), torch.where(found, other_inverse, inverse)
         settled = settled | found
     return x, torch.where(settled, inverse, 0), settled
@@ -117,17 +134,40 @@ class _Solution(torch.autograd.Function):
         return None, None, *[None] * ctx.count, *(next(grads) if need else None for need in needs)
 
 
+def _chosen(values: Tensor, index: Tensor) -> Tensor:
+    """Some trajectories, (..., 1, 1, n)."""
+    return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+
+
+def _put(values: Tensor, index: Tensor, some: Tensor) -> Tensor:
+    """The opposite: all, with others in their place."""
+    flat = values.flatten(-3)
+    return flat.index_copy(-1, index, some.flatten(-3).expand(*flat.shape[:-1], -1)).view_as(values)
+
+
+def _among(some: Some, index: Tensor, inner: Tensor) -> tuple[Period, Slope]:
+    return some(index[inner])
+
+
 def _newton(
-    slope: Slope, begin: Tensor, wanted: Tensor, search: Tolerance
+    slope: Slope,
+    begin: Tensor,
+    wanted: Tensor,
+    search: Tolerance,
+    some: Some | None = None,
+    x: Tensor | None = None,
+    most: Tensor | None = None,
+    steps: int = _STEPS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Amounts, (1 - dP/dx)^-1 (C, C, S, N, B) there, whether these are a solution, and whether amounts grow
     without bound. Where there is no solution they are those of the beginning, so that no other's period is
     harder to integrate."""
-    x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
-    most = _WITHOUT_BOUND * begin.abs().amax(0)
+    x = begin if x is None else x
+    active, settled, boundless = wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
+    most = _WITHOUT_BOUND * begin.abs().amax(0) if most is None else most
     unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device).view(*[len(begin)] * 2, 1, 1, 1)
     inverse = unit.expand(len(begin), *begin.shape)
-    for _ in range(_STEPS):
+    for number in range(1, steps + 1):
         after, by = slope(x)
         now = inverse_of(torch.where(active, unit - by, unit))
         inverse = torch.where(active, now, inverse)
@@ -144,5 +184,21 @@ def _newton(
         x = torch.where(lost, begin, torch.where(active, there, x))
         active = active & ~done & ~lost
         if not bool(active.any()):
+            break
+        if some is not None and float(active.double().mean()) < _FEW:
+            index = active.flatten().nonzero().flatten()
+            part = _newton(
+                some(index)[1],
+                _chosen(begin, index),
+                torch.ones_like(_chosen(active, index)),
+                search,
+                functools.partial(_among, some, index),
+                _chosen(x, index),
+                _chosen(most, index),
+                steps - number,
+            )
+            x, inverse = _put(x, index, part[0]), _put(inverse, index, part[1])
+            settled, boundless = _put(settled, index, part[2]), _put(boundless, index, part[3])
+            active = torch.zeros_like(active)
             break
     return torch.where(active, begin, x), inverse, settled, boundless

@@ -53,11 +53,13 @@ def states_of(written: Written) -> tuple[str, ...]:
 
 
 class Facts(NamedTuple):
-    """Of a rate, whether it depends on the time, is linear in amounts, and is not 0 where these are."""
+    """Of a model, whether its rate depends on the time, is linear in amounts, and is not 0 where these are,
+    and whether nothing is observed as long as nothing is given."""
 
     timed: bool
     linear: bool
     source: bool
+    empty: bool
 
 
 @functools.lru_cache(64)
@@ -72,8 +74,10 @@ def facts_of(written: Written, output: Output | None, start: Start | None) -> Fa
     if output is not None:
         check(output)
     t, amounts, z = _points(len(written.states), written.parameters, 0)
-    source = written(t, 0 * amounts, z | _examples(written))
-    return Facts(is_timed(written), is_linear(written), bool((source != 0).any()))
+    nothing = torch.zeros_like(amounts)
+    source = bool((written(t, nothing, z | _examples(written)) != 0).any())
+    seen = output is not None and bool((output(t, nothing, z) != 0).any())
+    return Facts(is_timed(written), is_linear(written), source, not (source or seen or start))
 
 
 def _examples(written: Written | Output) -> dict[str, Tensor]:
