@@ -159,7 +159,8 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
     for i, j in model.random_effects.pairs:
         found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
-    found |= {name: sigma.log() for name, sigma in model.error.reported(values).items()}
+    scale = Units.of(restored.problem.config["dataset"]).scale
+    found |= {name: sigma.log() for name, sigma in model.error.reported(values, scale).items()}
     shape = 1, 1, theta.shape[1]
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)

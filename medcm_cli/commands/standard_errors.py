@@ -14,6 +14,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.report.section import Section
 from medcm_cli.runs.summary import label_of
 from medcm_cli.runs.sweeps import complete, grouped
+from medcm_cli.runs.units import NONE
 from medcm_cli.runs.walk import walk
 from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.workers import prepare
@@ -93,7 +94,7 @@ def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) 
     record = restored.records[0]
     units = runs.Units.of(restored.problem.config["dataset"])
     truth = true_values(record.truth, units.scale)
-    unit_of = units.of_parameters(restored.problem.model.pk.units) | {"sigma_additive": units.reported}
+    unit_of = units.of_parameters(restored.problem.model.pk.units) | units.of_sigmas
     effects = list(map(str, restored.problem.config["random_effects"]))
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []
@@ -101,7 +102,8 @@ def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) 
         median = of_name[["estimate", "se", "rse", "lower", "upper"]].median()
         estimate, se, rse, lower, upper = (f"{value:.4g}" for value in median)
         words = label_of(str(name), effects)
-        label = f"{words}, {unit_of[str(name)]}" if str(name) in unit_of else words
+        unit = unit_of.get(str(name), NONE)
+        label = words if unit == NONE else f"{words}, {unit}"
         cells.append([label, estimate, se, rse, f"{lower} to {upper}"])
         if truth:
             cells[-1] += _coverage(of_name, truth.get(str(name)))

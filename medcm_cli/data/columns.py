@@ -17,6 +17,7 @@ from medcm_cli.data.names import says_kind
 from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label, opens_of
 
+_FARTHEST_LOG = 80.0  # of a level: exp of it is near what single precision holds
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
 
@@ -190,14 +191,15 @@ def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, Int
     return addl, ii, ss
 
 
-def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """DV of observations, the limit where they are censored, and whether they are: by CENS, by a DV below
-    LLOQ, or by a DV such as ``<1``, whose limit this is."""
+def observations(sheet: Sheet, is_observation: BoolArray, logged: bool) -> tuple[FloatArray, BoolArray]:
+    """Levels of observations, the limit where they are censored, and whether they are: by CENS, by a DV below
+    LLOQ, or by a DV such as ``<1``, whose limit this is. Where ``logged``, DV and LLOQ are logarithms."""
     column = sheet.named("dv")
     dv, below = sheet.number(column, below=True), sheet.below(column) & is_observation
     lloq = sheet.number(sheet.named("lloq"), np.nan)
-    sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
-    sheet.first(below & ~(dv > 0), column, "is {value}; expected a limit above 0")
+    if not logged:
+        sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
+        sheet.first(below & ~(dv > 0), column, "is {value}; expected a limit above 0")
     unlike = below & ~np.isnan(lloq) & (lloq != dv)
     sheet.first(unlike, column, f"is {{value}}, and {sheet.named('lloq')!r} is another limit; expected one")
     if sheet.has("cens"):
@@ -213,6 +215,11 @@ def observations(sheet: Sheet, is_observation: BoolArray) -> tuple[FloatArray, B
         missing & censored, column, "is missing on a censored row; expected the limit, there or in LLOQ"
     )
     sheet.first(missing, column, "is missing on an observation row")
+    if logged:
+        far = is_observation & (np.abs(limit) > _FARTHEST_LOG)
+        what = f"is {{value}}; expected the logarithm of a level, within {_FARTHEST_LOG:g} (dataset.logged)"
+        sheet.first(far, column, what)
+        limit = np.exp(np.where(far, np.nan, limit))
     return limit, censored
 
 

@@ -193,7 +193,7 @@ def _checked(
     time, of_times = columns.time(sheet, subject, evid, how.time_unit)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
-    dv, censored = columns.observations(sheet, is_observation)
+    dv, censored = columns.observations(sheet, is_observation, how.logged)
     occasion = columns.occasions(sheet, subject)
     compartment = compact(sheet.whole("cmt") - 1)
     repeats = columns.repeats(sheet, is_dose)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medcm_cli.checks import number, one_of, shown
+from medcm_cli.checks import flag, number, one_of, shown
 from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
@@ -31,6 +31,7 @@ class Format:
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
+    ``logged``: DV and limits are natural logarithms of levels.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Format:
     patients: bool = False
     until: float = np.inf
     time_unit: str = HOUR
+    logged: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))
@@ -65,6 +67,7 @@ class Format:
                 raise InputError(
                     f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
                 )
+        flag("dataset.logged", self.logged)
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
         number("dataset.bolus_duration", self.bolus_duration, least=0, unit=self.time_unit, most=10_000)
         for name, rule in self.over_time.items():

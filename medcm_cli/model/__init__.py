@@ -1,18 +1,24 @@
 """Covariates -> typical -> individual parameters -> prediction, with Omega, residual error and priors."""
 
+from medcm_cli.model.log_normal_error import LogNormalError
 from medcm_cli.model.model import Model, Values
 from medcm_cli.model.networks import CovariateNetwork, Network, Rescaled
-from medcm_cli.model.normal_error import ResidualError
+from medcm_cli.model.normal_error import CombinedVariancesError, PowerError, ResidualError
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.model.residual_error import ErrorModel
+from medcm_cli.model.student_error import StudentError
 
 __all__ = [
+    "CombinedVariancesError",
     "CovariateNetwork",
     "ErrorModel",
+    "LogNormalError",
     "Model",
     "Network",
+    "PowerError",
     "RandomEffects",
     "Rescaled",
     "ResidualError",
+    "StudentError",
     "Values",
 ]

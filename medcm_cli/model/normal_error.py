@@ -1,5 +1,6 @@
-"""Residual error as in the paper: normal, additive, proportional or both."""
+"""Residual errors that are normal: additive, proportional, both, or a power of the prediction."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,41 +13,17 @@ from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, check_f
 from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
 
 
-@dataclass(frozen=True)
-class ResidualError(ErrorModel):
-    """Normal; the sd of an observation with prediction f is the sum of its components' sds
-    (docs/methods.md, "Residual error").
+class Spread(ErrorModel):
+    """An error whose size is an sd that depends on the prediction."""
 
-    ``components`` is a subset of ``additive`` (sigma_additive, in the unit of DV) and ``proportional``
-    (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
-    """
-
-    components: tuple[str, ...]
-    fixed: Mapping[str, float] = field(default_factory=dict)
-    size: float = 1.0
-
-    def __post_init__(self) -> None:
-        distinct = set(self.components)
-        if not distinct or distinct - {"additive", "proportional"} or len(distinct) < len(self.components):
-            raise InputError(
-                f"error.components is {list(self.components)}: expected additive, proportional or both"
-            )
-        check_fixed(self)
-
-    @property
-    def allows_zero(self) -> bool:
-        """Where something is added to what is proportional."""
-        return "additive" in self.components
-
+    @abstractmethod
     def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
         """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
         for zero)."""
-        sigmas = self.sigmas(values)
-        if "proportional" not in sigmas:
-            return sigmas["additive"], None
-        slope = sigmas["proportional"]
-        sd = slope * prediction
-        return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
+
+
+class NormalError(Spread):
+    """y = f + sd(f) e, e standard normal."""
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
         """(y - f) / sd."""
@@ -118,3 +95,109 @@ class ResidualError(ErrorModel):
         sd, _ = self.sd(values, prediction)
         below = None if population.censored is None else population.censored > 0
         return Normal(population.dv - prediction, sd, below=below)
+
+
+@dataclass(frozen=True)
+class SummedSpread(Spread):
+    """The sd of an observation with prediction f is the sum of its components' sds
+    (docs/methods.md, "Residual error").
+
+    ``components`` is a subset of ``additive`` (sigma_additive, in the unit of DV) and ``proportional``
+    (sigma_proportional * f). ``fixed`` holds the sigmas that are known, and not estimated.
+    """
+
+    components: tuple[str, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    size: float = 1.0
+
+    def __post_init__(self) -> None:
+        distinct = set(self.components)
+        if not distinct or distinct - {"additive", "proportional"} or len(distinct) < len(self.components):
+            raise InputError(
+                f"error.components is {list(self.components)}: expected additive, proportional or both"
+            )
+        check_fixed(self)
+
+    @property
+    def allows_zero(self) -> bool:
+        """Where something is added to what is proportional."""
+        return "additive" in self.components
+
+    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``Spread``."""
+        sigmas = self.sigmas(values)
+        if "proportional" not in sigmas:
+            return sigmas["additive"], None
+        slope = sigmas["proportional"]
+        sd = slope * prediction
+        return (sd + sigmas["additive"] if "additive" in sigmas else sd), slope
+
+
+class ResidualError(SummedSpread, NormalError):
+    """The paper's: normal, and the sds add."""
+
+
+@dataclass(frozen=True)
+class CombinedVariancesError(NormalError):
+    """Normal, of variance sigma_additive^2 + (sigma_proportional f)^2: the variances add, and not the sds."""
+
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    size: float = 1.0
+    components = "additive", "proportional"
+
+    def __post_init__(self) -> None:
+        check_fixed(self)
+
+    @property
+    def allows_zero(self) -> bool:
+        """The additive part is left there."""
+        return True
+
+    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Spread``."""
+        sigmas = self.sigmas(values)
+        relative = sigmas["proportional"] * prediction
+        sd = torch.hypot(relative, sigmas["additive"])
+        return sd, sigmas["proportional"] * (relative / sd)
+
+
+@dataclass(frozen=True)
+class PowerError(NormalError):
+    """Normal, of sd sigma_power f^exponent: of an exponent of 1 it is proportional, of 0 additive.
+
+    sigma_power is the sd where the prediction is 1, in the unit of DV to the power of 1 - exponent. What is
+    trained is the sd where the prediction is ``size``, as a part of it, so that the two do not depend on the
+    unit of the data.
+    """
+
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    size: float = 1.0
+    components = "power", "exponent"
+
+    def __post_init__(self) -> None:
+        check_fixed(self)
+
+    def unit_of(self, component: str) -> float:
+        """See ``ErrorModel``; an exponent begins near 1."""
+        return 10.0 if component == "exponent" else 1.0
+
+    def of_trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``ErrorModel``."""
+        found = super().of_trained(parts)
+        if "power" in found and self.size != 1:
+            exponent = found["exponent"] if "exponent" in found else self.fixed["exponent"]
+            found["power"] = found["power"] * self.size ** (1 - exponent)
+        return found
+
+    def reported(self, values: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+        """See ``ErrorModel``."""
+        sigmas = self.sigmas(values)
+        power, exponent = sigmas["power"], sigmas["exponent"]
+        return {"sigma_power": power * scale ** (1 - exponent), "sigma_exponent": exponent}
+
+    def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Spread``; a prediction that rounding has below 0 has the sd of one next to it."""
+        sigmas = self.sigmas(values)
+        level = prediction.clamp(min=torch.finfo(prediction.dtype).tiny)
+        sd = sigmas["power"] * level ** sigmas["exponent"]
+        return sd, sigmas["exponent"] * (sd / level)

@@ -84,11 +84,8 @@ class PopulationPrior:
     def report(self, x: Tensor) -> dict[str, Tensor]:
         """sigma_*, omega_*, rho_* as reported, (...) each, from coordinates (P, ...)."""
         log_sigma, log_omega, raw = self._parts(x)
-        error = self.model.error
-        rows = {
-            f"sigma_{name}": v.exp() * error.unit_of(name)
-            for name, v in zip(self._free, log_sigma, strict=True)
-        }
+        parts = {name: v.exp() for name, v in zip(self._free, log_sigma, strict=True)}
+        rows = {f"sigma_{name}": sigma for name, sigma in self.model.error.of_trained(parts).items()}
         rows |= {f"omega_{i + 1}": v.exp() for i, v in enumerate(log_omega)}
         if len(raw):
             one = torch.ones_like(raw[0])

@@ -68,6 +68,8 @@ class ErrorModel(Protocol):
     size: float = 1.0
     """Of a usual level, in the unit of the data: an additive sigma that is estimated begins, and has its
     prior, as a part of it."""
+    logged: bool = False
+    """Whether its likelihood is that of the logarithms of levels, which the data set gives."""
 
     @property
     def names(self) -> list[str]:
@@ -84,6 +86,11 @@ class ErrorModel(Protocol):
         """Whether an observation has a density where its prediction is 0, as before the first dose."""
         return False
 
+    @property
+    def needs_positive(self) -> bool:
+        """Whether an observation of 0 or less has no density, whatever is predicted."""
+        return False
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw sigmas (free components, B); none where all are fixed."""
         return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}
@@ -97,11 +104,17 @@ class ErrorModel(Protocol):
         free = self.free
         raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
         known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
-        sigmas = known | {name: part * self.unit_of(name) for name, part in zip(free, raw, strict=True)}
+        sigmas = known | self.of_trained(dict(zip(free, raw, strict=True)))
         return {component: sigmas[component] for component in self.components}
 
-    def reported(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``names`` -> sigma, (B,), in the unit of the model."""
+    def of_trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Free component -> sigma, from what is trained of each, which is above 0."""
+        return {name: part * self.unit_of(name) for name, part in parts.items()}
+
+    def reported(self, values: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+        """``names`` -> sigma, (B,): of ``additive`` in the unit of the model, of others in the reported one,
+        of which the model's is ``scale``, where they have it."""
+        del scale
         return dict(zip(self.names, self.sigmas(values).values(), strict=True))
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
@@ -121,7 +134,17 @@ class ErrorModel(Protocol):
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
         """log p(y | f) of each observation, constants included; log P(y < dv | f) where it is censored."""
-        return -0.5 * (self.deviance(values, prediction, population).value + LOG_2PI)
+        value = self.deviance(values, prediction, population).value
+        if population.censored is None:
+            return -0.5 * (value + LOG_2PI)
+        return -0.5 * torch.where(population.censored > 0, value, value + LOG_2PI)
+
+    def deviance_of(self, log_density: Tensor, population: Population) -> Tensor:
+        """``Deviance.value`` from ``log_density``: a probability has no log 2 pi to leave out."""
+        value = -2 * log_density
+        if population.censored is None:
+            return value - LOG_2PI
+        return torch.where(population.censored > 0, value, value - LOG_2PI)
 
     def log_likelihood(
         self,
@@ -139,7 +162,9 @@ class ErrorModel(Protocol):
         along a straight line: by default such that slope and expected curvature are those of ``deviance``."""
         value, sd, pull, curvature = self.deviance(values, prediction, population)
         if curvature is not None:
-            pull, sd = pull / curvature.sqrt(), sd / curvature.sqrt()
+            # A censored observation far below its limit tells nothing: of 0 the root would have no slope.
+            root = curvature.clamp(min=torch.finfo(curvature.dtype).eps ** 2).sqrt()
+            pull, sd = pull / root, sd / root
         return Normal(-pull * sd, sd, value, torch.zeros_like(value))
 
 

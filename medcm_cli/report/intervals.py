@@ -8,6 +8,7 @@ import pandas as pd
 from medcm_cli.report.comparison import Comparison, Difference, Measure, compare
 from medcm_cli.report.section import Section, decimals
 from medcm_cli.report.tables import effects_of
+from medcm_cli.runs import SIGMAS
 from medcm_cli.runs.summary import estimates_of, label_of
 
 
@@ -83,7 +84,9 @@ def estimates(fits: pd.DataFrame, typical: Mapping[str, str]) -> Section | None:
             means[name] = {mean.label: mean for mean in compared.means}
     if not columns:
         return None
-    units = {"sigma_additive": str(fits["level_unit"].iloc[0]), "omega": "log scale", **typical}
+    level = str(fits["level_unit"].iloc[0])
+    units = {f"sigma_{part}": unit.format(reported=level) for part, unit in SIGMAS.items()}
+    units |= {"omega": "log scale", **typical}
     effects = effects_of(fits[fits["omega_1"].notna()]) if "omega_1" in fits else []
     titles = {
         name: f"{label_of(name, effects)}, {units.get(name, units.get(name.partition('_')[0], '-'))}"

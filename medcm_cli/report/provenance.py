@@ -10,7 +10,7 @@ import numpy as np
 
 from medcm_cli import runs
 from medcm_cli.report.section import Section
-from medcm_cli.runs import Record, Units
+from medcm_cli.runs import SIGMAS, Record, Units
 from medcm_cli.runs.sweeps import by_method, by_sweep
 
 Blocks = list[tuple[str, Any]]
@@ -109,7 +109,9 @@ def data(records: Sequence[Record], patients: Section | None) -> Blocks:
     if (taken := _taken(first)) is not None:
         blocks.append(("table", taken))
     if first.truth:
-        units = {"omega": "log scale, squared", "sigma.additive": Units.of(described).level}
+        level = Units.of(described).level
+        units = {f"sigma.{part}": unit.format(reported=level) for part, unit in SIGMAS.items()}
+        units |= {"omega": "log scale, squared"}
         rows = [[name, value, units.get(name, "-")] for name, value in _flat(first.truth).items()]
         blocks.append(("table", Section("Known truth", ["Parameter", "Value", "Unit"], rows)))
     return blocks

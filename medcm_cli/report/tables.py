@@ -11,7 +11,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, decimals, latex, markdown
-from medcm_cli.runs import ALIKE, METHOD, SWEEP, write_table
+from medcm_cli.runs import ALIKE, METHOD, SIGMAS, SWEEP, write_table
 from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
 from medcm_cli.runs.units import NONE
 
@@ -74,9 +74,18 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
+        **{
+            f"sigma_{part}": _sigma(part, unit) for part in SIGMAS if part not in ("additive", "proportional")
+        },
         "omega_mae": "omega MAE",
         "sigma_mae": f"sigma MAE, {unit}",
     }
+
+
+def _sigma(part: str, unit: str) -> str:
+    """The header of a component's sigma, levels in ``unit``."""
+    in_units = SIGMAS[part].format(reported=unit)
+    return f"sigma {part}" if in_units == NONE else f"sigma {part}, {in_units}"
 
 
 def effects_of(rows: pd.DataFrame) -> list[str]:

@@ -27,6 +27,7 @@ from medcm_cli.runs.folder import (
 )
 from medcm_cli.runs.units import (
     REFERENCE,
+    SIGMAS,
     TYPICAL,
     Units,
     by_row,
@@ -42,6 +43,7 @@ __all__ = [
     "METHOD",
     "RECORD",
     "REFERENCE",
+    "SIGMAS",
     "SWEEP",
     "TYPICAL",
     "Address",

@@ -11,13 +11,13 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.folder import ALIKE
-from medcm_cli.runs.units import TYPICAL, by_row, columns
+from medcm_cli.runs.units import SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 COUNTS = ["complete", "failed", "unfinished", "redrawn"]
 # Those of further random effects follow, where there are any.
-ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", "sigma_additive", "sigma_proportional"]
+ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
 UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
 _ESTIMATED = ("omega_", "rho_", "sigma_", TYPICAL)
 FloatArray = npt.NDArray[np.float64]

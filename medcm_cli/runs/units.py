@@ -20,7 +20,17 @@ TYPICAL = "typical_"
 """What columns of typical parameters begin with, at the covariates that a history's metadata name."""
 REFERENCE = b"reference"
 _ONE_OF_EACH = "{reported} (sigma_additive), - (omega_*, rho_*, sigma_proportional), {parameters}"
-_DRAWS = {"sigma_additive": "{model}", "lp": "nats", "ess_*": "draws"}
+# Component of a residual error -> the unit of its sigma in results.
+SIGMAS = {
+    "additive": "{reported}",
+    "proportional": NONE,
+    "log": "log scale",
+    "power": "{reported}^(1 - exponent)",
+    "exponent": NONE,
+}
+_OTHERS = {f"sigma_{name}": SIGMAS[name] for name in ("log", "power")}
+_OF_MODEL = {"sigma_additive": "{model}", "sigma_power": "{model}^(1 - exponent)"}
+_DRAWS = {**_OTHERS, **_OF_MODEL, "lp": "nats", "ess_*": "draws"}
 _BOUNDS = ("typical", "median", "lower_*", "upper_*")
 _CANDIDATES = {
     "above_*": "{time}",
@@ -43,6 +53,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "objective_value": "{objective}",
         "rmse": "{reported}",
         "sigma_additive": "{model}",
+        **_OTHERS,
         "kl": "nats",
     },
     "parameters": {},
@@ -58,6 +69,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds*": "s",
         "objective_value*": "of objective",
         **dict.fromkeys(("rmse*", "sigma_additive*", "sigma_mae*"), "{reported}"),
+        **{f"{name}*": unit for name, unit in _OTHERS.items()},
     },
     "predictions/parameters": dict.fromkeys(_BOUNDS, "see unit"),
     "predictions/curve": {"time": "{time}", **dict.fromkeys((*_BOUNDS, "measured_*"), "{reported}")},
@@ -103,6 +115,11 @@ class Units(NamedTuple):
     def named(self) -> dict[str, str]:
         """What stands in braces in ``COLUMNS``."""
         return {"reported": self.reported, "model": self.level, "amount": self.amount, "time": self.time}
+
+    @property
+    def of_sigmas(self) -> dict[str, str]:
+        """The sigma of each component of residual errors -> its unit in results."""
+        return {f"sigma_{name}": unit.format_map(self.named) for name, unit in SIGMAS.items()}
 
     def of_parameters(self, patterns: Mapping[str, str]) -> dict[str, str]:
         """Parameter -> its unit, of those that a compartment model names (``PkModel.units``)."""

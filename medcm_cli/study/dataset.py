@@ -31,7 +31,7 @@ from medcm_cli.haemophilia.preparation import table as preparation_table
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
-from medcm_cli.runs import Units
+from medcm_cli.runs import SIGMAS, Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
 from medcm_cli.study.identity import UNITS, Config, dataset_name
 
@@ -99,9 +99,10 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
             "omega, a positive definite matrix with a row for each of them"
         )
     sigma = truth.get("sigma")
-    if not isinstance(sigma, Mapping) or set(sigma) - {"additive", "proportional"}:
+    if not isinstance(sigma, Mapping) or set(sigma) - set(SIGMAS):
         raise InputError(
-            f"dataset.truth.sigma is {shown(sigma)}; expected additive, proportional or both, each above 0"
+            f"dataset.truth.sigma is {shown(sigma)}; expected components of a residual error, such as "
+            "additive or proportional, each above 0"
         )
     for name, value in sigma.items():
         number(f"dataset.truth.sigma.{name}", value, above=0)
@@ -130,6 +131,7 @@ def format_of(
         patients=patients,
         until=until,
         time_unit=Units.of(dataset).time,
+        logged=dataset["logged"],
     )
 
 
@@ -230,9 +232,13 @@ def limits(covariate: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def check_observations(events: EventTable, model: Model, dataset: Config) -> None:
-    """:raises InputError: an observation of another compartment than the model's, or where the prediction is
-    zero and with it the sd of the error."""
+    """:raises InputError: an observation of another compartment than the model's, or one that has no density
+    by the residual error: where the prediction is zero, or the level where it has to be above."""
     _check_compartments(events, model.pk, dataset)
+    if dataset["logged"] and not model.error.logged:
+        raise InputError("dataset.logged=true: the levels are logarithms; expected error=log_normal")
+    if model.error.needs_positive:
+        _check_positive(events)
     if not model.error.allows_zero and model.pk.begins_empty:
         _check_predose(events, model.pk)
 
@@ -252,6 +258,18 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
         f"{events.time[row]:g} {events.time_unit}, and the model's is {pk.observes + 1}; leave such rows out "
         f"(dataset.keep), or say {as_option('dataset.columns', cmt=None)} where CMT says nothing"
     )
+
+
+def _check_positive(events: EventTable) -> None:
+    wrong = ~events.is_dose & (events.dv <= 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(
+            f"{events.source}: subject {events.ids[events.subject[row]]!r} has a level of {events.dv[row]:g} "
+            f"at {events.time[row]:g} {events.time_unit}, which has no logarithm; say that it lies below a "
+            "limit (CENS), leave it out, or choose another error than log_normal; where DV is logarithms, "
+            "say dataset.logged=true"
+        )
 
 
 def _check_predose(events: EventTable, pk: PkModel) -> None:
@@ -275,5 +293,6 @@ def _check_predose(events: EventTable, pk: PkModel) -> None:
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(
             f"{events.source}: subject {subject!r} has an observation no later than its first dose, where "
-            "the prediction and so the sd of a proportional error are zero; choose error=additive or combined"
+            "the prediction is zero, and the residual error has no density there; choose one with an "
+            "additive part, such as error=additive or combined"
         )

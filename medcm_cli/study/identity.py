@@ -47,6 +47,7 @@ LATER_OF: Mapping[str, Config] = {
         "cohort": None,
         "batch_subjects": None,
         "thresholds": None,
+        "logged": False,
     },
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},

@@ -141,7 +141,7 @@ def _history(
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            row |= model.error.reported(estimates)
+            row |= model.error.reported(estimates, level_scale)
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Format, Population, read_events
 from medcm_cli.data.edit import part
-from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.model import (
+    CombinedVariancesError,
+    CovariateNetwork,
+    ErrorModel,
+    LogNormalError,
+    Model,
+    PowerError,
+    RandomEffects,
+    ResidualError,
+    StudentError,
+)
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import PkModel, one_compartment, two_compartment
 from tests.helpers import COVARIATES, ERRORS, F64, MULTI_BRANCH, STREAMS
@@ -67,6 +77,12 @@ OBJECTIVES: dict[str, Objective] = {
     "vi, flow": Vi(family="flow"),
     "vi, variational": Vi(population="variational"),
 }
+OTHERS: dict[str, ErrorModel] = {
+    "combined_variances": CombinedVariancesError(),
+    "power": PowerError(),
+    "log_normal": LogNormalError(),
+    "student_t": StudentError(("additive", "proportional")),
+}
 UNCENSORED = ("fo", "foce, linearised")
 
 
@@ -84,7 +100,8 @@ def made(name: str, error: str) -> tuple[Model, dict[str, Tensor]]:
     pk, others, _ = MODELS[name]
     initial = {"Q": 0.15, "V2": 0.8, "KA": 0.7, "LAG": 0.2}
     network = CovariateNetwork.build(MULTI_BRANCH, others, COVARIATES, {key: initial[key] for key in others})
-    model = Model(network, pk, RandomEffects(("CL", "V1")), ResidualError(ERRORS[error]))
+    residual = OTHERS[error] if error in OTHERS else ResidualError(ERRORS[error])
+    model = Model(network, pk, RandomEffects(("CL", "V1")), residual)
     values = network.init(STREAMS, F64)
     values["weight.heads.bias"] = torch.tensor([[0.4, 0.3], [2.0, 2.1]], dtype=F64)
     values["vwf.heads.bias"] = torch.full((1, 2), -1.5, dtype=F64)
@@ -110,6 +127,7 @@ def loss_of(
 
 
 CASES = [("iv", name, error) for name in OBJECTIVES for error in ERRORS]
+CASES += [("iv", name, error) for name in ("fo", "foce", "vi") for error in OTHERS]
 CASES += [("oral", name, "proportional") for name in OBJECTIVES]
 CASES += [("iv, by record", name, "proportional") for name in ("mse", "fo", "vi")]
 

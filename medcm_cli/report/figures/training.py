@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from medcm_cli.report.figures import style
+from medcm_cli.runs import SIGMAS
 from medcm_cli.runs.bands import bands
 from medcm_cli.runs.sweeps import Method, Sweep
 from medcm_cli.runs.walk import Fit
@@ -165,7 +166,8 @@ def _omega(sweep: Sweep, measure: str) -> list[_Panel]:
 
 def _errors(sweep: Sweep) -> list[_Panel]:
     """The components of the residual error."""
-    units = {
+    units = {part: (unit.format(reported=sweep.units.reported), 1.0) for part, unit in SIGMAS.items()}
+    units |= {
         "additive": (sweep.units.reported, sweep.units.scale),
         "proportional": ("fraction of level", 1.0),
     }
