@@ -64,6 +64,11 @@ class PkModel(Protocol):
         return {}
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on how it is solved, where that is not what an option says."""
+        return ()
+
+    @property
     def begins_empty(self) -> bool:
         """Whether predictions are 0 until something is given."""
         return True

@@ -4,7 +4,6 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import integrated, reference, stepwise
+from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
@@ -24,7 +24,7 @@ from medcm_cli.pk.steady import Tolerance, settle
 from medcm_cli.pk.steps import Control, leaf
 from medcm_cli.pk.tableaux import TABLEAUX
 from medcm_cli.pk.timeline import Series, follow, timeline
-from medcm_cli.pk.trial import Facts, facts_of, states_of
+from medcm_cli.pk.trial import Facts, facts_of
 
 METHODS = ("auto", *TABLEAUX, *reference.METHODS)
 NORMS = ("rms", "largest")
@@ -38,7 +38,8 @@ class OdeModel(PkModel):
     in this order.
 
     The amount in compartment ``observed`` divided by ``volume`` is what is observed or, where there is one,
-    ``output(t, a, p)``; that divided by ``amount_per_level`` is the prediction. ``start(p)``: state ->
+    ``output(t, a, p)``; that divided by ``amount_per_level`` (1000, of an output 1, where that is None) is
+    the prediction. ``start(p)``: state ->
     amount that there is at first and after a reset, 0 of a state that it does not name. ``terms``: name ->
     options of a learned ``Term``; a rate has these as its fourth argument. ``parameter_units``: parameter ->
     unit, in braces ``time`` and ``amount``, those of the data.
@@ -65,7 +66,7 @@ class OdeModel(PkModel):
     parameters: tuple[str, ...]
     compartments: int | Sequence[str] | None = None
     volume: str = "V1"
-    amount_per_level: float = 1000.0
+    amount_per_level: float | None = None
     observed: int | str = 1
     dose_compartment: int | str = 1
     lag: Mapping[int, str] = field(default_factory=dict)
@@ -84,30 +85,21 @@ class OdeModel(PkModel):
     parameter_units: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        one_of("pk.method", self.method, METHODS)
-        one_of("pk.norm", self.norm, NORMS)
-        for option in ("rtol", "atol"):
-            number(f"pk.{option}", getattr(self, option), above=0)
-        whole("pk.steady_state_doses", self.steady_state_doses, 1)
-        flag("pk.adjoint", self.adjoint)
-        if self.adjoint and self.method == "kvaerno5":
-            raise InputError(
-                "pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false"
-            )
-        if self.by_torchdiffeq and self.norm != "rms":
-            raise InputError(f"pk.norm={self.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
-        names = _names("pk.parameters", self.parameters)
-        terms = tuple(Term.build(name, options) for name, options in _group("pk.terms", self.terms).items())
-        _names("pk.terms", [term.name for term in terms])
+        _check_solver(self)
+        names = named.names("pk.parameters", self.parameters)
+        terms = tuple(
+            Term.build(name, options) for name, options in named.group("pk.terms", self.terms).items()
+        )
+        named.names("pk.terms", [term.name for term in terms])
         put = functools.partial(object.__setattr__, self)
-        put("states", _states(self, names, terms))
+        put("states", named.states(self, names, terms))
         for option in ("observed", "dose_compartment"):
-            put(option, _place(f"pk.{option}", getattr(self, option), self.states))
+            put(option, named.place(f"pk.{option}", getattr(self, option), self.states))
         for option in ("lag", "bioavailability", "durations"):
-            put(option, _by_number(getattr(self, option), self.states))
+            put(option, named.by_number(getattr(self, option), self.states))
         put("parameters", with_dose_parameters(self))
-        _names("pk.parameters", self.parameters)
-        for name in _group("pk.parameter_units", self.parameter_units):
+        named.names("pk.parameters", self.parameters)
+        for name in named.group("pk.parameter_units", self.parameter_units):
             one_of("pk.parameter_units", name, self.parameters)
         if self.output is None:
             one_of("pk.volume", self.volume, self.parameters)
@@ -168,6 +160,14 @@ class OdeModel(PkModel):
         return self.by_exponential and self.output is None and self.facts.empty
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """That a rate is solved as a linear one."""
+        words = (
+            "is linear in the amounts: solved by the exponential of its matrix (pk.method=tsit5: integrated)"
+        )
+        return (f"rate function {name_of(self.rate)} {words}",) if self.by_exponential else ()
+
+    @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**PkModel.units.fget(self), **self.parameter_units}  # type: ignore[attr-defined]
@@ -219,7 +219,7 @@ class OdeModel(PkModel):
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
         if self._output:
             return _turned(self, schedule, amounts, then, wrt)
-        levels = amounts / (self.amount_per_level * then[self.volume]).unsqueeze(-4)
+        levels = amounts / (self._per_level * then[self.volume]).unsqueeze(-4)
         prediction, *slopes = levels.unbind(1)
         if self.volume in wrt:
             place = list(wrt).index(self.volume)
@@ -230,65 +230,33 @@ class OdeModel(PkModel):
         """The prediction, from amounts (T, S, N, B), or (T, C, S, N, B) for an output, and the parameters in
         force then."""
         if self._output is None:
-            return amounts / (self.amount_per_level * z[self.volume])
+            return amounts / (self._per_level * z[self.volume])
         time = schedule.time.to(amounts.dtype)
-        found: Tensor = self._output(time, amounts.movedim(1, 0), z) / self.amount_per_level
+        found: Tensor = self._output(time, amounts.movedim(1, 0), z) / self._per_level
         return found
+
+    @property
+    def _per_level(self) -> float:
+        if self.amount_per_level is None:
+            return 1000.0 if self.output is None else 1.0
+        return self.amount_per_level
 
     def _nothing(self, z: Values) -> Tensor:
         like: Tensor = torch.broadcast_tensors(*(z[name] for name in self.parameters))[0]
         return like.new_zeros((len(self.states), *like.shape))
 
 
-def _names(option: str, names: Sequence[str]) -> tuple[str, ...]:
-    """:raises InputError: what cannot be written as ``p.NAME``, or stands there twice."""
-    for name in names:
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or iskeyword(name):
-            raise InputError(f"{option} has {name!r}; expected names as Python has them, as in CL")
-    if len(set(names)) < len(names):
-        raise InputError(f"{option} is {list(names)}; expected each name once")
-    return tuple(names)
-
-
-def _group(option: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{option} is {value!r}; expected a group, {{}} for none")
-    return value
-
-
-def _states(pk: OdeModel, parameters: tuple[str, ...], terms: tuple[Term, ...]) -> tuple[str, ...]:
-    """The names of its compartments. :raises InputError: they are not those that its rate gives."""
-    given = pk.compartments
-    if given is None or isinstance(given, int):
-        if given is not None:
-            whole("pk.compartments", given, 1)
-        names = [pk.lag, pk.bioavailability, pk.durations]
-        of_doses = [name for group in names if isinstance(group, Mapping) for name in group.values()]
-        all_names = tuple(dict.fromkeys((*parameters, *(n for n in of_doses if isinstance(n, str)))))
-        found = states_of(Written(pk.rate, (), all_names, terms))
-        if given is not None and len(found) != given:
-            raise InputError(
-                f"pk.compartments is {given!r}; {name_of(pk.rate)} gives {len(found)}: {', '.join(found)}"
-            )
-        return _names("pk.compartments", found)
-    if isinstance(given, str) or not given:
-        raise InputError(f"pk.compartments is {given!r}; expected names, as in [central], or their number")
-    return _names("pk.compartments", given)
-
-
-def _place(option: str, value: object, states: tuple[str, ...]) -> int:
-    """A compartment, from 1."""
-    if isinstance(value, str):
-        one_of(option, value, states)
-        return 1 + states.index(value)
-    return whole(option, value, 1, len(states), limit="pk.compartments")
-
-
-def _by_number(mapping: object, states: tuple[str, ...]) -> Any:
-    """Compartments of dose parameters by their number; what is not one is refused by ``dosing``."""
-    if not isinstance(mapping, Mapping):
-        return mapping
-    return {1 + states.index(key) if key in states else key: name for key, name in mapping.items()}
+def _check_solver(pk: OdeModel) -> None:
+    one_of("pk.method", pk.method, METHODS)
+    one_of("pk.norm", pk.norm, NORMS)
+    for option in ("rtol", "atol"):
+        number(f"pk.{option}", getattr(pk, option), above=0)
+    whole("pk.steady_state_doses", pk.steady_state_doses, 1)
+    flag("pk.adjoint", pk.adjoint)
+    if pk.adjoint and pk.method == "kvaerno5":
+        raise InputError("pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false")
+    if pk.by_torchdiffeq and pk.norm != "rms":
+        raise InputError(f"pk.norm={pk.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
 
 
 def _terms(pk: OdeModel, z: Values) -> dict[str, Tensor]:
