@@ -162,10 +162,13 @@ class OdeModel(PkModel):
     @property
     def notes(self) -> tuple[str, ...]:
         """That a rate is solved as a linear one."""
-        words = (
-            "is linear in the amounts: solved by the exponential of its matrix (pk.method=tsit5: integrated)"
+        words = "is linear in the amounts: solved by the exponential of its matrix, exactly"
+        other = "integrated, which is faster with fo and foce"
+        return (
+            (f"rate function {name_of(self.rate)} {words} (pk.method=tsit5: {other})",)
+            if self.by_exponential
+            else ()
         )
-        return (f"rate function {name_of(self.rate)} {words}",) if self.by_exponential else ()
 
     @property
     def units(self) -> dict[str, str]:

@@ -154,6 +154,8 @@ def test_a_steady_state_takes_the_place_of_what_is_there_at_first(method: str) -
 def test_a_linear_rate_equals_the_closed_form(changing: bool) -> None:
     pk, exact = replace(ORAL, method="auto"), full_model("two")
     assert pk.by_exponential
+    assert "is linear" in pk.notes[0]
+    assert not ORAL.notes
     schedule, z = built(FULL, (10.0, math.inf)), spread(ORAL.parameters, 5, 2)
     z |= {"CL": torch.stack([z["CL"], 1.5 * z["CL"]])} if changing else {}
     check_schedule(pk, schedule)
