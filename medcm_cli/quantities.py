@@ -28,10 +28,11 @@ _DEFINED = (
     "hour = 60 * minute = h = hr",
     "day = 24 * hour = d",
     "week = 7 * day = wk",
-    # Of activity: what one is of a mass depends on the substance, and there is no other rule.
-    "international_unit = [international_activity] = IU",
-    "activity_unit = [activity] = U",
 )
+# Of biological activity, what a substance does in an assay: U, with letters before it that say which. Two of
+# them, or one and a mass, have no factor but that of the substance: each is a kind of its own. A million is a
+# capital M, which is no prefix here: a milli of it would be taken for one.
+_ACTIVITY = re.compile(r"(?:[pnumcdkµμ]|mc)?([A-Z]{0,4}U|[A-Za-z]?[Uu])")
 # Levels of a usual size, of the amounts in which doses are given: where a residual error begins. Of every
 # other amount it is one in a mL.
 _USUAL = {"[mass]": "mg/L", "[substance]": "umol/L"}
@@ -57,12 +58,20 @@ def parsed(text: str) -> "pint.Unit | None":
     plain = text.strip().replace("·", "*").replace(".", "*")
     if not _PRODUCT.fullmatch(plain):  # pint's parser takes arithmetic too
         return None
+    for word in _WORD.findall(plain):
+        _define_activity(word)
     for sensitive in (True, False):
         try:
             return _registry().parse_units(plain, case_sensitive=sensitive)
         except pint.UndefinedUnitError:
             continue
     return None
+
+
+def _define_activity(word: str) -> None:
+    found = _ACTIVITY.fullmatch(word)
+    if found and (name := found[1].upper()) not in _registry():
+        _registry().define(f"{name} = [activity_of_{name}]")
 
 
 def define_amount(text: str) -> None:

@@ -24,6 +24,10 @@ LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT
 NAMES = [leaf.as_posix() for leaf in LEAVES]
 # What a choice needs beside it.
 PARTNERS = {
+    "network/equations": (
+        "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
+        "V1: {typical: 2, weight: {power: 1}}, Q: {typical: 0.1}, V2: {typical: 0.5}}",
+    ),
     "pk/one_compartment": ("network.global_parameters=[]",),
     "pk/one_compartment_oral": ("network.global_parameters=[KA]",),
     "pk/two_compartment_oral": ("network.global_parameters=[Q,V2,KA]",),
@@ -180,7 +184,9 @@ def test_covariates_of_the_methods(dataset: str, size: str, column: str, referen
     of_size, vwf = config.covariates[size], config.covariates.vwf
     assert (of_size.column, of_size.scale, of_size.reference) == (column, 150, reference)
     assert (vwf.column, vwf.scale, vwf.reference) == ("vwf", 350, 100)
-    assert dict(config.units) == {"time": "h", "amount": "IU", "level": "IU/mL"}
+    of_factor = {"time": "h", "amount": "IU", "level": "IU/mL"}
+    nothing_said = {"time": "h", "amount": None, "level": None}
+    assert dict(config.units) == (nothing_said if dataset == "table" else of_factor)
 
 
 def test_networks_of_the_methods(data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which module may import which: the layering of the design, read off the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -93,6 +94,12 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
     assert "medcm_cli.pk.linear" in imported("medcm_cli.pk")  # a submodule by name
     assert "medcm_cli.errors" in imported("medcm_cli.runs.folder")
     assert "torch" in top_level("medcm_cli.training.loop")
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if unit(name) != "haemophilia"])
+def test_no_other_room_knows_a_disease(name: str) -> None:
+    text = SOURCES[name].read_text(encoding="utf-8")
+    assert not re.search(r"\bIU\b|\bVWF|\bvwf|factor VIII", text)
 
 
 # Each outside package stands behind one door.

@@ -26,6 +26,13 @@ from medcm_cli.runs import Units
         ("mg/L", "nmol/L", None),  # takes the molar mass
         ("mg/L", "IU/L", None),
         ("IU/L", "U/L", None),
+        ("KIU/mL", "KIU/L", 1000.0),  # of aprotinin
+        ("pfu/mL", "pfu/L", 1000.0),
+        ("mIU/L", "uIU/mL", 1.0),  # of insulin
+        ("miu/l", "IU/L", 1e-3),
+        ("MIU", "IU", None),  # millions, and not the thousandth
+        ("MU", "U", None),
+        ("BU/mL", "IU/mL", None),
         ("year", "h", None),
         ("mg//L", "mg/L", None),
         ("2 mg/L", "mg/L", None),

@@ -14,8 +14,7 @@ from medcm_cli.analysis import bins
 from medcm_cli.data import Population
 from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
-from medcm_cli.haemophilia import cohorts
-from medcm_cli.haemophilia import virtual as simulate
+from medcm_cli.haemophilia.cohorts import drawn_from
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import covariance, dense, multiply_lower
@@ -274,23 +273,13 @@ def covariates(restored: Restored) -> dict[str, FloatArray]:
 def true_effects(config: Mapping[str, Any]) -> pd.DataFrame | None:
     """The covariate functions that simulated data were drawn from, relative to the reference covariates, on
     the grid of ``effects.parquet``: ``covariate``, ``parameter``, ``x``, ``relative``. None where they are
-    not known: the data set has no truth, or not that of ``simulate`` or ``cohorts``."""
+    not known: the data set has no truth, or not that of patients that medcm draws."""
     dataset = config["dataset"]
     if dataset["truth"] is None:
         return None
-    omega, entries = dataset["truth"]["omega"], dataset["covariates"]
-    kind = dataset.get("cohort")
-    if set(entries) == {"ffm", "vwf"} and kind is not None and omega == cohorts.truth_of(kind)["omega"]:
-
-        def zeta(at: dict[str, FloatArray]) -> dict[str, FloatArray]:
-            return cohorts.typical_parameters(kind, at["ffm"], at["vwf"])
-
-    elif set(entries) == {"weight", "vwf"} and np.array_equal(omega, simulate.Truth().omega):
-
-        def zeta(at: dict[str, FloatArray]) -> dict[str, FloatArray]:
-            return simulate.typical_parameters(at["weight"], at["vwf"], simulate.Truth())
-
-    else:
+    entries = dataset["covariates"]
+    zeta = drawn_from(entries, dataset["truth"]["omega"], dataset.get("cohort"))
+    if zeta is None:
         return None
     parts = []
     reference = {name: np.full(GRID_POINTS, float(entry["reference"])) for name, entry in entries.items()}

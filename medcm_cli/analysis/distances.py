@@ -28,18 +28,26 @@ def distances(posterior: Path, roots: Sequence[Path], trust: bool = False) -> pd
     Gaussian, at the fit's estimates, averaged over subjects; ``eta_last``: the same at its last epoch, as the
     published table has it; ``eta_sliced``: by draws of q, whatever its shape (``sliced_wasserstein``), and
     ``floor`` that of as many draws of NUTS and as many others; ``sigma_additive`` and so on:
-    1-Wasserstein distances of q's population parameters, where the fit has a q of them.
+    1-Wasserstein distances of q's population parameters, where the fit has a q of them. ``attrs`` has the
+    parameters of ``random_effects``, where all fits have the same, and the ``units`` of distances that have
+    one.
 
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no draws, no fit, or fits of other subjects than NUTS's.
     """
     draws = read(posterior)
     rows: list[dict[str, Any]] = []
+    effects, levels = set(), set()
     for batch in restore([fit for fit in finished(roots) if _is_mixed(*fit)], trust):
         rows += _of_batch(draws, batch, posterior)
+        effects.add(batch.problem.model.random_effects.names)
+        levels.add(runs.Units.of(batch.problem.config["dataset"]).level)
     if not rows:
         raise InputError(f"{', '.join(map(str, roots))}: no complete fit with random effects here")
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    found.attrs["random_effects"] = list(effects.pop()) if len(effects) == 1 else []
+    found.attrs["units"] = {"sigma_additive": ", ".join(sorted(levels))}
+    return found
 
 
 def _is_mixed(folder: Path, record: runs.Record) -> bool:

@@ -35,19 +35,26 @@ BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Ome
 class Quantities(NamedTuple):
     """Reported quantities, R of each of B fits, on a scale where their intervals are symmetric: ``value``
     (R, B) is the log of a positive one and Fisher's z of a correlation; ``slope`` (R, P, B) its derivative
-    in the shared values."""
+    in the shared values. What is in ``plain`` may be of any sign, and stands as it is."""
 
     names: list[str]
     value: Tensor
     slope: Tensor
+    plain: frozenset[str] = frozenset()
 
     def back(self, value: Tensor) -> Tensor:
         """From that scale, (R, B), to the reported one."""
-        return torch.where(self._correlations, value.tanh(), value.exp())
+        found = torch.where(self._correlations, value.tanh(), value.exp())
+        return torch.where(self._plain, value, found)
 
     def back_slope(self) -> Tensor:
         """The derivative of ``back`` at the values, (R, B)."""
-        return torch.where(self._correlations, 1 - self.value.tanh().square(), self.value.exp())
+        found = torch.where(self._correlations, 1 - self.value.tanh().square(), self.value.exp())
+        return torch.where(self._plain, 1.0, found)
+
+    @property
+    def _plain(self) -> Tensor:
+        return torch.tensor([name in self.plain for name in self.names])[:, None]
 
     @property
     def _correlations(self) -> Tensor:
@@ -165,6 +172,9 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)
     found |= {name: value.reshape(-1, theta.shape[1])[0].log() for name, value in typical.items()}
+    named = model.network.coefficients(values)
+    found |= {name: value.log() if positive else value for name, (value, _, positive) in named.items()}
+    plain = frozenset(name for name, (_, _, positive) in named.items() if not positive)
     slopes = {}
     for name, value in found.items():
         if value.requires_grad:
@@ -174,7 +184,7 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     if not names:
         raise InputError("nothing is estimated that has a standard error")
     values_of, slopes_of = ([of[name] for name in names] for of in (found, slopes))
-    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of))
+    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of), plain)
 
 
 def covariances(

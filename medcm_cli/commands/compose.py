@@ -82,7 +82,8 @@ def run(command: str, config_name: str, arguments: Sequence[str], steps: Steps) 
     check_arguments(arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, not to Hydra's own printer
     flags = checked_flags(command, config_name, arguments)
-    sys.argv = ["medcm", *arguments]
+    # As Hydra's own parser takes them: options all together.
+    sys.argv = ["medcm", *(word for word in arguments if word not in flags.overrides), *flags.overrides]
     error = None
     try:
         check_added(command, config_name, flags.overrides)
@@ -179,6 +180,8 @@ def _multirun(
     except (HydraException, InputError):  # before the first job; some are an OSError
         for path in loader.planned:
             remove(path)
+        if loader.record is not None:
+            loader.record.put_back()
         raise
     except Exception as error:  # jobs raise none
         if absent := not_installed(str(error)):
@@ -223,11 +226,31 @@ def _hydra(command: str, flags: Namespace, steps: Steps) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
+class _Before:
+    """What was in the place of the record of a multirun, which Hydra writes before it composes any job."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.resolve()  # above a folder that is not there yet nothing is found
+        self._text = self._path.read_bytes() if self._path.is_file() else None
+        on_the_way = [*self._path.parents, *path.absolute().parents]
+        self._made = [folder for folder in on_the_way if ".." not in folder.parts and not folder.exists()]
+
+    def put_back(self) -> None:
+        """As it was, and no folder that has been made for it."""
+        if self._text is None:
+            remove(self._path)
+        else:
+            self._path.write_bytes(self._text)
+        for folder in self._made:
+            with suppress(OSError):  # there is something else in it by now
+                folder.rmdir()
+
+
 class _Checking(ConfigLoaderImpl):
     """Composes as Hydra does, which composes every job of a multirun before it runs one, and checks it.
 
     ``planned``: files that were written about these jobs; ``launcher``: the class that they are handed to,
-    empty where that is Hydra's own.
+    empty where that is Hydra's own; ``record``: what stood in the place of the multirun's.
     """
 
     def __init__(self, path: ConfigSearchPath, steps: Steps) -> None:
@@ -235,6 +258,22 @@ class _Checking(ConfigLoaderImpl):
         self._steps = steps
         self.planned: list[Path] = []
         self.launcher = ""
+        self.record: _Before | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        composed = super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
+        if run_mode is RunMode.MULTIRUN:
+            self.record = _Before(Path(composed.hydra.sweep.dir) / RECORD)
+        return composed
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         composed = super().load_sweep_config(master_config, sweep_overrides)
@@ -315,7 +354,7 @@ def checked_flags(command: str, config_name: str, arguments: Sequence[str]) -> N
     parser.prog = f"medcm {command}"
     setattr(parser, "error", refuse_flag)  # noqa: B010 (a method, to a type checker)
     check_flags(parser, arguments, "; options are given without dashes, as in seed=1")
-    flags = parser.parse_args(list(arguments))
+    flags = parser.parse_intermixed_args(list(arguments))
     if flags.experimental_rerun is not None:
         raise InputError("--experimental-rerun: is not for medcm; a file for it can run any code")
     path = flags.config_path

@@ -27,7 +27,7 @@ def command(arguments: list[str]) -> None:
 
 def _check(options: "argparse.Namespace") -> None:
     """Whatever model it is for."""
-    from medcm_cli.data import Format, describe, plain_covariates, read_events, units_assumed, with_magnitudes
+    from medcm_cli.data import Format, describe, read_plain, units_assumed, with_magnitudes
     from medcm_cli.quantities import factor
     from medcm_cli.report.tables import characteristics
     from medcm_cli.runs import Units
@@ -41,10 +41,9 @@ def _check(options: "argparse.Namespace") -> None:
     units = Units(kinds["level"], 1.0, kinds["level"], kinds["amount"], kinds["time"])
     predose = "keep" if options.predose else "error"
     form = Format(columns, keep, dict(options.dialect), predose_observations=predose, time_unit=units.time)
-    covariates, form = plain_covariates(options.file, form, options.covariate)
     if factor(units.level, f"{units.amount}/L") is None:
         ERR.print(f"{units.level} does not follow from {units.amount}: `medcm fit` needs pk.amount_per_level")
-    table = with_magnitudes(read_events(options.file, covariates, form), units)
+    table = with_magnitudes(read_plain(options.file, form, options.covariate), units)
     for line in (*table.notes, *([] if said else [units_assumed(str(options.file), units)])):
         ERR.print(line)
     show(characteristics(str(options.file), describe(table), kinds))
@@ -90,6 +89,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "option",
         nargs="*",
+        default=[],  # without one argparse says that it is required
         type=text,
         metavar="option=value",
         help="options of a fit: with any, the table is read and refused as that fit would do it, with "

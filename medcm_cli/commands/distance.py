@@ -50,6 +50,7 @@ def section(found: "pd.DataFrame") -> "Section":
     """Mean (sd over fits) of each distance, times 1000, a row for each method."""
     from medcm_cli.report.section import Section
     from medcm_cli.runs import ALIKE
+    from medcm_cli.runs.summary import label_of
 
     places = [*ALIKE, "fold", "replicate", "floor"]
     measures = [name for name in found.columns if name not in places]
@@ -62,5 +63,9 @@ def section(found: "pd.DataFrame") -> "Section":
         for name, mean in fits[measures].mean().items():
             row.append("" if isnan(mean) else f"{1000 * mean:.3g} ({1000 * spread[str(name)]:.2g})")
         cells.append(row)
-    names = [_HEADERS.get(name, f"{name}, 1-W") for name in measures]
+    effects, units = found.attrs.get("random_effects", []), found.attrs.get("units", {})
+    names = [
+        _HEADERS.get(name) or ", ".join([label_of(name, effects), "1-W", *filter(None, [units.get(name)])])
+        for name in map(str, measures)
+    ]
     return Section("Distance to NUTS, times 1000", [*told_apart, "fits", *names], cells)

@@ -75,7 +75,7 @@ def explained(command: str, config_name: str, arguments: Sequence[str], fault: s
         try:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
-            return f"{text}: {str(error).partition('See https')[0].strip()}"
+            return f"{text}: {_unread(text) or str(error).partition('See https')[0].strip()}"
     options = _Options(config_name, folders)
     for override in overrides:
         if reason := options.choice(override) or options.unknown(command, override):
@@ -86,6 +86,47 @@ def explained(command: str, config_name: str, arguments: Sequence[str], fault: s
                 f"{name}={values}: several values; -m runs each of them, {name}=[{values}] makes them a list"
             )
     return fault.partition("To append to your config")[0].strip()
+
+
+# Between the signs that Hydra's parser divides a value by; what it takes there without quotes.
+_PIECE = re.compile(r"[^\[\]{},:]+")
+_UNQUOTED = re.compile(r"[A-Za-z0-9_./\\$%*@?|+ -]*")
+
+
+def _unread(text: str) -> str:
+    """What to do about an option whose value has signs that are read only in quotes, such as brackets and
+    letters beyond a to z; nothing where these are not what is wrong."""
+    name, equals, value = text.partition("=")
+
+    def quoted(found: re.Match[str]) -> str:
+        piece = found[0].strip()
+        if _UNQUOTED.fullmatch(piece) or piece[0] in "'\"":
+            return found[0]
+        return found[0].replace(piece, '"' + piece.replace('"', '\\"') + '"')
+
+    divided = value[:1] in ("{", "[") or not _UNQUOTED.fullmatch(name.lstrip("+~"))
+    better = f"{name}{equals}{_PIECE.sub(quoted, value) if divided else chr(34) + value + chr(34)}"
+    odd = _odd(value, "[]{},:'\"")
+    if not odd and (odd := _odd(name.lstrip("+~"), "")):
+        return f"a name with {odd} is not read here; write it in a file, as {_IN_A_FILE}"
+    if not odd:
+        return ""
+    try:
+        OverridesParser.create().parse_override(better)
+    except HydraException:
+        return f"{odd} is read only in values, in double quotes; write it in a file, as {_IN_A_FILE}"
+    shell = better.replace("'", "'\\''")
+    return f"{odd} is read in double quotes only, and these in single ones: '{shell}'"
+
+
+def _odd(text: str, known: str) -> str:
+    """The signs of a text that need quotes, but for those in ``known``."""
+    return "".join(
+        dict.fromkeys(sign for sign in text if not _UNQUOTED.fullmatch(sign) and sign not in known)
+    )
+
+
+_IN_A_FILE = "`medcm help configuration` says under -cd"
 
 
 def not_taken(config_name: str, fault: str) -> str:

@@ -6,6 +6,7 @@ module that loads torch they repeat, and tests/commands/test_flags.py compares.
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -86,6 +87,13 @@ def number(
 ) -> Callable[[str], float]:
     """A number in the limits of ``checks.number``."""
     return _typed(lambda text: checks.number("", _parsed(float, text), above, least, unit, most))
+
+
+def level(given: str) -> str:
+    """A level above 0, with a unit or without one; which unit converts into the study's, that one knows."""
+    if re.fullmatch(r"[0-9.e+-]*", given) or not re.match(r"\s*[0-9.]", given):
+        number(above=0, most=1e9)(given)
+    return given
 
 
 def fraction(given: str) -> float:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from medcm_cli.commands.parser import Parser, add_study, number, path, several, times, whole
+from medcm_cli.commands.parser import Parser, add_study, level, path, several, times, whole
 from medcm_cli.commands.terminal import show
 
 
@@ -36,9 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=several(number(above=0, most=1e9)),
-        help="concentrations to stay above, in the unit that is shown (those of dataset.thresholds "
-        "if not given)",
+        type=several(level),
+        help="concentrations to stay above, in the unit that is shown or with their own, as in 5,20 or "
+        "'0.05 mg/mL' (those of dataset.thresholds if not given)",
     )
     parser.add_argument(
         "--check",

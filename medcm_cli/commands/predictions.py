@@ -22,12 +22,14 @@ from medcm_cli.patients.results import Prediction
 from medcm_cli.patients.retrospective import Check, check
 from medcm_cli.patients.study import Study, draws_of, load_study
 from medcm_cli.report.section import Section
+from medcm_cli.study.units import threshold_of
 
 _FIGURES = 16  # patients who get one
 _SHOWN = 5  # patients in the tables where there are more than get a figure
 _TABLES = ("parameters", "curve", "thresholds", "above", "posteriors", "doses", "observations", "warnings")
 _KIND = "predictions"
 _USES = (0, 1, 2, 3)
+_FEW_TIMES = 6  # of a prediction, that are all shown
 Show = Callable[[Section], None]
 Order = Callable[[pd.Series], pd.Series]
 Row = Mapping[Hashable, Any]
@@ -43,7 +45,8 @@ def run(options: argparse.Namespace, show: Show) -> None:
         raise InputError("--patient is missing; expected an event table of patients, or --check")
     torch.set_num_threads(1)  # more lose time on tensors of this size
     study = load_study(options.run, options.objective, options.trust).with_dialect(dict(options.dialect))
-    thresholds = options.threshold or study.thresholds
+    said = [threshold_of("--threshold", text, study.units) for text in options.threshold or ()]
+    thresholds = said or study.thresholds
     if options.check:
         _check(study, options, show)
         return
@@ -170,7 +173,12 @@ def _bands(row: Row) -> list[str]:
 
 
 def _chosen(times: FloatArray, hours: float) -> FloatArray:
-    """At most five of the times, whole days where they are among them. :param hours: that 1 is."""
+    """The times where they are few; of more at most five, whole days where they are among them.
+
+    :param hours: that 1 is.
+    """
+    if len(times) <= _FEW_TIMES:
+        return times
     days = times[np.isclose(times * hours % 24, 0) & (times > 0)]
     some = days if len(days) else times
     chosen = np.unique(np.linspace(0, len(some) - 1, min(5, len(some))).round().astype(np.int64))

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
-from medcm_cli.data import Population
+from medcm_cli.data import Population, read_events
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
@@ -31,6 +33,7 @@ FITS = 100
 ODE_FITS = 10
 LARGE = ((1250, None), (2500, None), (5000, None), (5000, 500))  # subjects, those of a minibatch
 LARGE_DOSES, LARGE_OBSERVATIONS = 30, 20
+RAGGED, SHORT_DOSES, LONG_DOSES = 200, 4, 400
 
 
 def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section:
@@ -51,6 +54,10 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
             f"vi, {FITS} fits, kept on disk": lambda: _train(
                 jobs["vi"], FITS, epochs, Kept(Path(folder, "kept.npz"), {})
             ),
+            **{
+                name: functools.partial(_train_alone, _ragged(grouped), max(1, epochs // 10))
+                for name, grouped in (("vi, 1 fit, padded", False), ("vi, 1 fit, ragged", True))
+            },
             "closed form": lambda: _predict(jobs["vi"], closed=True),
             "torchdiffeq": lambda: _predict(jobs["vi"], closed=False),
         }
@@ -69,6 +76,7 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
         f"foce, {FITS} fits": (hundred, 4.0),
         f"mse, {FITS} fits": (hundred, 1.0),
         f"vi, {FITS} fits, kept on disk": (hundred, 1.02),
+        "vi, 1 fit, ragged": ("vi, 1 fit, padded", 0.5),
         "torchdiffeq": ("closed form", None),
     }
     cells = []
@@ -96,6 +104,22 @@ def _train(job: Job, fits: int, epochs: int, kept: Kept | None = None) -> float:
     if kept is not None:
         kept.remove()
     return trained.seconds / epochs
+
+
+def _ragged(grouped: bool) -> Population:
+    """Records of very different lengths: a dose an hour for four hours, or, of one in twenty subjects, for
+    four hundred, and five levels; in groups of like length, or all padded to the longest."""
+    generator, rows = np.random.default_rng(0), []
+    for subject in range(RAGGED):
+        doses = LONG_DOSES if subject % 20 == 0 else SHORT_DOSES
+        levels = np.round(generator.uniform(0.2, 1.0, 5), 3)
+        times = np.sort(np.round(generator.uniform(0.5, doses + 12, len(levels)), 2))
+        rows += [(subject, hour, 1, 1000.0, np.nan) for hour in range(doses)]
+        rows += [(subject, hour, 0, np.nan, level) for hour, level in zip(times, levels, strict=True)]
+    frame = pd.DataFrame(rows, columns=["ID", "TIME", "EVID", "AMT", "DV"]).sort_values(["ID", "TIME"])
+    frame = frame.assign(weight=70.0 + frame["ID"] % 30, crcl=100.0)
+    table = read_events(frame.reset_index(drop=True), {name: name for name in ("weight", "crcl")})
+    return Population.from_events(table, torch.float32, grouped)
 
 
 def _predict(job: Job, closed: bool) -> float:
@@ -138,6 +162,12 @@ def large_study(epochs: int, report: Callable[[str], None]) -> Section:
 def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tuple[float, float, int]:
     """Seconds of an epoch, the most memory that the process had, GiB, and its threads."""
     torch.set_flush_denormal(True)  # and torch's own choice of threads: tensors are large here
+    seconds = _train_alone(_large_population(subjects), epochs, batch_subjects)
+    return seconds, _peak_memory(), torch.get_num_threads()
+
+
+def _train_alone(population: Population, epochs: int, batch_subjects: int | None = None) -> float:
+    """Seconds per epoch of one fit by vi."""
     network = CovariateNetwork.build(
         [
             {"inputs": ["weight"], "hidden": [12], "heads": ["CL", "V1"]},
@@ -150,13 +180,13 @@ def _large_epoch(subjects: int, batch_subjects: int | None, epochs: int) -> tupl
     trained = train(
         model,
         Vi(),
-        _large_population(subjects),
+        population,
         [Stream(0, 1, 1)],
         functools.partial(torch.optim.Adam, lr=0.01, fused=True),
         Course(epochs, epochs, batch_subjects),
         torch.float32,
     )
-    return trained.seconds / epochs, _peak_memory(), torch.get_num_threads()
+    return trained.seconds / epochs
 
 
 def _large_population(subjects: int) -> Population:
@@ -168,7 +198,7 @@ def _large_population(subjects: int) -> Population:
 
     start = 12.0 * torch.arange(LARGE_DOSES).view(-1, 1, 1, 1).expand(-1, 1, subjects, 1)
     dv = uniform(LARGE_OBSERVATIONS, 0.2, 1.0)
-    at = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0).values
+    at = uniform(LARGE_OBSERVATIONS, 0.5, 12.0 * LARGE_DOSES + 36).sort(0)[0]
     doses = torch.ones_like(start)
     return Population(
         subject=torch.arange(subjects)[:, None],

@@ -1,7 +1,7 @@
 """Event tables, padded populations and folds."""
 
 from medcm_cli.data.describe import describe
-from medcm_cli.data.events import EventTable, plain_covariates, read_events
+from medcm_cli.data.events import EventTable, read_events, read_plain
 from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, from_files, nested
 from medcm_cli.data.format import Format
 from medcm_cli.data.magnitudes import apparent_volume, units_assumed, with_magnitudes
@@ -19,8 +19,8 @@ __all__ = [
     "describe",
     "from_files",
     "nested",
-    "plain_covariates",
     "read_events",
+    "read_plain",
     "units_assumed",
     "with_magnitudes",
 ]

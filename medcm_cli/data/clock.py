@@ -14,6 +14,7 @@ import pandas as pd
 
 from medcm_cli.checks import as_option
 from medcm_cli.data.dialect import DATES, option
+from medcm_cli.data.names import flag
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, opens_of
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import hours
@@ -98,7 +99,11 @@ def _read(sheet: Sheet, column: str, date: str | None, subject: IntArray, unit: 
     falls = np.r_[False, (np.diff(clock) < 0) & (np.diff(subject) == 0)]
     if falls.any():
         found = _dates(sheet, column)
-        way = "expected one, or the date in this one" if found is None else f"{_columns(found)} says where"
+        way = (
+            "expected one, or the date in this one"
+            if found is None
+            else f"{_columns(found)} says where ({flag({'date': found})})"
+        )
         what = "{value!r} comes after a later clock time of the same subject, and no column has the date; "
         sheet.first(falls, column, what + way)
     return _since_first(clock, subject, unit, where, ", of one day each")

@@ -118,14 +118,23 @@ def read_events(
     return _written(rows)
 
 
-def plain_covariates(path: Path, how: Format, wanted: Sequence[str] = ()) -> tuple[dict[str, str], Format]:
-    """The covariates to read for a look at a table: the ``wanted`` columns, or else all that have no role and
-    hold numbers. Of these any may be missing, and those that change within a subject are taken record by
-    record; those that are wanted are read as a fit would.
+def read_plain(path: Path, how: Format | None = None, wanted: Sequence[str] = ()) -> EventTable:
+    """The same for a look at a table, whatever model it is for: its covariates are the ``wanted`` columns, or
+    else all that have no role and hold numbers. Of these any may be missing, and those that change within a
+    subject are taken record by record; those that are wanted are read as a fit would.
 
-    :raises InputError: the file cannot be read, or a wanted column is absent or holds no numbers.
+    :raises InputError: as ``read_events``, or a wanted column is absent or holds no numbers.
     """
+    how = how or Format()
     sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    rows = _read(sheet, *_plain_covariates(sheet, how, wanted))
+    del sheet
+    release()
+    return _written(rows)
+
+
+def _plain_covariates(sheet: Sheet, how: Format, wanted: Sequence[str]) -> tuple[dict[str, str], Format]:
+    """What ``read_plain`` takes as covariates, and how."""
     taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     wanted = [sheet.find(name) or name for name in wanted]
     absent = [name for name in wanted if name not in sheet.frame]

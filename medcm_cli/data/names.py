@@ -79,10 +79,15 @@ def check_present(
     ways = [as_option("dataset.columns", **named)] if roles else []
     paths = [options.get(name, ("covariates", name, "column")) for name in others]
     ways += [as_option("dataset", *path, **{last: "NAME"}) for *path, last in paths]
-    flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in named.items())
     says = f"{' '.join(ways)} says which {'they are' if len(columns) > 1 else 'it is'}"
     says += "; network=none reads no covariate" if others else ""
-    raise sheet.absent(*columns, says=says + (f" ({flags} of `medcm data check`)" if flags else ""))
+    raise sheet.absent(*columns, says=says + (f" ({flag(named)})" if named else ""))
+
+
+def flag(named: Mapping[str, str]) -> str:
+    """The flags of ``medcm data check`` that say what columns of roles are called."""
+    flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in named.items())
+    return f"{flags} of `medcm data check`"
 
 
 def _may_be(name: object, role: str) -> bool:
@@ -123,11 +128,10 @@ def _unused(sheet: Sheet, strange: Mapping[str, str]) -> InputError:
     """The error for columns that look like roles. :param strange: role -> column."""
     looks = [f"column {name!r} is not used, and looks like {role!r}" for role, name in strange.items()]
     without = ", ".join(f"{role}: null" for role in strange)
-    flags = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in strange.items())
     return InputError(
         f"{sheet.source}: {'; '.join(looks)}; rename {'them' if len(strange) > 1 else 'it'}, or say "
         f"{as_option('dataset.columns', **strange)}, or {{{without}}} to do without "
-        f"{'them' if len(strange) > 1 else 'it'} ({flags} of `medcm data check`)"
+        f"{'them' if len(strange) > 1 else 'it'} ({flag(strange)})"
     )
 
 

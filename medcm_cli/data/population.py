@@ -21,7 +21,7 @@ from medcm_cli.data.edit import part
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.pk.ragged import Ragged, groups_of
-from medcm_cli.pk.schedule import Features, Schedule, at
+from medcm_cli.pk.schedule import Features, Schedule, at, by_subject
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,10 @@ class Population:
         return self._each(
             lambda values: (values.float() if single and values.dtype == torch.float64 else values).to(device)
         )
+
+    def by_subject(self) -> "Population":
+        """The same, in memory so that ``take`` of few among many subjects is fast."""
+        return self._each(by_subject)
 
     def _in(self, dtype: torch.dtype) -> "Population":
         """With every number in a type, but for times on the clock."""

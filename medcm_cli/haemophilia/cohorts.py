@@ -8,6 +8,7 @@ nothing, the constants here, of the regimens and of the records are assumptions,
 """
 
 import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from scipy.interpolate import PchipInterpolator
 
 from medcm_cli.checks import one_of, whole
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.files import replaced, write_text
+from medcm_cli.haemophilia import virtual
 from medcm_cli.haemophilia.covariates import draw_covariates, fat_free_mass
 from medcm_cli.haemophilia.records import event_table, recorded, subject_ids
 from medcm_cli.haemophilia.regimens import perioperative, prophylaxis, true_levels
@@ -89,6 +90,8 @@ def typical_parameters(kind: str, ffm: FloatArray, vwf: FloatArray) -> dict[str,
     :returns: CL and Q (L/h), V1 and V2 (L), (n,) each.
     :raises InputError: an unknown kind.
     """
+    from scipy.interpolate import PchipInterpolator  # half a second that few commands need
+
     truth = _truth(kind)
     zeta = {name: np.full(np.shape(ffm), value) for name, value in truth.typical.items()}
     for effect, values in truth.effects.items():
@@ -99,6 +102,21 @@ def typical_parameters(kind: str, ffm: FloatArray, vwf: FloatArray) -> dict[str,
         curve = PchipInterpolator(np.array(grid), np.array(values))
         zeta[parameter] = zeta[parameter] * curve(np.clip(x, grid[0], grid[-1])) / curve(reference)
     return zeta
+
+
+def drawn_from(
+    covariates: Collection[str], omega: Sequence[Sequence[float]], kind: str | None
+) -> Callable[[Mapping[str, FloatArray]], dict[str, FloatArray]] | None:
+    """The true typical parameters of virtual patients as a function of their covariates, by the Omega that
+    tells from what they were drawn; None where neither the simulation study nor a cohort has it.
+
+    :param covariates: that the data set has. :param kind: of a cohort.
+    """
+    if set(covariates) == {"ffm", "vwf"} and kind is not None and omega == truth_of(kind)["omega"]:
+        return lambda at: typical_parameters(kind, at["ffm"], at["vwf"])
+    if set(covariates) == {"weight", "vwf"} and np.array_equal(omega, virtual.Truth().omega):
+        return lambda at: virtual.typical_parameters(at["weight"], at["vwf"], virtual.Truth())
+    return None
 
 
 def truth_of(kind: str) -> dict[str, Any]:

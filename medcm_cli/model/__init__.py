@@ -1,5 +1,6 @@
 """Covariates -> typical -> individual parameters -> prediction, with Omega, residual error and priors."""
 
+from medcm_cli.model.equations import Equations
 from medcm_cli.model.log_normal_error import LogNormalError
 from medcm_cli.model.model import Model, Values
 from medcm_cli.model.networks import CovariateNetwork, Network, Rescaled
@@ -11,6 +12,7 @@ from medcm_cli.model.student_error import StudentError
 __all__ = [
     "CombinedVariancesError",
     "CovariateNetwork",
+    "Equations",
     "ErrorModel",
     "LogNormalError",
     "Model",

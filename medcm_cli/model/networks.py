@@ -53,6 +53,15 @@ class Network(Protocol):
             where on one that changes in time; in the unit that the compartment model has it in.
         """
 
+    def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
+        """What is estimated besides typical parameters and has a name: name -> value (B,), its unit, and
+        whether it is above 0 whatever is trained. By default none.
+
+        :param values: trained values, as ``init`` lays them out.
+        """
+        del values
+        return {}
+
 
 @dataclass(frozen=True)
 class CovariateNetwork(Network):
@@ -97,7 +106,7 @@ class CovariateNetwork(Network):
             raise InputError(f"network: {min(both)!r} is a global parameter and has a branch; choose one")
         initial = dict(initial or {})
         _check_initial(initial, (*sorted(heads), *global_parameters))
-        return cls(tuple(made), tuple(global_parameters), _scales(covariates), initial)
+        return cls(tuple(made), tuple(global_parameters), scales_of(covariates), initial)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -177,6 +186,10 @@ class Rescaled(Network):
         """See ``Network.typical``."""
         return _times(self.network.typical(values, covariates), self.factors)
 
+    def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
+        """See ``Network.coefficients``."""
+        return self.network.coefficients(values)
+
 
 def _times(zeta: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
     """Those that have a factor times it; the others cost nothing, in every epoch and its gradient."""
@@ -193,8 +206,8 @@ def _check_initial(initial: Mapping[str, object], parameters: Sequence[str]) -> 
         number(f"network.initial.{name}", value, above=0)
 
 
-def _scales(covariates: Mapping[str, Mapping[str, object]]) -> dict[str, float]:
-    """What divides each covariate."""
+def scales_of(covariates: Mapping[str, Mapping[str, object]]) -> dict[str, float]:
+    """What divides each covariate. :raises InputError: a ``scale`` that is not above 0."""
     return {
         name: float(number(f"dataset.covariates.{name}.scale", entry.get("scale"), above=0))
         for name, entry in covariates.items()

@@ -20,8 +20,8 @@ OMEGA = -1.5, 1.0  # of log omega
 
 @dataclass(frozen=True)
 class PopulationPrior:
-    """sigma ~ LogNormal(-3, 1), omega ~ LogNormal(-1.5, 1), C ~ LKJ(``lkj``), over those of a model that
-    are not fixed.
+    """sigma ~ LogNormal(-3, 1), omega ~ LogNormal(-1.5, 1), C ~ LKJ(``lkj``) of each block, over those of a
+    model that are not fixed.
 
     Its coordinates, (P, ...), are log sigma of each free component, log omega of each random effect, and the
     raw correlations, whose tanh are the canonical partial correlations (``variability.lower_from_raw``).
@@ -50,10 +50,13 @@ class PopulationPrior:
         return len(effects.names) if effects.fixed is None else 0
 
     @property
-    def _columns(self) -> list[int]:
-        """The column of each estimated correlation."""
+    def _columns(self) -> list[tuple[int, int]]:
+        """Of each estimated correlation the column in its block, and the size of that."""
         effects = self.model.random_effects
-        return [j for _, j in effects.pairs] if effects.fixed is None else []
+        if effects.fixed is not None:
+            return []
+        block_of = {place: block for block in effects.blocks for place in block}
+        return [(block_of[j].index(j), len(block_of[j])) for _, j in effects.pairs]
 
     @property
     def location(self) -> list[float]:
@@ -69,8 +72,8 @@ class PopulationPrior:
         log_sigma, log_omega, raw = self._parts(x)
         terms = [_normal(log_sigma, *SIGMA).sum(0), _normal(log_omega, *OMEGA).sum(0)]
         terms += [
-            lkj_partial(value, column, self._effects, self.lkj)
-            for value, column in zip(raw, self._columns, strict=True)
+            lkj_partial(value, column, size, self.lkj)
+            for value, (column, size) in zip(raw, self._columns, strict=True)
         ]
         return total(terms)
 
@@ -89,7 +92,8 @@ class PopulationPrior:
         rows |= {f"omega_{i + 1}": v.exp() for i, v in enumerate(log_omega)}
         if len(raw):
             one = torch.ones_like(raw[0])
-            correlation = covariance(lower_from_raw([one] * self._effects, raw.unbind(0)))
+            pairs = self.model.random_effects.pairs
+            correlation = covariance(lower_from_raw([one] * self._effects, raw.unbind(0), pairs))
             rows |= {f"rho_{i + 1}{j + 1}": correlation[i][j] for i, j in self.model.random_effects.pairs}
         return rows
 

@@ -19,30 +19,51 @@ STRUCTURES = ("full", "diagonal")
 @dataclass(frozen=True)
 class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
-    of Omega; ``structure`` full estimates its correlations, diagonal has none. ``fixed`` is Omega where it is
-    known, and not estimated.
+    of Omega; ``structure`` full estimates its correlations, diagonal has none, and blocks, of names, have
+    those within each. ``fixed`` is Omega where it is known, and not estimated.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
 
     names: tuple[str, ...]
-    structure: str = "full"
+    structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
-        one_of("omega", self.structure, STRUCTURES)
+        if isinstance(self.structure, str):
+            one_of("omega", self.structure, STRUCTURES)
+        else:
+            self._check_blocks(self.structure)
         if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
             raise InputError(
                 f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
                 f"{', '.join(self.names)}"
             )
 
+    def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
+        listed = [name for block in blocks if isinstance(block, list | tuple) for name in block]
+        plain = all(isinstance(block, list | tuple) and block for block in blocks)
+        if not plain or not listed or len(set(listed)) < len(listed) or set(listed) - set(self.names):
+            raise InputError(
+                f"omega is {self.structure!r}; expected full, diagonal, or blocks of random effects, each in "
+                f"one of them, as in [[{', '.join(self.names[:2])}]]; they are {', '.join(self.names)}"
+            )
+
+    @property
+    def blocks(self) -> list[list[int]]:
+        """Positions of the random effects that are correlated with one another."""
+        everyone = list(range(len(self.names)))
+        if self.structure == "full":
+            return [everyone]
+        given = [] if isinstance(self.structure, str) else self.structure
+        found = [sorted(self.names.index(name) for name in block) for block in given]
+        return found + [[place] for place in everyone if not any(place in block for block in found)]
+
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """Positions (i, j), i > j, of the estimated correlations, row by row; none where Omega is
         diagonal."""
-        size = len(self.names) if self.structure == "full" else 0
-        return [(i, j) for i in range(size) for j in range(i)]
+        return sorted((i, j) for block in self.blocks for i in block for j in block if j < i)
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
@@ -62,7 +83,9 @@ class RandomEffects:
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
         scale = functional.softplus(values["omega"]).unbind(0)
-        return lower_from_raw(scale, values["correlation"].unbind(0)) if self.pairs else diagonal(scale)
+        if not self.pairs:
+            return diagonal(scale)
+        return lower_from_raw(scale, values["correlation"].unbind(0), self.pairs)
 
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:

@@ -5,7 +5,7 @@ tensors are large: every operation on such matrices is written out over K and ve
 samples and fits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -95,7 +95,11 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -> Lower:
+def lower_from_raw(
+    scale: Sequence[Tensor],
+    raw_correlation: Sequence[Tensor],
+    pairs: Collection[tuple[int, int]] | None = None,
+) -> Lower:
     """Cholesky factor of S C S from marginal sds and unconstrained correlations.
 
     tanh of the raw values are the canonical partial correlations, row by row (2,1), (3,1), (3,2) ...; with K
@@ -104,13 +108,18 @@ def lower_from_raw(scale: Sequence[Tensor], raw_correlation: Sequence[Tensor]) -
 
     :param scale: the K standard deviations, the diagonal of S, above 0.
     :param raw_correlation: K (K - 1) / 2 tensors, any real number.
+    :param pairs: the (i, j), i > j, in this order, that ``raw_correlation`` is of, where it is not of all.
+        They are all those within blocks; others have no correlation.
     """
     partial = iter(torch.tanh(raw) for raw in raw_correlation)
     rows: Lower = []
     for i, sd in enumerate(scale):
         left = torch.ones_like(sd)  # what remains of the squared length of the row
         row: list[Tensor] = []
-        for _ in range(i):
+        for j in range(i):
+            if pairs is not None and (i, j) not in pairs:
+                row.append(torch.zeros_like(sd))
+                continue
             value = next(partial)
             row.append(sd * value * torch.sqrt(left))
             left = left * (1 - value * value)

@@ -1,7 +1,7 @@
 """Individual predictions from a fitted study, as an ensemble over all its fits: parameters, curves of
 concentration, and the time above thresholds. For research use only, not for treatment decisions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from medcm_cli.patients.results import GIVEN, Prediction
 from medcm_cli.patients.study import FEW, Patients, Study, draws_of, studied
 from medcm_cli.posteriors.individual import proposals
 from medcm_cli.runs.description import described
-from medcm_cli.study.units import MOST_LEVEL
+from medcm_cli.study.units import MOST_LEVEL, threshold_of
 
 POINTS = 97, 25  # default times of a few patients, and of a file of more
 MOST_TIMES = 10_000
@@ -38,7 +38,7 @@ def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     patients: Patients | EventTable,
     regimen: Regimen | Sequence[Regimen] | None = None,
     times: Sequence[float] | FloatArray | None = None,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float | str] | None = None,
     method: str = "importance",
     draws: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -51,7 +51,8 @@ def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     :param regimen: one or more to try (``plans.read_plan``) beside the doses in the file.
     :param times: to predict levels at, in the file's time (see ``data.segments`` for where it begins
         again); by default to a day after the last event, at least three days.
-    :param thresholds: levels in the study's unit, by default those that its data set states, if any.
+    :param thresholds: levels in the study's unit, or with theirs as in "5 mg/L"; by default those that its
+        data set states, if any.
     :param method: of ``individual.METHODS``.
     :param draws: of a patient's posterior, over all fits together; 1000 by default, 200 where there are more
         than 100 patients, of whom there are fewer default times too.
@@ -61,17 +62,16 @@ def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     """
     study = studied(study).with_dialect(dialect or {})
     times = None if times is None else _numbers("times", times)
-    wanted = study.thresholds if thresholds is None else _numbers("thresholds", thresholds).tolist()
-    thresholds = list(dict.fromkeys(wanted))
+    levels = list(dict.fromkeys(study.thresholds if thresholds is None else _levels(thresholds, study)))
     until = np.inf if times is None else float(np.max(times, initial=0.0))
     events = patients if isinstance(patients, EventTable) else study.read(patients, until)
     draws = draws_of(draws, len(events.ids))
     plans = [read_plan(one, study.dataset, until) for one in _several_regimens(regimen)]
-    _check(plans, thresholds)
+    _check(plans)
     regimens = regimens_of(study, events, plans)
     tried = [table for table in regimens.values() if table is not events]
     grid = _times(times, study, [events, *tried], POINTS[len(events.ids) > FEW])
-    tables = _tables(study, events, regimens, grid, thresholds, method, draws, progress)
+    tables = _tables(study, events, regimens, grid, levels, method, draws, progress)
     last = None if times is None else float(grid[-1])
     warnings = joined([tables.pop("warnings"), study.notes, *_warnings(study, events, regimens, plans, last)])
     doses = pd.concat([dose_table(name, table) for name, table in regimens.items()], ignore_index=True)
@@ -90,20 +90,27 @@ def _numbers(name: str, given: Any) -> FloatArray:
     return found
 
 
+def _levels(given: Any, study: Study) -> list[float]:
+    """Levels of interest in the reported unit. :raises InputError: anything but a list of levels."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"thresholds is {shown(given)}; expected a list of numbers or texts, as in [1, 5]")
+    numbers = [level for level in given if isinstance(level, int | float) and not 0 < level <= MOST_LEVEL]
+    if numbers:
+        raise InputError(f"threshold is {numbers[0]:g}: expected levels above 0, to {MOST_LEVEL:g}")
+    return [threshold_of("thresholds", level, study.units) for level in given]
+
+
 def _several_regimens(regimen: Regimen | Sequence[Regimen] | None) -> Sequence[Regimen]:
     if regimen is None:
         return ()
     return [regimen] if isinstance(regimen, str | Path | pd.DataFrame | Mapping) else list(regimen)
 
 
-def _check(plans: Sequence[Plan], thresholds: Sequence[float]) -> None:
+def _check(plans: Sequence[Plan]) -> None:
     names = [GIVEN, *(plan.name for plan in plans)]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"regimen {name}: there are two of this name; give each its own")
-    for threshold in thresholds:
-        if not 0 < threshold <= MOST_LEVEL:
-            raise InputError(f"threshold is {threshold:g}: expected levels above 0, to {MOST_LEVEL:g}")
 
 
 def regimens_of(study: Study, events: EventTable, plans: Sequence[Plan]) -> dict[str, EventTable]:

@@ -151,6 +151,7 @@ def _beyond(
         return []
     low, high = limits
     of_unit = "" if unit == "-" else f" {unit}"
+    span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     slack = 1e-6 * max(abs(low), abs(high))
     bad = np.flatnonzero((values < low - slack) | (values > high + slack))
     _, first = np.unique(subject[bad], return_index=True)  # one note for each patient
@@ -158,7 +159,7 @@ def _beyond(
         (
             events.ids[subject[i]],
             "range",
-            f"{what} {values[i]:g}{of_unit} lies outside the {low:g} to {high:g}{of_unit} trained on",
+            f"{what} {values[i]:g}{of_unit} lies outside the {span}{of_unit} trained on",
         )
         for i in bad[first]
     ]

@@ -19,6 +19,7 @@ from medcm_cli.data.dialect import Dialect
 from medcm_cli.data.edit import dose_corners
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
+from medcm_cli.haemophilia.units import THRESHOLDS
 from medcm_cli.model import Values
 from medcm_cli.patients.notes import note_table
 from medcm_cli.patients.ranges import Ranges, ranges_of
@@ -28,7 +29,6 @@ from medcm_cli.runs import ALIKE, Record, Units, frames
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import check_observations, read_dataset
-from medcm_cli.study.identity import THRESHOLDS
 from medcm_cli.study.restore import Ensemble, ensemble
 from medcm_cli.study.units import level_of, thresholds_of
 

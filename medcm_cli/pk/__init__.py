@@ -18,6 +18,7 @@ from medcm_cli.pk.equations import (
     neural_elimination_rate,
     two_compartment_rate,
 )
+from medcm_cli.pk.given import with_given
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.ode import OdeModel
 from medcm_cli.pk.ragged import Ragged
@@ -40,6 +41,7 @@ __all__ = [
     "three_compartment",
     "two_compartment",
     "two_compartment_rate",
+    "with_given",
 ]
 
 

@@ -148,10 +148,22 @@ def at(values: Tensor, index: Tensor) -> Tensor:
     """(..., N, B) at ``index`` (n, B) into the subjects of each fit: (..., n, B). Where one of the two has a
     single fit, that is taken for all."""
     fits = max(values.shape[-1], index.shape[-1])
+    rows = values.movedim((-2, -1), (0, 1))
+    if values.ndim > 2 and rows.is_contiguous():  # see ``by_subject``
+        number = index if values.shape[-1] == 1 else index * fits + torch.arange(fits, device=index.device)
+        taken: Tensor = rows.flatten(0, 1).index_select(0, number.flatten()).unflatten(0, number.shape)
+        back: Tensor = taken.movedim((0, 1), (-2, -1)).contiguous()
+        return back
     if index.shape[-1] == 1:
         return values.index_select(-2, index[:, 0])
     index = index.expand(*values.shape[:-2], len(index), fits)
     return values.expand(*values.shape[:-1], fits).gather(-2, index)
+
+
+def by_subject(values: Tensor) -> Tensor:
+    """(..., N, B), the same, with all of a subject side by side in memory: where N is large and some subjects
+    are taken again and again, that is where the time goes."""
+    return values.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
 
 
 def _passed(

@@ -1,5 +1,6 @@
 """``medcm report``: what run folders hold as one page that needs nothing else, no file and no network."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,10 +63,15 @@ def write(
     :param expected: as ``tables.compare`` has it.
     :param progress: told what is being done.
     :param trust: as ``study.restore.restore`` has it.
-    :raises InputError: a root does not exist, ``expected`` is not as it should be, or ``out`` is a folder.
+    :raises InputError: a root does not exist, ``expected`` is not as it should be, or ``out`` cannot be
+        written.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected a file for the page, as in --out report.html")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(out if out.exists() else above, os.W_OK):
+        what = "cannot be written" if above.is_dir() else f"{above} is a file, not a folder"
+        raise InputError(f"{out}: {what}; expected a file for the page, as in --out report.html")
     if expected is not None and not expected.is_file():
         raise InputError(f"{expected}: no such file")
     read = list(unmixed(walk(roots, lambda count: progress(f"{count} fits read"))))

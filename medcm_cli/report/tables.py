@@ -1,7 +1,7 @@
 """What is in run folders as tables to read and to publish: the comparison of estimation methods, estimates,
 patients (the paper's Tables 1 to 3), and expected values beside measured ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, decimals, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SIGMAS, SWEEP, write_table
 from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
-from medcm_cli.runs.units import NONE
+from medcm_cli.runs.units import NONE, resolved
 
 # -- presentation ----------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     effects = effects_of(table)
     shown = {name: label_of(name, effects) for name in (f"omega_{i}" for i in single)}
     shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
-    shown |= {f"rho_{ij}": "rho" if len(pairs) == 1 else label_of(f"rho_{ij}", effects) for ij in pairs}
+    shown |= {f"rho_{ij}": "rho" if len(single) == 2 else label_of(f"rho_{ij}", effects) for ij in pairs}
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
@@ -96,7 +96,10 @@ def effects_of(rows: pd.DataFrame) -> list[str]:
 
 def _typical(units: Mapping[str, str]) -> dict[str, str]:
     """Typical parameters -> their headers."""
-    return {name: f"{label_of(name, [])}, {unit}" for name, unit in units.items()}
+    return {
+        name: label_of(name, []) if unit == NONE else f"{label_of(name, [])}, {unit}"
+        for name, unit in units.items()
+    }
 
 
 def _error_models(fits: pd.DataFrame) -> list[list[str]]:
@@ -209,11 +212,11 @@ def compare(summary: Summary, expected: Path) -> Section:
     :raises InputError: a column is missing, or a measure unknown.
     """
     wanted = _expected(expected)
-    keys = [name for name in ALIKE if name in wanted]
+    keys, units = [name for name in ALIKE if name in wanted], columns_units(summary)
     cells = []
     for line, row in enumerate(wanted.to_dict("records"), 2):
         of_fits = row["statistic"] == "count"
-        column = row["measure"] if of_fits else f"{row['measure']}_{row['statistic']}"
+        column = str(row["measure"]) if of_fits else f"{row['measure']}_{row['statistic']}"
         if column not in summary.table or of_fits != (column in COUNTS):
             raise InputError(
                 f"{expected}, line {line}: no statistic {row['statistic']!r} of measure {row['measure']!r}"
@@ -222,11 +225,24 @@ def compare(summary: Summary, expected: Path) -> Section:
         match = summary.table
         for key, value in given.items():
             match = match[match[key] == value]
-        first = [" ".join(map(str, given.values())), column.replace("_", " ")]
+        group, said = " ".join(map(str, given.values())), [row["value"], row["tolerance"]]
+        of_measure = _measure(row, match, units)
         for value in match[column] if len(match) else [np.nan]:
-            cells.append([*first, *_compared(value, row["value"], row["tolerance"]), str(row["source"])])
+            cells.append([group, of_measure, *_compared(value, *said), str(row["source"])])
     headers = ["group", "measure", "expected", "tolerance", "measured", "", "source"]
     return Section(f"beside {expected}", headers, cells)
+
+
+def _measure(row: Mapping[Hashable, Any], groups: pd.DataFrame, units: Mapping[str, str]) -> str:
+    """A measure and its statistic in words, with the unit that it has in some groups of fits.
+
+    :param units: of columns of ``Summary.table``, by patterns.
+    """
+    name = f"{label_of(str(row['measure']), effects_of(groups))} {row['statistic']}"
+    unit = resolved([str(row["measure"])], units).get(str(row["measure"]), NONE)
+    if unit == "see level_unit":
+        unit = ", ".join(groups["level_unit"].unique())
+    return name if row["statistic"] == "count" or unit in (NONE, "of objective", "") else f"{name}, {unit}"
 
 
 def _expected(path: Path) -> pd.DataFrame:

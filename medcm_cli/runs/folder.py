@@ -19,7 +19,7 @@ nor failed is unfinished, whatever else lies in it.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -323,14 +323,47 @@ def write_preparation(root: Path, record: Record, table: pa.Table) -> None:
     write_table(root / address.study / f"dataset={address.dataset}" / "preparation.parquet", table)
 
 
-def find(root: Path) -> Iterator[Path]:
-    """Folders of fits below ``root``, in the order of their paths, found without holding them all."""
-    for folder, subfolders, files in os.walk(root):
-        # What begins with a dot is being written.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+def separate(roots: Sequence[Path]) -> list[Path]:
+    """Folders of which none is another or in another. :raises InputError: one is not there, or is a file."""
+    for root in roots:
+        if not root.is_dir():
+            what = "is a file" if root.exists() else "no such folder"
+            raise InputError(f"{root}: {what}; expected a folder that `medcm fit` wrote, or one above")
+    distinct = {root.resolve(): root for root in roots}
+    return [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
+
+
+def find(*roots: Path) -> Iterator[Path]:
+    """Folders of fits below ``roots`` (``separate``), of each in the order of their paths, found without
+    holding them all."""
+    for folder, subfolders, files in visited(roots):
         if RECORD in files:
-            yield Path(folder)
+            yield folder
             subfolders.clear()
+
+
+def visited(roots: Sequence[Path]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As ``os.walk``, in the order of paths, of all of ``roots`` and without what is being written, which
+    begins with a dot. Symbolic links are followed, but for those to a place that is, holds or lies in one
+    that is visited anyway: no fit is met twice, and no circle is run round."""
+    places = {root.resolve() for root in roots}
+    for root in roots:
+        for name, below, files in os.walk(root, followlinks=True):
+            folder = Path(name)
+            below[:] = sorted(
+                part for part in below if not part.startswith(".") and _to_visit(folder / part, places)
+            )
+            yield folder, below, files
+
+
+def _to_visit(path: Path, places: set[Path]) -> bool:
+    if not path.is_symlink():
+        return True
+    target = path.resolve()
+    if any(place in (target, *target.parents) or target in place.parents for place in places):
+        return False
+    places.add(target)
+    return True
 
 
 def read_table(folder: Path, record: Record, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -9,10 +9,10 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medcm_cli.errors import InputError
 from medcm_cli.files import from_json, write_text
 from medcm_cli.runs.folder import METHOD, Address
 
@@ -37,11 +37,21 @@ def plan(root: Path, first: Address, axes: Mapping[str, Sequence[int]]) -> Path 
 
 def planned(path: Path) -> Iterator[tuple[str, str]]:
     """The fits of a job by its file: the folder of the method below that of the study, and that of the fit
-    below it. What is no such file has none."""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+    below it. A job that is no longer wanted has none.
+
+    :raises InputError: the file is damaged, or none that ``plan`` wrote.
+    """
+    try:
         content = from_json(path.read_text(encoding="utf-8"), path)
         axes: Mapping[str, Any] = content["axes"]
         for numbers in itertools.product(*axes.values()):
             of: dict[str, Any] = {"fold": 0, **dict(zip(axes, map(int, numbers), strict=True))}
             address = Address(study=".", **content["method"], **of)
             yield str(address.method_folder(Path())), address.within
+    except FileNotFoundError:
+        return
+    except (OSError, InputError, ValueError, TypeError, KeyError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is damaged"
+        raise InputError(
+            f"{path}: {why}; the fits of this job are not counted, until `medcm fit` has it again"
+        ) from error

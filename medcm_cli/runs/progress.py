@@ -1,7 +1,6 @@
 """How far studies are: what is done, in training, failed and left, by what is on disk. Reads alone."""
 
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.claims import PREFIX, Claim, read_claims
-from medcm_cli.runs.folder import FINISHED, RECORD, read_finished, read_record
+from medcm_cli.runs.folder import FINISHED, RECORD, read_finished, read_record, separate, visited
 from medcm_cli.runs.planned import FOLDER, planned
 
 _WITHIN = ("fold=", "outer=", "inner=", "replicate=")  # folders of a fit below that of its method
@@ -74,30 +73,22 @@ class Watch:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        for root in roots:
-            if not root.is_dir():
-                raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
-        distinct = {root.resolve(): root for root in roots}
-        self._roots = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
+        self._roots = separate(roots)
         self._finished: dict[Path, tuple[float, str]] = {}  # run.json -> when it was written, and its status
 
     def look(self) -> Progress:
         """How far all is now."""
         methods: dict[Path, Method] = {}
         unread: list[str] = []
-        for root in self._roots:
-            for name, below, files in os.walk(root):
-                folder = Path(name)
-                below[:] = sorted(part for part in below if not part.startswith("."))
-                if RECORD in files:
-                    below.clear()
-                    self._add(methods, folder, unread)
-                elif folder.name == FOLDER:
-                    for file in files:
-                        for method, fit in planned(folder / file):
-                            _method(methods, folder.parent / method).wanted.add(fit)
-                elif any(file.startswith(PREFIX) for file in files):
-                    _method(methods, folder)
+        for folder, below, files in visited(self._roots):
+            if RECORD in files:
+                below.clear()
+                self._add(methods, folder, unread)
+            elif folder.name == FOLDER:
+                for file in sorted(files):
+                    _add_planned(methods, folder / file, unread)
+            elif any(file.startswith(PREFIX) for file in files):
+                _method(methods, folder)
         for one in methods.values():
             one.running = _running(one)
         return Progress([methods[folder] for folder in sorted(methods)], unread)
@@ -140,6 +131,18 @@ def damaged(progress: Progress) -> list[str]:
             except InputError as error:
                 found.append(str(error))
     return found
+
+
+def _add_planned(methods: dict[Path, Method], path: Path, unread: list[str]) -> None:
+    if path.name.startswith("."):  # being written
+        return
+    try:
+        wanted = list(planned(path))
+    except InputError as error:
+        unread.append(str(error))
+        return
+    for method, fit in wanted:
+        _method(methods, path.parent.parent / method).wanted.add(fit)
 
 
 def _method(methods: dict[Path, Method], folder: Path) -> Method:

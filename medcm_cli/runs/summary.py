@@ -192,7 +192,7 @@ def label_of(name: str, random_effects: Sequence[str]) -> str:
     """
     kind, _, places = name.partition("_")
     if name.startswith(TYPICAL):
-        return name.removeprefix(TYPICAL)
+        return name.removeprefix(TYPICAL).replace("_", " ")
     numbers = [int(place) for place in (reversed(places) if kind == "rho" else [places]) if place.isdigit()]
     if not numbers or max(numbers) > len(random_effects):
         return name.replace("_", " ")

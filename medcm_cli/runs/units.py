@@ -195,6 +195,11 @@ def with_units(table: pa.Table, units: Mapping[str, str]) -> pa.Table:
     return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, metadata=table.schema.metadata))
 
 
+def amount(value: float, unit: str) -> str:
+    """A value with its unit in a sentence, where one without a unit stands alone."""
+    return f"{value:g}" if unit == NONE else f"{value:g} {unit}"
+
+
 def by_row(units: Mapping[str, str]) -> str:
     """The unit of a column that depends on what its row is of, as in kg (weight), mL/min (crcl)."""
     return ", ".join(f"{unit} ({name})" for name, unit in units.items()) or NONE

@@ -12,7 +12,7 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean
-from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table
+from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table, separate
 from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, unit_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -117,12 +117,7 @@ def walk(roots: Sequence[Path], progress: Callable[[int], None] | None = None) -
     :param progress: told the number of folders read so far.
     :raises InputError: a root does not exist.
     """
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; expected one that `medcm fit` wrote, or one above")
-    distinct = {root.resolve(): root for root in roots}
-    separate = [root for full, root in distinct.items() if not set(full.parents) & set(distinct)]
-    for count, folder in enumerate((folder for root in separate for folder in find(root)), 1):
+    for count, folder in enumerate(find(*separate(roots)), 1):
         yield _read(folder)
         if progress is not None:
             progress(count)

@@ -28,12 +28,13 @@ from medcm_cli.haemophilia.preparation import (
     subtract_baseline,
 )
 from medcm_cli.haemophilia.preparation import table as preparation_table
+from medcm_cli.haemophilia.units import UNITS
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
 from medcm_cli.runs import SIGMAS, Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
-from medcm_cli.study.identity import UNITS, Config, dataset_name
+from medcm_cli.study.identity import Config, dataset_name
 
 
 def with_stand_in(config: dict[str, Any]) -> dict[str, Any]:

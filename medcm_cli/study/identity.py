@@ -8,18 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from medcm_cli import __version__
+from medcm_cli.haemophilia.units import UNITS
 
 Config = Mapping[str, Any]
 
 AXES: tuple[str, ...] = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
-
-UNITS: Config = {"time": "h", "amount": "IU", "level": "IU/mL"}
-REPORTED: Mapping[str, str] = {"IU/mL": "IU/dL"}
-"""The units of results of before, and in which of them levels were reported: of factor levels; of data in
-other units all of these are given."""
-THRESHOLDS = ("1 IU/dL", "5 IU/dL", "50 IU/dL")
-"""Levels of interest of records that have none, and of choices of data in these units."""
 
 # What a result does not depend on.
 _NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "device", "labels", "tail")
@@ -31,6 +25,7 @@ LATER: Config = {
     "outer": None,
     "inner": None,
     "omega": "full",
+    "given": {},
     "fixed": None,
     "redraws": 20,
     "tail": None,
@@ -98,9 +93,16 @@ def _own(config: Config) -> dict[str, Any]:
     if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
         own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
     dataset = {k: v for k, v in config.get("dataset", {}).items() if k not in _NOT_OF_DATA}
-    if dataset.get("units", UNITS) in (None, UNITS):  # as of before, in h and with its level_unit
+    if full_units(dataset.get("units")) in (None, UNITS):  # as of before, in h and with its level_unit
         dataset.pop("units", None)
     return own | {"dataset": dataset}
+
+
+def full_units(given: Any) -> Any:
+    """``dataset.units`` with those of ``UNITS`` where one is null; what is no set of units as it is."""
+    if not isinstance(given, Mapping):
+        return given
+    return {**UNITS, **{kind: unit for kind, unit in given.items() if unit is not None}}
 
 
 def dataset_name(dataset: Config) -> str:

@@ -32,7 +32,19 @@ _PROBLEM_GROUPS = ("dataset", "split", "network", "pk", "error")
 _JOB_GROUPS = ("objective", "optimizer", "batch")
 PROBLEM = (
     *_PROBLEM_GROUPS,
-    *("study", "outputs", "fold", "outer", "inner", "seed", "random_effects", "omega", "fixed", "dtype"),
+    *(
+        "study",
+        "outputs",
+        "fold",
+        "outer",
+        "inner",
+        "seed",
+        "random_effects",
+        "given",
+        "omega",
+        "fixed",
+        "dtype",
+    ),
     "overwrite",
 )
 """The options that a problem has, whatever is done about it: those of conf/problem.yaml, and its groups."""

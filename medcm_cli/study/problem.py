@@ -13,8 +13,8 @@ from medcm_cli import runs
 from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, RandomEffects, Rescaled
-from medcm_cli.pk import PkModel, check_schedule
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
+from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     check_observations,
     dataset_path,
@@ -148,6 +148,7 @@ def model_of(config: Config) -> Model:
     """
     # Where a record says of no method, it is of before there was another.
     units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
+    pk = with_given(pk, config["given"])
     factors = _of_hours(pk, units.hours)
     options = config["network"]
     if isinstance(options.get("initial"), dict):  # in the data's units
@@ -160,7 +161,7 @@ def model_of(config: Config) -> Model:
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
     return Model(
-        Rescaled(network, factors) if factors else network,
+        Rescaled(network, factors) if factors and isinstance(network, CovariateNetwork) else network,
         pk,
         RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
         error,

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
 from medcm_cli.runs import Address, Record
-from medcm_cli.study.identity import Config, difference, identity
+from medcm_cli.study.identity import Config, difference, full_units, identity
 from medcm_cli.study.options import as_config, complete, conf_dir
 from medcm_cli.study.trust import foreign_part
 from medcm_cli.study.units import without_derived
@@ -240,7 +240,8 @@ def _comparable(config: Config) -> list[Any]:
 def _part(config: Config, keys: Iterable[str]) -> dict[str, Any]:
     """What matters of some options: that of their identity, and where results and data lie."""
     own = identity(config)
-    own["dataset"] = {**own["dataset"], **{name: config["dataset"].get(name) for name in ("path", "units")}}
+    data = config["dataset"]
+    own["dataset"] = {**own["dataset"], "path": data.get("path"), "units": full_units(data.get("units"))}
     own |= {name: config[name] for name in _PLACES}
     return {key: own[key] for key in keys if key in own}
 

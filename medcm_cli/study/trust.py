@@ -81,18 +81,19 @@ def _is_ours(path: object) -> bool:
     importing a module runs it."""
     if not isinstance(path, str):
         return False
+    ours = _ours()  # first of all: what a room exports it may load only now
     first, *rest = RENAMED.get(path, path).split(".")
     found: Any = _ROOTS.get(first)
     for name in rest:
         found = inspect.getattr_static(found, name, None)
-    return id(found) in _ours()
+    return id(found) in ours
 
 
 @functools.cache
 def _ours() -> dict[int, object]:
     """What may be called, by identity: classes and functions that a room exports, class methods of such
     classes, and optimisers."""
-    exported = [vars(room)[name] for room in _ROOMS for name in room.__all__]
+    exported = [getattr(room, name) for room in _ROOMS for name in room.__all__]
     made = [one for one in exported if isinstance(one, type | FunctionType)]
     methods = [
         method

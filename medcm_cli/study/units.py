@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from medcm_cli import quantities
 from medcm_cli.checks import number, shown
 from medcm_cli.errors import InputError
-from medcm_cli.study.identity import REPORTED, THRESHOLDS, UNITS, Config
+from medcm_cli.haemophilia.units import REPORTED, THRESHOLDS, UNITS
+from medcm_cli.study.identity import Config, full_units
 
 if TYPE_CHECKING:
     from medcm_cli.runs import Units
@@ -72,13 +74,13 @@ def without_derived(config: Config) -> dict[str, Any]:
 
 
 def checked(given: object) -> dict[str, str]:
-    """Units of time, amount and level, each by its name; ``UNITS`` where they are not given.
+    """Units of time, amount and level, each by its name; one that is null or not given is that of ``UNITS``.
 
     :raises InputError: one that is not known, or of another kind.
     """
     if not isinstance(given, Mapping) or set(given) - set(UNITS):
         raise InputError(f"dataset.units is {given!r}; expected time, amount and level, as in {_EXAMPLE}")
-    units = {**UNITS, **given}
+    units = full_units(given)
     for kind, unit in units.items():
         if not isinstance(unit, str) or not unit.strip():
             raise InputError(f"dataset.units.{kind} is {unit!r}; expected a unit, as in {_EXAMPLE}")
@@ -112,14 +114,35 @@ def thresholds_of(dataset: Config) -> tuple[float, ...]:
     where = "dataset.thresholds"
     if not isinstance(said, list | tuple):
         raise InputError(f"{where} is {shown(said)}; expected a list of levels, as in [5 {units.reported}]")
-    levels = []
     for text in said:
-        level = level_of(text, units)
-        if level is None or not 0 < level <= MOST_LEVEL:
-            what = f"expected levels above 0 with a unit that converts into {units.reported}"
-            raise InputError(f"{where} has {shown(text)}; {what}, as in [5 {units.reported}]")
-        levels.append(level)
-    return tuple(levels)
+        if _plain(text) is not None:
+            raise InputError(
+                f"{where} has {shown(text)}; expected levels with a unit, as in [5 {units.reported}]"
+            )
+    return tuple(threshold_of(where, text, units) for text in said)
+
+
+def threshold_of(where: str, said: object, units: "Units") -> float:
+    """A level in the reported unit: a number of it, or a text with a unit, such as 5 mg/L.
+
+    :param where: that says it. :raises InputError: it is none, or its unit is another kind of thing.
+    """
+    level = _plain(said) or level_of(said, units)
+    if level is None or not 0 < level <= MOST_LEVEL:
+        example = f"5 {units.reported}" if where.startswith("--") else f"[5 {units.reported}]"
+        what = f"expected levels above 0 with a unit that converts into {units.reported}"
+        raise InputError(f"{where} has {shown(said)}; {what}, as in {example}")
+    return level
+
+
+def _plain(said: object) -> float | None:
+    """A number without a unit, None of what is none."""
+    if isinstance(said, bool) or not isinstance(said, Real | str):
+        return None
+    try:
+        return float(said)
+    except ValueError:
+        return None
 
 
 def level_of(text: object, units: "Units") -> float | None:

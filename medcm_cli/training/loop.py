@@ -15,7 +15,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training import replay
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Evaluation, Layout, Part, cause_of
+from medcm_cli.training.loss import Evaluation, Layout, Minibatch, Part, cause_of
 from medcm_cli.training.steppers import MakeOptimizer, steppers
 
 Progress = Callable[[int, Tensor], None]
@@ -111,8 +111,11 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     :param kept: where to go on from, with the very same result, and to keep how far it is.
     :param device: to train on. Random numbers are those of the CPU, so that results differ by rounding.
     """
-    begun = _start(model, objective, population, streams, course, dtype, device)
-    fits = _Fits(model, objective, population.to(device), make_optimizer, begun, course.graph)
+    there = population.to(device)
+    if course.batch_subjects is not None and course.batch_subjects < population.shape[1]:
+        there = there.by_subject()
+    begun = _start(model, objective, population, there, streams, course, dtype)
+    fits = _Fits(model, objective, there, make_optimizer, begun, course.graph)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -151,17 +154,18 @@ def _start(
     model: Model,
     objective: Objective,
     population: Population,
+    there: Population,
     streams: Sequence[Stream],
     course: Course,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> _Begun:
-    """Initial values whose loss and gradient are sound, as far as the course allows.
+    """Initial values whose loss and gradient are sound, as far as the course allows; ``there`` are the
+    subjects where they are trained.
 
     Fits are drawn again by a stream of their own, so that the others get the same values as before.
     """
     redrawn = torch.zeros(len(streams), dtype=torch.long, device="cpu")
-    there = population.to(device)
+    device = there.present.device
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
         state = objective.init(model, population, drawn, dtype).to(device)
@@ -272,14 +276,16 @@ class _Fits:
         for minibatch in evaluation.minibatches:
             part = evaluation.part(flat, self._carried, minibatch)
             active = self.alive & minibatch.there
-            self._take(epoch, part, active)
+            self._take(epoch, part, active, minibatch)
             for stepper in self._shared:
                 stepper.step(flat, part.gradient / minibatch.share, active & self.alive)
-            gradient += part.gradient
+            evaluation.add(gradient, part.gradient, minibatch)
         for stepper in self._own:
             stepper.step(flat, gradient, self.alive)
 
-    def _take(self, epoch: int | Tensor, part: Part, active: Tensor) -> None:
+    def _take(
+        self, epoch: int | Tensor, part: Part, active: Tensor, minibatch: Minibatch | None = None
+    ) -> None:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
@@ -290,7 +296,11 @@ class _Fits:
             self.alive.logical_and_(~failed)
         if self._evaluation.moves:
             with torch.no_grad():
-                self._flat.copy_(torch.where(self.alive, part.values, self._flat))
+                if minibatch is None:
+                    self._flat.copy_(torch.where(self.alive, part.values, self._flat))
+                    return
+                before = self._evaluation.at(self._flat, minibatch)
+                self._evaluation.put(self._flat, torch.where(self.alive, part.values, before), minibatch)
 
     def over(self, due: bool) -> bool:
         """Whether no fit is alive. Another device than the CPU is asked at checkpoints, which are ``due``,

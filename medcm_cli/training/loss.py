@@ -24,9 +24,10 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor]) -> "Layout":
-        """The layout of ``values``, whose last dimension is the fit."""
-        return cls(tuple(values), tuple(tuple(value.shape[:-1]) for value in values.values()))
+    def of(cls, values: Mapping[str, Tensor], last: Sequence[str] = ()) -> "Layout":
+        """The layout of ``values``, whose last dimension is the fit; those that ``last`` names come last."""
+        names = sorted(values, key=lambda name: name in last)
+        return cls(tuple(names), tuple(tuple(values[name].shape[:-1]) for name in names))
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
         """Values -> (P, B), a copy."""
@@ -39,6 +40,14 @@ class Layout:
             name: part.view(*shape, flat.shape[-1])
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
+
+    def resized(self, names: Sequence[str], subjects: int) -> "Layout":
+        """That of another number of subjects, of whom ``names`` have a value each."""
+        shapes = [
+            (*shape[:-1], subjects) if name in names else shape
+            for name, shape in zip(self.names, self.shapes, strict=True)
+        ]
+        return Layout(self.names, tuple(shapes))
 
     def rows(self, names: Sequence[str]) -> Tensor:
         """Which of the P rows belong to ``names``, as booleans (P,)."""
@@ -64,7 +73,8 @@ class Minibatch:
 class Part:
     """What some subjects add to the loss, (B,), and to its gradient, (P, B) or 0 where it is not asked for;
     ``values`` (P, B) that these were taken at, the given ones but for what the objective has moved;
-    ``carried`` of all subjects, brought up to date for these."""
+    ``carried`` of all subjects, brought up to date for these. Of a minibatch, P are the values that fits
+    share and those of its subjects alone, laid out like those of all: a step costs what its subjects do."""
 
     loss: Tensor
     gradient: Tensor
@@ -113,11 +123,12 @@ class Evaluation:
         self._model, self._objective, self._population = model, objective, population
         self._per_subject, self._moved = state.per_subject, state.moved
         self.limit = largest(objective, population)
-        self.layout = Layout.of(state.trained)
+        self.layout = Layout.of(state.trained, last=state.per_subject)
         device = population.present.device
         own, moved = (self.layout.rows(of) for of in (state.per_subject, state.moved))
         self.moves, self._descends = bool(state.moved), not bool(moved.all())
         self.own_rows, self.moved_rows = own.to(device), moved.to(device)
+        self._shared = int((~own).sum())  # rows of what subjects share, which come first
         self._present = population.present.cpu()
         self._subjects = self._present.sum(0).long()
         size = population.shape[1] if batch_subjects is None else batch_subjects
@@ -197,12 +208,38 @@ class Evaluation:
         """The loss of all subjects."""
         if self.whole:
             return self.part(flat, carried, None, differentiate)
-        loss, gradient = flat.new_zeros(flat.shape[-1]), torch.zeros_like(flat)
+        loss, values = flat.new_zeros(flat.shape[-1]), flat.detach()
+        gradient, carried = torch.zeros_like(values), {name: of.clone() for name, of in carried.items()}
+        values = values.clone() if self.moves else values
         for minibatch in self.minibatches:
-            part = self.part(flat, carried, minibatch, differentiate)
-            loss, gradient = loss + part.loss, gradient + part.gradient
-            flat, carried = part.values, part.carried
-        return Part(loss, gradient.detach(), flat, carried)
+            part = self.part(values, carried, minibatch, differentiate)
+            loss, carried = loss + part.loss, part.carried
+            self.add(gradient, part.gradient, minibatch)
+            if self.moves:
+                self.put(values, part.values, minibatch)
+        return Part(loss, gradient, values, carried)
+
+    def at(self, flat: Tensor, minibatch: Minibatch) -> Tensor:
+        """Of the values (P, B) of all those of a minibatch, a copy; anything where it has no subject."""
+        n = self._population.shape[1]
+        shared, own = flat.split([self._shared, len(flat) - self._shared])
+        gathered = _gather(own.view(-1, n, flat.shape[-1]), minibatch.index)
+        return torch.cat([shared, gathered.flatten(0, 1)])
+
+    def put(self, flat: Tensor, values: Tensor, minibatch: Minibatch) -> None:
+        """The opposite, in place."""
+        flat[: self._shared] = values[: self._shared]
+        self._put_own(flat, values, minibatch)
+
+    def add(self, total: Tensor, gradient: Tensor, minibatch: Minibatch) -> None:
+        """To what other minibatches of an epoch have added the gradient of one, in place."""
+        total[: self._shared] += gradient[: self._shared]
+        self._put_own(total, gradient, minibatch)
+
+    def _put_own(self, flat: Tensor, values: Tensor, minibatch: Minibatch) -> None:
+        fits = flat.shape[-1]
+        own = flat[self._shared :].view(-1, self._population.shape[1], fits)
+        _put(own, values[self._shared :].view(-1, len(minibatch.index), fits), minibatch.index)
 
     def part(
         self,
@@ -211,19 +248,14 @@ class Evaluation:
         minibatch: Minibatch | None,
         differentiate: bool = True,
     ) -> Part:
-        """What the subjects of a minibatch, or all, add to the loss, after the objective's own step."""
+        """What the subjects of a minibatch, or all, add to the loss, after the objective's own step; what is
+        ``carried`` of a minibatch's is brought up to date in place."""
         differentiate = differentiate and self._descends
+        if minibatch is not None:
+            flat = self.at(flat.detach(), minibatch)
         leaf = flat if flat.requires_grad or not differentiate else flat.detach().requires_grad_()
         with torch.set_grad_enabled(differentiate):
-            state = State(self.layout.unpack(leaf), carried, self._per_subject, self._moved)
-            population, noise, refresh = self._population, self.noise, self.refresh
-            if minibatch is not None:
-                state = self._of(state, minibatch.index)
-                population = _some(population, minibatch.index)
-                noise, refresh = (
-                    None if numbers is None else _gather(numbers, minibatch.index)
-                    for numbers in (noise, refresh)
-                )
+            state, population, noise, refresh = self._of(leaf, carried, minibatch)
             state = self._objective.refresh(self._model, population, state, refresh)
             loss = self._objective.loss(self._model, population, state, noise)
             if minibatch is not None:
@@ -235,34 +267,46 @@ class Evaluation:
             loss, gradient = (torch.where(minibatch.there, of, 0) for of in (loss, gradient))
         return Part(loss, gradient, *self._after(flat, carried, state, minibatch))
 
-    def _of(self, state: State, index: Tensor) -> State:
-        """A state with what each subject has for itself taken at ``index`` (n, B)."""
-        trained, carried = (
-            {name: _gather(v, index) if name in self._per_subject else v for name, v in values.items()}
-            for values in (state.trained, state.carried)
-        )
-        return replace(state, trained=trained, carried=carried)
+    def _of(
+        self, flat: Tensor, carried: dict[str, Tensor], minibatch: Minibatch | None
+    ) -> tuple[State, Population, Tensor | None, Tensor | None]:
+        """State, subjects and random numbers, of all or those in a minibatch, whose values are ``flat``."""
+        population, noise, refresh, layout = self._population, self.noise, self.refresh, self.layout
+        if minibatch is not None:
+            index = minibatch.index
+            layout = layout.resized(self._per_subject, len(index))
+            carried = {n: _gather(v, index) if n in self._per_subject else v for n, v in carried.items()}
+            noise, refresh = (None if of is None else _gather(of, index) for of in (noise, refresh))
+            population = _some(population, index)
+        return State(layout.unpack(flat), carried, self._per_subject, self._moved), population, noise, refresh
 
     def _after(
         self, flat: Tensor, carried: dict[str, Tensor], state: State, minibatch: Minibatch | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Values (P, B) and what is carried of all subjects, as the state of some leaves them."""
+        """Values (P, B) of some subjects and what is carried of all, as the state of some leaves them."""
 
-        def put(name: str, old: Tensor | None, new: Tensor) -> Tensor:
-            if minibatch is None:
+        def there(old: Tensor | None, new: Tensor) -> Tensor:
+            if minibatch is None or old is None:
                 return new.detach()
-            index, n = minibatch.index, self._population.shape[1]
-            if name in self._per_subject:
-                return _put(old, new.detach(), index, n)
-            return new.detach() if old is None else torch.where(minibatch.there, new.detach(), old)
+            return torch.where(minibatch.there, new.detach(), old)
 
-        kept = {name: put(name, carried.get(name), value) for name, value in state.carried.items()}
+        kept = {}
+        for name, new in state.carried.items():
+            old = carried.get(name)
+            if minibatch is None or name not in self._per_subject:
+                kept[name] = there(old, new)
+                continue
+            shape = *new.shape[:-2], self._population.shape[1], new.shape[-1]
+            kept[name] = new.new_zeros(shape) if old is None else old
+            _put(kept[name], new.detach(), minibatch.index)
         if not self._moved:
             return flat, kept
         with torch.no_grad():
-            values = self.layout.unpack(flat)
-            values |= {name: put(name, values[name], state.trained[name]) for name in self._moved}
-            return self.layout.pack(values), kept
+            number = self._population.shape[1] if minibatch is None else len(minibatch.index)
+            layout = self.layout.resized(self._per_subject, number)
+            values = layout.unpack(flat)
+            values |= {name: there(values[name], state.trained[name]) for name in self._moved}
+            return layout.pack(values), kept
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
@@ -271,12 +315,14 @@ def _gather(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-2, index.expand(*values.shape[:-2], *index.shape))
 
 
-def _put(old: Tensor | None, values: Tensor, index: Tensor, n: int) -> Tensor:
-    """The opposite: ``old`` (..., N, B), or zeros, with ``values`` (..., n, B) at ``index``."""
-    shape = (*values.shape[:-2], n, values.shape[-1])
-    base = values.new_zeros(shape) if old is None else old
-    extended = torch.cat([base, base[..., :1, :]], -2)  # one place more, for where the index is N
-    return extended.scatter(-2, index.expand(values.shape), values)[..., :n, :]
+def _put(values: Tensor, some: Tensor, index: Tensor) -> None:
+    """The opposite, in place: into ``values`` (..., N, B) ``some`` (..., n, B), where the index is not N."""
+    last = values.shape[-2] - 1
+    real = index <= last
+    # Where it is N a fit's first subject is put once more, and where it has none, what is there already.
+    place = torch.where(real, index, index[:1]).clamp(max=last).expand(some.shape)
+    first = torch.where(real[:1], some[..., :1, :], values.gather(-2, place[..., :1, :]))
+    values.scatter_(-2, place, torch.where(real, some, first))
 
 
 def _some(population: Population, index: Tensor) -> Population:

@@ -16,6 +16,7 @@ from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
+from medcm_cli.runs.units import amount
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -61,12 +62,15 @@ def tables(
     history = _history(model, objective, test, trained, omega_true, reported.units.scale)
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
+    coefficients = _coefficients(model, trained)
+    history |= {f"{TYPICAL}{name}": value for name, (value, _) in coefficients.items()}
     at = ", ".join(
-        f"{name} {covariates[name].reference:g} {covariates[name].unit}" for name in model.network.inputs
+        f"{name} {amount(covariates[name].reference, covariates[name].unit)}" for name in model.network.inputs
     )
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     parameters = reported.units.of_parameters(model.pk.units)
-    typical = {f"{TYPICAL}{name}": unit for name, unit in parameters.items()}
+    units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
+    typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
     known = {
         "objective": objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
@@ -219,6 +223,14 @@ def _effects(
             relative = (zeta[0] / reference[parameter]).reshape(shape).transpose(0, 1)
             result[name, parameter] = absolute, relative
     return result, {name: value.reshape(checkpoints, fits) for name, value in reference.items()}
+
+
+def _coefficients(model: Model, trained: Trained) -> dict[str, tuple[Tensor, str]]:
+    """Coefficient of the equations of typical parameters -> its values (C, B) and unit."""
+    checkpoints, _, fits = trained.checkpoints.shape
+    values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
+    found = model.network.coefficients(values)
+    return {name: (value.reshape(checkpoints, fits), unit) for name, (value, unit, _) in found.items()}
 
 
 def _effects_table(

@@ -30,6 +30,7 @@ def test_a_shifted_gaussian_is_as_far_as_the_shift(mixed_fits: Path, tmp_path: P
     assert found["eta_sliced"].isna().tolist() == [name != "vi" for name, _ in found.index]
     table = section(found.reset_index())
     assert [row[:1] for row in table.cells] == [["foce"], ["vi"]]
+    assert {"sigma additive, 1-W, IU/mL", "omega CL, 1-W"} <= set(table.headers)
 
 
 def of_last_checkpoint(folder: Path) -> dict[str, np.ndarray]:

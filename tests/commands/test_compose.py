@@ -18,7 +18,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from medcm_cli.commands.compose import Steps, Use, run
+from medcm_cli.commands import fit as fit_command
+from medcm_cli.commands.compose import RECORD, Steps, Use, checked_flags, run
 from medcm_cli.errors import InputError, JobError
 
 FAULTS: dict[int, tuple[Exception, str]] = {
@@ -200,3 +201,33 @@ def test_what_hydra_cannot_write_has_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("omegaconf.OmegaConf.save", full)
     with pytest.raises(OSError, match=r"No space left on device: 'multirun\.yaml'"):
         fit(job, "-m", "seed=1")
+
+
+@pytest.mark.parametrize("before", [None, "of a multirun before"])
+def test_a_refused_multirun_leaves_nothing_behind(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path = tmp_path / "empty"
+    tmp_path.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["medcm"])
+    if before is not None:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / RECORD).write_text(before)
+    with pytest.raises(InputError, match="study"):
+        fit_command.command(["-m", "study=../x", "objective=mse,fo"])
+    found = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*")}
+    if before is None:
+        assert not found
+    else:
+        assert sorted(found) == ["x", f"x/{RECORD}"]
+        assert found[f"x/{RECORD}"].read_text() == before
+
+
+def test_flags_may_stand_between_options(tmp_path: Path) -> None:
+    flags = checked_flags("fit", "config", ["-m", "seed=1", "-cd", str(tmp_path), "objective=mse,fo"])
+    assert (flags.overrides, flags.config_dir, flags.multirun) == (
+        ["seed=1", "objective=mse,fo"],
+        str(tmp_path),
+        True,
+    )

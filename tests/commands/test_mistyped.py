@@ -85,6 +85,27 @@ def test_an_unknown_option_suggests_those_that_are_like_it(
 
 
 @pytest.mark.parametrize(
+    ("option", "better"),
+    [
+        ("dataset.path=Größe.csv", """'dataset.path="Größe.csv"'"""),
+        ("dataset.path=it's (1).csv", """'dataset.path="it'\\''s (1).csv"'"""),
+        ("+dataset.columns={dv: Größe (cm), id: NR}", """'+dataset.columns={dv: "Größe (cm)", id: NR}'"""),
+        ("+dataset.columns={dv: Größe, id: 'a (b)'}", """{dv: "Größe", id: '\\''a (b)'\\''}'"""),
+        ("+dataset.keep={Größe: [1]}", "write it in a file"),
+        ("+dataset.keep.Größe=[1]", "write it in a file"),
+    ],
+)
+def test_a_value_that_needs_quotes_is_written_out(
+    option: str, better: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["medcm"])
+    with pytest.raises(InputError) as caught:
+        fit.command(["dataset=table", option])
+    assert better in str(caught.value)
+    assert "token" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("argument", "words"),
     [
         ("draw=3", "draw: no such option; did you mean draws?"),

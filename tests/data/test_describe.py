@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from medcm_cli.data import Format, describe, plain_covariates, read_events
+from medcm_cli.data import describe, read_plain
+from medcm_cli.errors import InputError
 
 TABLE = """\
 ID,TIME,EVID,AMT,RATE,ADDL,II,SS,OCC,DV,CENS,WT,VWF,NOTE
@@ -28,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_counts_and_spreads(path: Path) -> None:
-    held = describe(read_events(path, *plain_covariates(path, Format())))
+    held = describe(read_plain(path))
     assert held["subjects"] == 3
     # a: 1000 three times and 500; b: 800, and not the earlier doses of its steady state; c: 600.
     assert held["doses"] == 6
@@ -47,14 +48,15 @@ def test_counts_and_spreads(path: Path) -> None:
 
 
 def test_covariates_are_the_columns_with_numbers_that_have_no_other_use(path: Path) -> None:
-    covariates, how = plain_covariates(path, Format())
-    assert covariates == {"WT": "WT", "VWF": "VWF"}  # NOTE holds text
-    held = describe(read_events(path, covariates, how))
+    held = describe(read_plain(path))
+    assert set(held["covariates"]) == {"WT", "VWF"}  # NOTE holds text
     assert held["covariates"]["WT"] == {"missing": pytest.approx(1 / 3), "values": [65, 60, 70]}
     assert held["covariates"]["VWF"]["missing"] == 0
     assert held["changing"] == ["VWF"]
 
 
 def test_only_the_covariates_asked_for(path: Path) -> None:
-    covariates, _ = plain_covariates(path, Format(), ["WT"])
-    assert covariates == {"WT": "WT"}
+    with pytest.raises(InputError, match="'WT'"):  # as a fit would read it: one is missing
+        read_plain(path, wanted=["WT"])
+    path.write_text(TABLE.replace(",,150,", ",65,150,"))
+    assert list(read_plain(path, wanted=["wt"]).covariates) == ["WT"]

@@ -410,3 +410,12 @@ def test_a_file_of_two_decimal_marks_is_read_by_the_option_that_is_offered(
     assert events.dv[~events.is_dose].tolist() == [0.61, 0.05, 0.5, 0.05]
     assert events.censored[~events.is_dose].tolist() == [False, True, False, True]
     assert events.covariates["weight"].tolist() == [70.5, 70.5]
+
+
+def test_where_the_date_is_both_commands_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text("ID;Tag;TIME;EVID;AMT;DV\n1;08.03.2024;08:00;1;100;.\n1;09.03.2024;07:00;0;.;3\n")
+    with pytest.raises(InputError) as caught:
+        read_events(path, {})
+    assert "dataset.columns={date: Tag}" in str(caught.value)
+    assert "--column date=Tag of `medcm data check`" in str(caught.value)

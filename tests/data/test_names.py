@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medcm_cli.data import EventTable, Format, plain_covariates, read_events
+from medcm_cli.data import EventTable, Format, read_events, read_plain
 from medcm_cli.data.names import meaning
 from medcm_cli.errors import InputError
 from tests.helpers import SHARED
@@ -185,8 +185,8 @@ def test_a_covariate_that_may_be_misspelt_is_told() -> None:
 
 def test_a_column_that_looks_like_a_role_is_no_covariate_to_describe(tmp_path: Path) -> None:
     table(DUR=1.0, wt=70.0).to_csv(tmp_path / "events.csv", index=False)
-    covariates, _ = plain_covariates(tmp_path / "events.csv", Format())
-    assert covariates == {"wt": "wt"}
+    how = Format({"duration": None})
+    assert list(read_plain(tmp_path / "events.csv", how).covariates) == ["wt"]
 
 
 def test_observations_of_several_kinds_are_refused_until_one_is_chosen() -> None:

@@ -97,6 +97,32 @@ def test_random_effects_round_trip() -> None:
     assert RandomEffects(("CL",)).pairs == []
 
 
+def test_blocks_are_correlated_within_and_not_between() -> None:
+    """A block is what a full Omega of its effects alone would be, wherever they stand."""
+    effects = RandomEffects(("A", "B", "C", "D", "E"), [["A", "D", "C"], ["E"]])
+    assert effects.blocks == [[0, 2, 3], [4], [1]]
+    assert effects.pairs == [(2, 0), (3, 0), (3, 2)]
+    values = effects.init([Stream(0, 1, 1), Stream(0, 1, 2)], torch.float64)
+    values["correlation"] = values["correlation"] * 20
+    omega = dense(covariance(effects.cholesky(values)))
+    block = RandomEffects(("A", "C", "D"))
+    alone = dense(covariance(block.cholesky({**values, "omega": values["omega"][[0, 2, 3]]})))
+    torch.testing.assert_close(omega[[0, 2, 3]][:, [0, 2, 3]], alone)
+    assert bool((alone[0, 1] != 0).all())
+    for i in (1, 4):
+        others = [j for j in range(5) if j != i]
+        assert not omega[i, others].any()
+        torch.testing.assert_close(omega[i, i].sqrt(), torch.nn.functional.softplus(values["omega"][i]))
+
+
+@pytest.mark.parametrize(
+    "blocks", [[], [["A"], ["A", "B"]], [["A", "X"]], ["A", "B"], [[]], "block", [["A", 1]]]
+)
+def test_blocks_that_are_refused(blocks: Any) -> None:
+    with pytest.raises(InputError, match="omega"):
+        RandomEffects(("A", "B"), blocks)
+
+
 @pytest.mark.parametrize(
     ("components", "want"),
     [(("additive",), 0.2), (("proportional",), 1.5), (("additive", "proportional"), 0.4 * 5 + 0.2)],

@@ -25,6 +25,8 @@ def test_what_lies_outside_is_named_once_for_each_patient() -> None:
     assert found["patient"].tolist() == ["0", "1", "2", ""]
     assert found["message"][0] == "daily: a dose of 2000 mg lies outside the 500 to 1500 mg trained on"
     assert "72 h is longer than any follow-up trained on, 48 h" in found["message"][3]
+    single = outside(replace(ranges, dose=(100.0, 100.0)), events, "daily", 0.0)
+    assert single["message"][0].endswith("lies outside the 100 mg trained on")
     found = outside(ranges, events, "daily", np.array([20.0, 72.0, 96.0]))
     late = found[found["message"].str.contains("follow-up")]
     assert late["patient"].tolist() == ["1", "2"]  # nothing of another's is said of the first

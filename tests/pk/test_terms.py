@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import OdeModel, Schedule, learned_elimination_rate, sensitivities, solve
+from medcm_cli.pk import OdeModel, Schedule, learned_elimination_rate, sensitivities, solve, with_given
 from medcm_cli.pk.neural import ACTIVATIONS, Term
 
 F64 = torch.float64
@@ -162,6 +162,15 @@ def test_weights_follow_from_the_seed_of_a_fit() -> None:
         assert torch.equal(value, other[name].flip(-1))
     first = one["pk.elimination.layer_1"]
     assert not torch.equal(first[..., 0], first[..., 1])
+
+
+def test_a_model_with_given_parameters_has_its_terms() -> None:
+    schedule, z = batch(2)
+    given = with_given(PK, {"CL": "KE * V1"})
+    values = given.init(STREAMS[:2], F64)
+    assert list(given.weights(values)) == list(values) == list(PK.init(STREAMS[:2], F64))
+    own = {**{name: value for name, value in z.items() if name != "CL"}, "KE": z["CL"] / z["V1"]}
+    torch.testing.assert_close(solve(given, schedule, own), solve(PK, schedule, z))
 
 
 def exchange(t: Tensor, a: Any, p: Any, f: Any) -> dict[str, Tensor]:

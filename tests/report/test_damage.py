@@ -73,7 +73,7 @@ def test_nothing_below_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         summarize([tmp_path / "absent"])
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="is a file"):
         summarize([tmp_path / "file"])
 
 

@@ -57,7 +57,22 @@ def test_verdict(measured: Summary, tmp_path: Path, line: str, verdict: str) -> 
 
 def test_measured_value_is_shown(measured: Summary, tmp_path: Path) -> None:
     cells = compare(measured, expect(tmp_path, "vi,rmse,median,8.4,0.2,Table 1")).cells
-    assert cells == [["vi", "rmse median", "8.4", "0.2", "8.5", "within", "Table 1"]]
+    assert cells == [["vi", "rmse median, IU/dL", "8.4", "0.2", "8.5", "within", "Table 1"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("vi,omega_1,median,0.1,,x", "omega 1 median"),
+        ("vi,kl,mean,0.1,,x", "kl mean, nats"),
+        ("vi,sigma_additive,sd,0.1,,x", "sigma additive sd, IU/dL"),
+        ("vi,seconds,median,1,,x", "seconds median, s"),
+        ("vi,cv_2,median,1,,x", "cv 2 median, %"),
+        ("vi,complete,count,2,,x", "complete count"),
+    ],
+)
+def test_a_measure_has_its_name_and_unit(measured: Summary, tmp_path: Path, line: str, words: str) -> None:
+    assert compare(measured, expect(tmp_path, line)).cells[0][1] == words
 
 
 def test_expected_values_choose_their_group(tmp_path: Path) -> None:

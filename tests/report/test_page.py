@@ -308,6 +308,7 @@ def test_bad_input_is_one_line(
     for arguments, says in (
         ([str(tmp_path / "nowhere")], "no such folder"),
         ([str(study), "--out", str(tmp_path)], "is a folder"),
+        ([str(study), "--out", f"{Path(__file__)}/report.html"], "test_page.py is a file, not a folder"),
         ([str(tmp_path), "--expected", str(tmp_path / "none.csv")], "none.csv"),
     ):
         assert command(monkeypatch, *arguments) == 2

@@ -46,9 +46,11 @@ def test_a_planned_job_is_every_combination(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"axes": 3, "method": {}}', '{"axes": {"fold": ["a"]}}'])
-def test_what_is_no_plan_plans_nothing(tmp_path: Path, text: str) -> None:
+def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    assert list(planned(tmp_path / "x.json")) == []
+    with pytest.raises(InputError, match=r"x\.json: is damaged"):
+        list(planned(tmp_path / "x.json"))
+    assert list(planned(tmp_path / "gone.json")) == []
 
 
 def test_each_fit_is_counted_once_where_it_is(tmp_path: Path) -> None:
@@ -100,3 +102,20 @@ def test_what_has_changed_is_read_again(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         Watch([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"method": {}, "axes": {"fold": [1]}}', "\x00"])
+def test_a_damaged_plan_is_named(tmp_path: Path, text: str) -> None:
+    path = plan(tmp_path, FIRST, {"fold": [1, 2], "replicate": [1]})
+    assert path is not None
+    (path.parent / "other.json").write_text(text)
+    found = Watch([tmp_path]).look()
+    assert [len(method.wanted) for method in found.methods] == [2]
+    (line,) = found.unread
+    assert line.startswith(f"{path.parent / 'other.json'}: is damaged")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(InputError, match=r"a\.csv: is a file; expected a folder"):
+        Watch([tmp_path / "a.csv"])

@@ -14,6 +14,7 @@ from medcm_cli.haemophilia.preparation import Prepared, table
 from medcm_cli.report.tables import write
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import summarize
+from medcm_cli.runs.units import NONE, amount
 from medcm_cli.runs.walk import Fit
 
 UNITS = runs.Units("IU/dL", 100.0, "IU/mL", "IU")
@@ -45,6 +46,10 @@ def fits(root: Path) -> list[Fit]:
     found = [Fit(folder, record) for folder in runs.find(root) if (record := runs.read_record(folder))]
     assert found
     return found
+
+
+def test_a_value_in_a_sentence_has_its_unit() -> None:
+    assert [amount(70.0, "kg"), amount(0.5, NONE)] == ["70 kg", "0.5"]
 
 
 def test_every_column_of_a_study_names_its_unit(study: Path) -> None:

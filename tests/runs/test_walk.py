@@ -9,6 +9,7 @@ import pytest
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean, tail_rows, tail_weights
+from medcm_cli.runs.folder import find
 from medcm_cli.runs.walk import Fault, Fit, walk
 from tests.runs.test_folder import make_record
 
@@ -72,3 +73,16 @@ def test_rows_of_the_last_checkpoints_in_any_order() -> None:
     for bad in (np.array([0.0, np.nan]), np.array([]), np.array([0, 1, 1])):
         with pytest.raises(ValueError, match=r"epoch|reshape|zero-size"):
             tail_rows(bad, 10)
+
+
+def test_symbolic_links_are_followed_once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """To another place; not to one above, nor to what is read anyway."""
+    own = tmp_path_factory.mktemp("own")
+    (own / "elsewhere").symlink_to(root)
+    fits = len(list(find(root)))
+    assert len(list(find(own))) == fits > 0
+    (own / "again").symlink_to(root)
+    (own / "circle").symlink_to(own)
+    (own / "broken").symlink_to(own / "nowhere")
+    assert len(list(find(own))) == fits
+    assert len(list(walk([own, root]))) == fits

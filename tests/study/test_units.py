@@ -11,7 +11,7 @@ from medcm_cli.runs import Units
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import complete_problem
 from medcm_cli.study.problem import model_of
-from medcm_cli.study.units import thresholds_of, without_derived
+from medcm_cli.study.units import threshold_of, thresholds_of, without_derived
 from tests.helpers import STREAMS, configuration
 
 OWN = ("dataset=table", "dataset.path=events.csv", "network=none")
@@ -135,3 +135,16 @@ def test_a_fit_begins_where_it_does_in_hours_and_with_levels_of_a_usual_size() -
     assert torch.equal(of_days["V1"], typical["V1"])
     sigma, in_ng = (model.error.reported(values)["sigma_additive"] for model in (one, other))
     assert torch.allclose(in_ng, 1000 * sigma)
+
+
+@pytest.mark.parametrize(
+    ("said", "level"), [(5, 5), ("5", 5), (" 0.05 IU/mL", 5), ("5 IU/dL", 5), ("50 IU/L", 5)]
+)
+def test_a_threshold_with_or_without_a_unit(said: object, level: float) -> None:
+    assert threshold_of("--threshold", said, Units("IU/dL", 100.0, "IU/mL", "IU")) == pytest.approx(level)
+
+
+@pytest.mark.parametrize("said", ["5 mg/L", "high", "-1", 0, True, None, "nan", ""])
+def test_no_threshold(said: object) -> None:
+    with pytest.raises(InputError, match=r"--threshold has .*expected levels above 0"):
+        threshold_of("--threshold", said, Units("IU/dL", 100.0, "IU/mL", "IU"))

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from medcm_cli.report.figures import style
 from medcm_cli.runs.sweeps import Method, Sweep
+from medcm_cli.runs.units import amount
 
 FloatArray = npt.NDArray[np.float64]
 _BINS = 25
@@ -119,7 +120,8 @@ def _panel(axis: Axes, method: Method, curve: pd.DataFrame, truth: pd.DataFrame 
 def _column(sweep: Sweep, axes: list[Axes], pair: tuple[str, str], values: FloatArray | None) -> None:
     """What a column of panels says of its effect: a title, the covariate below, and its histogram."""
     entry = sweep.described["covariates"][pair[0]]
-    axes[0].set_title(f"{pair[1]}, relative to {entry['reference']:g} {entry['unit']}")
+    # In two lines, so that neighbours of five columns do not touch.
+    axes[0].set_title(f"{pair[1]}\nrelative to {amount(float(entry['reference']), str(entry['unit']))}")
     if values is not None:
         _histogram(axes[-1], values, float(entry["scale"]))
     axes[-1].set_xlabel(f"{pair[0]}, {entry['unit']}")

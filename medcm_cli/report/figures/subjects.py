@@ -74,13 +74,13 @@ def subjects(
         handles = _handles(method.label, colour, low)
         figure.legend(handles=handles, loc="upper center", ncols=len(handles), columnspacing=1.2)
     triangles = f" Open triangles: below {floor:.3g} {sweep.units.reported} or a limit." if low else ""
-    where = f"page {page} of {pages(diagnosis)}"
+    where = f"page {page} of {pages(diagnosis)}" if pages(diagnosis) > 1 else ""
     return style.Drawn(
         f"individuals_{style.slug(method.label)}_{page:02d}",
-        f"Individual fits, {method.label}, {where}",
+        ", ".join(filter(None, ["Individual fits", method.label, where])),
         figure,
-        f"Individual fits of {method.label} ({sweep.study}, {sweep.dataset}; {fit.record.address.place}), "
-        f"{where}: {_BANDS}.{triangles}",
+        f"Individual fits of {method.label} ({sweep.study}, {sweep.dataset}; {fit.record.address.place})"
+        f"{', ' if where else ''}{where}: {_BANDS}.{triangles}",
         f"{len(shown)} panels of level against time, one per subject, with {len(seen)} observations: "
         f"{_BANDS}.",
         pd.concat([curves.assign(what="curve"), seen.assign(what="observation")], ignore_index=True),

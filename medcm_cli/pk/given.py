@@ -1,0 +1,173 @@
+"""A compartment model with some of its parameters given through others, such as KA = KE + KD."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medcm_cli.errors import InputError
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.numerics.triangular import total
+from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.expression import Expression, parsed, units_of
+from medcm_cli.pk.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Given(PkModel):
+    """``model``, of which the parameters in ``through`` follow from the others and from those that only the
+    expressions name, which become parameters in their place.
+
+    What stands for a subject has the random effects: KE and KD are log-normal, and KA is their sum.
+    """
+
+    model: PkModel
+    through: Mapping[str, Expression]
+    parameters: tuple[str, ...]
+    lag: Mapping[int, str]
+    bioavailability: Mapping[int, str]
+    durations: Mapping[int, str]
+    bioavailability_keeps: str
+
+    @property
+    def dosed(self) -> int:
+        """See ``PkModel``."""
+        return self.model.dosed
+
+    @property
+    def takes_doses(self) -> int:
+        """See ``PkModel``."""
+        return self.model.takes_doses
+
+    @property
+    def observes(self) -> int | None:
+        """See ``PkModel``."""
+        return self.model.observes
+
+    @property
+    def scales_with_dose(self) -> bool:
+        """See ``PkModel``."""
+        return self.model.scales_with_dose
+
+    @property
+    def needs_double(self) -> bool:
+        """See ``PkModel``."""
+        return self.model.needs_double
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See ``PkModel``: those of what the model has itself, and what follows from them."""
+        known = dict(self.model.units)
+        for name, expression in reversed(list(self.through.items())):
+            if name in known:
+                known = {**units_of(expression, known[name], known), **known}
+        return {name: known[name] for name in self.parameters if name in known}
+
+    @property
+    def begins_empty(self) -> bool:
+        """See ``PkModel``."""
+        return self.model.begins_empty
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``PkModel``."""
+        return self.model.notes
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.init(streams, dtype)
+
+    def weights(self, values: Values) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.weights(values)
+
+    def half_life(self, z: Values) -> Tensor | None:
+        """See ``PkModel``."""
+        return self.model.half_life(self._all(z))
+
+    def predict(self, schedule: Schedule, z: Values) -> Tensor:
+        """See ``medcm_cli.pk.solve``."""
+        return self.model.predict(schedule, self._all(z))
+
+    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``: by the chain rule on the log scale.
+
+        :raises InputError: a parameter that changes in time is a sum with one of ``wrt``.
+        """
+        full = self._all(z)
+        shares = {name: self._shares(full, name) for name in wrt}
+        moved = tuple(dict.fromkeys(of for own in shares.values() for of in own))
+        prediction, columns = self.model.sensitivities(schedule, full, moved)
+        of = dict(zip(moved, columns, strict=True))
+        return prediction, [
+            total([of[name] * share for name, share in own.items()]) for own in shares.values()
+        ]
+
+    def _all(self, z: Values) -> dict[str, Tensor]:
+        """With what is given, in the order in which it is."""
+        full = dict(z)
+        for name, expression in self.through.items():
+            full[name] = torch.as_tensor(expression.value(full))
+        return full
+
+    def _shares(self, full: Values, name: str) -> dict[str, Tensor | float]:
+        """Parameter of the model -> the derivative of its logarithm in that of ``name``."""
+        tangents: dict[str, Tensor | float] = {name: full[name]}
+        shares: dict[str, Tensor | float] = {name: 1.0} if name in self.model.parameters else {}
+        for given, expression in self.through.items():
+            value, tangent = expression.slope(full, tangents)
+            if not isinstance(tangent, Tensor):
+                continue
+            tangents[given] = tangent
+            share = tangent / value
+            if share.ndim > 3:
+                first = share[:1]
+                if not torch.allclose(share, first.expand_as(share), rtol=1e-5):
+                    raise InputError(
+                        f"given.{given}: a covariate that changes in time changes the share that {name} has "
+                        "in it; expected one value per subject (dataset.over_time), or a product"
+                    )
+                share = first[0]
+            shares[given] = share
+        return shares
+
+
+def with_given(pk: PkModel, given: object) -> PkModel:
+    """A model whose parameters ``given`` follow from others: parameter -> an expression; ``pk`` itself where
+    there are none.
+
+    :raises InputError: no such parameter, no expression, or one that depends on what follows from it.
+    """
+    if not given:
+        return pk
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"given is {given!r}; expected a parameter and its expression, as in {{CL: KE * V1}}"
+        )
+    through = {str(name): parsed(f"given.{name}", text) for name, text in given.items()}
+    of_doses = {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}
+    before: set[str] = set()
+    for name, expression in through.items():
+        if name not in pk.parameters:
+            raise InputError(f"given.{name}: pk has no such parameter; it has {', '.join(pk.parameters)}")
+        if name in of_doses:
+            raise InputError(f"given.{name}: a parameter of doses is estimated itself, and not given")
+        if not expression.names:
+            raise InputError(f"given.{name} is {expression.text!r}: depends on no parameter; fix it instead")
+        later = [other for other in expression.names if other in through and other not in before]
+        if later:
+            raise InputError(f"given.{name}: {later[0]} is given too; expected it before, and in no circle")
+        before.add(name)
+    own = [name for name in pk.parameters if name not in through]
+    new = [n for e in through.values() for n in e.names if n not in through and n not in own]
+    return Given(
+        pk,
+        through,
+        (*own, *dict.fromkeys(new)),
+        pk.lag,
+        pk.bioavailability,
+        pk.durations,
+        pk.bioavailability_keeps,
+    )
