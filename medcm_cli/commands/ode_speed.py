@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,18 +49,20 @@ _BINDING = {"KEL": 0.05, "KON": 10.0, "KOFF": 1.0, "KINT": 0.05, "KDEG": 0.1, "R
 
 MODELS: Mapping[str, PkModel] = {
     "closed form": two_compartment(),
-    "two compartments": OdeModel(two_compartment_rate, tuple(_TWO), 2),
-    "Michaelis-Menten": OdeModel(michaelis_menten_rate, tuple(_SATURABLE), 1),
+    "two compartments": OdeModel(two_compartment_rate, tuple(_TWO), method="tsit5"),
+    "Michaelis-Menten": OdeModel(michaelis_menten_rate, tuple(_SATURABLE)),
 }
 
 
-def binding_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+def binding_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     """A drug that binds to its target: drug, free target less what there is at rest, and complex."""
     del t
-    drug, free, complex_ = amounts
-    bound = z["KON"] * drug * (z["R0"] + free) - z["KOFF"] * complex_
-    change = -z["KEL"] * drug - bound, -z["KDEG"] * free - bound, bound - z["KINT"] * complex_
-    return torch.stack(change)
+    bound = p.KON * a.drug * (p.R0 + a.free) - p.KOFF * a.complex
+    return {
+        "drug": -p.KEL * a.drug - bound,
+        "free": -p.KDEG * a.free - bound,
+        "complex": bound - p.KINT * a.complex,
+    }
 
 
 def measure(repeats: int, report: Callable[[str], None]) -> Section:
@@ -152,7 +154,7 @@ def _steady() -> tuple[dict[str, Task], list[Ratio]]:
 
 def _stiff() -> tuple[dict[str, Task], list[Ratio]]:
     """Fast binding to a target: 100 per hour, from doses about as large as the target, in float64."""
-    pk = OdeModel(binding_rate, tuple(_BINDING), 3, method="kvaerno5", amount_per_level=1.0)
+    pk = OdeModel(binding_rate, tuple(_BINDING), method="kvaerno5", amount_per_level=1.0)
     schedule = _once(10, _BINDING["R0"], torch.float64)
     tasks: dict[str, Task] = {
         f"binding by {method}": _gradient(replace(pk, method=of), schedule, _BINDING, 1, 10)

@@ -93,4 +93,8 @@ def add(call: Call, grads: list[Tensor | None], needs: Sequence[bool], more: Seq
 
 
 def sound(march: March, grad: Tensor) -> Tensor:
-    return grad if march.lost is None else grad.masked_fill(march.lost, 0)
+    """Without what comes from trajectories that have no way."""
+    # What subjects share has its gradient from all of them.
+    if march.lost is None or grad.shape[-3:] != march.lost.shape:
+        return grad
+    return grad.masked_fill(march.lost, 0)

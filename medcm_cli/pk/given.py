@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import total
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.dosing import Values
@@ -63,6 +64,24 @@ class Given(PkModel):
             if name in known:
                 known = {**units_of(expression, known[name], known), **known}
         return {name: known[name] for name in self.parameters if name in known}
+
+    @property
+    def begins_empty(self) -> bool:
+        """See ``PkModel``."""
+        return self.model.begins_empty
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``PkModel``."""
+        return self.model.notes
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.init(streams, dtype)
+
+    def weights(self, values: Values) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.weights(values)
 
     def half_life(self, z: Values) -> Tensor | None:
         """See ``PkModel``."""

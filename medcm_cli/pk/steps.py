@@ -72,13 +72,11 @@ class Control:
 class Right:
     """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
 
-    ``apart``: several stages, (C, I, S, N, B), are shown to the rate as samples, (C, I S, N, B).
     ``timed``: the rate depends on the time.
     """
 
     rate: Rate
     names: tuple[str, ...]
-    apart: bool = False
     timed: bool = True
 
     def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
@@ -86,22 +84,11 @@ class Right:
         time = where.left
         if self.timed:
             time = time + s * where.width
-        several = amounts.ndim > 4
-        if several and self.apart:
-            stages, samples = amounts.shape[1:3]
-            values = [v.expand(stages, *v.shape[-3:]).flatten(0, 1) for v in where.values]
-            time = time.expand(stages, *time.shape[-3:]).flatten(0, 1)
-            change = self.rate(time, amounts.flatten(1, 2), self._named(values))
-            change = change.unflatten(1, (stages, samples))
-        else:
-            change = self.rate(time, amounts, self._named(where.values))
+        change = self.rate(time, amounts, dict(zip(self.names, where.values, strict=True)))
         if where.inflow is not None:
-            lacks_stages = several and where.inflow.ndim == 4
+            lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
             change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
         return torch.mul(change, where.width, out=out)
-
-    def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self.names, values, strict=True))
 
 
 def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
@@ -129,6 +116,11 @@ def rows_of(change: Tensor, leaves: Sequence[Tensor], create_graph: bool = False
         )
         for one in each
     ]
+
+
+def leaf(value: Tensor) -> Tensor:
+    """The same, that has a gradient by it."""
+    return value if value.requires_grad else value.detach().requires_grad_()
 
 
 class Path(NamedTuple):

@@ -53,6 +53,10 @@ LATER_OF: Mapping[str, Config] = {
         "bioavailability_keeps": "duration",
         "adjoint": False,
         "norm": "rms",
+        "output": None,
+        "start": None,
+        "terms": {},
+        "parameter_units": {},
         "steady_state_doses": 50,
     },
 }

@@ -33,7 +33,7 @@ PARTNERS = {
     ),
     "pk=neural_ode": (
         "network=none",
-        "network.global_parameters=[CL,V1,UP1,DOWN1,SLOPE1,UP2,DOWN2,SLOPE2,UP3,DOWN3,SLOPE3]",
+        "network.global_parameters=[CL,V1]",
     ),
 }
 ADDED = {  # entries of groups that are empty
