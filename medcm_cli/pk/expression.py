@@ -20,11 +20,12 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "exp": torch.exp,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
+_FUNCTIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
+    "exp": (torch.exp, math.exp),
+    "log": (torch.log, math.log),
+    "sqrt": (torch.sqrt, math.sqrt),
 }
+"""Of tensors, and of plain numbers."""
 _DEEPEST = 50
 
 
