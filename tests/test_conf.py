@@ -40,7 +40,7 @@ PARTNERS = {
         "dataset.truth=null",
     ),
     "pk/neural_ode": (
-        "network.global_parameters=[UP1,UP2,UP3,DOWN1,DOWN2,DOWN3,SLOPE1,SLOPE2,SLOPE3]",
+        "network.global_parameters=[]",
         "random_effects=[V1]",
         "dataset.truth=null",
     ),

@@ -61,14 +61,15 @@ class Model:
     ) -> dict[str, Tensor]:
         """Initial values; ``typical_only`` leaves out Omega and sigma, for objectives without random
         effects."""
-        values = self.network.init(streams, dtype)
+        values = self.network.init(streams, dtype) | self.pk.init(streams, dtype)
         if not typical_only:
             values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
         return values
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
-        """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data."""
-        return self.network.typical(values, population.covariates)
+        """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the
+        compartment model has learned, (..., B)."""
+        return {**self.network.typical(values, population.covariates), **self.pk.weights(values)}
 
     def individual(self, zeta: Values, eta: Sequence[Tensor]) -> dict[str, Tensor]:
         """z = zeta exp(eta), eta one (S, N, B) per random effect."""

@@ -41,9 +41,9 @@ class RandomEffects:
             )
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
-        rows = blocks if isinstance(blocks, list | tuple) else ()  # a configuration's may be anything
-        listed = [name for block in rows if isinstance(block, list | tuple) for name in block]
-        plain = all(isinstance(block, list | tuple) and block for block in rows)
+        blocks = blocks if isinstance(blocks, list | tuple) else []
+        listed = [name for block in blocks if isinstance(block, list | tuple) for name in block]
+        plain = all(isinstance(block, list | tuple) and block for block in blocks)
         if not plain or not listed or len(set(listed)) < len(listed) or set(listed) - set(self.names):
             raise InputError(
                 f"omega is {self.structure!r}; expected full, diagonal, or blocks of random effects, each in "

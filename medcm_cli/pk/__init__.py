@@ -12,10 +12,15 @@ from torch import Tensor
 from medcm_cli.pk import dosing
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.equations import (
+    learned_elimination_rate,
+    michaelis_menten_rate,
+    neural_elimination_rate,
+    two_compartment_rate,
+)
 from medcm_cli.pk.given import with_given
 from medcm_cli.pk.linear import LinearModel
-from medcm_cli.pk.neural import neural_elimination_rate
-from medcm_cli.pk.ode import OdeModel, michaelis_menten_rate, two_compartment_rate
+from medcm_cli.pk.ode import OdeModel
 from medcm_cli.pk.ragged import Ragged
 from medcm_cli.pk.schedule import Schedule
 
@@ -26,6 +31,7 @@ __all__ = [
     "Ragged",
     "Schedule",
     "check_schedule",
+    "learned_elimination_rate",
     "michaelis_menten_rate",
     "neural_elimination_rate",
     "one_compartment",

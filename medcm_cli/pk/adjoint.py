@@ -8,7 +8,7 @@ from torch import Tensor
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.stages import Call, Slopes, pieces, slopes_of, solver
 from medcm_cli.pk.steps import March, Path
-from medcm_cli.pk.tableaux import Tableau
+from medcm_cli.pk.tableaux import coefficients
 
 
 def adjoint(
@@ -48,7 +48,7 @@ def backwards(
     by_stages = bar.new_empty(used + 1, *bar.shape)
     parts, backs = [of.unbind(0) for of in bars.unbind(0)], by_stages.unbind(0)
     flat_bars, flat = bars.flatten(1).unbind(0), by_stages.flatten(1).t()
-    rows = [bar.new_tensor(row[i + 1 :]) for i, row in enumerate(_later(tableau))]
+    rows = coefficients(tableau, bar.dtype, bar.device).later
     after = [flat[:, i + 1 :] for i in range(used)]
     for place in reversed(range(len(numbers))):
         h = path.steps[numbers[place]][1]
@@ -66,13 +66,6 @@ def backwards(
                 bars[at].add_(back, alpha=h * tableau.diagonal)
         bar = by_stages.sum(0)
     return bars, bar
-
-
-def _later(tableau: Tableau) -> list[list[float]]:
-    """Row i: what the change at a stage i adds to each stage after it and, last, to the end of a step."""
-    used = tableau.used
-    rows = [[tableau.rows[j][i] if j > i else 0.0 for j in range(used)] for i in range(used)]
-    return [[*row, weight] for row, weight in zip(rows, tableau.weights, strict=True)]
 
 
 def gradients_at(at: Slopes, needs: Sequence[bool], bars: Tensor) -> list[Tensor]:
@@ -100,4 +93,8 @@ def add(call: Call, grads: list[Tensor | None], needs: Sequence[bool], more: Seq
 
 
 def sound(march: March, grad: Tensor) -> Tensor:
-    return grad if march.lost is None else grad.masked_fill(march.lost, 0)
+    """Without what comes from trajectories that have no way."""
+    # What subjects share has its gradient from all of them.
+    if march.lost is None or grad.shape[-3:] != march.lost.shape:
+        return grad
+    return grad.masked_fill(march.lost, 0)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.schedule import Schedule
 
@@ -50,6 +52,26 @@ class PkModel(Protocol):
 
     def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Initial values, name -> (..., B), of what is trained in the model itself: nothing, as a rule."""
+        del streams, dtype
+        return {}
+
+    def weights(self, values: Values) -> dict[str, Tensor]:
+        """Those of ``init`` among trained values; ``z`` of ``predict`` and of the others has them, too."""
+        del values
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on how it is solved, where that is not what an option says."""
+        return ()
+
+    @property
+    def begins_empty(self) -> bool:
+        """Whether predictions are 0 until something is given."""
+        return True
 
     @property
     def scales_with_dose(self) -> bool:

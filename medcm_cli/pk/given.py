@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import shown
 from medcm_cli.errors import InputError
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import total
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.dosing import Values
@@ -64,6 +66,24 @@ class Given(PkModel):
                 known = {**units_of(expression, known[name], known), **known}
         return {name: known[name] for name in self.parameters if name in known}
 
+    @property
+    def begins_empty(self) -> bool:
+        """See ``PkModel``."""
+        return self.model.begins_empty
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``PkModel``."""
+        return self.model.notes
+
+    def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.init(streams, dtype)
+
+    def weights(self, values: Values) -> dict[str, Tensor]:
+        """See ``PkModel``."""
+        return self.model.weights(values)
+
     def half_life(self, z: Values) -> Tensor | None:
         """See ``PkModel``."""
         return self.model.half_life(self._all(z))
@@ -90,7 +110,9 @@ class Given(PkModel):
         """With what is given, in the order in which it is."""
         full = dict(z)
         for name, expression in self.through.items():
-            full[name] = torch.as_tensor(expression.value(full))
+            value = expression.value(full)
+            assert isinstance(value, Tensor)  # it has names
+            full[name] = value
         return full
 
     def _shares(self, full: Values, name: str) -> dict[str, Tensor | float]:
@@ -121,12 +143,12 @@ def with_given(pk: PkModel, given: object) -> PkModel:
 
     :raises InputError: no such parameter, no expression, or one that depends on what follows from it.
     """
-    if not given:
-        return pk
     if not isinstance(given, Mapping):
         raise InputError(
-            f"given is {given!r}; expected a parameter and its expression, as in {{CL: KE * V1}}"
+            f"given is {shown(given)}; expected parameters and their expressions, as in {{CL: KE * V1}}"
         )
+    if not given:
+        return pk
     through = {str(name): parsed(f"given.{name}", text) for name, text in given.items()}
     of_doses = {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}
     before: set[str] = set()

@@ -3,10 +3,10 @@
 Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steady import Tolerance, searched, solution
-from medcm_cli.pk.steps import Control, Rate, Right
+from medcm_cli.pk.steady import Period, Slope, Tolerance, searched, solution
+from medcm_cli.pk.steps import Control, Rate, Right, leaf, rows_of
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 # Where fewer trajectories than this share of all have a width, the others are left out.
@@ -34,11 +34,14 @@ class Integrable(Dosed, Protocol):
     """A model given as dA/dt, as this module sees it (``medcm_cli.pk.ode.OdeModel``)."""
 
     @property
-    def rate(self) -> Rate: ...
+    def right_side(self) -> Rate: ...
     @property
-    def compartments(self) -> int: ...
+    def timed(self) -> bool: ...
     @property
-    def observes(self) -> int: ...
+    def states(self) -> Sequence[str]: ...
+    @property
+    def seen(self) -> int | None: ...
+    def begin(self, z: Values) -> Tensor | None: ...
     @property
     def steady_state_doses(self) -> int: ...
     @property
@@ -57,29 +60,51 @@ class Stretch:
     moved: Sequence[Tangents] = ()
 
 
-def amounts(pk: Integrable, schedule: Schedule, z: Values, wrt: Sequence[str] = ()) -> tuple[Tensor, Values]:
+def amounts(
+    pk: Integrable, schedule: Schedule, z: Values, weights: Values, wrt: Sequence[str] = ()
+) -> tuple[Tensor, Values]:
     """Amounts in the observed compartment at each observation, (T, S, N, B), or (T, 1 + K, S, N, B) with K
-    derivatives, by the logarithms of ``wrt``, not numbers where they cannot be found; and the parameters in
-    force then.
+    derivatives, by the logarithms of ``wrt``, not numbers where they cannot be found; of all compartments (T,
+    C, ...) where ``pk.seen`` is None; and the parameters in force then.
 
     :param z: of each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
+    :param weights: of learned terms, (..., 1, 1, B), with five dimensions.
     :raises InputError: nothing can be solved.
     """
 
     def build(values: Values) -> Timeline:
-        return timeline(pk, pk.observes, pk.compartments, schedule, values)
+        return timeline(pk, pk.seen, len(pk.states), schedule, values)
 
     line = build(z)
     moves = [moving(build, pk, z, name) for name in wrt]
+    series = [replace(one, z={**one.z, **weights}) for one in line.series]
+    line = replace(line, z={**line.z, **weights}, series=series, start=pk.begin(line.z), superposed=False)
     run = _Run(pk, line, tuple(wrt), moves)
     whole = line
     if wrt:
         jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
-        whole = replace(line, jump=stacked(line.jump, jump, 2), extra=stacked(line.extra, extra, 1))
-    found = follow(whole, pk.observes, run.advance, run.steady)
+        whole = replace(line, jump=stacked(line.jump, jump, -4), extra=stacked(line.extra, extra, -4))
+    if wrt and line.start is not None:
+        turned = _turned(pk.begin, line.z, wrt)
+        whole = replace(whole, start=stacked(line.start, turned, -4))
+    found = follow(whole, pk.seen, run.advance, run.steady)
     if run.notes and bool(found.isnan().all()):
         raise InputError(run.notes[-1])
     return found, line.z_seen
+
+
+def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[str]) -> list[Tensor]:
+    """The derivatives of the amounts that a model begins with by logarithms of parameters."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        shape = torch.broadcast_shapes(*(value.shape for value in z.values() if value.ndim < 5))
+        own = {name: leaf(z[name].expand(shape)) for name in wrt}
+        amounts = start({**z, **own})
+        assert amounts is not None
+        rows = rows_of(amounts.movedim(-4, 0), list(own.values()), create_graph=again)
+    each = [[row[k] * value for row in rows] for k, value in enumerate(own.values())]
+    found = [torch.stack(of).movedim(0, -4) for of in each]
+    return found if again else [turn.detach() for turn in found]
 
 
 @dataclass(frozen=True)
@@ -94,11 +119,7 @@ class _Run:
 
     @cached_property
     def right(self) -> Right:
-        z = {
-            name: value.detach().flatten()[:1].nan_to_num(1.0).view(1, 1, 1)
-            for name, value in self.line.z.items()
-        }
-        return Right(self.pk.rate, tuple(z), *_kind(self.pk, z))
+        return Right(self.pk.right_side, tuple(self.line.z), timed=self.pk.timed)
 
     @cached_property
     def share(self) -> list[float]:
@@ -163,49 +184,37 @@ class _Run:
 
 def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
     """Those trajectories alone that have a width."""
-    index = (stretch.width != 0).flatten().nonzero().flatten()
+    index, fits = (stretch.width != 0).flatten().nonzero().flatten(), state.shape[-1]
 
     def chosen(values: Tensor) -> Tensor:
         return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+
+    def of_fit(values: Tensor) -> Tensor:
+        return values.expand(*values.shape[:-1], fits)[..., index % fits]
 
     part = Stretch(
         chosen(stretch.left),
         chosen(stretch.width),
         None if stretch.inflow is None else chosen(stretch.inflow),
-        {name: chosen(value) for name, value in stretch.z.items()},
+        {
+            name: chosen(value) if value.ndim < 5 else of_fit(value)  # which subjects share
+            for name, value in stretch.z.items()
+        },
     )
-    fits = state.shape[-1]
     end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)
 
 
-def _kind(pk: Integrable, z: Values) -> tuple[bool, bool]:
-    """``apart`` and ``timed`` of ``Right``: what a rate cannot be shown is found by showing it."""
-    like = next(iter(z.values()))
-    several = torch.linspace(0.5, 1.5, 2 * pk.compartments, dtype=like.dtype, device=like.device)
-    several = several.view(pk.compartments, 2, 1, 1, 1)
-    time = torch.zeros_like(several[0])
-    one_by_one = torch.stack([pk.rate(time[i], several[:, i], z) for i in range(2)], 1)
-
-    def alike(time: object, amounts: Tensor, wanted: Tensor) -> bool:
-        try:
-            found = pk.rate(cast("Tensor", time), amounts, z)
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):
-            return False
-        return found.shape == wanted.shape and torch.allclose(found, wanted, equal_nan=True)
-
-    return not alike(time, several, one_by_one), not alike(object(), several[:, 0], one_by_one[:, 0])
-
-
 @dataclass(frozen=True)
 class _Steady:
-    """What an endless series leads to; ``moved``: how K parameters of doses change it."""
+    """What an endless series leads to; ``moved``: how K parameters of doses change it; ``fit``, where it is
+    of some trajectories alone, as of ``March``."""
 
     run: _Run
     series: Series
     moved: Sequence[Tangents]
-
     control: Control
+    fit: tuple[Tensor, int] | None = None
 
     def amounts(self) -> tuple[Tensor, Tensor]:
         """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
@@ -217,16 +226,42 @@ class _Steady:
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
             x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
-        return here.after(here._differentiable(x, inverse), "latest"), settled
+        found = here._differentiable(x, inverse)
+        return (found if here._returns() else here.after(found, "latest")), settled
 
     def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
         """See ``steady.searched``."""
         own, fine = self.run.pk.control, self.control
         nothing = torch.zeros_like(self.run.line.jump[0])
+        start = self.run.pk.begin(self.series.z)
+        nothing = nothing if start is None else start.expand_as(nothing)
         wanted = self.series.present.expand_as(nothing[0])
         bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
         search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
-        return searched(bare.period, bare.slope, nothing, wanted, search, doses)
+
+        def some(index: Tensor) -> tuple[Period, Slope]:
+            part = bare.some(index, nothing.shape[1:])
+            return part.period, part.slope
+
+        return searched(bare.period, bare.slope, nothing, wanted, search, doses, some)
+
+    def some(self, index: Tensor, shape: Sequence[int]) -> "_Steady":
+        """That of some trajectories (n,) alone, of all (S, N, B)."""
+
+        def chosen(values: Tensor) -> Tensor:
+            if values.ndim > 4:  # which subjects share
+                return values.expand(*values.shape[:-1], shape[-1])[..., index % shape[-1]]
+            flat = values.expand(*values.shape[:-3], *shape).flatten(-3)
+            return flat.index_select(-1, index)[..., None, None, :]
+
+        own = {name: chosen(value) for name, value in vars(self.series).items() if isinstance(value, Tensor)}
+        z = {name: chosen(value) for name, value in self.series.z.items()}
+        return replace(self, series=replace(self.series, **own, z=z), fit=(index % shape[-1], shape[-1]))
+
+    def _returns(self) -> bool:
+        """Whether the last dose began a whole period ago, which leaves amounts as they are."""
+        latest, moved = self.series.latest, any("latest" in of for of in self.moved)
+        return not (latest.requires_grad or moved) and bool((latest == self.series.interval).all())
 
     def period(self, amounts: Tensor) -> Tensor:
         """From just before a dose to just before the next."""
@@ -242,7 +277,7 @@ class _Steady:
 
     def after(self, state: Tensor, hours: str) -> Tensor:
         """``hours``, the name of a field of the series, after a dose begins, from what was there before."""
-        count = self.run.pk.compartments
+        count = len(self.run.pk.states)
 
         def at_once(series: Series) -> list[Tensor]:
             return [series.at_once(count)]
@@ -269,7 +304,7 @@ class _Steady:
                 for turn in turns
             ]
             stretch = Stretch(begin, width, inflow, self.series.z, moved)
-            state = self.run.along(stretch, state, self.control)
+            state = self.run.along(stretch, state, self.control, self.fit)
         return state
 
     def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:

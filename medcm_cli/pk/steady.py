@@ -1,6 +1,7 @@
 """What endless doses lead to in a model that is integrated: the amounts that a period of them leaves as they
 are."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,12 @@ Period = Callable[[Tensor], Tensor]
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Likewise, with their derivatives (C, C, S, N, B) by those before."""
 
+Some = Callable[[Tensor], tuple[Period, Slope]]
+"""Which trajectories (n,), of all flattened -> both, of these alone: amounts (C, 1, 1, n)."""
+
 _STEPS = 50
+_SQUARED = 0.1  # of a step's length in the last: Newton's method is as fast as it should be
+_FEW = 0.7  # of all trajectories: fewer are followed without the others
 _WITHOUT_BOUND = 1e6  # of what one dose leaves: amounts that will not settle
 _DIGITS = 1e-4  # of the amounts, that the solver's error may have grown to
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order. An
@@ -58,7 +64,13 @@ def settle(
 
 @torch.no_grad()
 def searched(
-    period: Period, slope: Slope, nothing: Tensor, wanted: Tensor, search: Tolerance, doses: int
+    period: Period,
+    slope: Slope,
+    nothing: Tensor,
+    wanted: Tensor,
+    search: Tolerance,
+    doses: int,
+    some: Some | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fixed point x = P(x) of a period, by Newton's method; (1 - dP/dx)^-1 (C, C, S, N, B) there; and
     whether (S, N, B) there is one.
@@ -66,13 +78,18 @@ def searched(
     :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
     :param doses: that a second search begins after, where the first fails; 0: there is none.
     """
-    begin = period(nothing)
-    x, inverse, settled, lost = _newton(slope, begin, wanted, search)
+    x, inverse, settled, lost = _newton(slope, nothing, wanted, search, some)
     missing = wanted & ~settled & ~lost
     if doses and bool(missing.any()):
-        for _ in range(doses - 1):
+        index, begin = missing.flatten().nonzero().flatten(), nothing
+        if some is not None:
+            (period, slope), begin, missing = some(index), _chosen(begin, index), _chosen(missing, index)
+        for _ in range(doses):
             begin = period(begin)
         other, other_inverse, found, _ = _newton(slope, begin, missing, search)
+        if some is not None:
+            other, other_inverse = _put(x, index, other), _put(inverse, index, other_inverse)
+            found = _put(torch.zeros_like(settled), index, found)
         x, inverse = torch.where(found, other, x), torch.where(found, other_inverse, inverse)
         settled = settled | found
     return x, torch.where(settled, inverse, 0), settled
@@ -117,32 +134,87 @@ class _Solution(torch.autograd.Function):
         return None, None, *[None] * ctx.count, *(next(grads) if need else None for need in needs)
 
 
+def _chosen(values: Tensor, index: Tensor) -> Tensor:
+    """Some trajectories, (..., 1, 1, n)."""
+    return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+
+
+def _put(values: Tensor, index: Tensor, some: Tensor) -> Tensor:
+    """The opposite: all, with others in their place."""
+    flat = values.flatten(-3)
+    return flat.index_copy(-1, index, some.flatten(-3).expand(*flat.shape[:-1], -1)).view_as(values)
+
+
+def _among(some: Some, index: Tensor, inner: Tensor) -> tuple[Period, Slope]:
+    return some(index[inner])
+
+
+class _Search(NamedTuple):
+    """Amounts ``x`` (C, S, N, B); those that trajectories without a solution are put back to; the length of
+    the ``last`` step and the ``most`` that amounts may come to, (S, N, B)."""
+
+    x: Tensor
+    begin: Tensor
+    last: Tensor
+    most: Tensor
+
+
 def _newton(
-    slope: Slope, begin: Tensor, wanted: Tensor, search: Tolerance
+    slope: Slope, begin: Tensor, wanted: Tensor, search: Tolerance, some: Some | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Amounts, (1 - dP/dx)^-1 (C, C, S, N, B) there, whether these are a solution, and whether amounts grow
-    without bound. Where there is no solution they are those of the beginning, so that no other's period is
-    harder to integrate."""
-    x, active, settled, boundless = begin, wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
-    most = _WITHOUT_BOUND * begin.abs().amax(0)
+    without bound. Where there is no solution they are what one period makes of the beginning, so that no
+    other's period is harder to integrate."""
+    zero = torch.zeros_like(begin[0])
+    return _steps(slope, _Search(begin, begin, zero, zero), wanted, search, some, range(_STEPS))
+
+
+def _steps(
+    slope: Slope, at: _Search, wanted: Tensor, search: Tolerance, some: Some | None, numbers: range
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``_newton``. Where most have their solution, the others are followed without them."""
+    x, begin, last, most = at
+    active, settled, boundless = wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
     unit = torch.eye(len(begin), dtype=begin.dtype, device=begin.device).view(*[len(begin)] * 2, 1, 1, 1)
     inverse = unit.expand(len(begin), *begin.shape)
-    for _ in range(_STEPS):
+    for number in numbers:
         after, by = slope(x)
+        if not number:
+            begin, most = after, _WITHOUT_BOUND * after.abs().amax(0)
         now = inverse_of(torch.where(active, unit - by, unit))
         inverse = torch.where(active, now, inverse)
         step = times(now, after - x)
         # No step makes an amount negative, where a rate may not be defined.
         there = torch.where((x > 0) & (x + step < 0), x / 10, x + step)
-        size = there.abs().amax(0)
-        growth = now.abs().sum(1).amax(0)
-        doubt = growth * (search.rtol * size + search.atol)
-        done = active & (step.abs().amax(0) <= search.relative * size + search.absolute + 4 * doubt)
-        lost = active & ~(size < most)
+        size, growth, length = there.abs().amax(0), now.abs().sum(1).amax(0), step.abs().amax(0)
+        done = active & _close(search, size, growth, length, last)
+        last, lost = length, active & ~(size < most)
         settled = settled | (done & ~lost & (growth * search.rtol < _DIGITS))
         boundless = boundless | lost
         x = torch.where(lost, begin, torch.where(active, there, x))
         active = active & ~done & ~lost
         if not bool(active.any()):
             break
+        if some is not None and float(active.double().mean()) < _FEW:
+            index = active.flatten().nonzero().flatten()
+            part = _Search(*(_chosen(values, index) for values in (x, begin, last, most)))
+            alone, all_of_them = (
+                functools.partial(_among, some, index),
+                torch.ones_like(part.last, dtype=torch.bool),
+            )
+            found = _steps(some(index)[1], part, all_of_them, search, alone, range(number + 1, _STEPS))
+            whole = zip((x, inverse, settled, boundless), found, strict=True)
+            x, inverse, settled, boundless = (_put(values, index, own) for values, own in whole)
+            active = torch.zeros_like(active)
+            break
     return torch.where(active, begin, x), inverse, settled, boundless
+
+
+def _close(search: Tolerance, size: Tensor, growth: Tensor, length: Tensor, last: Tensor) -> Tensor:
+    """Whether a step of this ``length``, the ``last`` of which is known, leads to a solution."""
+    doubt = growth * (search.rtol * size + search.atol)
+    enough = search.relative * size + search.absolute + 4 * doubt
+    # Errors are squared: the next step would be as many times shorter once more, and squared.
+    shorter = length / last
+    beyond = torch.where(shorter < _SQUARED, length * shorter.square(), torch.inf)
+    return (length <= enough) | (10 * beyond <= enough)

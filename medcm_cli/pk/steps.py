@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
-from medcm_cli.pk.tableaux import Tableau
+from medcm_cli.pk.tableaux import Tableau, coefficients
 
 Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -28,7 +28,10 @@ _STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
 _DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
 _KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
 _NEWTON = 10  # iterations of an implicit stage
-_CLOSE = 1e-3  # of the tolerance, that such a stage is solved to
+_CLOSE = 1e-2  # of the tolerance, that such a stage is solved to
+# Of the changes in these, each to the last: what is supposed, and the power of what stages before it had.
+_SLOW, _TRUST = 0.9, 0.8
+_SINGLE = 1.5  # tolerances: the largest error of a trajectory, where their mean is kept within one
 
 
 class Where(NamedTuple):
@@ -56,7 +59,8 @@ class Where(NamedTuple):
 @dataclass(frozen=True)
 class Control:
     """A method, its tolerances (``atol`` in amounts), and what is kept within them: in every fit the root
-    mean square over its trajectories and compartments or, with ``largest``, the error of each of these."""
+    mean square over its trajectories and compartments, and the error of each within 1.5 of them, or, with
+    ``largest``, the error of each."""
 
     tableau: Tableau
     rtol: float
@@ -68,13 +72,11 @@ class Control:
 class Right:
     """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
 
-    ``apart``: several stages, (C, I, S, N, B), are shown to the rate as samples, (C, I S, N, B).
     ``timed``: the rate depends on the time.
     """
 
     rate: Rate
     names: tuple[str, ...]
-    apart: bool = False
     timed: bool = True
 
     def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
@@ -82,22 +84,11 @@ class Right:
         time = where.left
         if self.timed:
             time = time + s * where.width
-        several = amounts.ndim > 4
-        if several and self.apart:
-            stages, samples = amounts.shape[1:3]
-            values = [v.expand(stages, *v.shape[-3:]).flatten(0, 1) for v in where.values]
-            time = time.expand(stages, *time.shape[-3:]).flatten(0, 1)
-            change = self.rate(time, amounts.flatten(1, 2), self._named(values))
-            change = change.unflatten(1, (stages, samples))
-        else:
-            change = self.rate(time, amounts, self._named(where.values))
+        change = self.rate(time, amounts, dict(zip(self.names, where.values, strict=True)))
         if where.inflow is not None:
-            lacks_stages = several and where.inflow.ndim == 4
+            lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
             change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
         return torch.mul(change, where.width, out=out)
-
-    def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self.names, values, strict=True))
 
 
 def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
@@ -125,6 +116,11 @@ def rows_of(change: Tensor, leaves: Sequence[Tensor], create_graph: bool = False
         )
         for one in each
     ]
+
+
+def leaf(value: Tensor) -> Tensor:
+    """The same, that has a gradient by it."""
+    return value if value.requires_grad else value.detach().requires_grad_()
 
 
 class Path(NamedTuple):
@@ -159,8 +155,8 @@ class March:
         self.notes = list[str]()
         self.right, self.where, self.control, self.fit = right, where, control, fit
         self.tableau, self.x = control.tableau, amounts.detach().contiguous()
-        self.rows = [self.x.new_tensor(row) for row in self.tableau.rows]
-        self.error = self.x.new_tensor(self.tableau.error)
+        of = coefficients(self.tableau, self.x.dtype, self.x.device)
+        self.rows, self.error, self.guesses = of.rows, of.error, of.guesses
         self.k = self.x.new_empty(len(self.rows), *amounts.shape)
         self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
@@ -246,9 +242,12 @@ class March:
         return self._norm(self._errors(end, h))
 
     def _norm(self, errors: Tensor) -> Tensor:
+        each = errors.abs().amax().reshape(1)
         if self.control.largest:
-            return errors.abs().amax().reshape(1)
-        return (self._by_fit(errors.square_()) / self.count).sqrt_()
+            return each
+        # A few whose elimination is no longer saturated, while others' is, do not show in a mean.
+        mean = (self._by_fit(errors.square_()) / self.count).sqrt_()
+        return torch.maximum(mean, each.div_(_SINGLE))
 
     def _steepest(self, s: float) -> Tensor:
         """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""
@@ -300,13 +299,15 @@ class _Implicit:
         if march.lost is not None:
             slope = slope.masked_fill(march.lost, 0)
         self.matrix = inverse(unit - self.part * slope)
+        self.speed = _SLOW
 
     def __call__(self, stage: int, base: Tensor) -> Tensor | None:
         """From ``base``, the stage without its own change, to the stage, in its place; where (S, N, B) it is
         solved, None for everywhere."""
         march, known, k = self.march, base.clone(), self.march.changes[stage]
         s = self.s + march.tableau.nodes[stage] * self.h
-        base.add_(march.changes[stage - 1], alpha=self.part)
+        flat = base.flatten()
+        torch.addmv(flat, march.before[stage], march.guesses[stage], alpha=self.part, out=flat)
         size, last = torch.maximum(known.abs(), base.abs()), math.inf
         scale = size * march.control.rtol + march.control.atol
         for _ in range(_NEWTON):
@@ -315,11 +316,11 @@ class _Implicit:
             base.add_(change)
             far = (change / scale).abs_().amax(0)
             now = float(far.max())
-            speed = now / last if last < math.inf else 0.9
+            speed = now / last if last < math.inf else self.speed**_TRUST
             if now == 0 or (speed < 1 and now * speed / (1 - speed) <= _CLOSE):
                 torch.sub(base, known, out=k).div_(self.part)
                 return None
             if not now < 2 * last:
                 break
-            last = now
+            self.speed, last = (speed if last < math.inf else self.speed), now
         return far <= _CLOSE

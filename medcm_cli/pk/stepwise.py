@@ -1,7 +1,8 @@
-"""Linear models whose parameters change in time: exact, by the exponential of the rate matrix over each
-interval between events."""
+"""Linear models whose parameters change in time, or that are given by a rate function: exact, by the
+exponential of the rate matrix over each interval between events."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -27,33 +28,66 @@ class Rates(Dosed, Protocol):
     def rate_matrix(self, z: Values) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Flow:
+    """dA/dt = K A + b: ``matrix`` K (..., C, C), 1/h, at parameters (...); ``source`` b (C, ...), amount/h,
+    and amounts at first and after a reset, ``begin`` (C, ...), where there are any."""
+
+    compartments: int
+    matrix: Callable[[Values], Tensor]
+    source: Callable[[Values], Tensor] | None = None
+    begin: Callable[[Values], Tensor] | None = None
+    superposed: bool = True
+
+
 def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``. Exact for parameters that do not change, too."""
     shapes = (value.shape[-3:] for value in z.values())
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
     states = len(pk.rate_matrix({name: value.flatten()[0] for name, value in z.items()}))
-    line = timeline(pk, pk.central, states, schedule, z)
-    transition, gain = _propagator(pk.rate_matrix(line.z), line.width, line.inflow)
+    found, then = amounts(pk, Flow(states, pk.rate_matrix), pk.central, schedule, z)
+    return found / (pk.amount_per_level * then[pk.volume])
+
+
+def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Values) -> tuple[Tensor, Values]:
+    """Amounts in a compartment at each observation, (T, S, N, B), or in all, (T, C, S, N, B); and the
+    parameters in force then.
+
+    :param seen: the compartment, None for all. :param z: (S, N, B) each, or (P, S, N, B).
+    """
+    states = flow.compartments
+    line = timeline(pk, seen, states, schedule, z)
+    inflow = line.inflow
+    if flow.source is not None:
+        inflow = inflow + flow.source(line.z).movedim(0, -4)
+    if flow.begin is not None:
+        line = replace(line, start=flow.begin(line.z))
+    line = replace(line, superposed=flow.superposed)
+    transition, gain = _propagator(flow.matrix(line.z), line.width, inflow)
 
     def advance(interval: int, amounts: Tensor) -> Tensor:
         return _times(transition[interval], amounts) + gain[interval]
 
     def steady(series: Series) -> tuple[Tensor, Tensor]:
-        matrix = pk.rate_matrix(series.z)
+        matrix = flow.matrix(series.z)
+        more = 0.0 if flow.source is None else flow.source(series.z)
         at_once = series.at_once(states)
-        move, taken = _moves(matrix, series.stretches(states, series.interval))
+
+        def stretches(hours: Tensor) -> list[tuple[Tensor, Tensor]]:
+            return [(width, into + more) for width, into in series.stretches(states, hours)]
+
+        move, taken = _moves(matrix, stretches(series.interval))
         rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
         # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
         before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
-        move, taken = _moves(matrix, series.stretches(states, series.latest))
+        move, taken = _moves(matrix, stretches(series.latest))
         amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
         # What a rate matrix without elimination leaves over is rounding.
         growth = torch.linalg.inv_ex(rest.detach())[0].abs().sum(-1).amax(-1)
         return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
 
-    amounts = follow(line, pk.central, advance, steady)
-    return amounts / (pk.amount_per_level * line.z_seen[pk.volume])
+    return follow(line, seen, advance, steady), line.z_seen
 
 
 def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

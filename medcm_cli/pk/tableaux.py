@@ -3,7 +3,14 @@
 In both, the last stage is where the step ends, so that the first of the next step is known.
 """
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,52 @@ class Tableau:
     def weights(self) -> tuple[float, ...]:
         """Of the ``used`` stages in the solution."""
         return (*self.rows[-1], self.diagonal) if self.diagonal else self.rows[-1]
+
+    @property
+    def later(self) -> list[list[float]]:
+        """Row i: what the change at a stage i adds to each stage after it and, last, to the end of a step."""
+        used = self.used
+        rows = [[self.rows[j][i] for j in range(i + 1, used)] for i in range(used)]
+        return [[*row, weight] for row, weight in zip(rows, self.weights, strict=True)]
+
+    @property
+    def guesses(self) -> list[list[float]]:
+        """Row i: of the changes at the stages before it, in that at stage i of an implicit method, by the
+        polynomial through those whose nodes differ."""
+        found = list[list[float]]()
+        for i, node in enumerate(self.nodes):
+            known = {self.nodes[j]: j for j in range(i)}
+            row = [0.0] * i
+            for here, j in known.items():
+                row[j] = math.prod((node - there) / (here - there) for there in known if there != here)
+            found.append(row)
+        return found
+
+
+class Coefficients(NamedTuple):
+    """What tensors of one kind are weighted with: of a ``Tableau``."""
+
+    rows: list[Tensor]
+    error: Tensor
+    weights: Tensor
+    later: list[Tensor]
+    guesses: list[Tensor]
+
+
+@functools.lru_cache(maxsize=64)
+def coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Coefficients:
+    """Made once: a tensor of a few numbers costs as much as a stage of few trajectories."""
+
+    def made(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return Coefficients(
+        [made(row) for row in tableau.rows],
+        made(tableau.error),
+        made(tableau.weights),
+        [made(row) for row in tableau.later],
+        [made(row) for row in tableau.guesses],
+    )
 
 
 _LAST = (

@@ -15,6 +15,7 @@ from medcm_cli.pk.adjoint import add, backwards, gradients_at, sound
 from medcm_cli.pk.replay import Inputs
 from medcm_cli.pk.stages import Call, Slopes, pieces, slopes_of, solver, staged
 from medcm_cli.pk.steps import March, Path
+from medcm_cli.pk.tableaux import coefficients
 
 
 def carried(
@@ -59,7 +60,7 @@ def _forwards(
 ) -> tuple[Tensor, Tensor]:
     """Tangents at each stage of some steps, (I, C, K, S, N, B), and at their end."""
     tableau, used = march.tableau, march.tableau.used
-    rows = [tangents.new_tensor(row) for row in (*tableau.rows[:used], tableau.weights)]
+    of = coefficients(tableau, tangents.dtype, tangents.device)
     matrix = solver(march, path, numbers, slope)
     of_stages = torch.stack(list(slope))[:, :, None].unbind(-4)
     stages = tangents.new_empty(len(numbers) * used, *tangents.shape)
@@ -69,14 +70,14 @@ def _forwards(
         h, begin = path.steps[number][1], tangents.flatten()
         for i in range(used):
             at = place * used + i
-            base = begin if not i else torch.addmv(begin, flat[:i].t(), rows[i] * h)
+            base = begin if not i else torch.addmv(begin, flat[:i].t(), of.rows[i], alpha=h)
             stage, here = base.view_as(tangents), source.select(-4, at)
             if i and matrix is not None:
                 part = h * tableau.diagonal
                 stage = times(matrix.select(-4, at)[:, :, None], stage + part * here)
             stages[at] = stage
             changes[i] = times(of_stages[at], stage) + here
-        tangents = torch.addmv(begin, flat.t(), rows[-1] * h).view_as(tangents)
+        tangents = torch.addmv(begin, flat.t(), of.weights, alpha=h).view_as(tangents)
     return stages, tangents
 
 

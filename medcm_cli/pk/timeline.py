@@ -73,8 +73,11 @@ class Timeline:
     ``left`` and ``width`` (I, S, N, B); ``inflow`` (I, C, S, N, B), infusions in amount/h; ``jump`` (I + 1,
     C, S, N, B), doses given at once; ``reset`` (I + 1, S, N, B) or None, where amounts become 0; ``z``:
     parameters in force in each interval, (I, S, N, B) where they change. ``seen`` (T, S, N, B): the event of
-    each observation, which comes before the jumps of its time, and ``extra`` (T, S, N, B): what of these it
-    can see; ``z_seen``: parameters in force then.
+    each observation, which comes before the jumps of its time, and ``extra`` (T, S, N, B), or (T, C, S, N, B)
+    where all compartments are observed: what of these it can see; ``z_seen``: parameters in force then.
+    ``start``: amounts (C, S, N, B) that there are at first and after a reset, (I, C, S, N, B) where they
+    depend on the interval, None for none. ``superposed``: a steady state is added to what is there, and does
+    not take its place.
     """
 
     left: Tensor
@@ -87,14 +90,24 @@ class Timeline:
     seen: Tensor
     extra: Tensor
     z_seen: Values
+    start: Tensor | None = None
+    superposed: bool = True
 
     def z_of(self, interval: int) -> Values:
         """Parameters in force in an interval, (S, N, B)."""
-        return {name: value[interval] if value.ndim > 3 else value for name, value in self.z.items()}
+        return {name: value[interval] if value.ndim == 4 else value for name, value in self.z.items()}
+
+    def start_of(self, event: int) -> Tensor:
+        """Amounts that there are where everything begins at an event."""
+        if self.start is None:
+            return torch.zeros_like(self.jump[0])
+        several = self.start.ndim > self.jump[0].ndim
+        start = self.start[min(event, len(self.start) - 1)] if several else self.start
+        return start.expand_as(self.jump[0])
 
 
-def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Values) -> Timeline:
-    """For a model with ``states`` compartments, of which ``observed`` (from 0) is observed.
+def timeline(pk: Dosed, observed: int | None, states: int, schedule: Schedule, z: Values) -> Timeline:
+    """For a model with ``states`` compartments, of which ``observed`` (from 0) is observed; None: all are.
 
     :param z: each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
     """
@@ -104,9 +117,14 @@ def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Value
     edges, places = _edges(schedule, given, endless, z)
     left, right = edges[:-1], edges[1:]
     once = torch.where(_arrives(schedule, given), given.once, 0)
-    visible = (given.start[:, None] == schedule.time) & (given.compartment == observed)[:, None]
+    at_time = given.start[:, None] == schedule.time
     if schedule.visible is not None:
-        visible = visible & (schedule.visible > 0)[given.row]
+        at_time = at_time & (schedule.visible > 0)[given.row]
+
+    def extra(compartment: int) -> Tensor:
+        visible = at_time & (given.compartment == compartment)[:, None]
+        return torch.where(visible, once[:, None], 0).sum(0)
+
     dtype = schedule.amount.dtype
     return Timeline(
         left=left.to(dtype),
@@ -117,7 +135,7 @@ def timeline(pk: Dosed, observed: int, states: int, schedule: Schedule, z: Value
         series=[] if endless is None else _series(schedule, doses, endless, places["series"], z),
         z=dosing.in_force(schedule, right, z),
         seen=places["time"],
-        extra=torch.where(visible, once[:, None], 0).sum(0),
+        extra=torch.stack([extra(c) for c in range(states)], 1) if observed is None else extra(observed),
         z_seen=dosing.in_force(schedule, schedule.time, z, schedule.of_time),
     )
 
@@ -323,34 +341,37 @@ def _series(
 
 def follow(
     line: Timeline,
-    observed: int,
+    observed: int | None,
     advance: Callable[[int, Tensor], Tensor],
     steady: Callable[[Series], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Amount in the observed compartment at each observation, (T, S, N, B); not a number after a steady state
-    that there is not. Amounts may be (C, ..., S, N, B), as ``line.jump`` and ``line.extra`` then are, too.
+    """Amount in the observed compartment at each observation, (T, S, N, B), or in all, (T, C, S, N, B); not a
+    number after a steady state that there is not. Amounts may be (C, ..., S, N, B), as ``line.jump``,
+    ``line.extra`` and ``line.start`` then are, too.
 
     :param advance: (interval, amounts (C, S, N, B) at its left end) -> amounts at its right end.
     :param steady: a series -> amounts (C, S, N, B) that it has led to, and whether (S, N, B) it has.
     """
-    state = torch.zeros_like(line.jump[0])
+    place = slice(None) if observed is None else observed
+    state = line.start_of(0)
     states = [(series, *steady(series)) for series in line.series]
     at_events = []
     for event, jump in enumerate(line.jump):
         if event:
             state = advance(event - 1, state)
         if line.reset is not None:
-            state = torch.where(line.reset[event], 0, state)
-        at_events.append(state[observed])
+            state = torch.where(line.reset[event], 0 if line.start is None else line.start_of(event), state)
+        at_events.append(state[place])
         state = state + jump
         for series, amounts, _ in states:
-            state = state + torch.where(series.present & (series.event == event), amounts, 0)
+            here = series.present & (series.event == event)
+            state = torch.where(here, state + amounts if line.superposed else amounts, state)
     more = at_events[0].ndim - 3
     seen = line.seen.view(len(line.seen), *[1] * more, *line.seen.shape[1:]).expand(-1, *at_events[0].shape)
     found = torch.stack(at_events).gather(0, seen) + line.extra
     for series, amounts, settled in states:
         sees = series.sees.view(len(series.sees), *[1] * more, *series.sees.shape[1:])
-        found = found + torch.where(sees, amounts[observed], 0)
+        found = torch.where(sees, (found if line.superposed else line.extra) + amounts[place], found)
         wrong = series.present & ~(settled & series.within)
         found = torch.where(wrong & (sees | (seen > series.event)), torch.nan, found)
     return found

@@ -240,7 +240,7 @@ def check_observations(events: EventTable, model: Model, dataset: Config) -> Non
         raise InputError("dataset.logged=true: the levels are logarithms; expected error=log_normal")
     if model.error.needs_positive:
         _check_positive(events)
-    if not model.error.allows_zero:
+    if not model.error.allows_zero and model.pk.begins_empty:
         _check_predose(events, model.pk)
 
 
@@ -283,7 +283,8 @@ def _check_predose(events: EventTable, pk: PkModel) -> None:
     at_first = events.clock == first_dose[part]
     # A dose that is there at once, where it is observed, is seen by what comes after it at its very time.
     into = np.where(events.compartment < 0, pk.dosed, events.compartment)
-    at_once = events.is_dose & at_first & (events.duration == 0) & (into == pk.observes)
+    seen = np.ones_like(into, dtype=bool) if pk.observes is None else into == pk.observes
+    at_once = events.is_dose & at_first & (events.duration == 0) & seen
     at_once &= ~np.isin(into + 1, list(pk.lag))
     row, begins = np.arange(len(part)), np.full(part.max() + 1, len(part))
     np.minimum.at(begins, part[at_once], row[at_once])

@@ -78,7 +78,7 @@ def as_config(composed: DictConfig, options: Sequence[str] = JOB) -> dict[str, A
     config = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(config, dict)
     check_depth(config, "the configuration")
-    return {str(key): value for key, value in with_method(config, "tsit5").items()}
+    return {str(key): value for key, value in with_method(config, "auto").items()}
 
 
 def with_method(config: Mapping[Any, Any], method: str) -> dict[Any, Any]:
@@ -139,7 +139,6 @@ _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "objective.samples": (1, 10_000),
     "objective.components": (1, 1000),
     "objective.mode_iterations": (1, 100_000),
-    "pk.compartments": (1, 100),
     "pk.steady_state_doses": (1, 10_000),
     "split.size": (1, 1_000_000),
     "split.inner_folds": (2, 1_000_000),

@@ -67,7 +67,7 @@ class Problem:
         events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
-        events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config)))
+        events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config), *model.pk.notes))
         everyone = Population.from_events(events, dtype, not model.pk.needs_double)
         check_schedule(model.pk, everyone.schedule)
         data = {

@@ -1,7 +1,7 @@
 """Every regimen again, with lag times and durations beyond two intervals, parameters that follow each
 record, and the rate of an infusion: closed form, stepwise and integrated, against an independent course."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,15 +122,16 @@ def of_regimens(
 def integrated(linear: LinearModel) -> OdeModel:
     """The same equations, integrated."""
 
-    def rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+    def rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
         del t
-        return (linear.rate_matrix(z) @ amounts.movedim(0, -1)[..., None])[..., 0].movedim(-1, 0)
+        matrix = linear.rate_matrix(p._asdict())
+        rows = (matrix @ torch.stack(a, -1)[..., None])[..., 0].unbind(-1)
+        return dict(zip(a._fields, rows, strict=True))
 
     names = tuple(name for name in linear.parameters if name not in ("LAG", "F", "D"))
+    states = [f"c{number}" for number in range(shape_of(linear) + linear.central)]
     own: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-5}
-    return OdeModel(
-        rate, names, shape_of(linear) + linear.central, observed=1 + linear.central, **DOSED, **own
-    )
+    return OdeModel(rate, names, states, observed=1 + linear.central, method="tsit5", **DOSED, **own)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from torch import Tensor
 
 from medcm_cli import dose, load_study, predict
 from medcm_cli.commands.dose import add_options
@@ -457,3 +458,28 @@ def command(study: Path, *arguments: str) -> list[Section]:
     shown: list[Section] = []
     run(parser.read(["--run", str(study), *arguments]), shown.append)
     return shown
+
+
+def linear_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
+    del t
+    return {"central": -p.CL / p.V1 * a.central}
+
+
+def test_a_rate_function_gives_the_dose_of_the_closed_form(study: Study, patients: pd.DataFrame) -> None:
+    """Solved as linear, and integrated; with a curve, too."""
+    options: Options = {"every": [24.0], "vial": 300, "most": 4, "draws": 20, "method": "laplace"}
+    someone = patients[(patients["id"] == patients["id"].iloc[0]).to_numpy()]
+    found, curves = [], []
+    for pk in (
+        one_compartment(),
+        OdeModel(linear_rate, ("CL", "V1")),
+        OdeModel(linear_rate, ("CL", "V1"), method="tsit5"),
+    ):
+        known = certain(study, pk, CL=0.3, V1=3.0)
+        found.append(dose(known, someone, "trough>=1.5 IU/dL", **options))
+        curves.append(predict(known, someone, draws=20, method="laplace").curve)
+    for other, curve in zip(found[1:], curves[1:], strict=True):
+        assert other.doses["dose"].tolist() == found[0].doses["dose"].tolist()
+        for name in ("trough_typical", "peak_typical", "trough_median", "auc_typical"):
+            np.testing.assert_allclose(other.candidates[name], found[0].candidates[name], rtol=1e-4)
+        np.testing.assert_allclose(curve["typical"], curves[0]["typical"], rtol=1e-4, atol=1e-4)

@@ -1,8 +1,8 @@
 """Models given as dA/dt: against exact solutions, scipy's integrator and differences."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,16 +130,16 @@ def test_nonlinear_sensitivities(pk: OdeModel) -> None:
         close(slope, wanted.numpy(), 1e-6)
 
 
-def kept(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
-    del t, z
-    return torch.zeros_like(amounts)
+def kept(t: Tensor, a: Any, p: Any) -> dict[str, float]:
+    del t, a, p
+    return {"central": 0.0}
 
 
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_a_rate_that_depends_on_nothing(adjoint: bool) -> None:
     schedule = built(Regimen([Dose(0.0, 1000.0), Dose(1.0, 2000.0, 2.0)], (0.0, 2.0, 3.0)))
     volume = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
-    got = solve(OdeModel(kept, ("V1",), 1, adjoint=adjoint), schedule, {"V1": volume})
+    got = solve(OdeModel(kept, ("V1",), 1, adjoint=adjoint, method="tsit5"), schedule, {"V1": volume})
     torch.testing.assert_close(got.flatten(), torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64))
     (slope,) = torch.autograd.grad(got.sum(), volume)
     torch.testing.assert_close(slope, torch.tensor([-1.5], dtype=torch.float64))

@@ -26,34 +26,35 @@ F64 = torch.float64
 UNITS = tuple(f"{kind}{unit}" for unit in (1, 2, 3) for kind in ("UP", "DOWN", "SLOPE"))
 
 
-def indirect_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+def indirect_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     """A drug that inhibits the formation of a response, less what that is at rest."""
     del t
-    drug, response = amounts
-    inhibited = drug / z["V1"] / (z["IC50"] + drug / z["V1"])
-    return torch.stack([-z["CL"] / z["V1"] * drug, -z["KIN"] * inhibited - z["KOUT"] * response])
+    inhibited = a.drug / p.V1 / (p.IC50 + a.drug / p.V1)
+    return {"drug": -p.CL / p.V1 * a.drug, "response": -p.KIN * inhibited - p.KOUT * a.response}
 
 
-def binding_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+def binding_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     """A drug, its free target less what there is at rest, and their complex."""
     del t
-    drug, free, both = amounts
-    bound = z["KON"] * drug * (z["R0"] + free) - z["KOFF"] * both
-    return torch.stack([-z["KEL"] * drug - bound, -z["KDEG"] * free - bound, bound - z["KINT"] * both])
+    bound = p.KON * a.drug * (p.R0 + a.free) - p.KOFF * a.both
+    return {
+        "drug": -p.KEL * a.drug - bound,
+        "free": -p.KDEG * a.free - bound,
+        "both": bound - p.KINT * a.both,
+    }
 
 
-def chemical_rate(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
+def chemical_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     """Robertson's reactions, with speeds that lie nine orders of magnitude apart."""
     del t
-    a, b, c = amounts
-    slow, middle, fast = z["K1"] * a, z["K2"] * b * c, z["K3"] * b * b
-    return torch.stack([middle - slow, slow - middle - fast, fast])
+    slow, middle, fast = p.K1 * a.one, p.K2 * a.two * a.three, p.K3 * a.two * a.two
+    return {"one": middle - slow, "two": slow - middle - fast, "three": fast}
 
 
 # Model, typical values, typical dose, and scipy's method.
 CASES: dict[str, tuple[OdeModel, dict[str, float], float, str]] = {
     "two": (
-        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2),
+        OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2, method="tsit5"),
         {"CL": 0.2, "V1": 2.0, "Q": 0.15, "V2": 0.75},
         2000.0,
         "DOP853",
@@ -125,13 +126,13 @@ def by_scipy(
 
     def right(t: float, state: np.ndarray) -> np.ndarray:
         amounts = torch.from_numpy(state).view(-1, 1, 1, 1)
-        change = pk.rate(torch.full((1, 1, 1), t, dtype=F64), amounts, own).flatten().numpy().copy()
+        change = pk.right_side(torch.full((1, 1, 1), t, dtype=F64), amounts, own).flatten().numpy().copy()
         change[0] += (amount / np.where(duration > 0, duration, 1))[(middle >= start) & (middle < end)].sum()
         return change
 
-    state, found, edges = np.zeros(pk.compartments), [], np.unique([0.0, *start, *end, *times])
+    state, found, edges = np.zeros(len(pk.states)), [], np.unique([0.0, *start, *end, *times])
     for left, following in zip(edges, [*edges[1:], edges[-1]], strict=True):
-        found += [state[pk.observes]] * int((times == left).sum())
+        found += [state[pk.seen]] * int((times == left).sum())
         state[0] += amount[(start == left) & (duration == 0)].sum()
         middle = (left + following) / 2
         if following > left:
@@ -167,7 +168,7 @@ def test_random_regimens_equal_scipy(name: str) -> None:
 @pytest.mark.parametrize("norm", ["rms", "largest"])
 @pytest.mark.parametrize("name", CASES)
 def test_all_of_200_random_regimens_equal_scipy(name: str, norm: str) -> None:
-    assert worst(name, 200, 200, norm=norm) < (10 if norm == "largest" else 100)
+    assert worst(name, 200, 200, norm=norm) < 10
 
 
 @pytest.mark.parametrize(
@@ -239,14 +240,15 @@ def test_stiff_equations_are_told_with_what_helps(monkeypatch: pytest.MonkeyPatc
         solve(replace(pk, method="tsit5"), schedule, z)
 
 
-def plain(t: Tensor, amounts: Tensor, z: Mapping[str, Tensor]) -> Tensor:
-    """A constant formation, whose row has no dimension for stages, and a rate that swings in time."""
-    samples, subjects, fits = amounts.shape[1:]
-    return torch.stack([z["K0"].expand(samples, subjects, fits), -z["K"] * (1 + torch.sin(t)) * amounts[1]])
+def swinging(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
+    """A constant formation, and a rate that swings in time."""
+    return {"made": p.K0, "central": -p.K * (1 + torch.sin(t)) * a.central}
 
 
-def test_a_rate_that_needs_its_own_shapes() -> None:
-    pk = OdeModel(plain, ("K0", "K", "V1"), 2, observed=2, rtol=1e-9, atol=1e-9, amount_per_level=1.0)
+def test_a_rate_that_depends_on_time() -> None:
+    pk = OdeModel(
+        swinging, ("K0", "K", "V1"), 2, observed="central", rtol=1e-9, atol=1e-9, amount_per_level=1.0
+    )
     hours = torch.tensor([1.0, 4.0], dtype=F64).view(2, 1, 1, 1)
     zero = torch.zeros(1, 1, 1, 1, dtype=F64)
     schedule = Schedule.build(hours, zero, zero, zero + 1)

@@ -27,7 +27,7 @@ Way = Callable[..., Tensor]
 TIMES = (0.5, 1.0, 2.0, 3.0, 5.0, 5.9, 14.0, 21.0, 33.0, 50.0)
 LAGGED = one_compartment(1, absorption=True, lag={1: "LAG"}, durations={1: "D"})
 SLOW = {"V1": 15.0, "Q": 0.5, "V2": 5.0}
-TWO = OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2)
+TWO = OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), 2, method="tsit5")
 
 
 def values(**named: float | list[float]) -> dict[str, Tensor]:

@@ -174,8 +174,8 @@ def test_a_model_that_says_of_no_method_is_what_it_was_and_a_new_one_what_is_now
         "random_effects=[VM]",
     )
     recorded = complete(composed(*own, "~pk.method"))
-    assert recorded["pk"]["method"] == "tsit5"
-    for method in ("tsit5", "dopri5"):
+    assert recorded["pk"]["method"] == "auto"
+    for method in ("auto", "dopri5"):
         pk = model_of(recorded).pk
         assert isinstance(pk, OdeModel)
         assert pk.method == method
