@@ -109,7 +109,9 @@ class Given(PkModel):
         """With what is given, in the order in which it is."""
         full = dict(z)
         for name, expression in self.through.items():
-            full[name] = torch.as_tensor(expression.value(full))
+            value = torch.as_tensor(expression.value(full))
+            # A difference may fall below 0, where levels are numbers that mean nothing.
+            full[name] = torch.where(value > 0, value, torch.nan) if name in self.model.units else value
         return full
 
     def _shares(self, full: Values, name: str) -> dict[str, Tensor | float]:
