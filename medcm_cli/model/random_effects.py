@@ -41,6 +41,7 @@ class RandomEffects:
             )
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
+        blocks = blocks if isinstance(blocks, list | tuple) else []
         listed = [name for block in blocks if isinstance(block, list | tuple) for name in block]
         plain = all(isinstance(block, list | tuple) and block for block in blocks)
         if not plain or not listed or len(set(listed)) < len(listed) or set(listed) - set(self.names):

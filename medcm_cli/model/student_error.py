@@ -30,7 +30,7 @@ class StudentError(SummedSpread):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("error.degrees", self.degrees, above=2)
+        number("error.degrees", self.degrees, above=2, most=1000)
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
         """The standard normal quantile of (y - f) / s."""

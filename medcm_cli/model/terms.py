@@ -147,7 +147,9 @@ def _maturation(of: Described, option: object) -> Term:
 
     def factor(x: Tensor, c: Sequence[Known]) -> Tensor:
         # 1 / (1 + (half / x)^hill), which neither overflows nor divides 0 by 0 at birth.
-        log_ratio = torch.log(x.clamp(min=torch.finfo(x.dtype).tiny)) - torch.log(torch.as_tensor(c[0]))
+        log_ratio = torch.log(x.clamp(min=torch.finfo(x.dtype).tiny)) - (
+            torch.log(c[0]) if isinstance(c[0], Tensor) else math.log(c[0])
+        )
         return _above_zero(torch.sigmoid(c[1] * log_ratio))
 
     return Term(of.name, (half, hill), factor)

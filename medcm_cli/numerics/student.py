@@ -19,7 +19,7 @@ def t_log_density(x: Tensor, degrees: float) -> Tensor:
 def t_quantile_of_normal(noise: Tensor | float, degrees: float) -> Tensor:
     """The value of t that is as improbable as ``noise`` is of a standard normal, of its shape. No gradient:
     computed by scipy, in double precision, from the nearer tail."""
-    normal = noise if isinstance(noise, Tensor) else torch.tensor(noise, dtype=torch.float64)
+    normal = noise if isinstance(noise, Tensor) else torch.tensor(noise, dtype=torch.float64, device="cpu")
     return _by_the_nearer_tail(normal, lambda far: special.stdtrit(degrees, special.ndtr(far)))
 
 
@@ -31,7 +31,7 @@ def normal_quantile_of_t(x: Tensor, degrees: float) -> Tensor:
 def _by_the_nearer_tail(x: Tensor, quantile: Callable[[np.ndarray], object]) -> Tensor:
     """An odd function by its values below 0, where a small probability keeps its digits."""
     whole = x.detach().double().cpu()
-    found = torch.as_tensor(np.asarray(quantile(-whole.abs().numpy())))
+    found = torch.from_numpy(np.asarray(quantile(-whole.abs().numpy())))
     return torch.copysign(found, whole).to(x)
 
 
@@ -41,7 +41,7 @@ class _LogBelow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, degrees: float) -> Tensor:
         below = special.stdtr(degrees, x.detach().double().cpu().numpy())
-        result = torch.as_tensor(np.asarray(below)).log().to(x)
+        result = torch.from_numpy(np.asarray(below)).log().to(x)
         ctx.degrees = degrees
         ctx.save_for_backward(x, result)
         return result

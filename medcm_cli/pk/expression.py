@@ -2,6 +2,7 @@
 never run as code."""
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "exp": torch.exp,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
+_FUNCTIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
+    "exp": (torch.exp, math.exp),
+    "log": (torch.log, math.log),
+    "sqrt": (torch.sqrt, math.sqrt),
 }
+"""Of tensors, and of plain numbers."""
 _DEEPEST = 50
 
 
@@ -96,7 +98,7 @@ def _dual(node: ast.expr, z: Mapping[str, Number], tangents: Mapping[str, Number
     if isinstance(node, ast.Call):
         assert isinstance(node.func, ast.Name)
         inner, tangent = _dual(node.args[0], z, tangents)
-        value = _FUNCTIONS[node.func.id](torch.as_tensor(inner))
+        value = _called(node.func.id, inner)
         outer: dict[str, Callable[[], Number]] = {
             "exp": lambda: value * tangent,
             "log": lambda: tangent / inner,
@@ -123,7 +125,12 @@ def _of_two(
     if isinstance(node.op, ast.Div):
         return value, (da - value * db) / b
     base = b * a ** (b - 1) * da if _moves(da) else 0.0
-    return value, base + (value * torch.log(torch.as_tensor(a)) * db if _moves(db) else 0.0)
+    return value, base + (value * _called("log", a) * db if _moves(db) else 0.0)
+
+
+def _called(name: str, number: Number) -> Number:
+    of_tensors, of_numbers = _FUNCTIONS[name]
+    return of_tensors(number) if isinstance(number, Tensor) else of_numbers(number)
 
 
 def _moves(tangent: Number) -> bool:

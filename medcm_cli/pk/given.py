@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medcm_cli.checks import shown
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import total
@@ -109,7 +110,8 @@ class Given(PkModel):
         """With what is given, in the order in which it is."""
         full = dict(z)
         for name, expression in self.through.items():
-            value = torch.as_tensor(expression.value(full))
+            value = expression.value(full)
+            assert isinstance(value, Tensor)  # it has names
             # A difference may fall below 0, where levels are numbers that mean nothing.
             full[name] = torch.where(value > 0, value, torch.nan) if name in self.model.units else value
         return full
@@ -142,12 +144,12 @@ def with_given(pk: PkModel, given: object) -> PkModel:
 
     :raises InputError: no such parameter, no expression, or one that depends on what follows from it.
     """
-    if not given:
-        return pk
     if not isinstance(given, Mapping):
         raise InputError(
-            f"given is {given!r}; expected a parameter and its expression, as in {{CL: KE * V1}}"
+            f"given is {shown(given)}; expected parameters and their expressions, as in {{CL: KE * V1}}"
         )
+    if not given:
+        return pk
     through = {str(name): parsed(f"given.{name}", text) for name, text in given.items()}
     of_doses = {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}
     before: set[str] = set()

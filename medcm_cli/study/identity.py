@@ -99,10 +99,11 @@ def _own(config: Config) -> dict[str, Any]:
 
 
 def full_units(given: Any) -> Any:
-    """``dataset.units`` with those of ``UNITS`` where one is null; what is no set of units as it is."""
+    """``dataset.units`` with those of ``UNITS`` where that of amounts or levels is null; what is no set of
+    units as it is."""
     if not isinstance(given, Mapping):
         return given
-    return {**UNITS, **{kind: unit for kind, unit in given.items() if unit is not None}}
+    return {**UNITS, **{kind: unit for kind, unit in given.items() if unit is not None or kind == "time"}}
 
 
 def dataset_name(dataset: Config) -> str:

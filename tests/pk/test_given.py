@@ -84,7 +84,7 @@ def test_units_follow() -> None:
         ({"CL": 3}, "depends on no parameter"),
         ({"CL": "Q * KE", "Q": "V2 * 2"}, "given.CL: Q is given too"),
         ({"CL": "CL * 2"}, "given.CL: CL is given too"),
-        (["CL"], "expected a parameter and its expression"),
+        (["CL"], "expected parameters and their expressions"),
     ],
 )
 def test_what_is_refused(given: Any, says: str) -> None:

@@ -21,6 +21,10 @@ VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value(
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
     "network=real_data": ("dataset=prophylaxis",),
+    "network=equations": (
+        "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
+        "V1: {typical: 2}, Q: {typical: 0.1}, V2: {typical: 0.5}}",
+    ),
     "dataset=prophylaxis": ("network=real_data",),
     "dataset=perioperative": ("network=real_data",),
     "pk=one_compartment": ("network=none", "network.global_parameters=[CL,V1]"),
@@ -42,7 +46,10 @@ ADDED = {  # entries of groups that are empty
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "omega", "fixed"), "network") | {"seed": "split", "fold": "split"}
+OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "fixed"), "network") | {
+    "seed": "split",
+    "fold": "split",
+}
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))
 
 
@@ -150,8 +157,12 @@ TAKEN = {
     "dataset.bolus_duration": "0",
     **dict.fromkeys(("dataset.columns.dv", "dataset.preparation.baseline", "split.validation"), "null abc"),
     "dataset.keep.DVID": "[1,2]",
+    **dict.fromkeys(("dataset.units.amount", "dataset.units.level"), "null"),
     "optimizer.fused": "null",
     "network.initial": "null",
+    **dict.fromkeys((f"network.equations.{name}.typical" for name in ("CL", "V1", "Q", "V2")), LARGE),
+    "network.equations.CL.weight.power": f"-1 0 {LARGE}",
+    "network.equations.CL.vwf.power.initial": f"-1 0 {LARGE}",
     "dataset.cohort": "null",
     "dataset.name": NAMES,
     **dict.fromkeys(("dataset.path", "dataset.events"), "null abc"),
@@ -244,7 +255,7 @@ def test_values_that_make_no_sense_are_refused(tmp_path: Path, choice: str) -> N
         (
             "pk=two_compartment_ode",
             "pk.compartments=1000000000",
-            "pk.compartments is 1000000000; expected a whole number",
+            "pk.compartments is 1000000000; medcm_cli.pk.equations.two_compartment_rate gives 2",
         ),
         (
             "split=bootstrap",

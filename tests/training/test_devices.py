@@ -22,6 +22,15 @@ PLAUSIBLE = {"CL": 0.5, "V1": 3.0, "Q": 0.2, "V2": 1.0}
 GLOBAL = "network.global_parameters"
 CASES: dict[str, tuple[str, ...]] = {
     "mse": ("objective=mse", "network=fully_connected"),
+    "equations": (
+        *("objective=vi", "network=equations", "error=student_t", "given={CL: K * V1}", "omega=[[K,V1]]"),
+        *("random_effects=[K,V1,Q]", "dataset.truth=null"),
+        "network.equations={K: {typical: 0.1, weight: {power: {initial: -0.25}}}, V1: {typical: 2, "
+        "vwf: {network: [4]}}, Q: {typical: {fixed: 0.1}}, V2: {typical: 0.5}}",
+    ),
+    "variances": ("objective=foce", "error=combined_variances"),
+    "power": ("objective=fo", "error=power"),
+    "log-normal": ("objective=foce", "error=log_normal", "network=fully_connected"),
     "fo": ("objective=fo", "error=combined"),
     "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
     "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
