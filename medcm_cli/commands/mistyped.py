@@ -5,7 +5,7 @@ group have each.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -77,8 +77,9 @@ def explained(command: str, config_name: str, arguments: Sequence[str], fault: s
         except HydraException as error:
             return f"{text}: {_unread(text) or str(error).partition('See https')[0].strip()}"
     options = _Options(config_name, folders)
+    chosen = {f"{override.key_or_group}={override.value()}" for override in overrides}
     for override in overrides:
-        if reason := options.choice(override) or options.unknown(command, override):
+        if reason := options.choice(override) or options.unknown(command, override, chosen):
             return reason
         if override.is_sweep_override() and not flags.multirun:
             name, _, values = _text(override).partition("=")
@@ -179,9 +180,9 @@ class _Options:
                 return f"{override.key_or_group}={name}: no such choice{rest}"
         return ""
 
-    def unknown(self, command: str, override: Override) -> str:
+    def unknown(self, command: str, override: Override, chosen: Collection[str] = ()) -> str:
         """Why an override that Hydra refuses names no option, and what it may mean; nothing where it names
-        one."""
+        one, which may be of what is ``chosen`` beside it, such as objective=foce."""
         key = override.key_or_group
         if key in self.groups or key.startswith("hydra") or "/" in key or override.package is not None:
             return ""
@@ -189,9 +190,9 @@ class _Options:
         above = key.rpartition(".")[0]
         if key in self.of:
             choices = self.of[key]
-            if key in self._mappings and not override.is_delete():
+            if key in self._mappings and not (override.is_delete() or override.is_add()):
                 return f"{key}: entries are added with a +, as in +{_text(override)}"
-            if choices and len(choices) < len(self.groups[group]):
+            if choices and len(choices) < len(self.groups[group]) and not set(choices) & set(chosen):
                 return f"{key}: only {', '.join(choices)} has this option"
             return ""
         free = above in self._mappings and above not in self.groups

@@ -87,14 +87,27 @@ def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: lis
 def named_units(restored: Restored) -> dict[str, str]:
     """What stands in braces in the units of a table of estimates."""
     units = runs.Units.of(restored.problem.config["dataset"])
-    return units.named | {"parameters": runs.by_row(units.of_parameters(restored.problem.model.pk.units))}
+    always = ("sigma_additive", "sigma_proportional")  # whichever error there is
+    return units.named | {
+        "parameters": runs.by_row({name: u for name, u in _units(restored).items() if name not in always})
+    }
+
+
+def _units(restored: Restored) -> dict[str, str]:
+    """Estimate -> its unit, of parameters, coefficients of equations and the error's sigmas."""
+    units, model = runs.Units.of(restored.problem.config["dataset"]), restored.problem.model
+    coefficients = model.network.coefficients(restored.state.trained)
+    sigmas = {name: unit for name, unit in units.of_sigmas.items() if name in model.error.names}
+    return (
+        units.of_parameters(model.pk.units) | {n: unit for n, (_, unit, _) in coefficients.items()} | sigmas
+    )
 
 
 def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
     record = restored.records[0]
     units = runs.Units.of(restored.problem.config["dataset"])
     truth = true_values(record.truth, units.scale)
-    unit_of = units.of_parameters(restored.problem.model.pk.units) | units.of_sigmas
+    unit_of = _units(restored)
     effects = list(map(str, restored.problem.config["random_effects"]))
     headers = ["parameter", "estimate", "SE", "RSE, %", f"{100 * level:g} % interval"]
     cells = []

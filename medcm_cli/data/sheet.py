@@ -125,6 +125,8 @@ class Sheet:
         if bad.any():
             row = int(np.argmax(bad))
             value = self.frame[column].iloc[row] if column in self.frame else None
+            if isinstance(value, np.generic):
+                value = value.item()
             if isinstance(value, float) and value.is_integer():
                 value = int(value)  # as the file has it
             elif isinstance(value, datetime.date | datetime.time):

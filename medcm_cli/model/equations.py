@@ -77,6 +77,11 @@ class Equations(Network):
         return tuple(dict.fromkeys(pairs))
 
     @property
+    def categories(self) -> dict[str, tuple[float, ...]]:
+        """See ``Network.categories``."""
+        return {t.covariate: t.categories for of in self.written.values() for t in of.terms if t.categories}
+
+    @property
     def _estimated(self) -> list[Coefficient]:
         found = [c for of in self.written.values() for c in (of.typical, *_of_terms(of))]
         return [c for c in found if c.estimated]

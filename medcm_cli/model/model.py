@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
+from medcm_cli.model.equations import Equations
 from medcm_cli.model.networks import Network
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.model.residual_error import ErrorModel
@@ -49,6 +50,14 @@ class Model:
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
+        if isinstance(self.network, Equations):
+            lacks = [name for name in self.pk.parameters if name not in self.network.parameters]
+            more = [name for name in self.network.parameters if name not in self.pk.parameters]
+            return (
+                f"; expected an equation of it too, as in '+network.equations.{lacks[0]}={{typical: NUMBER}}'"
+                if lacks
+                else f"; pk has no {more[0]}"
+            )
         heads = {head for _, head in self.network.effects}
         of_all = ", ".join(name for name in self.pk.parameters if name not in heads)
         unknown = heads - set(self.pk.parameters)

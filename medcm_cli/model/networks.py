@@ -36,6 +36,11 @@ class Network(Protocol):
     def effects(self) -> tuple[tuple[str, str], ...]:
         """(covariate, parameter): which depends on which."""
 
+    @property
+    def categories(self) -> Mapping[str, tuple[float, ...]]:
+        """Covariate -> the numbers of its categories, where others have no meaning. By default none."""
+        return {}
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Initial values of what is trained, unconstrained.
 

@@ -40,11 +40,13 @@ class Described(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """``of`` (x, values of ``coefficients``) -> factor, for a covariate x in its unit."""
+    """``of`` (x, values of ``coefficients``) -> factor, for a covariate x in its unit, which is one of
+    ``categories`` where there are any."""
 
     covariate: str
     coefficients: tuple[Coefficient, ...]
     of: Callable[[Tensor, Sequence[Known]], Tensor]
+    categories: tuple[float, ...] = ()
 
     def factor(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> Tensor:
         """(1, N, B), or (P, 1, N, B) of a covariate that changes in time."""
@@ -131,7 +133,7 @@ def _category(of: Described, option: object) -> Term:
             found = torch.where((x - code).abs() < 1e-6, value, found)
         return found
 
-    return Term(of.name, factors, factor)
+    return Term(of.name, factors, factor, tuple(sorted(set(of.values.values()))))
 
 
 def _maturation(of: Described, option: object) -> Term:

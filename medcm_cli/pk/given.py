@@ -112,7 +112,8 @@ class Given(PkModel):
         for name, expression in self.through.items():
             value = expression.value(full)
             assert isinstance(value, Tensor)  # it has names
-            full[name] = value
+            # A difference may fall below 0, where levels are numbers that mean nothing.
+            full[name] = torch.where(value > 0, value, torch.nan) if name in self.model.units else value
         return full
 
     def _shares(self, full: Values, name: str) -> dict[str, Tensor | float]:

@@ -236,6 +236,7 @@ def check_observations(events: EventTable, model: Model, dataset: Config) -> Non
     """:raises InputError: an observation of another compartment than the model's, or one that has no density
     by the residual error: where the prediction is zero, or the level where it has to be above."""
     _check_compartments(events, model.pk, dataset)
+    _check_categories(events, model.network.categories)
     if dataset["logged"] and not model.error.logged:
         raise InputError("dataset.logged=true: the levels are logarithms; expected error=log_normal")
     if model.error.needs_positive:
@@ -259,6 +260,23 @@ def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> Non
         f"{events.time[row]:g} {events.time_unit}, and the model's is {pk.observes + 1}; leave such rows out "
         f"(dataset.keep), or say {as_option('dataset.columns', cmt=None)} where CMT says nothing"
     )
+
+
+def _check_categories(events: EventTable, categories: Mapping[str, tuple[float, ...]]) -> None:
+    """A mean of categories is none, and would have the reference's effect without a word."""
+    subject = events.regimes.subject if events.regimes else None
+    changing = events.regimes.covariates if events.regimes else {}
+    for name, known in categories.items():
+        values = changing[name] if name in changing else events.covariates[name]
+        wrong = ~np.isclose(values[:, None], known, rtol=0, atol=1e-6).any(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            who = events.ids[subject[row] if subject is not None and name in changing else row]
+            raise InputError(
+                f"{events.source}: {name} of subject {who!r} is {values[row]:.3g}, which is no category; "
+                f"expected {' or '.join(f'{number:g}' for number in known)}; what is missing may be "
+                f"dataset.covariates.{name}.missing=mode, and what changes dataset.over_time record or first"
+            )
 
 
 def _check_positive(events: EventTable) -> None:

@@ -175,7 +175,12 @@ class Job:
         population, test = self.problem.populations(fits)
         dataset, truth = self.config["dataset"], self.problem.truth
         covariates = {
-            name: results.Covariate(float(entry["scale"]), float(entry["reference"]), str(entry["unit"]))
+            name: results.Covariate(
+                float(entry["scale"]),
+                float(entry["reference"]),
+                str(entry["unit"]),
+                entry.get("values") or {},
+            )
             for name, entry in dataset["covariates"].items()
         }
         known = truth and truth["omega"]

@@ -1,7 +1,7 @@
 """From a trained batch to the tables of its run folders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +24,19 @@ GRID_POINTS = 40
 
 @dataclass(frozen=True)
 class Covariate:
-    """How a covariate is reported: effects on [0, ``scale``], relative to ``reference``, both in ``unit``."""
+    """How a covariate is reported: effects on [0, ``scale``], relative to ``reference``, both in ``unit``;
+    ``values``: the numbers that its texts stand for."""
 
     scale: float
     reference: float
     unit: str
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def at_reference(self) -> str:
+        """The reference in words: a text that stands for it, or the number with its unit."""
+        texts = [text for text, number in self.values.items() if number == self.reference]
+        return texts[0] if texts else amount(self.reference, self.unit)
 
 
 class Reported(NamedTuple):
@@ -64,9 +72,7 @@ def tables(
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
     history |= {f"{TYPICAL}{name}": value for name, (value, _) in coefficients.items()}
-    at = ", ".join(
-        f"{name} {amount(covariates[name].reference, covariates[name].unit)}" for name in model.network.inputs
-    )
+    at = ", ".join(f"{name} {covariates[name].at_reference}" for name in model.network.inputs)
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
@@ -85,7 +91,7 @@ def tables(
                 metadata={REFERENCE: at},
             ),
             "parameters": _parameters(trained, fit, epochs, int(train.present[:, fit].sum())),
-            "effects": _effects_table(effects, covariates, fit, epochs),
+            "effects": _effects_table(effects, _grids(model, covariates), fit, epochs),
         }
         if posterior is not None:
             own = _random_effects(train, *posterior, fit)
@@ -195,13 +201,14 @@ def _effects(
     """(covariate, parameter) -> typical value on the grid and relative to the reference covariates, (C,
     points, B); and parameter -> typical value at those, (C, B).
 
-    One covariate moves along its grid, the others stay at their references; with separate branches the
-    relative value is that branch's effect.
+    One covariate moves along its grid, or its categories; the others stay at their references. With separate
+    branches the relative value is that branch's effect.
     """
     inputs = model.network.inputs
     checkpoints, _, fits = trained.checkpoints.shape
     flat = trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits)
     values = trained.layout.unpack(flat)
+    grids = _grids(model, covariates)
 
     def at(levels: dict[str, Tensor]) -> dict[str, Tensor]:
         points = {
@@ -213,16 +220,22 @@ def _effects(
     base = {name: flat.new_tensor([covariates[name].reference]) for name in inputs}
     reference = {name: value.reshape(-1, checkpoints * fits)[0] for name, value in at(base).items()}
     for name in inputs:
-        grid = torch.linspace(0, covariates[name].scale, GRID_POINTS, dtype=flat.dtype)
-        moved = at({other: grid if other == name else base[other].expand(GRID_POINTS) for other in inputs})
+        grid = torch.as_tensor(grids[name], dtype=flat.dtype)
+        moved = at({other: grid if other == name else base[other].expand(len(grid)) for other in inputs})
         for parameter, zeta in moved.items():
             if (name, parameter) not in model.network.effects:
                 continue
-            shape = (GRID_POINTS, checkpoints, fits)
+            shape = (len(grid), checkpoints, fits)
             absolute = zeta[0].reshape(shape).transpose(0, 1)
             relative = (zeta[0] / reference[parameter]).reshape(shape).transpose(0, 1)
             result[name, parameter] = absolute, relative
     return result, {name: value.reshape(checkpoints, fits) for name, value in reference.items()}
+
+
+def _grids(model: Model, covariates: Mapping[str, Covariate]) -> dict[str, np.ndarray]:
+    """Covariate -> the points that its effects are shown at."""
+    of_scale = {name: np.linspace(0, covariates[name].scale, GRID_POINTS) for name in model.network.inputs}
+    return of_scale | {name: np.array(numbers) for name, numbers in model.network.categories.items()}
 
 
 def _coefficients(model: Model, trained: Trained) -> dict[str, tuple[Tensor, str]]:
@@ -235,20 +248,21 @@ def _coefficients(model: Model, trained: Trained) -> dict[str, tuple[Tensor, str
 
 def _effects_table(
     effects: dict[tuple[str, str], tuple[Tensor, Tensor]],
-    covariates: Mapping[str, Covariate],
+    grids: Mapping[str, np.ndarray],
     fit: int,
     epochs: np.ndarray,
 ) -> pa.Table:
     parts = []
     for (name, parameter), (absolute, relative) in effects.items():
-        count = len(epochs) * GRID_POINTS
+        points = len(grids[name])
+        count = len(epochs) * points
         parts.append(
             pa.table(
                 {
-                    "epoch": np.repeat(epochs, GRID_POINTS),
+                    "epoch": np.repeat(epochs, points),
                     "covariate": _repeated(name, count),
                     "parameter": _repeated(parameter, count),
-                    "x": np.tile(np.linspace(0, covariates[name].scale, GRID_POINTS), len(epochs)),
+                    "x": np.tile(grids[name], len(epochs)),
                     "value": _array(absolute[: len(epochs), :, fit].reshape(-1)),
                     "relative": _array(relative[: len(epochs), :, fit].reshape(-1)),
                 }

@@ -53,6 +53,7 @@ WORDS = {
     "objective=em": "objective=em: no such choice; there are fo, foce, mse, vi",
     "-m error=additive,combine": "error=combine: no such choice; did you mean combined?",
     "pk.lag.V1=1": "pk.lag.V1: no such option; to add it, give +pk.lag.V1=1",
+    "+pk.lag={V1:1} nonsense=1": "nonsense: no such option; medcm fit --help lists them",
     "pk.lag={V1:1}": "pk.lag: entries are added with a +, as in +pk.lag={V1:1}",
     "dataset.covariates.vfw=3": (
         "dataset.covariates.vfw: no such option; did you mean dataset.covariates.vwf?"

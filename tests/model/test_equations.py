@@ -163,6 +163,11 @@ def test_what_is_refused(equation: dict[str, Any], says: str) -> None:
         Equations.build({"CL": equation}, COVARIATES)
 
 
+def test_categories_are_those_that_texts_stand_for() -> None:
+    options = {"CL": {"typical": 1, "weight": {"power": 1}, "sex": {"category": {"M": 2, "other": 1}}}}
+    assert Equations.build(options, COVARIATES).categories == {"sex": (0.0, 1.0, 2.0)}
+
+
 def test_a_fault_in_a_function_of_ones_own_is_one_line() -> None:
     def broken(x: torch.Tensor) -> torch.Tensor:
         raise KeyError("age", x.ndim)

@@ -33,6 +33,12 @@ def test_predictions_are_those_at_the_given_values() -> None:
     torch.testing.assert_close(half, torch.log(torch.tensor(2.0, dtype=F64)) / z["KE"])
 
 
+def test_a_rate_below_zero_is_no_number() -> None:
+    pk, schedule = with_given(one_compartment(), {"CL": "KE - KD"}), make_population(4, 2).schedule
+    assert solve(pk, schedule, values()).isnan().any()
+    assert solve(pk, schedule, values(KE=0.5)).isfinite().all()
+
+
 @pytest.mark.parametrize("given", [GIVEN, {"CL": "V1 * (1/KE)", "KA": "exp(KD) - KE**2 + sqrt(KE)"}])
 def test_sensitivities_are_differences(given: dict[str, str]) -> None:
     population = make_population(4, 2)

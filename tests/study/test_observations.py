@@ -101,3 +101,27 @@ def test_a_sample_at_a_dose_given_at_once_sees_it(
     z = {name: torch.tensor([2.0], dtype=torch.float64) for name in problem.model.pk.parameters}
     level = problem.model.pk.predict(schedule_of(problem.everyone), z)[:, 0, 0, 0]
     assert level.tolist() == pytest.approx([500, 500 * np.exp(-24)], rel=1e-5)
+
+
+@pytest.mark.parametrize(("missing", "refused"), [("mean", True), ("mode", False)])
+def test_a_mean_of_categories_is_no_category(tmp_path: Path, missing: str, refused: bool) -> None:
+    """It would have the effect of the reference without a word."""
+    path = tmp_path / "events.csv"
+    ids = np.repeat(["a", "b", "c", "d"], 2)
+    sex = np.repeat(["F", "M", "M", ""], 2)
+    columns = {"id": ids, "time": [0.0, 5.0] * 4, "evid": [1, 0] * 4, "amt": [10.0, ""] * 4}
+    pd.DataFrame(columns | {"dv": ["", 0.3] * 4, "sex": sex}).to_csv(path, index=False)
+    options = [
+        "network=equations",
+        "network.equations={CL: {typical: 1, sex: {category: {F: 0.8}}}, V1: {typical: 9}}",
+        "pk=one_compartment",
+        MG,
+        "dataset.covariates={sex: {column: sex, scale: 1, reference: 1, unit: '-', "
+        f"values: {{F: 0, M: 1}}, missing: {missing}}}}}",
+    ]
+    choices = ("dataset=table", "split=all", *options)
+    if refused:
+        with pytest.raises(InputError, match=r"sex of subject 'd' is 0\.667, which is no category"):
+            Problem.build(configuration(path, tmp_path, *choices))
+    else:
+        Problem.build(configuration(path, tmp_path, *choices))

@@ -121,10 +121,18 @@ def _column(sweep: Sweep, axes: list[Axes], pair: tuple[str, str], values: Float
     """What a column of panels says of its effect: a title, the covariate below, and its histogram."""
     entry = sweep.described["covariates"][pair[0]]
     # In two lines, so that neighbours of five columns do not touch.
-    axes[0].set_title(f"{pair[1]}\nrelative to {amount(float(entry['reference']), str(entry['unit']))}")
+    texts: dict[float, str] = {}
+    for text, number in (entry.get("values") or {}).items():
+        texts.setdefault(float(number), str(text))
+    reference = float(entry["reference"])
+    words = texts.get(reference) or amount(reference, str(entry["unit"]))
+    axes[0].set_title(f"{pair[1]}\nrelative to {words}")
     if values is not None:
-        _histogram(axes[-1], values, float(entry["scale"]))
-    axes[-1].set_xlabel(f"{pair[0]}, {entry['unit']}")
+        _histogram(axes[-1], values, max((float(entry["scale"]), *texts)))
+    axes[-1].set_xlabel(pair[0] if texts else f"{pair[0]}, {entry['unit']}")
+    if texts:
+        axes[-1].set_xlim(min(texts) - 0.5, max(texts) + 0.5)
+        axes[-1].set_xticks(sorted(texts), [texts[number] for number in sorted(texts)])
 
 
 def _when(methods: Sequence[Method], epoch: float | None) -> str:

@@ -17,6 +17,7 @@ from medcm_cli.report.figures import style
 from medcm_cli.runs import SIGMAS
 from medcm_cli.runs.bands import bands
 from medcm_cli.runs.sweeps import Method, Sweep
+from medcm_cli.runs.units import NONE
 from medcm_cli.runs.walk import Fit
 
 MEASURES = ("objective", "rmse", "kl", "omega", "rho", "sigma")
@@ -175,7 +176,7 @@ def _errors(sweep: Sweep) -> list[_Panel]:
     return [
         _Panel(
             f"sigma_{part}",
-            f"{style.symbol('sigma', part)}, {unit}",
+            style.symbol("sigma", part) + ("" if unit == NONE else f", {unit}"),
             sweep.methods,
             known[part] * factor if part in known else None,
         )
