@@ -48,7 +48,9 @@ def test_ode_equals_exact_solution(changing: bool) -> None:
         close(solve(ORAL, schedule, z), solve(full_model("two"), schedule, z).numpy())
 
 
-@pytest.mark.parametrize("changing", [False, True], ids=["constant", "changing"])
+@pytest.mark.parametrize(
+    "changing", [pytest.param(False, marks=pytest.mark.slow), True], ids=["constant", "changing"]
+)
 def test_gradients_of_ode_equal_exact_ones(changing: bool) -> None:
     """Directly and by the adjoint equations, also of what moves breakpoints."""
     doses = [dose for dose in FULL.doses if dose.start < 40]

@@ -158,7 +158,7 @@ STIFF = ("binding", "chemical")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "binding" else ()) for name in CASES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in STIFF else ()) for name in CASES]
 )
 def test_random_regimens_equal_scipy(name: str) -> None:
     assert worst(name, 20 if name in STIFF else 200, 1 if name in STIFF else 3, norm="largest") < 10

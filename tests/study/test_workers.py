@@ -122,6 +122,7 @@ OPTIONS = ("objective=vi", "fold=[1,2]", "replicate=[1,2]")
 FITS = [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
+@pytest.mark.slow  # two processes that load torch; what they share is tested below
 def test_two_processes_give_what_one_gives(workers: Workers, data: Path, tmp_path: Path) -> None:
     seen: dict[int, list[tuple[int, int]]] = {1: [], 2: []}
     finished = {}
