@@ -1,7 +1,7 @@
 """What ``medcm posterior`` does: the posterior sampled, and the folder that keeps it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,8 @@ from medcm_cli.commands.terminal import ERR, OUT, job_bar, said
 from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
+from medcm_cli.runs.summary import label_of
+from medcm_cli.runs.units import NONE
 from medcm_cli.study.identity import versions
 
 
@@ -65,7 +67,11 @@ def run(
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
     draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
-    show(_summary(found, f"{folder.name}: {own['chains']} chains of {own['draws']} draws"))
+    title, effects = (
+        f"{folder.name}: {own['chains']} chains of {own['draws']} draws",
+        source.model.random_effects,
+    )
+    show(_summary(found, title, effects.names, runs.Units.of(source.problem.config["dataset"])))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
 
@@ -83,8 +89,9 @@ def _warn(poor: list[str]) -> None:
         ERR.print("do not rely on these draws: take more warmup, more draws or a higher target_accept")
 
 
-def _summary(found: pd.DataFrame, title: str) -> Section:
-    """A row per parameter, of eta the worst subject's."""
+def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: runs.Units) -> Section:
+    """A row per parameter, of eta the worst subject's. Levels are in the unit of the data."""
+    unit_of = units._replace(reported=units.level).of_sigmas
     separate = found["position"].notna().all()  # with sigma and Omega, a transition is that of all subjects
     headers = [
         "quantity",
@@ -98,9 +105,11 @@ def _summary(found: pd.DataFrame, title: str) -> Section:
     cells = []
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
+        kind = "log scale" if str(name).startswith(("eta_", "omega_")) else unit_of.get(str(name), NONE)
+        label = ", ".join([label_of(str(name), effects), *([kind] if kind != NONE else [])])
         cells.append(
             [
-                f"{name}" if one is not None else f"{name}, {len(rows)} subjects",
+                label if one is not None else f"{label}, {len(rows)} subjects",
                 "" if one is None else f"{one['mean']:.4g}",
                 "" if one is None else f"{one['sd']:.3g}",
                 f"{rows['r_hat'].max():.3f}",

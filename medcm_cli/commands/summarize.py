@@ -1,5 +1,7 @@
 """``medcm summarize``: finished fits compared in tables."""
 
+from collections.abc import Iterable, Iterator
+
 from medcm_cli.commands.parser import Parser, path, whole
 from medcm_cli.commands.replaced import tell
 from medcm_cli.commands.terminal import OUT, complain, counter, show
@@ -22,19 +24,30 @@ def command(arguments: list[str]) -> None:
     options = parser.read(arguments)
 
     from medcm_cli.report import tables
+    from medcm_cli.report.findings import objective_units
+    from medcm_cli.runs import Record
     from medcm_cli.runs.summary import summary_of
-    from medcm_cli.runs.walk import walk
+    from medcm_cli.runs.walk import Fault, Fit, walk
     from medcm_cli.study.mixture import unmixed
 
+    first: dict[tuple[object, ...], Record] = {}
+
+    def kept(found: Iterable[Fit | Fault]) -> Iterator[Fit | Fault]:
+        """The same, of which a record of each kind of fit is kept."""
+        for one in found:
+            if isinstance(one, Fit):
+                first.setdefault(one.record.address.alike, one.record)
+            yield one
+
     with counter("fits read") as progress:
-        found = unmixed(walk(options.folders, progress))
+        found = kept(unmixed(walk(options.folders, progress)))
         summary = summary_of(found, options.folders, options.tail)
     compared = None if options.expected is None else tables.compare(summary, options.expected)
     for section in tables.sections(summary):
         show(section)
     OUT.print(
         "Median (sd) over complete fits, or over the outer shuffles of a nested split, "
-        "of the mean over a fit's last checkpoints."
+        f"of the mean over a fit's last checkpoints. {objective_units(list(first.values()))}"
     )
     if compared is not None:
         show(compared)

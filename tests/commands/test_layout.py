@@ -18,6 +18,7 @@ import medcm_cli
 from medcm_cli.commands import help, layout, predictions, terminal
 from medcm_cli.commands.posterior_job import _summary
 from medcm_cli.report.section import Section, in_lines
+from medcm_cli.runs import Units
 from medcm_cli.study.job import Job
 from tests.helpers import configuration, write_draws
 
@@ -247,7 +248,8 @@ def sections(found: dict[str, list[Section]]) -> Iterator[Section]:
     quantities = np.repeat(["eta_1", f"eta_{LONG}", "sigma_additive"], [2, 2, 1])
     draws = pd.DataFrame({"quantity": quantities, "position": [1, 2, 1, 2, np.nan]})
     numbers = ("mean", "sd", "r_hat", "ess_bulk", "ess_tail")
-    yield _summary(draws.assign(divergences=3, **dict.fromkeys(numbers, 1234.567)), LONG)
+    shown = draws.assign(divergences=3, **dict.fromkeys(numbers, 1234.567))
+    yield _summary(shown, LONG, [LONG], Units("mg/L", 1.0, "mg/L", "mg"))
     yield Section(LONG, ["what", "median", "ratio", "aim"], [[LONG, "12.5 ms (10.25 to 30)", "1.25", LONG]])
 
 
