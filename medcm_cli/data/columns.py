@@ -198,8 +198,10 @@ def observations(sheet: Sheet, is_observation: BoolArray, logged: bool) -> tuple
     dv, below = sheet.number(column, below=True), sheet.below(column) & is_observation
     lloq = sheet.number(sheet.named("lloq"), np.nan)
     if not logged:
-        sheet.first(is_observation & (lloq <= 0), sheet.named("lloq"), "is {value}; expected a level above 0")
-        sheet.first(below & ~(dv > 0), column, "is {value}; expected a limit above 0")
+        logs = ", or dataset.logged=true where these are logarithms"
+        low = is_observation & (lloq <= 0)
+        sheet.first(low, sheet.named("lloq"), f"is {{value}}; expected a level above 0{logs}")
+        sheet.first(below & ~(dv > 0), column, f"is {{value}}; expected a limit above 0{logs}")
     unlike = below & ~np.isnan(lloq) & (lloq != dv)
     sheet.first(unlike, column, f"is {{value}}, and {sheet.named('lloq')!r} is another limit; expected one")
     if sheet.has("cens"):
