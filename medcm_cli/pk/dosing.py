@@ -20,17 +20,22 @@ OVERLAPPING = 100
 """Doses of an endless series that may be under way at one time."""
 
 
-class Dosed(Protocol):
-    """What every model says about doses; compartments of mappings count from 1, the others from 0."""
+class DoseParameters(Protocol):
+    """Compartment, from 1 -> the parameter of doses into it."""
 
-    @property
-    def parameters(self) -> tuple[str, ...]: ...
     @property
     def lag(self) -> Mapping[int, str]: ...
     @property
     def bioavailability(self) -> Mapping[int, str]: ...
     @property
     def durations(self) -> Mapping[int, str]: ...
+
+
+class Dosed(DoseParameters, Protocol):
+    """What every model says about doses; other compartments than those of mappings count from 0."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
     @property
     def bioavailability_keeps(self) -> str: ...
     @property

@@ -6,24 +6,19 @@ from typing import Any, Protocol
 
 from medcm_cli.checks import one_of, whole
 from medcm_cli.errors import InputError
+from medcm_cli.pk.dosing import DoseParameters
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Written, name_of
 from medcm_cli.pk.trial import states_of
 
 
-class Named(Protocol):
+class Named(DoseParameters, Protocol):
     """A model given by a rate function, as this module sees it."""
 
     @property
     def rate(self) -> Function: ...
     @property
     def compartments(self) -> int | Sequence[str] | None: ...
-    @property
-    def lag(self) -> Mapping[int, str]: ...
-    @property
-    def bioavailability(self) -> Mapping[int, str]: ...
-    @property
-    def durations(self) -> Mapping[int, str]: ...
 
 
 def names(option: str, names: Sequence[str]) -> tuple[str, ...]:
