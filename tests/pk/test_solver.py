@@ -11,6 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from medcm_cli.commands.ode_speed import binding_rate
 from medcm_cli.errors import InputError
 from medcm_cli.pk import (
     OdeModel,
@@ -31,17 +32,6 @@ def indirect_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     del t
     inhibited = a.drug / p.V1 / (p.IC50 + a.drug / p.V1)
     return {"drug": -p.CL / p.V1 * a.drug, "response": -p.KIN * inhibited - p.KOUT * a.response}
-
-
-def binding_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
-    """A drug, its free target less what there is at rest, and their complex."""
-    del t
-    bound = p.KON * a.drug * (p.R0 + a.free) - p.KOFF * a.both
-    return {
-        "drug": -p.KEL * a.drug - bound,
-        "free": -p.KDEG * a.free - bound,
-        "both": bound - p.KINT * a.both,
-    }
 
 
 def chemical_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
