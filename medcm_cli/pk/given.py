@@ -76,6 +76,10 @@ class Given(PkModel):
         """See ``PkModel``."""
         return self.model.notes
 
+    def check(self, schedule: Schedule) -> None:
+        """See ``PkModel``."""
+        self.model.check(schedule)
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """See ``PkModel``."""
         return self.model.init(streams, dtype)

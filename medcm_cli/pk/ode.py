@@ -51,12 +51,12 @@ class OdeModel(PkModel):
     longer or shorter, or the ``duration``. A steady state is solved for (``medcm_cli.pk.steady``), where that
     fails again from what ``steady_state_doses`` doses lead to.
 
-    ``method``: tsit5, or kvaerno5 for stiff equations, of ``medcm_cli.pk.interval``, one of torchdiffeq's, or
-    auto: the matrix exponential of a linear rate (``medcm_cli.pk.trial``), tsit5 of any other. ``rtol`` and
-    ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in ``Control``. ``adjoint``:
-    gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5), whose memory does not grow
-    with the steps taken; df/dlog z, whose own gradient objectives such as foce need, then comes by
-    backpropagation through these.
+    ``method``: tsit5, or kvaerno5, in double precision, for stiff equations, of ``medcm_cli.pk.interval``,
+    one of torchdiffeq's, or auto: the matrix exponential of a linear rate (``medcm_cli.pk.trial``), tsit5 of
+    any other. ``rtol`` and ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in
+    ``Control``. ``adjoint``: gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5),
+    whose memory does not grow with the steps taken; df/dlog z, whose own gradient objectives such as foce
+    need, then comes by backpropagation through these.
 
     :raises InputError: an option that is not of its kind or does not fit the method, a function that does not
         do what is said here, a dose parameter of a compartment that is not there.
@@ -173,7 +173,9 @@ class OdeModel(PkModel):
     @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
-        return {**PkModel.units.fget(self), **self.parameter_units}  # type: ignore[attr-defined]
+        of_rate = getattr(self.rate, "units", {})  # of those of medcm_cli.pk.library
+        known = {name: unit for name, unit in of_rate.items() if name in self.parameters}
+        return {**PkModel.units.fget(self), **known, **self.parameter_units}  # type: ignore[attr-defined]
 
     @property
     def control(self) -> Control:
@@ -201,6 +203,8 @@ class OdeModel(PkModel):
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
+        if self._lacks_digits(schedule):
+            return self.predict(*_doubled(schedule, z)).to(schedule.amount.dtype)
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
             return _predict(self, schedule, values, weights)
@@ -211,6 +215,10 @@ class OdeModel(PkModel):
 
     def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
+        if self._lacks_digits(schedule):
+            prediction, slopes = self.sensitivities(*_doubled(schedule, z), wrt)
+            dtype = schedule.amount.dtype
+            return prediction.to(dtype), [slope.to(dtype) for slope in slopes]
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
             direct = replace(self, adjoint=False, method=_options(self)[0])
@@ -228,6 +236,10 @@ class OdeModel(PkModel):
             place = list(wrt).index(self.volume)
             slopes[place] = slopes[place] - prediction
         return prediction, slopes
+
+    def _lacks_digits(self, schedule: Schedule) -> bool:
+        """In float32 what stiff equations leave of nearly equal numbers is rounding, at any step."""
+        return self.method == "kvaerno5" and schedule.amount.dtype != torch.float64
 
     def _observed(self, schedule: Schedule, amounts: Tensor, z: Values) -> Tensor:
         """The prediction, from amounts (T, S, N, B), or (T, C, S, N, B) for an output, and the parameters in
@@ -260,6 +272,10 @@ def _check_solver(pk: OdeModel) -> None:
         raise InputError("pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false")
     if pk.by_torchdiffeq and pk.norm != "rms":
         raise InputError(f"pk.norm={pk.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
+
+
+def _doubled(schedule: Schedule, z: Values) -> tuple[Schedule, dict[str, Tensor]]:
+    return schedule.to(torch.float64), {name: value.double() for name, value in z.items()}
 
 
 def _terms(pk: OdeModel, z: Values) -> dict[str, Tensor]:
