@@ -192,6 +192,13 @@ def simulations(
     model: Model, values: Values, population: Population, stream: Stream, count: int = SIMULATIONS
 ) -> Tensor:
     """``count`` data sets S that the model draws for the same subjects and times: (T, S, N, 1)."""
+    return simulated(model, values, population, stream, count)[1]
+
+
+def simulated(
+    model: Model, values: Values, population: Population, stream: Stream, count: int
+) -> tuple[list[Tensor], Tensor]:
+    """``simulations``, and the random effects behind them, (S, N, 1) each, first."""
     t, n, _ = population.shape
     k = len(model.random_effects.names)
     dtype = population.dv.dtype
@@ -201,7 +208,7 @@ def simulations(
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return model.error.draw(values, prediction, noise)
+    return eta, model.error.draw(values, prediction, noise)
 
 
 def predictive_check(

@@ -70,7 +70,8 @@ def shares(efforts: Sequence[float], processes: int) -> list[int]:
     """Into how many batches to cut each of some jobs that share processes, from how long each takes: as few
     as keep every process busy, since an epoch of twice the fits takes less than twice the time.
 
-    Efforts are roughly known. The job that takes least comes last and, cut in two, fills what the others leave.
+    Efforts are roughly known. The job that takes least comes last and, cut in two, fills what the others
+    leave.
     """
     fair = sum(efforts) / processes
     cuts = [max(1, math.ceil(effort / fair - _SLACK)) for effort in efforts]
