@@ -3,8 +3,21 @@
 from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.fo import Fo
 from medcm_cli.objectives.foce import Foce
+from medcm_cli.objectives.focei import Focei
+from medcm_cli.objectives.laplace import Laplace
 from medcm_cli.objectives.mse import Mse
 from medcm_cli.objectives.vi import Vi
 from medcm_cli.runs.description import Description
 
-__all__ = ["Criterion", "Description", "Fo", "Foce", "Mse", "Objective", "State", "Vi"]
+__all__ = [
+    "Criterion",
+    "Description",
+    "Fo",
+    "Foce",
+    "Focei",
+    "Laplace",
+    "Mse",
+    "Objective",
+    "State",
+    "Vi",
+]
