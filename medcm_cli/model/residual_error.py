@@ -132,7 +132,8 @@ class ErrorModel(Protocol):
         """
         del values, typical
         raise InputError(
-            "objective.formulation=nonmem needs an error with an sd; this one has none; choose objective=focei"
+            "objective.formulation=nonmem needs an error with an sd, which this one has not; choose "
+            "objective=focei"
         )
 
     def transformation(self, population: Population) -> Tensor:

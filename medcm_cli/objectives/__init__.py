@@ -1,5 +1,6 @@
 """What a fit minimises: one file per objective, all behind the protocol of ``base``."""
 
+from medcm_cli.objectives.agq import Agq
 from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.fo import Fo
 from medcm_cli.objectives.foce import Foce
@@ -10,6 +11,7 @@ from medcm_cli.objectives.vi import Vi
 from medcm_cli.runs.description import Description
 
 __all__ = [
+    "Agq",
     "Criterion",
     "Description",
     "Fo",

@@ -30,7 +30,7 @@ class Agq(Conditional):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("objective.nodes", self.nodes, 1)
+        whole("objective.nodes", self.nodes, 1, MOST)
 
     def describe(self) -> Description:
         """-2 log L, by quadrature."""

@@ -24,7 +24,7 @@ class Conditional(Objective):
 
     ``mode_gradient``: with ``fixed``, eta_hat is a constant of the epoch's step, as in the paper; with
     ``implicit`` the gradient follows eta_hat as the trained values move it, so that what is minimised is the
-    objective as a function of them alone, as in NONMEM and its like. Where it is None it is ``usual_gradient``.
+    objective as a function of them alone, as in NONMEM and its like; None is ``usual_gradient``.
     ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an
     epoch.
     """

@@ -61,13 +61,10 @@ def around_modes(
         constants.
     """
     differentiate = torch.is_grad_enabled()
-    follow = follow and differentiate
     with torch.set_grad_enabled(differentiate or exact):
         omega = model.omega_cholesky(values)
-        still = solve_lower(omega, eta)  # of modes that are constants u moves with Omega
-        u = still
-        if follow or not still[0].requires_grad or not differentiate:
-            u = [x.detach().requires_grad_() for x in still]
+        still = solve_lower(omega, eta)
+        u = [x.detach().requires_grad_() for x in still]
         zeta = model.typical(values, population)
         at = evaluate(model, values, zeta, omega, population, u)
         curvature = at.information
@@ -78,9 +75,15 @@ def around_modes(
             result = at.value + log_det(factor)
         else:
             result = log_det(factor) + _quadrature(model, values, zeta, omega, population, u, factor, nodes)
-    if not follow:
-        return result if differentiate else result.detach()
-    return result + _moved(at, u, still, eta, result, curvature if exact else None)
+    if not differentiate:
+        return result.detach()
+    slope = torch.autograd.grad(result.sum(), u, retain_graph=True)
+    # Of modes that are constants u moves with Omega.
+    moved = [s * (x - x.detach()) for s, x in zip(slope, still, strict=True)]
+    if follow:
+        along, moves = _following(at, u, eta, slope, curvature if exact else None)
+        moved = [torch.where(moves, a, b) for a, b in zip(along, moved, strict=True)]
+    return result + total(moved)
 
 
 def hessian(at: Point, u: Sequence[Tensor], differentiable: bool) -> Lower:
@@ -135,29 +138,21 @@ def _quadrature(
     return -2 * torch.logsumexp(weight - value / 2, 0, keepdim=True)
 
 
-def _moved(
-    at: Point,
-    u: Sequence[Tensor],
-    still: Sequence[Tensor],
-    eta: Sequence[Tensor],
-    result: Tensor,
-    curvature: Lower | None,
-) -> Tensor:
-    """0, with the gradient that the modes' moves add to that of ``result``.
+def _following(
+    at: Point, u: Sequence[Tensor], eta: Sequence[Tensor], slope: Sequence[Tensor], curvature: Lower | None
+) -> tuple[list[Tensor], Tensor]:
+    """0, K of it, with the gradient that the modes' moves add to a result whose gradient by u is ``slope``;
+    and which modes move, (1, N, B).
 
     By the implicit function theorem they move by -H^-1 dg, for the gradient g and the Hessian H of what they
-    minimise; a mode at a bound, or where the Hessian is not positive definite since the search has not got
-    there, does not.
+    minimise. A mode at a bound, and one where H is not positive definite since the search has not got there,
+    does not.
     """
-    slope = torch.autograd.grad(result.sum(), u, retain_graph=True)
     matrix = hessian(at, u, differentiable=False) if curvature is None else curvature
     with torch.no_grad():
         factor = cholesky([[entry.detach() for entry in row] for row in matrix])
-        by_gradient = solve_lower_transposed(factor, solve_lower(factor, slope))
+        pull = solve_lower_transposed(factor, solve_lower(factor, slope))
         moves = (torch.stack(list(eta)).abs() < BOUND * (1 - 1e-6)).all(0)
-        moves &= torch.isfinite(torch.stack(by_gradient)).all(0)
-    parts = [
-        torch.where(moves, -by, 0) * (g - g.detach()) + torch.where(moves, 0, s) * (x - x.detach())
-        for by, g, s, x in zip(by_gradient, at.gradient, slope, still, strict=True)
-    ]
-    return total(parts)
+        moves &= torch.isfinite(torch.stack(pull)).all(0)
+        pull = [torch.where(moves, part, 0) for part in pull]
+    return [-part * (g - g.detach()) for part, g in zip(pull, at.gradient, strict=True)], moves
