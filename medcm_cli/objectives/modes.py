@@ -32,7 +32,7 @@ class Modes(NamedTuple):
     converged: Tensor
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Value, half its gradient and half its expected Hessian (lower triangle) with respect to u = L^-1
     eta."""
 
@@ -70,10 +70,10 @@ def find_modes(
     zeta = model.typical(values, population)
     omega = model.omega_cholesky(values)
 
-    def evaluate(u: Sequence[Tensor]) -> _Point:
-        return _evaluate(model, values, zeta, omega, population, u)
+    def at(u: Sequence[Tensor]) -> Point:
+        return evaluate(model, values, zeta, omega, population, u)
 
-    search = _begin(evaluate, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
+    search = _begin(at, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search)
         change = [old - new for old, new in zip(search.u, candidate, strict=True)]
@@ -81,7 +81,7 @@ def find_modes(
         search = _arrive(search, candidate, moved <= tolerance)
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, change, evaluate(candidate))
+        search = _judge(search, candidate, change, at(candidate))
     return Modes(multiply_lower(omega, search.u), search.converged)
 
 
@@ -90,13 +90,13 @@ class _Search(NamedTuple):
     has ``converged``, and whether it is ``done``, for better or worse."""
 
     u: list[Tensor]
-    at: _Point
+    at: Point
     damping: Tensor
     converged: Tensor
     done: Tensor
 
 
-def _begin(evaluate: Callable[[Sequence[Tensor]], _Point], u: list[Tensor]) -> _Search:
+def _begin(evaluate: Callable[[Sequence[Tensor]], Point], u: list[Tensor]) -> _Search:
     at = evaluate(u)
     nobody = torch.zeros_like(at.value, dtype=torch.bool)
     return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
@@ -118,7 +118,7 @@ def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
 
 
-def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: _Point) -> _Search:
+def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: Point) -> _Search:
     """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
     at, damping = search.at, search.damping
     rounding = 1000 * torch.finfo(at.value.dtype).eps
@@ -150,7 +150,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
     zeta = model.typical(values, population)
     omega = model.omega_cholesky(values)
     start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
-    gradient = _evaluate(model, values, zeta, omega, population, start).gradient
+    gradient = evaluate(model, values, zeta, omega, population, start).gradient
     # Subjects do not share etas, so a sum over them has the gradient of each.
     hessian = [torch.autograd.grad(part.sum(), start, retain_graph=True) for part in gradient]
     with torch.no_grad():
@@ -174,7 +174,7 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     information there: (K, K, N, B)."""
     omega = model.omega_cholesky(values)
     zeta = model.typical(values, population)
-    at = _evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
+    at = evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
     factor = cholesky(at.information)
     zero = torch.zeros_like(at.value)
     halves = [  # L (information)^-1 L', by rows of L
@@ -184,9 +184,10 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
 
 
-def _evaluate(
+def evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
-) -> _Point:
+) -> Point:
+    """What modes minimise, at ``u`` of (S, N, B) each."""
     prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
     terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
@@ -195,7 +196,7 @@ def _evaluate(
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]
         information.append([*row[:-1], row[-1] + 1])
-    return _Point(
+    return Point(
         population.sum_observations(terms) + total([x * x for x in u]),
         [population.sum_observations(loading * pull) + x for loading, x in zip(loadings, u, strict=True)],
         information,
@@ -221,10 +222,10 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return total([a * b for a, b in zip(left, right, strict=True)])
 
 
-def _merge(accept: Tensor, new: _Point, old: _Point) -> _Point:
+def _merge(accept: Tensor, new: Point, old: Point) -> Point:
     if everywhere(accept):
         return new
-    return _Point(
+    return Point(
         torch.where(accept, new.value, old.value),
         [torch.where(accept, a, b) for a, b in zip(new.gradient, old.gradient, strict=True)],
         [
