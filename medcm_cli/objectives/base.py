@@ -122,10 +122,10 @@ class Objective(Protocol):
         """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without
         eta."""
 
-    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor | None:
+    def draw(self, model: Model, state: State, streams: Sequence[Stream], count: int) -> Tensor | None:
         """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers; None of an
         objective without a q."""
-        del state, streams, count
+        del model, state, streams, count
         return None
 
     def population_posterior(self, model: Model, values: Values) -> PopulationPosterior | None:

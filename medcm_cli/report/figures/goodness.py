@@ -216,7 +216,7 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     shown = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
     if not shown:
         return None
-    names = sweep.random_effects
+    names, scales = sweep.random_effects, sweep.effect_scales
     data, said = [], []
     with style.styled():
         height = style.row_height(len(shown), 1.55, 0.95)
@@ -228,7 +228,8 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             _histogram(axis, method, part["eta"], diagnosis.omega[name])
             axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
             axis.set_ylabel("density (-)")
-            axis.set_xlabel(f"{style.symbol('eta', name)}, log scale (-)" if row == len(shown) - 1 else "")
+            label = f"{style.symbol('eta', name)}, {style.on(scales[name])}"
+            axis.set_xlabel(label if row == len(shown) - 1 else "")
             said.append(f"{method.label}, {name}: {percent:z.0f} %")
             data.append(part)
         density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)
