@@ -193,7 +193,11 @@ def _section(title: str, table: pd.DataFrame, counts: Sequence[str], measures: M
     for name in METHOD[1:]:
         if table.groupby("objective")[name].nunique().max() > 1:
             keys.append(name)
-    present = {name: title for name, title in measures.items() if table[f"{name}_median"].notna().any()}
+    present = {
+        name: title
+        for name, title in measures.items()
+        if f"{name}_median" in table and table[f"{name}_median"].notna().any()
+    }
     cells = [
         [
             *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in keys),

@@ -43,6 +43,15 @@ CASES: dict[str, tuple[str, ...]] = {
     "vi, population": ("objective=vi", "objective.population=variational"),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
+    "distributions": (
+        *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),
+        *("network.initial={Q: 0.2}", "objective.mode_gradient=implicit"),
+        "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
+    ),
+    "distributions, vi": (
+        *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
+        *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
+    ),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
