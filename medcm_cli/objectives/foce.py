@@ -67,7 +67,7 @@ class Foce(Objective):
         :raises InputError: censored observations in the linearised formulation.
         """
         if self.formulation == "linearised":
-            refuse_censored("objective.formulation=linearised", population)
+            refuse_censored("objective.formulation=linearised", model, population)
         shape = len(model.random_effects.names), *population.present.shape
         zero = population.present.new_zeros(shape, dtype=dtype)
         carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}

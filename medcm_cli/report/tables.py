@@ -169,6 +169,8 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         f"level, {units['level']}": _spread(held["level"]),
         f"follow-up, {units['time']}": _spread(held["follow_up"]),
     }
+    if above := held.get("above_limit", 0):  # which records of before do not have
+        rows["observations above the limit of quantification"] = str(above)
     for label in ("steady states", "resets", "infusions of a modelled length"):
         if rows[label] == "0":
             del rows[label]

@@ -136,6 +136,7 @@ def format_of(
         until=until,
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
+        blq=dataset["blq"],
     )
 
 

@@ -44,6 +44,7 @@ LATER_OF: Mapping[str, Config] = {
         "batch_subjects": None,
         "thresholds": None,
         "logged": False,
+        "blq": "M3",
     },
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},

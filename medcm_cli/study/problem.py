@@ -163,6 +163,10 @@ def model_of(config: Config) -> Model:
     sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
+    if config["dataset"]["blq"] == "M4" and not error.needs_positive:  # of which all levels are above 0
+        if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
+            raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
+        error = replace(error, above_zero=True)
     if not isinstance(network, CovariateNetwork):
         factors = {}
     return Model(

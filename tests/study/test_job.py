@@ -188,6 +188,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
 LATER = ("outer", "inner", "omega", "given", "distributions", "fixed", "redraws", "tail", "device")
 LATER_OF_DATASET = (
     "logged",
+    "blq",
     "columns",
     "keep",
     "bolus_duration",

@@ -73,6 +73,7 @@ TABLE = """id,time,evid,amt,rate,ii,ss,addl,dv,cens,wt,vwf
 a,0,1,2000,0,12,1,1,,,70,100
 a,5,0,,,,,,0.9,0,70,110
 a,30,0,,,,,,0.05,1,72,120
+a,31,0,,,,,,0.05,-1,72,120
 b,0,1,1500,3000,0,0,0,,,60,90
 b,2,0,,,,,,0.7,0,60,90
 b,24,4,1500,0,0,0,0,,,60,95
@@ -82,6 +83,7 @@ c,30,0,,,,,,0.4,0,80,150
 """
 OF_TABLE: dict[str, tuple[str, ...]] = {
     "closed form": ("objective=vi",),
+    "above 0": ("objective=foce", "error=combined", "dataset.blq=M4"),
     "lag": (
         "objective=foce",
         "pk=one_compartment_oral",

@@ -61,7 +61,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
         style.legend(figure, _scatter_handles(method, mixed))
     words = _residuals_said(seen["residual"], mixed, unit)
     left_out = int(diagnosis.observations["censored"].sum())
-    censored = f" {left_out} observations below the limit are left out." if left_out else ""
+    censored = f" {left_out} observations beyond a limit are left out." if left_out else ""
     return style.Drawn(
         f"goodness_{style.slug(method.label)}",
         f"Goodness of fit, {method.label}",

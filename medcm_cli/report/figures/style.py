@@ -120,6 +120,13 @@ def symbol(letter: str, *names: str) -> str:
     return rf"$\{letter}_{{\mathrm{{{inside}}}}}$"
 
 
+def beyond(seen: pd.DataFrame, column: str, floor: float) -> tuple[pd.Series, pd.Series]:
+    """Which observations lie below a limit, or a ``column`` below the axis' ``floor``, and which above a
+    limit."""
+    above = seen["above"] if "above" in seen else pd.Series(False, index=seen.index)
+    return (seen["censored"] & ~above) | (seen[column] < floor), above
+
+
 def on(scale: str) -> str:
     """What a random effect is on, with its unit."""
     return f"{scale} (-)" if is_scale(scale) else scale
