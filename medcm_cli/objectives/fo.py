@@ -41,7 +41,7 @@ class Fo(Objective):
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
         """See ``Objective.init``. :raises InputError: censored observations."""
-        refuse_censored("objective=fo", population)
+        refuse_censored("objective=fo", model, population)
         return State(model.init(streams, dtype))
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ class Foce(Conditional):
         :raises InputError: censored observations in the linearised formulation.
         """
         if self.formulation == "linearised":
-            refuse_censored("objective.formulation=linearised", population)
+            refuse_censored("objective.formulation=linearised", model, population)
         state = super().init(model, population, streams, dtype)
         self.searched(model, state.trained, population)  # says what error has no spread
         return state
