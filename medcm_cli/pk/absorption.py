@@ -87,6 +87,11 @@ class MixedAbsorption(PkModel):
         return False
 
     @property
+    def above_zero(self) -> tuple[str, ...]:
+        """All."""
+        return self.parameters
+
+    @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "D": "{time}", **({} if self.order == "zero" else {"ODDS": "-"})}

@@ -1,6 +1,7 @@
 """Compartment models given as dA/dt: integrated with every dose and observation as an exact breakpoint
 (``medcm_cli.pk.timeline``), or, where dA/dt is linear, by the exponential of its matrix."""
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +16,14 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import integrated, reference, stepwise
 from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.compiled import check_compiler
 from medcm_cli.pk.derivatives import reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.steady import Tolerance, settle
 from medcm_cli.pk.steps import Control, leaf
 from medcm_cli.pk.tableaux import TABLEAUX
-from medcm_cli.pk.timeline import Series, follow, timeline
 from medcm_cli.pk.trial import Facts, facts_of
 
 METHODS = ("auto", *TABLEAUX, *reference.METHODS)
@@ -111,6 +111,7 @@ class OdeModel(PkModel):
     states: tuple[str, ...] = field(init=False, repr=False, compare=False)
     right_side: Written = field(init=False, repr=False, compare=False)
     facts: Facts = field(init=False, repr=False, compare=False)
+    compiled: bool = field(init=False, repr=False, compare=False, default=False)
     _output: Output | None = field(init=False, repr=False, compare=False)
     _start: Start | None = field(init=False, repr=False, compare=False)
 
@@ -178,6 +179,13 @@ class OdeModel(PkModel):
         return {**PkModel.units.fget(self), **known, **self.parameter_units}  # type: ignore[attr-defined]
 
     @property
+    def above_zero(self) -> tuple[str, ...]:
+        """See ``PkModel.above_zero``: also those of medcm's own rates, but for effects."""
+        of_rate = {name for name in getattr(self.rate, "units", {}) if name not in ("E0", "EMAX", "SLOPE")}
+        known = {*PkModel.above_zero.fget(self), *of_rate}  # type: ignore[attr-defined]
+        return tuple(name for name in self.parameters if name in known)
+
+    @property
     def control(self) -> Control:
         """How far a step may go, of the methods of medcm."""
         method = "tsit5" if self.method == "auto" else self.method
@@ -193,6 +201,22 @@ class OdeModel(PkModel):
         """Those of learned terms."""
         return {name: values[name] for term in self.right_side.terms for name in term.weights}
 
+    def with_compiled_steps(self) -> "OdeModel":
+        """See ``PkModel.with_compiled_steps``."""
+        why = ""
+        if self.by_torchdiffeq or self.method == "kvaerno5":
+            why = "pk.method=tsit5"
+        elif self.by_exponential:
+            why = "one that is integrated (pk.method=tsit5)"
+        elif self.right_side.terms:
+            why = "a model without learned terms"
+        if why:
+            raise InputError(f"batch.compile=true: expected {why}")
+        check_compiler()
+        copied = copy.copy(self)
+        object.__setattr__(copied, "compiled", True)
+        return copied
+
     def begin(self, z: Values) -> Tensor | None:
         """Amounts at first, (C, S, N, B), or (I, C, S, N, B) of z (I, S, N, B); None for 0."""
         return None if self._start is None else self._start(z).movedim(0, -4)
@@ -207,7 +231,7 @@ class OdeModel(PkModel):
             return self.predict(*_doubled(schedule, z)).to(schedule.amount.dtype)
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
-            return _predict(self, schedule, values, weights)
+            return self._observed(schedule, *reference.amounts(self, schedule, values, weights))
         if self.by_exponential:
             return _exactly(self, schedule, values)
         amounts, then = integrated.amounts(self, schedule, values, weights)
@@ -221,10 +245,12 @@ class OdeModel(PkModel):
             return prediction.to(dtype), [slope.to(dtype) for slope in slopes]
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
-            direct = replace(self, adjoint=False, method=_options(self)[0])
-            return reverse_over_reverse(
-                lambda z: _predict(direct, schedule, z, weights), schedule, values, wrt
-            )
+            direct = replace(self, adjoint=False, method=reference.options(self)[0])
+
+            def predict(z: Values) -> Tensor:
+                return self._observed(schedule, *reference.amounts(direct, schedule, z, weights))
+
+            return reverse_over_reverse(predict, schedule, values, wrt)
         if self.by_exponential:
             return reverse_over_reverse(lambda z: _exactly(self, schedule, z), schedule, values, wrt)
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
@@ -332,56 +358,3 @@ def _expanded(pk: OdeModel, schedule: Schedule, z: Values) -> dict[str, Tensor]:
     shapes = (z[name].shape[-3:] for name in pk.parameters)
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     return {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
-
-
-def _predict(pk: OdeModel, schedule: Schedule, z: Values, weights: Values) -> Tensor:
-    """By torchdiffeq, of values expanded."""
-    states = len(pk.states)
-    line = timeline(pk, pk.seen, states, schedule, z)
-    line = replace(line, z={**line.z, **weights}, start=pk.begin(line.z), superposed=False)
-
-    def advance(interval: int, amounts: Tensor) -> Tensor:
-        here = line.z_of(interval)
-        at = line.left[interval], line.width[interval], line.inflow[interval]
-        return reference.integrate(pk.right_side, _options(pk), amounts, here, *at)
-
-    def steady(series: Series) -> tuple[Tensor, Tensor]:
-        series, start = replace(series, z={**series.z, **weights}), pk.begin(series.z)
-        nothing = torch.zeros_like(line.jump[0])
-        return _steady(pk, series, nothing if start is None else start.detach().expand_as(nothing))
-
-    amounts = follow(line, pk.seen, advance, steady)
-    return pk._observed(schedule, amounts, line.z_seen)
-
-
-def _options(pk: OdeModel) -> tuple[str, float, float, bool]:
-    method = pk.method if pk.method in reference.METHODS else reference.METHODS[0]
-    return method, pk.rtol, pk.atol, pk.adjoint
-
-
-def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
-    # A slow elimination multiplies the solver's error by the number of doses that add up.
-    search = Tolerance(pk.rtol / 100, pk.atol / 100, pk.rtol, pk.atol)
-    fine = replace(pk, rtol=search.rtol, atol=search.atol)
-
-    def after(model: OdeModel, here: Series, amounts: Tensor, hours: Tensor) -> Tensor:
-        amounts = amounts + here.at_once(len(pk.states))
-        # A rate that depends on t is taken at 0: a steady state needs one that does not.
-        begin = torch.zeros_like(amounts[0])
-        for width, inflow in here.stretches(len(pk.states), hours.expand_as(begin)):
-            amounts = reference.integrate(
-                model.right_side, _options(model), amounts, here.z, begin, width, inflow
-            )
-        return amounts
-
-    known, direct = series.detached(), replace(fine, adjoint=False)
-    before, settled = settle(
-        functools.partial(after, fine, series, hours=series.interval),
-        functools.partial(after, direct, known, hours=known.interval),
-        nothing,
-        series.present.expand_as(nothing[0]),
-        search,
-        pk.steady_state_doses,
-    )
-    return after(fine, series, before, series.latest), settled

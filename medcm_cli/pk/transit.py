@@ -89,6 +89,11 @@ class TransitAbsorption(PkModel):
         return False
 
     @property
+    def above_zero(self) -> tuple[str, ...]:
+        """All."""
+        return self.parameters
+
+    @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "NTR": "-", "MTT": "{time}"}
