@@ -173,6 +173,7 @@ OF_A_CHOICE = {
         for name in ("foce", "focei", "laplace", "agq")
     },
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
+    "split=bootstrap": {"split.size": "null"},
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"
