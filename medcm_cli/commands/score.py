@@ -25,12 +25,11 @@ def command(arguments: list[str]) -> None:
     parser.add_argument(
         "--test",
         type=text,
-        nargs=2,
-        metavar=("SMALLER", "LARGER"),
+        metavar="SMALLER:LARGER",
         action="append",
         default=[],
         help="likelihood-ratio test of two configurations, each named by what tells it from the others, as "
-        "in variant=base; may be given several times",
+        "in variant=base:variant=full; may be given several times",
     )
     add_trust(parser)
     options = parser.read(arguments)

@@ -13,7 +13,7 @@ from medcm_cli.analysis import criteria, scores
 from medcm_cli.data import Population
 from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
-from medcm_cli.report.scores import PLACE, notes, sections, tested
+from medcm_cli.report.scores import PLACE, notes, pair, sections, tested
 from medcm_cli.report.section import Section
 from medcm_cli.runs.folder import ALIKE
 from medcm_cli.runs.sweeps import complete, grouped
@@ -39,7 +39,7 @@ def report(
     roots: Sequence[Path],
     by: str | None,
     draws: int,
-    tests: Sequence[Sequence[str]] = (),
+    tests: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     trust: bool = False,
 ) -> Report:
@@ -47,13 +47,16 @@ def report(
     the fits of a configuration.
 
     :param by: of ``scores.METHODS``; None: as ``scores.method_for`` has it. :param draws: by imp.
-    :param tests: pairs of configurations, the smaller first (``report.scores.tested``).
+    :param tests: pairs of configurations (``report.scores.pair``).
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no complete fit, or a test of configurations that are not there.
     """
     prepare(1)
     found = list(walk(roots))
     fits = complete(found, roots)
+    addresses = pd.DataFrame([{name: getattr(record.address, name) for name in ALIKE} for _, record in fits])
+    for name in tests:
+        pair(addresses, name)
     whole = {folder for folder, _ in fits}
     result = Report(skipped=[f"{one.folder}: is no complete fit" for one in found if one.folder not in whole])
     rows: list[pd.DataFrame] = []
@@ -94,9 +97,9 @@ def _scored(restored: Restored, by: str | None, draws: int) -> pd.DataFrame:
     table = _in_parts(restored, everyone, [fold.train for fold in folds], values, method, draws)
     if all(not set(fold.train) & set(fold.test) for fold in folds):
         unseen = _in_parts(restored, everyone, [fold.test for fold in folds], values, method, draws)
-        table = table.assign(held_out_ofv=unseen["ofv"], held_out_error=unseen["error"])
+        table = table.assign(held_out_ofv=unseen["ofv"], held_out_mc_error=unseen["mc_error"])
     counts = criteria.count(model, values, train)
-    ofv = torch.from_numpy(table["ofv"].to_numpy())
+    ofv = torch.tensor(table["ofv"].to_list(), dtype=torch.float64)
     return table.assign(
         method=method,
         aic=criteria.aic(ofv, counts).numpy(),
@@ -138,7 +141,7 @@ def _in_parts(
             method,
             draws,
         )
-        columns = {"ofv": found.total, "error": found.error, "unfound": found.unfound}
+        columns = {"ofv": found.total, "mc_error": found.error, "unfound": found.unfound}
         columns |= {"moved": found.moved} if found.moved is not None else {}
         columns |= {"tail": found.tail} if found.tail is not None else {}
         frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})

@@ -15,7 +15,7 @@ _TRUSTED = 0.7  # k of importance weights, at most
 
 _SHOWN = {
     "ofv": "OFV",
-    "error": "MC error",
+    "mc_error": "MC error",
     "aic": "AIC",
     "bicc": "BICc",
     "held_out_ofv": "held-out OFV",
@@ -76,52 +76,62 @@ def notes(table: pd.DataFrame) -> list[str]:
 # -- likelihood-ratio tests ------------------------------------------------------------------------
 
 
-def tested(table: pd.DataFrame, tests: Sequence[Sequence[str]]) -> list[Section]:
+def tested(table: pd.DataFrame, tests: Sequence[str]) -> list[Section]:
     """:raises InputError: configurations that are not there, not of the same data, or not nested."""
     cells = []
-    for smaller, larger in tests:
-        pair = [_chosen(table, name) for name in (smaller, larger)]
-        small, large = (rows.iloc[0] for rows in pair)
+    for name in tests:
+        rows = pair(table, name)
+        small, large = (of.iloc[0] for of in rows)
         if small["fingerprint"] != large["fingerprint"]:
-            raise InputError(f"--test {smaller} {larger}: they are of different data")
+            raise InputError(f"--test {name}: they are of different data")
         more = int(large["parameters"] - small["parameters"])
         variances = max(0, int(large["variances"] - small["variances"]))
         if more < 1:
             raise InputError(
-                f"--test {smaller} {larger}: the first has {small['parameters']} parameters and the second "
+                f"--test {name}: the first has {small['parameters']} parameters and the second "
                 f"{large['parameters']}; expected the smaller model first"
             )
-        both = pair[0].merge(pair[1], on=list(PLACE), suffixes=("_small", "_large"))
+        both = rows[0].merge(rows[1], on=list(PLACE), suffixes=("_small", "_large"))
         if both.empty:
-            raise InputError(f"--test {smaller} {larger}: no fold and replicate has both")
+            raise InputError(f"--test {name}: no fold and replicate has both")
         fell = both["ofv_small"] - both["ofv_large"]
         p = pd.Series([criteria.likelihood_ratio(value, more, variances) for value in fell])
         cells.append(
             [
-                *(smaller, larger, str(len(both)), f"{fell.median():.3f}", str(more), str(variances)),
+                *(name, str(len(both)), f"{fell.median():.3f}", str(more), str(variances)),
                 *(f"{p.median():.3g}", f"{100 * float((p < 0.05).mean()):.0f} %"),
             ]
         )
-    headers = ["smaller", "larger", "pairs", "OFV falls by", "more parameters", "on the boundary"]
-    return [Section("likelihood-ratio tests", [*headers, "p", "p < 0.05"], cells)] if cells else []
+    headers = ["test", "pairs", "OFV falls by", "more parameters", "on the boundary", "p", "p < 0.05"]
+    return [Section("likelihood-ratio tests, medians over pairs", headers, cells)] if cells else []
 
 
-def _chosen(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The fits of one configuration, by what tells it from the others, NAME=VALUE with commas between."""
+def pair(table: pd.DataFrame, name: str) -> list[pd.DataFrame]:
+    """The fits of two configurations, SMALLER:LARGER.
+
+    :param table: a row per fit, with the columns ``ALIKE``.
+    :raises InputError: they are not there.
+    """
+    both = name.split(":")
+    if len(both) != 2:
+        raise InputError(f"--test {name}: expected SMALLER:LARGER, as in variant=base:variant=full")
+    return [_chosen(table, name, one) for one in both]
+
+
+def _chosen(table: pd.DataFrame, test: str, name: str) -> pd.DataFrame:
+    """Those of one, by what tells it from the others, NAME=VALUE with commas between."""
     rows = table
     for part in name.split(","):
         key, _, value = part.partition("=")
         if key not in ALIKE or not value:
             raise InputError(
-                f"--test {name}: expected NAME=VALUE, or several with commas between, NAME one of "
-                f"{', '.join(ALIKE)}"
+                f"--test {test}: {name!r} is no NAME=VALUE, or several with commas between; expected a NAME "
+                f"of {', '.join(ALIKE)}"
             )
-        rows = rows[
-            rows[key].map(lambda found: f"{found:g}" if isinstance(found, float) else str(found)) == value
-        ]
+        rows = rows[[_text(found) == value for found in rows[key]]]
     number = len(rows.groupby(list(ALIKE)))
     if number != 1:
-        raise InputError(f"--test {name}: {number or 'no'} configurations are so; expected one")
+        raise InputError(f"--test {test}: {name} is that of {number} configurations; expected of one")
     return rows
 
 

@@ -10,11 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.runs.folder import ALIKE
+from medcm_cli.runs.folder import ALIKE, read_parquet
 from medcm_cli.runs.units import SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
+SCORES = "ofv_", "held_out_ofv_"
+"""What columns of scores begin with; the method that they are by follows (``medcm score``)."""
 COUNTS = ["complete", "failed", "unfinished", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
@@ -125,12 +127,32 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "unconverged_modes": record.unconverged_modes,
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
+    row |= _scores(fit.folder)
     for name in estimate:
         if name.startswith("omega_"):  # log-normal (docs/methods.md, "Protocol of the real data")
             row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
     if record.truth and "omega_1" in row:
         row |= _distances(row, record.truth, fit.units.scale)
     return row
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """What ``medcm score`` has found of a fit, by each method; nothing where it was not asked."""
+    path = folder / "score.parquet"
+    if not path.exists():
+        return {}
+    table = read_parquet(path).to_pydict()
+    found = {}
+    for prefix in SCORES:
+        for method, value in zip(table["method"], table.get(prefix[:-1], ()), strict=False):
+            if value is not None and np.isfinite(value):
+                found[f"{prefix}{method}"] = float(value)
+    return found
+
+
+def scores_of(columns: Iterable[str]) -> list[str]:
+    """Those of columns that are scores of fits."""
+    return sorted(name for name in map(str, columns) if name.startswith(SCORES))
 
 
 def _cohort(fit: Fit) -> dict[str, Any]:
@@ -219,7 +241,7 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
     """Per group: fits complete, failed and unfinished; median, mean and sd of every measure over complete
     fits or, in a nested split, over its shuffles."""
     rows = []
-    names = [*MEASURES, *estimates_of(fits)]
+    names = [*MEASURES, *scores_of(fits), *estimates_of(fits)]
     for key, group in fits.groupby(list(ALIKE), sort=True):
         status = group["status"]
         row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
