@@ -150,9 +150,9 @@ def _scores(folder: Path) -> dict[str, float]:
     return found
 
 
-def scores_of(columns: Iterable[str]) -> list[str]:
-    """Those of columns that are scores of fits."""
-    return sorted(name for name in map(str, columns) if name.startswith(SCORES))
+def scores_of(fits: pd.DataFrame) -> list[str]:
+    """Columns of fits that are their scores."""
+    return sorted(name for name in map(str, fits) if name.startswith(SCORES))
 
 
 def _cohort(fit: Fit) -> dict[str, Any]:
