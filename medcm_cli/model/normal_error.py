@@ -29,10 +29,10 @@ class NormalError(Spread):
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
         """(y - f) / sd, or the normal quantile of P(y' < y | y' > 0)."""
         sd, _ = self.sd(values, prediction)
-        white = (dv - prediction) / sd
-        if not self.above_zero:
-            return white
-        return -torch.special.ndtri(torch.special.ndtr(-white) / torch.special.ndtr(prediction / sd))
+        white: Tensor = (dv - prediction) / sd
+        if self.above_zero:
+            white = -torch.special.ndtri(torch.special.ndtr(-white) / torch.special.ndtr(prediction / sd))
+        return white
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
         """See ``ErrorModel``. The curvature of a censored observation is the observed one, of which what the
@@ -110,6 +110,7 @@ class NormalError(Spread):
         deviation = population.dv - prediction
         if self.above_zero:
             found = above_zero.deviance(deviation / sd, prediction, sd, None, population)
+            assert found.curvature is not None
             return Normal(
                 deviation, sd / root_of(found.curvature), found.value, torch.zeros_like(found.value)
             )
