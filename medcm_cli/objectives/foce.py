@@ -12,7 +12,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import solve_lower, total
-from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored
+from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored, refuse_sigma
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance, moving_modes
 from medcm_cli.runs.description import Description
@@ -68,6 +68,7 @@ class Foce(Objective):
         """
         if self.formulation == "linearised":
             refuse_censored("objective.formulation=linearised", model, population)
+            refuse_sigma("objective.formulation=linearised", model)
         shape = len(model.random_effects.names), *population.present.shape
         zero = population.present.new_zeros(shape, dtype=dtype)
         carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}
@@ -91,13 +92,18 @@ class Foce(Objective):
             eta = moving_modes(model, values, population, eta)
             state = replace(state, carried={**state.carried, "eta": torch.cat(list(eta))})
         prediction, columns = self.linearise(model, state, population)
-        seen = model.error.as_normal(values, prediction, population)
+        own = model.of_subjects(values, eta)
+        seen = model.error.as_normal(own, prediction, population)
         omega = model.omega_cholesky(values)
         if self.formulation == "linearised":
             shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
             terms = marginal(population, seen.shifted(shift), columns, omega)
             return population.sum_subjects(terms.log_det + terms.quadratic)
-        terms = marginal(population, seen, columns, omega)
+        place = model.random_effects.place_of_sigma
+        informing = None
+        if place is not None:
+            informing = place, model.error.scale(own, prediction, population).curvature
+        terms = marginal(population, seen, columns, omega, informing)
         penalty = total([white * white for white in solve_lower(omega, eta)])
         return population.sum_subjects(terms.log_det + terms.residual + penalty)
 
