@@ -64,6 +64,20 @@ class LogNormalError(ErrorModel):
         """See ``ErrorModel``."""
         return scale_of_normal(self.white(values, prediction, population.dv), None, population)
 
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> ErrorModel:
+        """Itself: on the log scale its sd is the same everywhere."""
+        del values, typical
+        return self
+
+    def transformation(self, population: Population) -> Tensor:
+        """See ``ErrorModel``; 0 of data that are ``logged``."""
+        if self.logged:
+            return super().transformation(population)
+        terms = 2 * _log(population.dv)
+        if population.censored is not None:
+            terms = terms * (1 - population.censored)
+        return population.sum_observations(terms)
+
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
     ) -> Tensor:

@@ -1,5 +1,6 @@
 """Residual errors that are normal: additive, proportional, both, or a power of the prediction."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,13 @@ class Spread(ErrorModel):
     def sd(self, values: Mapping[str, Tensor], prediction: Tensor) -> tuple[Tensor, Tensor | None]:
         """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
         for zero)."""
+
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> ErrorModel:
+        """See ``ErrorModel``."""
+        spread = self.sd(values, typical)[0], None
+        known = copy.copy(self)
+        object.__setattr__(known, "sd", lambda *_: spread)  # of this one alone, which is frozen
+        return known
 
 
 class NormalError(Spread):

@@ -154,6 +154,23 @@ class ErrorModel(Protocol):
             f"{' and dataset.blq=M4' * self.above_zero}; choose objective=vi"
         )
 
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> "ErrorModel":
+        """The same with the spread that it has at ``typical`` predictions, whatever the prediction is: what
+        NONMEM takes where there is no interaction of eta and epsilon.
+
+        :raises InputError: it has none.
+        """
+        del values, typical
+        raise InputError(
+            "objective.formulation=nonmem needs an error with an sd, which this one has not; choose "
+            "objective=focei"
+        )
+
+    def transformation(self, population: Population) -> Tensor:
+        """What -2 log L of each subject has beside that of the observations in the form in which the error is
+        normal, (1, N, B): of log-normal ones 2 sum log y."""
+        return torch.zeros_like(population.present)[None]
+
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
     ) -> Tensor:

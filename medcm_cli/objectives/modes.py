@@ -34,7 +34,7 @@ class Modes(NamedTuple):
     converged: Tensor
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Value, half its gradient and half its expected Hessian (lower triangle) with respect to u = L^-1
     eta."""
 
@@ -73,11 +73,11 @@ def find_modes(
     zeta = model.typical(values, population)
     omega = model.omega_cholesky(values)
 
-    def evaluate(u: Sequence[Tensor]) -> _Point:
-        return _evaluate(model, values, zeta, omega, population, u)
+    def at(u: Sequence[Tensor]) -> Point:
+        return evaluate(model, values, zeta, omega, population, u)
 
     reach = model.random_effects.reach(zeta)
-    search = _begin(evaluate, solve_lower(omega, _clamped(start, reach)))
+    search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search, reach)
         change = [old - new for old, new in zip(search.u, candidate, strict=True)]
@@ -85,7 +85,7 @@ def find_modes(
         search = _arrive(search, candidate, moved <= tolerance)
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, change, evaluate(candidate))
+        search = _judge(search, candidate, change, at(candidate))
     return Modes(multiply_lower(omega, search.u), search.converged)
 
 
@@ -94,13 +94,13 @@ class _Search(NamedTuple):
     has ``converged``, and whether it is ``done``, for better or worse."""
 
     u: list[Tensor]
-    at: _Point
+    at: Point
     damping: Tensor
     converged: Tensor
     done: Tensor
 
 
-def _begin(evaluate: Callable[[Sequence[Tensor]], _Point], u: list[Tensor]) -> _Search:
+def _begin(evaluate: Callable[[Sequence[Tensor]], Point], u: list[Tensor]) -> _Search:
     at = evaluate(u)
     nobody = torch.zeros_like(at.value, dtype=torch.bool)
     return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
@@ -122,7 +122,7 @@ def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
 
 
-def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: _Point) -> _Search:
+def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: Point) -> _Search:
     """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
     at, damping = search.at, search.damping
     rounding = 1000 * torch.finfo(at.value.dtype).eps
@@ -157,7 +157,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
     zeta = model.typical(values, population)
     omega = model.omega_cholesky(values)
     start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
-    gradient = _evaluate(model, values, zeta, omega, population, start).gradient
+    gradient = evaluate(model, values, zeta, omega, population, start).gradient
     # Subjects do not share etas, so a sum over them has the gradient of each.
     hessian = [torch.autograd.grad(part.sum(), start, retain_graph=True) for part in gradient]
     with torch.no_grad():
@@ -167,10 +167,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        reach = model.random_effects.reach(zeta)
-        near = 1 - 1e-6
-        inside = [(e > near * low) & (e < near * high) for e, (low, high) in zip(eta, reach, strict=True)]
-        moves = torch.stack(inside).all(0)
+        moves = inside(model.random_effects.reach(zeta), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
@@ -184,7 +181,7 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     information there: (K, K, N, B)."""
     omega = model.omega_cholesky(values)
     zeta = model.typical(values, population)
-    at = _evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
+    at = evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
     factor = cholesky(at.information)
     zero = torch.zeros_like(at.value)
     halves = [  # L (information)^-1 L', by rows of L
@@ -194,9 +191,10 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
 
 
-def _evaluate(
+def evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
-) -> _Point:
+) -> Point:
+    """What modes minimise, at ``u`` of (S, N, B) each."""
     eta = multiply_lower(omega, u)
     prediction, columns = model.linearise(zeta, population, eta)
     own = model.of_subjects(values, eta)
@@ -211,7 +209,7 @@ def _evaluate(
     if (place := model.random_effects.place_of_sigma) is not None:
         scale = model.error.scale(own, prediction, population)
         gradient, information = _with_scale(population, omega[place], loadings, scale, gradient, information)
-    return _Point(
+    return Point(
         population.sum_observations(terms) + total([x * x for x in u]),
         gradient,
         information,
@@ -244,6 +242,13 @@ def _with_scale(
     return [part + entry * pull for part, entry in zip(gradient, own, strict=True)], added
 
 
+def inside(reach: Reach, eta: Sequence[Tensor]) -> Tensor:
+    """Modes that are at no bound, (1, N, B)."""
+    near = 1 - 1e-6
+    free = [(e > near * low) & (e < near * high) for e, (low, high) in zip(eta, reach, strict=True)]
+    return torch.stack(free).all(0)
+
+
 def _within(omega: Lower, reach: Reach, u: list[Tensor]) -> list[Tensor]:
     eta = multiply_lower(omega, u)
     beyond = [(e < low) | (e > high) for e, (low, high) in zip(eta, reach, strict=True)]
@@ -268,10 +273,10 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return total([a * b for a, b in zip(left, right, strict=True)])
 
 
-def _merge(accept: Tensor, new: _Point, old: _Point) -> _Point:
+def _merge(accept: Tensor, new: Point, old: Point) -> Point:
     if everywhere(accept):
         return new
-    return _Point(
+    return Point(
         torch.where(accept, new.value, old.value),
         [torch.where(accept, a, b) for a, b in zip(new.gradient, old.gradient, strict=True)],
         [
