@@ -70,8 +70,9 @@ def peak(model: Model, values: Values, population: Population, eta: Sequence[Ten
 
 def joint(model: Model, values: Values, population: Population, at: Peak, u: Sequence[Tensor]) -> Tensor:
     """l = -2 log p(y, eta) at ``u``, without normal constants and log|Omega|: (S, N, B)."""
-    prediction = model.predict(at.zeta, population, multiply_lower(at.omega, u))
-    value = population.sum_observations(model.error.deviance(values, prediction, population).value)
+    eta = multiply_lower(at.omega, u)
+    prediction, own = model.predict(at.zeta, population, eta), model.of_subjects(values, eta)
+    value = population.sum_observations(model.error.deviance(own, prediction, population).value)
     return value + total([x * x for x in u])
 
 

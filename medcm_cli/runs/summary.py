@@ -255,7 +255,7 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()
         row["random_effects"] = effects[0] if len(effects) == 1 else UNKNOWN
-        scales = group["effect_scales"].dropna().unique() if "effect_scales" in group else ()
+        scales = list(group["effect_scales"].dropna().unique()) if "effect_scales" in group else []
         row |= {"effect_scales": scales[0]} if len(scales) == 1 else {}
         units = group["level_unit"].unique()
         row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
