@@ -15,7 +15,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.model.random_effects import raw_correlation_init
-from medcm_cli.numerics.normal import normal_log_density, normal_points
+from medcm_cli.numerics.normal import LOG_2PI, normal_log_density, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
@@ -68,7 +68,14 @@ class Vi(Objective):
     def describe(self) -> Description:
         """A lower bound of the likelihood, or of that and the prior of what has a q."""
         rank = 4 if self.samples == 1 else 3
-        return Description("-ELBO", "nats", likelihood="lower bound", scale=1.0, q=True, rank=rank)
+        return Description(
+            *("-ELBO", "nats"),
+            likelihood="lower bound",
+            scale=1.0,
+            q=True,
+            rank=rank,
+            per_observation=LOG_2PI / 2,
+        )
 
     def criterion(self, effects: int) -> Criterion:
         """With antithetic Sobol points in place of random ones, scaled so that their mean is 0 and their

@@ -158,7 +158,15 @@ class Record:
     redraws: int = 0  # initialisations given up because their first gradient was not finite
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
     seconds: float = 0.0  # batch seconds divided by the batch's fits
+    convergence: dict[str, Any] | None = (
+        None  # converged, epoch, rule and error; none of one that was not asked
+    )
     described: dict[str, Any] | None = None  # what the objective says of itself (runs.description)
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether a complete fit has converged; None of one that was not asked, as all were before."""
+        return None if self.convergence is None else self.convergence.get("converged") is True
 
 
 def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
