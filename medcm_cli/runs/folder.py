@@ -264,7 +264,9 @@ def estimate_rows(
 
     :raises InputError: a fit of before that was trained, and kept only the checkpoint before training.
     """
-    if record.status == "complete" and record.config.get("epochs", 1) > 1 and not np.any(epoch > 0):
+    looked_at = (record.config.get("training") or {}).get("stop") == "start"
+    trained = record.status == "complete" and record.config.get("epochs", 1) > 1 and not looked_at
+    if trained and not np.any(epoch > 0):
         raise InputError(
             f"{folder}: has one checkpoint, of epoch 0, and so no estimates: earlier versions did not keep "
             "the last epoch; the same `medcm fit` trains it again"

@@ -68,7 +68,13 @@ LATER_OF: Mapping[str, Config] = {
         "protocol": None,
     },
     "network": {"initial": {}},
-    "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
+    "objective": {
+        "mode_gradient": "fixed",
+        "components": 2,
+        "population": "point",
+        "lkj": 1,
+        "initial_sd": None,
+    },
     "pk": {
         "lag": {},
         "bioavailability": {},

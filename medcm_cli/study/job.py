@@ -136,6 +136,7 @@ class Job:
         population, _ = self.problem.populations(fits)
         streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
         model, training = self.problem.model, self.config["training"]
+        moves = training["stop"] != "start"  # else values are looked at as they begin
         polish = polish_of(model, self.objective, population) if training["polish"] else None
         trained = train(
             model,
@@ -144,7 +145,7 @@ class Job:
             streams,
             self.make_optimizer,
             Course(
-                self.config["epochs"],
+                self.config["epochs"] if moves else 0,
                 self.config["checkpoint_every"],
                 self.config["dataset"]["batch_subjects"],
                 self.config["redraws"],

@@ -148,14 +148,18 @@ def with_protocol(config: Config) -> dict[str, Any]:
     training.pop("protocol", None)
     one_of("training.start", training["start"], ("drawn", "data"))
     one_of("training.scale", training["scale"], ("softplus", "log"))
-    one_of("training.stop", training["stop"], ("epochs", "converged"))
+    one_of("training.stop", training["stop"], ("epochs", "converged", "start"))
     flag("training.polish", training["polish"])
+    if training["stop"] == "start":
+        training["polish"] = False
     ends = training["stop"] == "converged" or training["polish"]
     # Where training ends at the estimate, the last checkpoint is that.
     tail = 0 if ends and config["tail"] is None else config["tail"]
     objective = dict(config["objective"])
     if objective.get("mode_gradient", "") is None:
         objective["mode_gradient"] = "implicit" if training["polish"] else "fixed"
+    if objective.get("initial_sd", 0) is None and training["start"] == "data":
+        objective["initial_sd"] = 0.05
     return {**config, "training": training, "tail": tail, "objective": objective}
 
 
@@ -289,6 +293,8 @@ def _check_dataset(dataset: Config) -> None:
     for option in ("columns", "keep", "dialect", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
+    if dataset["protocol"] is not None:
+        one_of("dataset.protocol", dataset["protocol"], tuple(PROTOCOLS))
     if dataset["truth"] is not None and not isinstance(dataset["truth"], Mapping):
         raise InputError(
             f"dataset.truth is {shown(dataset['truth'])}; expected null, or random_effects, omega and sigma"

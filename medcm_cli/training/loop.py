@@ -106,7 +106,9 @@ class Ends:
 
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
     """Epoch -> label of the checkpoints: epoch 1, labelled 0, every ``every``-th and the last
-    (docs/methods.md, "Protocol of the simulation study")."""
+    (docs/methods.md, "Protocol of the simulation study"); without any epoch, the beginning."""
+    if not epochs:
+        return {0: 0}
     return {1: 0} | {epoch: epoch for epoch in (*range(every, epochs, every), epochs) if epoch > 1}
 
 
@@ -280,6 +282,7 @@ class _Fits:
         self._last: tuple[Tensor, Tensor] | None = None  # loss and gradient of the epoch under way
         self._snapshots: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._unsound = torch.zeros_like(self.alive)
         self._take(1, begun.first, self.alive)
 
     def evaluate(self, epoch: int, due: bool, last: bool) -> Part | None:
@@ -323,7 +326,7 @@ class _Fits:
     @property
     def moving(self) -> Tensor:
         """Which fits are, (B,): those that have neither failed nor converged."""
-        return self.alive if self._watch is None else self.alive & ~self._watch.done
+        return self.alive if self._watch is None else self.alive & ~self._watch.done & ~self._unsound
 
     def look(self, epoch: int) -> None:
         """What an epoch says of whether fits have converged, once its steps are taken."""
@@ -333,8 +336,8 @@ class _Fits:
         assert self._last is not None
         if watch.see(*self._last, self._flat.detach()):
             steppers = (*self._shared, *self._own)
-            squares = [of for of in (stepper.squares for stepper in steppers) if of is not None]
-            watch.judge(epoch, squares, ~self._evaluation.own_rows)
+            moments = [of for of in (stepper.moments for stepper in steppers) if of is not None]
+            watch.judge(epoch, moments, ~self._evaluation.own_rows)
 
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
@@ -384,7 +387,8 @@ class _Fits:
         self._carried = part.carried
         if self._watch is not None:
             active = active & ~self._watch.done
-        failed = active & ~self._evaluation.sound(part)
+        self._unsound = active & ~self._evaluation.sound(part)
+        failed = self._unsound if self._watch is None else self._watch.lost(self._unsound)
         if not nowhere(failed):
             self._lost.copy_(torch.where(failed, part.loss, self._lost))
             self._failed.copy_(torch.where(failed, epoch, self._failed))
@@ -401,7 +405,8 @@ class _Fits:
     def over(self, due: bool) -> bool:
         """Whether no fit moves any more. Another device than the CPU is asked at checkpoints, which are
         ``due``, since its answer has to be waited for."""
-        return (due or self.alive.device == CPU) and not bool(self.moving.any())
+        still = self.alive if self._watch is None else self.alive & ~self._watch.done
+        return (due or self.alive.device == CPU) and not bool(still.any())
 
     def _settle(self) -> None:
         """The causes of failures, whose fits stand still since then."""

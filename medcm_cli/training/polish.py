@@ -27,6 +27,7 @@ FEW = 40
 STEPS = 200
 _DIFFERENCE = 1e-4
 _HALVINGS = 15
+_ASIDE = 0.3  # how far it is gone from a saddle
 _ENOUGH = 1e-4  # of the fall that the gradient foretells
 RULE = f"Newton's method would lower the OFV by less than {LEAST:g}"
 
@@ -142,6 +143,7 @@ class _Search:
         self._loss, self._gradient, self._carried = self._at(self._x, state.carried)
         self._gain = torch.full_like(self._loss, torch.inf)
         self._hessian = self._differences()
+        self._seen = self._hessian  # by differences, where it was last
         self._fresh = torch.ones_like(alive)
         self._going = alive & torch.isfinite(self._loss)
 
@@ -154,15 +156,19 @@ class _Search:
             slope = (step * self._gradient).sum(0)
             gain = -0.5 * slope * self._unit
             self._gain = torch.where(self._going, gain, self._gain)
-            over = ~(gain >= LEAST / 10)
-            self._going &= ~(over & self._fresh) & torch.isfinite(gain)
+            over = ~(gain >= LEAST / 1000)
+            self._going &= torch.isfinite(gain)
+            arrived = over & self._fresh & self._going
+            left = self._leave_saddles(arrived) if bool(arrived.any()) else arrived
+            self._going &= ~arrived | left
             if not bool(self._going.any()):
                 break
             moved = self._along(_bounded(step), slope, self._going & ~over)
-            self._going &= moved | ~self._fresh
+            self._going &= moved | ~self._fresh | left
             again = self._going & (over | ~moved)
             if bool(again.any()):
                 self._hessian = torch.where(again[:, None, None], self._differences(), self._hessian)
+                self._seen = torch.where(again[:, None, None], self._hessian, self._seen)
             self._fresh = again
         return _Found(self._x, self._loss, self._gain, self._carried)
 
@@ -180,6 +186,35 @@ class _Search:
         hessian = torch.stack(columns).permute(2, 0, 1)
         return (hessian + hessian.mT) / 2
 
+    def _leave_saddles(self, arrived: Tensor) -> Tensor:
+        """Where there is a direction along which the objective is lower on either side, go there; who has,
+        (B,)."""
+        matrix = torch.where(arrived[:, None, None], self._seen, torch.eye(len(self._free)).to(self._seen))
+        value, vector = torch.linalg.eigh(matrix)
+        fall = -0.5 * value[:, 0] * _ASIDE**2 * self._unit
+        left = torch.zeros_like(arrived)
+        if not bool((arrived & (fall > LEAST)).any()):
+            return left
+        for side in (_ASIDE, -_ASIDE):
+            there = self._x.index_add(0, self._free, side * vector[:, :, 0].T)
+            loss, gradient, carried = self._at(there, self._carried)
+            lower = (self._loss - loss) * self._unit > LEAST
+            taken = arrived & (fall > LEAST) & lower & torch.isfinite(gradient).all(0) & ~left
+            self._take(taken, there, loss, gradient, carried)
+            left = left | taken
+        return left
+
+    def _take(
+        self, taken: Tensor, x: Tensor, loss: Tensor, gradient: Tensor, carried: dict[str, Tensor]
+    ) -> None:
+        """Go where ``x`` is, whose that is ``taken``."""
+        self._x = torch.where(taken, x, self._x)
+        self._loss = torch.where(taken, loss, self._loss)
+        self._gradient = torch.where(taken, gradient, self._gradient)
+        self._carried = {
+            name: torch.where(taken, value, self._carried[name]) for name, value in carried.items()
+        }
+
     def _along(self, step: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
         """Go along a step as far as the objective falls; who has moved, (B,)."""
         length = wanted.to(step.dtype)
@@ -195,12 +230,7 @@ class _Search:
             lower = loss <= self._loss + _ENOUGH * length * slope + rounding
             taken = waiting & good & lower
             self._update(length * step, gradient, taken)
-            self._x = torch.where(taken, there, self._x)
-            self._loss = torch.where(taken, loss, self._loss)
-            self._gradient = torch.where(taken, gradient, self._gradient)
-            self._carried = {
-                name: torch.where(taken, value, self._carried[name]) for name, value in carried.items()
-            }
+            self._take(taken, there, loss, gradient, carried)
             moved, waiting = moved | taken, waiting & ~taken
             if not bool(waiting.any()):
                 break

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.devices import everywhere
+from medcm_cli.training.ending import Moments
 from medcm_cli.training.loss import Evaluation
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -52,17 +53,18 @@ class Stepper:
             }
 
     @property
-    def squares(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The mean of squared gradients that the optimiser remembers, (R, B'), and its rows (R,) and fits
-        (B',) among all; None of one that has no such memory."""
-        mean = self.memory.get("exp_avg_sq")
-        if mean is None:
+    def moments(self) -> Moments | None:
+        """What the optimiser remembers of gradients; None of one that has no such memory."""
+        mean, first = self.memory.get("exp_avg_sq"), self.memory.get("exp_avg")
+        if mean is None or first is None:
             return None
         rows, fits = (torch.arange(size, device=mean.device) for size in mean.shape)
         if self._where is not None:
             places, fits = self._where
             rows = places[:, 0]
-        return mean, rows, fits
+        (group,) = self._optimizer.param_groups
+        decay = float(group["betas"][1]) if "betas" in group else 0.0
+        return Moments(first, mean, rows, fits, 1 - decay ** float(self.memory.get("step", 1)))
 
     def step(self, flat: Tensor, gradient: Tensor, moving: Tensor, rate: Tensor | None = None) -> None:
         """One step that leaves the values of fits that are not ``moving`` exactly as they are; of ``some``,
