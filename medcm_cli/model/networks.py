@@ -18,6 +18,7 @@ from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.branches import Branch
 from medcm_cli.model.coefficients import Coefficient
+from medcm_cli.model.distributions import Logit
 from medcm_cli.model.rows import Row, raw_of, row_of
 from medcm_cli.numerics.streams import Stream, per_fit
 
@@ -215,10 +216,15 @@ class CovariateNetwork(Network):
 @dataclass(frozen=True)
 class Rescaled(Network):
     """A network whose typical parameters are in other units: each of ``factors`` times what ``network``
-    gives, which so begins, and learns, as it would in its own."""
+    gives, which so begins, and learns, as it would in its own.
+
+    Of parameters that lie between ``bounds`` the network gives the odds of where. A factor of a covariate so
+    multiplies these, which is to add its logarithm to the logit.
+    """
 
     network: Network
     factors: Mapping[str, float]
+    bounds: Mapping[str, Logit] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -235,13 +241,19 @@ class Rescaled(Network):
         """See ``Network.effects``."""
         return self.network.effects
 
+    @property
+    def categories(self) -> Mapping[str, tuple[float, ...]]:
+        """See ``Network.categories``."""
+        return self.network.categories
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """See ``Network.init``."""
         return self.network.init(streams, dtype)
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Network.typical``."""
-        return _times(self.network.typical(values, covariates), self.factors)
+        zeta = _times(self.network.typical(values, covariates), self.factors)
+        return {name: self.bounds[name].of_odds(z) if name in self.bounds else z for name, z in zeta.items()}
 
     def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
         """See ``Network.coefficients``."""
@@ -255,11 +267,27 @@ class Rescaled(Network):
     def with_initial(self, given: Mapping[str, Coefficient]) -> "Rescaled":
         """See ``Network.with_initial``."""
         own = {name: one.over(self.factors.get(name, 1.0)) for name, one in given.items()}
+        own |= {name: _in_odds(given[name], of) for name, of in self.bounds.items() if name in given}
         return replace(self, network=self.network.with_initial(own))
 
     def rows(self) -> list[Row]:
         """See ``Network.rows``."""
         return self.network.rows()
+
+
+def _in_odds(given: Coefficient, of: Logit) -> Coefficient:
+    """What is said of a parameter, of the odds of where it lies between the bounds of its distribution.
+
+    :raises InputError: it does not lie there.
+    """
+    if not of.lower < given.begin < of.upper:
+        raise InputError(
+            f"initial.{given.name} is {given.begin:g}; expected a value above {of.lower:g} and below "
+            f"{of.upper:g} (distributions.{given.name})"
+        )
+    low = of.odds(given.lower) if given.lower > of.lower else 0.0
+    high = of.odds(given.upper) if given.upper < of.upper else math.inf
+    return replace(given, begin=of.odds(given.begin), lower=low, upper=high)
 
 
 def _times(zeta: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:

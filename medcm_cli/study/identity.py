@@ -46,6 +46,7 @@ LATER: Config = {
     "inner": None,
     "omega": "full",
     "given": {},
+    "distributions": {},
     "fixed": None,
     "initial": {},
     "training": PROTOCOLS["paper"],
@@ -66,6 +67,7 @@ LATER_OF: Mapping[str, Config] = {
         "thresholds": None,
         "logged": False,
         "protocol": None,
+        "blq": "M3",
     },
     "network": {"initial": {}},
     "objective": {
@@ -121,6 +123,9 @@ def _own(config: Config) -> dict[str, Any]:
     own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
     if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
         own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
+    if "objective" in own and own["objective"].get("mode_gradient", "") is None:
+        usual = "implicit" if own["objective"].get("formulation") == "nonmem" else "fixed"
+        own["objective"] = {**own["objective"], "mode_gradient": usual}
     dataset = {k: v for k, v in config.get("dataset", {}).items() if k not in _NOT_OF_DATA}
     if full_units(dataset.get("units")) in (None, UNITS):  # as of before, in h and with its level_unit
         dataset.pop("units", None)

@@ -24,9 +24,10 @@ from medcm_cli.study.starts import begun_by_data
 from medcm_cli.training import results
 from medcm_cli.training.absurd import with_absurd_failed
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.polish import polish_of, polished
 from medcm_cli.training.steppers import MakeOptimizer
+from medcm_cli.training.trained import Trained
 
 # How a fit is trained, and not what it is.
 _UNRECORDED = (*AXES, "batch", "overwrite", "device")

@@ -42,6 +42,7 @@ PROBLEM = (
         "random_effects",
         "given",
         "omega",
+        "distributions",
         "fixed",
         "initial",
         "dtype",
@@ -157,7 +158,7 @@ def with_protocol(config: Config) -> dict[str, Any]:
     tail = 0 if ends and config["tail"] is None else config["tail"]
     objective = dict(config["objective"])
     if objective.get("mode_gradient", "") is None:
-        objective["mode_gradient"] = "implicit" if training["polish"] else "fixed"
+        objective["mode_gradient"] = "implicit" if training["polish"] else None
     if objective.get("initial_sd", 0) is None and training["start"] == "data":
         objective["initial_sd"] = 0.05
     return {**config, "training": training, "tail": tail, "objective": objective}
@@ -184,6 +185,7 @@ _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "pk.atol": 1e6,
     **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGEST),
 }
+_ALL = ("split.size",)  # null: all that there are
 _CHECKPOINTS = 1_000_000
 _MOST_FITS = 1_000_000
 
@@ -196,7 +198,7 @@ def _check_limits(config: Config, options: Iterable[str]) -> None:
         limit = _LIMITS[option]
         if key in given and isinstance(limit, float):
             number(option, given[key], above=0, most=limit)
-        elif key in given and isinstance(limit, tuple):
+        elif key in given and isinstance(limit, tuple) and not (option in _ALL and given[key] is None):
             whole(option, given[key], *limit)
 
 
@@ -262,6 +264,8 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
     if given == "truth":
         if truth is None:
             raise InputError("fixed=truth: the truth of this dataset is not known (dataset.truth is null)")
+        if config["distributions"]:
+            raise InputError("fixed=truth: the true parameters are log-normal; leave out distributions")
         if truth["random_effects"] != config["random_effects"]:
             raise InputError(
                 f"fixed=truth: the true Omega is that of {truth['random_effects']}, "

@@ -17,6 +17,7 @@ from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, ErrorModel, Model, Network, RandomEffects, Rescaled
 from medcm_cli.model.coefficients import Coefficient
+from medcm_cli.model.distributions import bounds_of, distributions, in_odds
 from medcm_cli.model.rows import read_initial
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
@@ -66,7 +67,7 @@ class Problem:
         own = {key: config[key] for key in (*PROBLEM, STARTS) if key in config}
         config = with_stand_in(complete_problem(own))
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
-        truth = true_values_of(dataset, tuple(config["random_effects"]))
+        truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
         events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
@@ -161,8 +162,10 @@ def model_of(config: Config) -> Model:
     # Where a record says of no method, it is of before there was another.
     units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
     pk = with_given(pk, config["given"])
-    factors = _of_hours(pk, units.hours)
-    options = config["network"]
+    spread = distributions(config["distributions"], config["random_effects"], _begins(config), pk.above_zero)
+    bounds = bounds_of(spread)
+    factors = {name: of for name, of in _of_hours(pk, units.hours).items() if name not in bounds}
+    options = in_odds(config["network"], bounds)
     if isinstance(options.get("initial"), dict):  # in the data's units
         begin = {name: _over(value, factors.get(name, 1.0)) for name, value in options["initial"].items()}
         options = {**options, "initial": begin}
@@ -170,9 +173,11 @@ def model_of(config: Config) -> Model:
     omega, sigma = fixed(config)
     error = made(config["error"], "error", fixed=sigma)
     effects = tuple(config["random_effects"])
-    factored = Rescaled(network, factors) if factors and isinstance(network, CovariateNetwork) else network
-    given = _initial(config, effects, error, factored)
-    of_network = {name: one for name, one in given.items() if name in factored.named}
+    if not isinstance(network, CovariateNetwork):
+        factors = {}
+    wrapped = Rescaled(network, factors, bounds) if factors or bounds else network
+    given = _initial(config, effects, error, wrapped)
+    of_network = {name: one for name, one in given.items() if name in wrapped.named}
     of_omega = {name: one for name, one in given.items() if name.startswith(("omega_", "rho_"))}
     of_sigma = {name.removeprefix("sigma_"): one for name, one in given.items() if name.startswith("sigma_")}
     known = {name: one.begin for name, one in of_sigma.items() if not one.estimated}
@@ -181,10 +186,14 @@ def model_of(config: Config) -> Model:
     sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
+    if config["dataset"]["blq"] == "M4" and not error.needs_positive:  # of which all levels are above 0
+        if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
+            raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
+        error = replace(error, above_zero=True)
     return Model(
-        factored.with_initial(of_network),
+        wrapped.with_initial(of_network),
         pk,
-        RandomEffects(effects, config["omega"], omega, of_omega),
+        RandomEffects(effects, config["omega"], omega, spread, of_omega),
         error,
         {name: one for name, one in of_sigma.items() if one.estimated},
     )
@@ -212,6 +221,21 @@ def _initial(
         if name not in given and name not in own and name.removeprefix("sigma_") not in error.fixed
     }
     return {**read_initial(more, effects, error.components, network.named), **given}
+
+
+def _begins(config: Config) -> dict[str, float]:
+    """Where typical parameters begin, in the units of the data, of those that say it; what is no number is
+    refused elsewhere."""
+    network = config["network"]
+    begin = dict(network.get("initial") or {}) if isinstance(network.get("initial"), dict) else {}
+    for name, of in (network.get("equations") or {}).items():
+        typical = of.get("typical") if isinstance(of, dict) else None
+        if isinstance(typical, dict):
+            typical = typical.get("initial", typical.get("fixed"))
+        begin[name] = typical
+    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
+    return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

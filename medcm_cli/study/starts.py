@@ -56,7 +56,11 @@ def starts_of(problem: Problem) -> dict[str, float]:
     sigmas = {"additive": additive, "proportional": relative, "log": relative, "power": relative}
     found = {
         **typical,
-        **{f"omega_{name}": omega for name in model.random_effects.names if model.random_effects.free},
+        **{
+            f"omega_{name}": omega
+            for name in model.random_effects.names
+            if model.random_effects.free and name not in model.random_effects.distributions
+        },
         **{f"sigma_{name}": sigmas[name] for name in model.error.free if name in sigmas},
     }
     sound = {name: value for name, value in found.items() if value > 0 and math.isfinite(value)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.objectives.base import Objective
-from medcm_cli.training.loop import Failure, Trained
+from medcm_cli.training.trained import Failure, Trained
 
 _EPOCHS = 100  # of which a fit that has not converged has had fewer says nothing yet
 

@@ -17,8 +17,8 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.square import inverse_of_saddle, made_positive
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State
-from medcm_cli.training.loop import Ends, Trained
 from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.trained import Ends, Trained
 
 LEAST = 1e-3
 """OFV that a step of Newton's method would still gain where a fit has converged, at most."""

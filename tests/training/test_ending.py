@@ -17,8 +17,9 @@ from medcm_cli.pk import one_compartment
 from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
 from medcm_cli.training.ending import Moments, Rule, Watch
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, Ends, Trained, train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.polish import LEAST, polish_of, polished
+from medcm_cli.training.trained import Ends, Trained
 from tests.helpers import F64, table_of
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)

@@ -13,9 +13,10 @@ from torch.nn import functional
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.objectives import Fo, Foce, Laplace, Mse, Objective, State, Vi
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.trained import Trained
 from tests.helpers import make_events, make_population, schedule_of
 
 F64 = torch.float64
@@ -25,6 +26,7 @@ OBJECTIVES = {
     "fo": Fo(),
     "foce": Foce(mode_tolerance=1e-9),
     "implicit": Foce(mode_tolerance=1e-9, mode_gradient="implicit"),
+    "laplace": Laplace(mode_tolerance=1e-9),
     "vi": Vi(),
 }
 
