@@ -17,11 +17,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli.analysis.information import Optimum, Subjects, inverse_of_saddle, optimum, separate
+from medcm_cli.analysis.information import Optimum, Subjects, optimum, separate
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.distributions import Logit, bounds_of
+from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units

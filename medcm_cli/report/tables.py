@@ -27,7 +27,7 @@ def sections(summary: Summary) -> list[Section]:
     for (study, dataset), table in summary.table.groupby(list(SWEEP), sort=True):
         unit = ", ".join(table["level_unit"].unique())
         nested = bool(table["nested"].all())
-        optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
+        optional = [name for name in ("unfinished", "not_converged", "redrawn") if table[name].any()]
         optional += ["epochs"] if nested or len(table["epochs"].unique()) > 1 else []
         comparison = {
             "objective_value": "objective value",

@@ -17,7 +17,7 @@ from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
 SCORES = "ofv_", "held_out_ofv_"
 """What columns of scores begin with; the method that they are by follows (``medcm score``)."""
-COUNTS = ["complete", "failed", "unfinished", "redrawn"]
+COUNTS = ["complete", "failed", "unfinished", "not_converged", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
 UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
@@ -125,6 +125,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "epochs": estimate["epoch"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
+        "converged": record.converged,
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
     scales = fit.effect_scales
@@ -251,6 +252,7 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
+        row["not_converged"] = int((group["converged"] == False).sum()) if "converged" in group else 0  # noqa: E712
         row["redrawn"] = int((group["redraws"] > 0).sum())
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()
