@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "vi, flow": ("objective=vi", "objective.family=flow"),
     "vi, population": ("objective=vi", "objective.population=variational"),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
+    "iw": ("objective=iw", "error=combined"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
