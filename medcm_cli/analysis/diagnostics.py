@@ -38,14 +38,14 @@ _TOLERANCE, _ITERATIONS = 1e-5, 200
 class Diagnosis:
     """Of one fit. Levels in the reported unit, times in h.
 
-    ``observations``: ``subject``, ``time``, ``dv``, ``censored``, ``typical``, ``individual`` (NaN without
-    random effects), ``residual``: CWRES, NaN where censored, or dv - typical without random effects; and
-    ``npde``, NaN without random effects and of a subject with too many observations for it.
-    ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects, ``median`` and the
-    ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each subject once,
-    however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often as it was
-    drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its median) and
-    ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
+    ``observations``: ``subject``, ``time``, ``dv``, ``censored`` (``above`` its limit), ``typical``,
+    ``individual`` (NaN without random effects), ``residual``: CWRES, NaN where censored, or dv - typical
+    without random effects; and ``npde``, NaN without random effects and of a subject with too many
+    observations for it. ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects,
+    ``median`` and the ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each
+    subject once, however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often
+    as it was drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its
+    median) and ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
     """
 
     mixed: bool
@@ -115,13 +115,15 @@ def _observations(
         return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
 
     zeta = model.typical(values, population)
-    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    nobody = torch.zeros_like(population.dv)
+    censored, above = (nobody if of is None else of for of in (population.censored, population.above))
     found = pd.DataFrame(
         {
             "subject": np.array(setup.events.ids)[np.repeat(subjects, seen.sum(1).numpy())],
             "time": flat(population.time),
             "dv": flat(population.dv) * scale,
             "censored": flat(censored) > 0,
+            "above": flat(above) > 0,
             "typical": flat(model.predict(zeta, population)) * scale,
         }
     )
@@ -156,7 +158,7 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
-    seen = model.error.as_normal(values, prediction, population)
+    seen = model.error.as_normal(model.of_subjects(values, eta), prediction, population)
     kept = (
         population.observed
         if population.censored is None
@@ -208,7 +210,7 @@ def simulated(
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return eta, model.error.draw(values, prediction, noise)
+    return eta, model.error.draw(model.of_subjects(values, eta), prediction, noise)
 
 
 def predictive_check(

@@ -8,6 +8,7 @@ Graph Stat 28:778-789). Both are of the objective with what each subject has for
 optimum (``medcm_cli.analysis.information``).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli.analysis.information import Optimum, inverse_of_saddle, optimum, separate
+from medcm_cli.analysis.information import Optimum, Subjects, optimum, separate
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.distributions import Logit, bounds_of
+from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units
@@ -35,23 +38,34 @@ BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Ome
 
 class Quantities(NamedTuple):
     """Reported quantities, R of each of B fits, on a scale where their intervals are symmetric: ``value``
-    (R, B) is the log of a positive one and Fisher's z of a correlation; ``slope`` (R, P, B) its derivative
-    in the shared values. What is in ``plain`` may be of any sign, and stands as it is."""
+    (R, B) is the log of a positive one, Fisher's z of a correlation and the logit of what lies between
+    ``bounds``; ``slope`` (R, P, B) its derivative in the shared values. What is in ``plain`` may be of any
+    sign, and stands as it is."""
 
     names: list[str]
     value: Tensor
     slope: Tensor
     plain: frozenset[str] = frozenset()
+    bounds: Mapping[str, Logit] = {}
 
     def back(self, value: Tensor) -> Tensor:
         """From that scale, (R, B), to the reported one."""
         found = torch.where(self._correlations, value.tanh(), value.exp())
-        return torch.where(self._plain, value, found)
+        found = torch.where(self._plain, value, found)
+        for place, name in enumerate(self.names):
+            if name in self.bounds:
+                found[place] = self.bounds[name].of_odds(value[place].exp())
+        return found
 
     def back_slope(self) -> Tensor:
         """The derivative of ``back`` at the values, (R, B)."""
         found = torch.where(self._correlations, 1 - self.value.tanh().square(), self.value.exp())
-        return torch.where(self._plain, 1.0, found)
+        found = torch.where(self._plain, 1.0, found)
+        for place, name in enumerate(self.names):
+            if name in self.bounds:
+                of, share = self.bounds[name], torch.sigmoid(self.value[place])
+                found[place] = (of.upper - of.lower) * share * (1 - share)
+        return found
 
     @property
     def _plain(self) -> Tensor:
@@ -64,20 +78,21 @@ class Quantities(NamedTuple):
 
 class Estimates(NamedTuple):
     """Of a batch of B fits: the ``quantities``, ``covariance`` (B, P, P) of the shared values by method, and
-    ``faults``, why a fit has none, empty where it has; ``note``, how they came about."""
+    ``faults``, why a fit has none, empty where it has; ``note``, how they came about; ``theta`` (P, B), the
+    shared values, where these are at an optimum."""
 
     quantities: Quantities
     covariance: dict[str, Tensor]
     faults: list[str]
     note: str
+    theta: Tensor | None = None
 
 
 def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd.DataFrame | str]:
     """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
-    scale = Units.of(restored.problem.config["dataset"]).scale
-    unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
+    unit = units_of(restored, at)
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
         for method, matrix in estimates.covariance.items()
@@ -86,6 +101,12 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
         fault or pd.concat([_frame(at, sd, unit, level, method, fit) for method, sd in spread.items()])
         for fit, fault in enumerate(estimates.faults)
     ]
+
+
+def units_of(restored: Restored, at: Quantities) -> Tensor:
+    """What quantities are multiplied by to be in the reported unit, (R,)."""
+    scale = Units.of(restored.problem.config["dataset"]).scale
+    return torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
 
 
 def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
@@ -105,12 +126,29 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
     return _at_optimum(restored, chosen)
 
 
-def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
-    problem, state = restored.problem, restored.state
+class Begun(NamedTuple):
+    """Fits as they are: see ``information.separate``; ``layout`` of their shared values, and which of these
+    are ``weights`` of a network, (P,)."""
+
+    subjects: Subjects
+    start: Tensor
+    own: Tensor
+    carried: dict[str, Tensor]
+    layout: Layout
+    weights: Tensor
+
+
+def begun(restored: Restored, chosen: Criterion) -> Begun:
+    """Fits in double precision, with what is to be minimised."""
+    problem, layout = restored.problem, _layout(restored)
     everyone = Population.from_events(problem.events, torch.float64, not problem.model.pk.needs_double)
-    subjects, start, own, carried = separate(problem.model, chosen, everyone, restored.population, state)
-    layout = _layout(restored)
-    weights = layout.rows([name for name in layout.names if _is_weight(name)])
+    separated = separate(problem.model, chosen, everyone, restored.population, restored.state)
+    return Begun(*separated, layout, layout.rows([name for name in layout.names if _is_weight(name)]))
+
+
+def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
+    problem = restored.problem
+    subjects, start, own, carried, layout, weights = begun(restored, chosen)
     best = optimum(subjects, start, own, carried, ~weights)
     matrices, regular, kept = covariances(best.information, best.outer, weights)
     at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
@@ -133,7 +171,7 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
             f"; network weights stay as they are: {count} of them, which the data tell apart, "
             f"count{'s' * alone} as estimated, the others as known"
         )
-    return Estimates(at_best, matrices, faults, note)
+    return Estimates(at_best, matrices, faults, note, best.theta)
 
 
 def _of_q(restored: Restored, shared: Values, q: PopulationPosterior) -> Estimates:
@@ -172,8 +210,11 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     shape = 1, 1, theta.shape[1]
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)
-    found |= {name: value.reshape(-1, theta.shape[1])[0].log() for name, value in typical.items()}
-    named = model.network.coefficients(values)
+    bounds = bounds_of(model.random_effects.distributions)
+    for name, zeta in typical.items():
+        value = zeta.reshape(-1, theta.shape[1])[0]
+        found[name] = bounds[name].logit(value) if name in bounds else value.log()
+    named = model.coefficients(values)
     found |= {name: value.log() if positive else value for name, (value, _, positive) in named.items()}
     plain = frozenset(name for name, (_, _, positive) in named.items() if not positive)
     slopes = {}
@@ -185,7 +226,7 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     if not names:
         raise InputError("nothing is estimated that has a standard error")
     values_of, slopes_of = ([of[name] for name in names] for of in (found, slopes))
-    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of), plain)
+    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of), plain, bounds)
 
 
 def covariances(

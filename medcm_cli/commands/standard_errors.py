@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from medcm_cli import runs
-from medcm_cli.analysis import resampling
+from medcm_cli.analysis import likelihood, resampling
 from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, intervals, true_values
 from medcm_cli.checks import fraction, one_of
 from medcm_cli.errors import InputError
@@ -48,7 +48,7 @@ def report(
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    one_of("--method", method, (*METHODS, *resampling.METHODS))
+    one_of("--method", method, (*METHODS, *likelihood.METHODS, *resampling.METHODS))
     fraction("--level", level)
     prepare(1)
     found = list(walk(roots))
@@ -64,19 +64,30 @@ def report(
                 _together(result, restored, method, level)
                 continue
             estimates = estimate(restored)
+            found_of = intervals(restored, estimates, level)
+            if method in likelihood.METHODS:
+                more = likelihood.more_intervals(restored, estimates, level, method)
+                found_of = [_joined(*both) for both in zip(found_of, more, strict=True)]
         except InputError as error:
             result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
             continue
-        frames = _write(restored, intervals(restored, estimates, level), result.skipped)
+        frames = _write(restored, found_of, result.skipped)
         done += len(group)
         if progress is not None:
             progress(done)
         if frames:
             rows = pd.concat(frames)
-            shown = method if method in estimates.covariance else POSTERIOR
+            shown = POSTERIOR if POSTERIOR in estimates.covariance else method
             result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
             result.notes.append(f"{group[0][1].address.objective}: {estimates.note}")
     return result
+
+
+def _joined(one: pd.DataFrame | str, more: pd.DataFrame | str) -> pd.DataFrame | str:
+    """The rows of both, or why there are none."""
+    if isinstance(one, str) or isinstance(more, str):
+        return one if isinstance(one, str) else more
+    return pd.concat([one, more])
 
 
 def _together(result: Report, restored: Restored, method: str, level: float) -> None:
@@ -139,10 +150,15 @@ def named_units(restored: Restored) -> dict[str, str]:
 def _units(restored: Restored) -> dict[str, str]:
     """Estimate -> its unit, of parameters, coefficients of equations and the error's sigmas."""
     units, model = runs.Units.of(restored.problem.config["dataset"]), restored.problem.model
-    coefficients = model.network.coefficients(restored.state.trained)
+    parameters = units.of_parameters(model.pk.units)
+    effects = model.random_effects.units(parameters)
+    coefficients = model.coefficients(restored.state.trained)
     sigmas = {name: unit for name, unit in units.of_sigmas.items() if name in model.error.names}
     return (
-        units.of_parameters(model.pk.units) | {n: unit for n, (_, unit, _) in coefficients.items()} | sigmas
+        parameters
+        | {n: unit for n, (_, unit, _) in coefficients.items()}
+        | {f"omega_{i + 1}": unit for i, unit in enumerate(effects) if unit != NONE}
+        | sigmas
     )
 
 

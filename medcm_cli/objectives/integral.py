@@ -20,7 +20,7 @@ from medcm_cli.numerics.triangular import (
     solve_lower_transposed,
     total,
 )
-from medcm_cli.objectives.modes import BOUND, Point, evaluate
+from medcm_cli.objectives.modes import Point, evaluate, inside
 
 
 class Nodes(NamedTuple):
@@ -70,8 +70,9 @@ def peak(model: Model, values: Values, population: Population, eta: Sequence[Ten
 
 def joint(model: Model, values: Values, population: Population, at: Peak, u: Sequence[Tensor]) -> Tensor:
     """l = -2 log p(y, eta) at ``u``, without normal constants and log|Omega|: (S, N, B)."""
-    prediction = model.predict(at.zeta, population, multiply_lower(at.omega, u))
-    value = population.sum_observations(model.error.deviance(values, prediction, population).value)
+    eta = multiply_lower(at.omega, u)
+    prediction, own = model.predict(at.zeta, population, eta), model.of_subjects(values, eta)
+    value = population.sum_observations(model.error.deviance(own, prediction, population).value)
     return value + total([x * x for x in u])
 
 
@@ -117,7 +118,8 @@ def around_modes(
     # Of modes that are constants u moves with Omega.
     moved = [s * (x - x.detach()) for s, x in zip(slope, still, strict=True)]
     if follow:
-        along, moves = _following(at, u, eta, slope, curvature if exact else None)
+        free = inside(model.random_effects.reach(zeta), eta)
+        along, moves = _following(at, u, free, slope, curvature if exact else None)
         moved = [torch.where(moves, a, b) for a, b in zip(along, moved, strict=True)]
     return result + total(moved)
 
@@ -161,20 +163,19 @@ def quadrature(model: Model, values: Values, population: Population, at: Peak, n
 
 
 def _following(
-    at: Point, u: Sequence[Tensor], eta: Sequence[Tensor], slope: Sequence[Tensor], curvature: Lower | None
+    at: Point, u: Sequence[Tensor], free: Tensor, slope: Sequence[Tensor], curvature: Lower | None
 ) -> tuple[list[Tensor], Tensor]:
     """0, K of it, with the gradient that the modes' moves add to a result whose gradient by u is ``slope``;
     and which modes move, (1, N, B).
 
     By the implicit function theorem they move by -H^-1 dg, for the gradient g and the Hessian H of what they
-    minimise. A mode at a bound, and one where H is not positive definite since the search has not got there,
-    does not.
+    minimise. A mode that is not ``free`` of its bounds, and one where H is not positive definite since the
+    search has not got there, does not.
     """
     matrix = hessian(at, u, differentiable=False) if curvature is None else curvature
     with torch.no_grad():
         factor = cholesky([[entry.detach() for entry in row] for row in matrix])
         pull = solve_lower_transposed(factor, solve_lower(factor, slope))
-        moves = (torch.stack(list(eta)).abs() < BOUND * (1 - 1e-6)).all(0)
-        moves &= torch.isfinite(torch.stack(pull)).all(0)
+        moves = free & torch.isfinite(torch.stack(pull)).all(0)
         pull = [torch.where(moves, part, 0) for part in pull]
     return [-part * (g - g.detach()) for part, g in zip(pull, at.gradient, strict=True)], moves

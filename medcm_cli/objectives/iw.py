@@ -68,7 +68,7 @@ class Iw(Objective):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""
         assert noise is not None
-        q = families.posterior(self.family, state.trained)
+        q = families.posterior(self.family, state.trained, model.random_effects.sizes)
         eta = q.points(noise.unbind(0))
         doubly = self.estimator == "doubly_reparametrised" and torch.is_grad_enabled()
         log_weight = _log_weight(model, population, state.trained, q.detach() if doubly else q, eta)
@@ -88,7 +88,7 @@ class Iw(Objective):
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior, by the weights of quasi-random draws of q, which is wider."""
         values, k = state.trained, len(model.random_effects.names)
-        q = families.posterior(self.family, values)
+        q = families.posterior(self.family, values, model.random_effects.sizes)
         points = normal_points(k, _POINTS).to(values["q.mean"])
         eta = q.points([row.view(-1, 1, 1).expand(-1, *values["q.mean"].shape[-2:]) for row in points])
         weight = torch.softmax(_log_weight(model, population, values, q, eta), 0)

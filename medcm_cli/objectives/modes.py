@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
+from medcm_cli.model.residual_error import Scale
 from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.numerics.triangular import (
     Lower,
@@ -21,7 +22,8 @@ from medcm_cli.numerics.triangular import (
     total,
 )
 
-BOUND = 3.0  # eta is searched within [-3, 3] (docs/methods.md, "Objectives")
+Reach = Sequence[tuple[Tensor | float, Tensor | float]]
+"""From where to where each random effect is searched."""
 
 
 class Modes(NamedTuple):
@@ -50,7 +52,8 @@ def find_modes(
     tolerance: float,
     max_iterations: int,
 ) -> Modes:
-    """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta within [-3, 3], for each subject.
+    """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta, for each subject, as far as the
+    distributions of parameters reach: within [-3, 3] of those that are exponential.
 
     Fisher scoring with Levenberg-Marquardt damping per subject, in u = L^-1 eta with Omega = L L', where the
     prior is u'u and a nearly singular Omega does no harm. For Gaussian observations with mean f and sd s(f)
@@ -73,9 +76,10 @@ def find_modes(
     def at(u: Sequence[Tensor]) -> Point:
         return evaluate(model, values, zeta, omega, population, u)
 
-    search = _begin(at, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
+    reach = model.random_effects.reach(zeta)
+    search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
-        candidate = _candidate(omega, search)
+        candidate = _candidate(omega, search, reach)
         change = [old - new for old, new in zip(search.u, candidate, strict=True)]
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
         search = _arrive(search, candidate, moved <= tolerance)
@@ -102,12 +106,12 @@ def _begin(evaluate: Callable[[Sequence[Tensor]], Point], u: list[Tensor]) -> _S
     return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
 
 
-def _candidate(omega: Lower, search: _Search) -> list[Tensor]:
+def _candidate(omega: Lower, search: _Search, reach: Reach) -> list[Tensor]:
     """Where a damped step leads."""
     damped = [[*row[:-1], row[-1] * (1 + search.damping)] for row in search.at.information]
     factor = cholesky(damped)
     step = solve_lower_transposed(factor, solve_lower(factor, search.at.gradient))
-    return _within_bounds(omega, [value - s for value, s in zip(search.u, step, strict=True)])
+    return _within(omega, reach, [value - s for value, s in zip(search.u, step, strict=True)])
 
 
 def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
@@ -129,13 +133,16 @@ def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: 
     flat = predicted <= rounding * (1 + at.value.abs())
     fell = torch.where(flat, by_gradient, at.value - new.value)
     accept = (fell >= 0) & ~search.done
-    raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
+    # A step that is cut off at a bound may be predicted to rise, and one too long to lead where there is no
+    # density: what is refused is damped, whatever was predicted.
+    short = (fell < 0.25 * predicted) | ~(fell >= 0)
+    raised = torch.where(short, (damping * 10).clamp(min=0.1), damping)
     return _Search(
         [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
         _merge(accept, new, at),
-        torch.where(fell > 0.75 * predicted, damping * 0.1, raised),
+        torch.where(accept & (fell > 0.75 * predicted), damping * 0.1, raised),
         search.converged,
-        search.done | ~torch.isfinite(new.value),
+        search.done | ~torch.isfinite(at.value),
     )
 
 
@@ -160,7 +167,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        moves = (torch.stack(list(eta)).abs() < BOUND * (1 - 1e-6)).all(0)
+        moves = inside(model.random_effects.reach(zeta), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
@@ -188,28 +195,72 @@ def evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
 ) -> Point:
     """What modes minimise, at ``u`` of (S, N, B) each."""
-    prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
-    terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
+    eta = multiply_lower(omega, u)
+    prediction, columns = model.linearise(zeta, population, eta)
+    own = model.of_subjects(values, eta)
+    terms, sd, pull, curvature = model.error.deviance(own, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
     curved = loadings if curvature is None else [loading * curvature for loading in loadings]
     information = []
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]
         information.append([*row[:-1], row[-1] + 1])
+    gradient = [population.sum_observations(part * pull) + x for part, x in zip(loadings, u, strict=True)]
+    if (place := model.random_effects.place_of_sigma) is not None:
+        scale = model.error.scale(own, prediction, population)
+        gradient, information = _with_scale(population, omega[place], loadings, scale, gradient, information)
     return Point(
         population.sum_observations(terms) + total([x * x for x in u]),
-        [population.sum_observations(loading * pull) + x for loading, x in zip(loadings, u, strict=True)],
+        gradient,
         information,
     )
 
 
-def _within_bounds(omega: Lower, u: list[Tensor]) -> list[Tensor]:
+def _with_scale(
+    population: Population,
+    row: Sequence[Tensor],
+    loadings: Sequence[Tensor],
+    scale: Scale,
+    gradient: Sequence[Tensor],
+    information: Lower,
+) -> tuple[list[Tensor], Lower]:
+    """Gradient and information with what a random effect of the residual error, which moves the logarithm of
+    sd alone, adds. :param row: of L, that random effect's."""
+    pull, curvature = (population.sum_observations(part) for part in (scale.pull, scale.curvature))
+    across = [
+        0.0 if scale.cross is None else population.sum_observations(loading * scale.cross)
+        for loading in loadings
+    ]
+    own = [*row, *[0.0] * (len(loadings) - len(row))]
+    added = [
+        [
+            information[i][j] + own[i] * own[j] * curvature + own[i] * across[j] + own[j] * across[i]
+            for j in range(i + 1)
+        ]
+        for i in range(len(loadings))
+    ]
+    return [part + entry * pull for part, entry in zip(gradient, own, strict=True)], added
+
+
+def inside(reach: Reach, eta: Sequence[Tensor]) -> Tensor:
+    """Modes that are at no bound, (1, N, B)."""
+    near = 1 - 1e-6
+    free = [(e > near * low) & (e < near * high) for e, (low, high) in zip(eta, reach, strict=True)]
+    return torch.stack(free).all(0)
+
+
+def _within(omega: Lower, reach: Reach, u: list[Tensor]) -> list[Tensor]:
     eta = multiply_lower(omega, u)
-    outside = torch.stack([e.abs() > BOUND for e in eta]).any(0)
+    beyond = [(e < low) | (e > high) for e, (low, high) in zip(eta, reach, strict=True)]
+    outside = torch.stack(beyond).any(0)
     if nowhere(outside):
         return u
-    inside = solve_lower(omega, [e.clamp(-BOUND, BOUND) for e in eta])
+    inside = solve_lower(omega, _clamped(eta, reach))
     return [torch.where(outside, i, x) for i, x in zip(inside, u, strict=True)]
+
+
+def _clamped(eta: Sequence[Tensor], reach: Reach) -> list[Tensor]:
+    return [torch.clamp(e, low, high) for e, (low, high) in zip(eta, reach, strict=True)]  # type: ignore[arg-type]
 
 
 def _times(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:

@@ -185,9 +185,13 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "given", "fixed", "redraws", "tail", "device")
+LATER = (
+    *("outer", "inner", "omega", "given", "distributions", "fixed", "redraws", "tail", "device"),
+    *("initial", "training"),
+)
 LATER_OF_DATASET = (
     "logged",
+    "blq",
     "columns",
     "keep",
     "bolus_duration",
@@ -197,6 +201,7 @@ LATER_OF_DATASET = (
     "batch_subjects",
     "dialect",
     "thresholds",
+    "protocol",
 )
 
 

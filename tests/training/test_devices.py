@@ -13,7 +13,8 @@ from medcm_cli.model import Model
 from medcm_cli.objectives import Mse
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import conf_dir
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
+from medcm_cli.training.trained import Trained
 from tests.helpers import STREAMS, configuration, make_population
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -48,6 +49,16 @@ CASES: dict[str, tuple[str, ...]] = {
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
     "iw": ("objective=iw", "error=combined"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
+    "distributions": (
+        *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),
+        *("network.initial={Q: 0.2}", "objective.mode_gradient=implicit"),
+        "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
+    ),
+    "sigma": ("objective=foce", "random_effects=[CL,sigma]", "error=combined", "dataset.truth=null"),
+    "distributions, vi": (
+        *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
+        *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
+    ),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
@@ -69,6 +80,7 @@ TABLE = """id,time,evid,amt,rate,ii,ss,addl,dv,cens,wt,vwf
 a,0,1,2000,0,12,1,1,,,70,100
 a,5,0,,,,,,0.9,0,70,110
 a,30,0,,,,,,0.05,1,72,120
+a,31,0,,,,,,0.05,-1,72,120
 b,0,1,1500,3000,0,0,0,,,60,90
 b,2,0,,,,,,0.7,0,60,90
 b,24,4,1500,0,0,0,0,,,60,95
@@ -78,6 +90,7 @@ c,30,0,,,,,,0.4,0,80,150
 """
 OF_TABLE: dict[str, tuple[str, ...]] = {
     "closed form": ("objective=vi",),
+    "above 0": ("objective=foce", "error=combined", "dataset.blq=M4"),
     "lag": (
         "objective=foce",
         "pk=one_compartment_oral",
