@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.analysis.information import optimum, separate
+from medcm_cli.analysis.scores import Score, score
 from medcm_cli.analysis.uncertainty import covariances
 from medcm_cli.data import Population
-from medcm_cli.objectives import Fo, Focei, Objective
+from medcm_cli.objectives import Agq, Fo, Focei, Objective
 from medcm_cli.study.problem import Problem
 from tests.helpers import F64, SHARED, STREAMS, configuration
 
@@ -128,6 +129,41 @@ def raw(*values: float) -> Tensor:
 LONG = ("two compartments, focei", "phenobarbital, focei")
 
 
+def known_of(case: Case, given: Problem) -> dict[str, Tensor]:
+    """Trained values of one fit that are the published estimates."""
+    known = {f"global.{name}": raw(value)[0] for name, value in case.typical.items()}
+    known["omega"] = raw(*case.omega.values())
+    known["sigma"] = raw(case.sigma / given.model.error.unit_of(case.error))
+    if case.rho:
+        known["correlation"] = torch.tensor([[np.arctanh(case.rho)]])
+    return known
+
+
+def test_nodes_that_quadrature_needs_and_the_scores_by_all_methods(tmp_path: Path) -> None:
+    """What the manual says of phenobarbital."""
+    case = CASES["phenobarbital, focei"]
+    given = problem(case, tmp_path)
+    (population, _) = given.populations([(1, 1)])
+    known = known_of(case, given)
+
+    def by(method: str) -> Score:
+        return score(given.model, known, population, STREAMS[:1], method)
+
+    assert float(by("focei").total) == pytest.approx(730.895, abs=0.01)
+    assert float(by("laplace").total) == pytest.approx(730.45, abs=0.01)
+    agq, imp = by("agq"), by("imp")
+    assert agq.nodes == 32
+    assert float(agq.total) == pytest.approx(729.57, abs=0.01)
+    assert abs(float(imp.total - agq.total)) < 3 * float(imp.error)
+    for nodes, want in ((1, 730.45), (3, 731.96), (5, 729.90), (9, 729.59)):
+        objective = Agq(nodes=nodes, mode_tolerance=1e-8)
+        state = objective.init(given.model, population, STREAMS[:1], F64)
+        state = objective.refresh(given.model, population, replace(state, trained=known))
+        with torch.no_grad():
+            got = float(objective.loss(given.model, population, state, None))
+        assert got == pytest.approx(want, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
 )
@@ -139,13 +175,7 @@ def test_the_objective_is_nonmems(name: str, tmp_path: Path) -> None:
     (population, _) = given.populations([(1, 1)])
     criterion = case.objective.criterion(len(case.omega))
     state = criterion.objective.init(given.model, population, STREAMS[:1], F64)
-    known = {f"global.{name}": raw(value) for name, value in case.typical.items()}
-    known |= {
-        "omega": raw(*case.omega.values()),
-        "sigma": raw(case.sigma / given.model.error.unit_of(case.error)),
-    }
-    if case.rho:
-        known["correlation"] = torch.tensor([[np.arctanh(case.rho)]])
+    known = known_of(case, given)
     known = {name: known[name].view_as(value) for name, value in state.trained.items()}
     state = criterion.objective.refresh(given.model, population, replace(state, trained=known))
     with torch.no_grad():
