@@ -217,8 +217,8 @@ def _open(methods: Mapping[str, Sequence[Record]]) -> Blocks:
         ("table", Section("Convergence", ["Method", "Fits", "Not converged", "Converged where"], cells))
     ]
     if some:
-        lines = f"{some} fits have not converged: their estimates are where training ended, at no optimum."
-        blocks.append(("warning", lines))
+        who = "1 fit has" if some == 1 else f"{some} fits have"
+        blocks.append(("warning", f"{who} not converged: training ended at no optimum."))
     return blocks
 
 
