@@ -18,6 +18,8 @@ from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
 
 STRUCTURES = ("full", "diagonal")
+SIGMA = "sigma"
+"""The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ class RandomEffects:
         return None if given is None or given.estimated else given.begin
 
     @property
+    def parameters(self) -> list[str]:
+        """Those that are of parameters, and not of the residual error."""
+        return [name for name in self.names if name != SIGMA]
+
+    @property
+    def place_of_sigma(self) -> int | None:
+        """Where the random effect of the residual error stands, if there is one."""
+        return self.names.index(SIGMA) if SIGMA in self.names else None
+
+    @property
     def sizes(self) -> list[float] | None:
         """What each random effect is counted in where it is trained; None where that is 1 of all."""
         found = [self.distributions[n].size if n in self.distributions else 1.0 for n in self.names]
@@ -145,18 +157,21 @@ class RandomEffects:
         shifted = {
             name: self._of(name).individual(zeta[name], effect, self._shape(name, zeta))
             for name, effect in zip(self.names, eta, strict=True)
+            if name != SIGMA
         }
         shapes = [of.name for of in self._shapes.values()]
         return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
 
     def slopes(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor] | None) -> list[Tensor | None]:
-        """The derivative of the logarithm of each parameter that varies in its eta, zero where that is None;
+        """The derivative of the logarithm of each of ``parameters`` in its eta, zero where that is None;
         None of what is 1.
 
         :raises InputError: of one that changes in time it is not the same at all times.
         """
         found = list[Tensor | None]()
         for place, name in enumerate(self.names):
+            if name == SIGMA:
+                continue
             if name not in self.distributions:
                 found.append(None)
                 continue

@@ -153,7 +153,9 @@ class Vi(Objective):
         prediction = model.predict(model.typical(values, population), population, eta)
         log_prior = normal_log_density(model.omega_cholesky(known), eta)
         log_q = self._log_q(q, eta, eps)
-        likelihood = model.error.log_likelihood(known, prediction, population, weights)
+        likelihood = model.error.log_likelihood(
+            model.of_subjects(known, eta), prediction, population, weights
+        )
         if weights is not None:
             return population.sum_subjects(weights * (log_q - log_prior)) - likelihood + of_population
         log_q = population.sum_subjects(log_q.mean(0))

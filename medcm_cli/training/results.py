@@ -115,7 +115,7 @@ def tables(
 
 def _of_effects(units: Sequence[str]) -> dict[str, str]:
     """The units of columns of Omega, random effects and their covariances, of those that have one."""
-    found = {}
+    found: dict[str, str] = {}
     for i, one in enumerate(units):
         found |= dict.fromkeys((f"omega_{i + 1}", f"eta_{i + 1}"), one) if one != NONE else {}
         for j, other in enumerate(units[: i + 1]):

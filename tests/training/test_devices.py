@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, ...]] = {
         *("network.initial={Q: 0.2}", "objective.mode_gradient=implicit"),
         "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
     ),
+    "sigma": ("objective=foce", "random_effects=[CL,sigma]", "error=combined", "dataset.truth=null"),
     "distributions, vi": (
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
