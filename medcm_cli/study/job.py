@@ -154,6 +154,7 @@ class Job:
                 training["scale"] == "log",
                 training["stop"] == "converged" or polish is not None,
                 polish is not None and not polish.fixed,
+                training["start"] == "data",
             ),
             self.problem.dtype,
             progress,

@@ -233,7 +233,8 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
-    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+    said = config["initial"] if isinstance(config["initial"], dict) else {}
+    for name, given in {**(config.get(STARTS) or {}), **said}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
 
