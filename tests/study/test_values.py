@@ -20,6 +20,7 @@ TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "a
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "dataset=events": ("dataset.path=events.csv", "network=none"),
     "network=real_data": ("dataset=prophylaxis",),
     "network=equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
