@@ -27,6 +27,7 @@ LATER: Config = {
     "omega": "full",
     "given": {},
     "distributions": {},
+    "priors": {},
     "fixed": None,
     "redraws": 20,
     "tail": None,

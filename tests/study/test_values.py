@@ -47,8 +47,9 @@ ADDED = {  # entries of groups that are empty
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "fixed"), "network") | {
+OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "distributions", "fixed"), "network") | {
     "seed": "split",
+    "priors": "objective",
     "fold": "split",
 }
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))
