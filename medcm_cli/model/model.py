@@ -2,7 +2,7 @@
 frozen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
+from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.equations import Equations
 from medcm_cli.model.networks import Network, Rescaled
 from medcm_cli.model.random_effects import SIGMA, RandomEffects
 from medcm_cli.model.residual_error import OF_SUBJECTS, ErrorModel
+from medcm_cli.model.rows import Row, row_of
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower
@@ -26,12 +28,14 @@ Values = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Model:
     """z = zeta(covariates) exp(eta), or as its distribution is, and y = f(z) + residual error. Holds no
-    trained value: those are passed as ``values``."""
+    trained value: those are passed as ``values``. ``sigmas``: component of the error -> where its sigma
+    begins, and its bounds."""
 
     network: Network
     pk: PkModel
     random_effects: RandomEffects
     error: ErrorModel
+    sigmas: Mapping[str, Coefficient] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given, needed = set(self.network.parameters), set(self.pk.parameters)
@@ -85,7 +89,20 @@ class Model:
         values = self.network.init(streams, dtype) | self.pk.init(streams, dtype)
         if not typical_only:
             values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
+        for row in self.rows():
+            if row.begin is not None and row.name in values:
+                row.put(values)
         return values
+
+    def rows(self) -> list[Row]:
+        """Trained numbers that are population parameters on a scale of their own; not coefficients, which
+        have theirs (``Coefficient``), nor what networks have."""
+        begins = {name: given.begin for name, given in self.sigmas.items()}
+        sigmas = [
+            row_of("sigma", place, self.sigmas.get(name), self.error.counted_in(name, begins))
+            for place, name in enumerate(self.error.free)
+        ]
+        return [*self.network.rows(), *self.random_effects.rows(), *sigmas]
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
         """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the

@@ -238,6 +238,13 @@ class PowerError(NormalError):
         """See ``ErrorModel``; an exponent begins near 1."""
         return 10.0 if component == "exponent" else 1.0
 
+    def counted_in(self, component: str, begins: Mapping[str, float]) -> float:
+        """See ``ErrorModel``."""
+        if component == "exponent":
+            return self.unit_of(component)
+        exponent = self.fixed.get("exponent", begins.get("exponent", 1.0))
+        return float(self.size ** (1 - exponent))
+
     def of_trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``ErrorModel``."""
         found = super().of_trained(parts)

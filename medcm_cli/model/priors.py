@@ -44,6 +44,12 @@ class PopulationPrior:
             raise InputError("priors.omega.inverse_wishart is of fits; expected omega_* and rho here")
         if self.given is not None and self.given.lkj is not None:
             object.__setattr__(self, "lkj", self.given.lkj)
+        effects = self.model.random_effects
+        if len(effects.free) + len(effects.free_pairs) not in (
+            0,
+            len(effects.names) + len(effects.pairs),
+        ):
+            raise InputError("initial: some of Omega is known; it has a prior as a whole, or is fixed.omega")
         size = len(self._free) + self._effects + len(self._columns)
         if not size:
             raise InputError("sigma and Omega are fixed: they have no posterior")

@@ -116,6 +116,12 @@ class ErrorModel(Protocol):
         """What an estimated sigma is counted in, where it is trained: ``size``, or 1 of a fraction."""
         return self.size if component == "additive" else 1.0
 
+    def counted_in(self, component: str, begins: Mapping[str, float]) -> float:
+        """How much of an estimated sigma one of what is trained is, where the others are as they ``begin``
+        (component -> sigma, where that is said)."""
+        del begins
+        return self.unit_of(component)
+
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """component -> sigma, (B,), or (S, N, B) of those of subjects (``OF_SUBJECTS``)."""
         free = self.free

@@ -223,6 +223,7 @@ def found(place: Path, mixed_fits: Path) -> dict[str, list[Section]]:
         "status": (str(mixed_fits),),
         "data": ("check", str(place / "p.csv"), "--level-unit", "IU/mL", "--amount-unit", "IU"),
         "uncertainty": (str(place / "outputs"),),
+        "score": (str(place / "outputs"), "--by", "fo"),
         "calibrate": (str(mixed_fits), "--sets", "1"),
         "distance": (str(place / "draws"), str(mixed_fits)),
         "predict": (*patient, "--draws", "20", "--regimen", str(place / "plan.yaml")),

@@ -185,7 +185,10 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "given", "distributions", "priors", "fixed", "redraws", "tail", "device")
+LATER = (
+    *("outer", "inner", "omega", "given", "distributions", "priors", "fixed", "redraws", "tail", "device"),
+    *("initial", "training"),
+)
 LATER_OF_DATASET = (
     "logged",
     "blq",
@@ -198,6 +201,7 @@ LATER_OF_DATASET = (
     "batch_subjects",
     "dialect",
     "thresholds",
+    "protocol",
 )
 
 
