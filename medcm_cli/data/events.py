@@ -221,7 +221,8 @@ def _checked(
     if how.patients:
         columns.no_negative(sheet, dv, is_observation)
     else:
-        columns.coverage(sheet, ids, subject, is_dose, is_observation)
+        needed = is_dose if how.predose_observations == "error" else None
+        columns.coverage(sheet, ids, subject, needed, is_observation)
     if how.predose_observations == "error":
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)

@@ -67,6 +67,9 @@ class Job:
         problem = Problem.build(config)
         if config["training"]["start"] == "data":
             problem = begun_by_data(problem)
+        if config["batch"]["compile"]:
+            pk = problem.model.pk.with_compiled_steps()
+            problem = replace(problem, model=replace(problem.model, pk=pk))
         objective, device = objective_of(config), device_of(config["device"])
         if device.type == "mps":
             check_single(problem)

@@ -122,11 +122,11 @@ def _far_error(events: EventTable, model: Model, unit: str) -> tuple[str, ...]:
 
 
 def _far_volume(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
-    """Where the central volume begins far from that of the levels."""
+    """Where the central volume begins far from that of the levels, which an output need not be."""
     volume = next((name for name, unit in model.pk.units.items() if unit == "L"), None)
     found = apparent_volume(events, runs.Units.of(config["dataset"]))
     initial = config["network"].get("initial")
-    if volume is None or not isinstance(initial, dict):
+    if volume is None or model.pk.observes is None or not isinstance(initial, dict):
         return ()
     begins = float(initial.get(volume, 1.0))
     if not (found > _FAR * begins or found < begins / _FAR):
