@@ -45,6 +45,7 @@ PARTNERS = {
         "dataset.truth=null",
     ),
     "split/blocks": ("split.size=15",),
+    "error/endpoints": ("endpoints={level: {error: additive}}",),
     "dataset/table": ("split=bootstrap",),
     "dataset/prophylaxis": ("network=real_data", "split=nested"),
     "dataset/perioperative": ("network=real_data", "split=nested"),

@@ -76,7 +76,9 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
     scale = Units.of(restored.problem.config["dataset"]).scale
-    unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
+    first = next(iter(restored.problem.config["endpoints"] or {}), "")
+    leveled = ("sigma_additive", f"sigma_additive_{first}")
+    unit = torch.tensor([scale if name in leveled else 1.0 for name in at.names]).double()
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
         for method, matrix in estimates.covariance.items()

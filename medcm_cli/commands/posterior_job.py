@@ -66,12 +66,12 @@ def run(
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
+    draws.write(folder, made, record, runs.Units.of_config(source.problem.config))
     title, effects = (
         f"{folder.name}: {own['chains']} chains of {own['draws']} draws",
         source.model.random_effects,
     )
-    show(_summary(found, title, effects.names, runs.Units.of(source.problem.config["dataset"])))
+    show(_summary(found, title, effects.names, runs.Units.of_config(source.problem.config)))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from medcm_cli.data import columns, names
 from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers, to_read
+from medcm_cli.data.endpoints import endpoints, kind_columns
 from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
@@ -48,7 +49,8 @@ class EventTable:
     the dose; NaN at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses,
     and ``censored``: whether the level is somewhere below ``dv``. Of both: ``compartment`` from 0, -1 for
     the model's own choice; ``segment`` between resets; ``occasion``; ``regime``, which of the subject's
-    ``regimes`` its record has, from 0, -1 where the time decides. Of resets, in the order of subjects and
+    ``regimes`` its record has, from 0, -1 where the time decides; ``endpoint`` of observations, from 0, which
+    is of no meaning at doses. Of resets, in the order of subjects and
     segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
     that each comes with, the file's, and ``reset_shift``, by which the clock is ahead of the file's time
     from then on.
@@ -75,6 +77,7 @@ class EventTable:
     segment: IntArray
     occasion: IntArray
     regime: IntArray
+    endpoint: IntArray
     reset_subject: IntArray
     reset_clock: FloatArray
     reset_time: FloatArray
@@ -169,6 +172,7 @@ class _Rows:
     compartment: IntArray
     occasion: IntArray
     regime: IntArray
+    endpoint: IntArray
     regimen: Regimen
     once: dict[str, Any]
 
@@ -185,7 +189,7 @@ def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
         rows = _read(sheet.rows(~empty[subject]), covariates, how)
         return replace(rows, once=rows.once | _left_out(ids, empty, rows.once))
-    columns.one_kind(sheet, kinds[1], used)
+    columns.one_kind(sheet, kinds[1], used | kind_columns(sheet, how.endpoints))
     return _checked(sheet, covariates, how, notes, (subject, ids), kinds)
 
 
@@ -205,12 +209,13 @@ def _checked(
     dv, censored = columns.observations(sheet, is_observation, how.logged)
     occasion = columns.occasions(sheet, subject)
     compartment = compact(sheet.whole("cmt") - 1)
+    endpoint = compact(endpoints(sheet, is_observation, how.endpoints))
     repeats = columns.repeats(sheet, is_dose)
     rated = columns.rated(sheet, is_dose)
     records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
     regimen = _written_out(sheet, records, how)
     if how.patients:
-        columns.no_negative(sheet, dv, is_observation)
+        columns.no_negative(sheet, dv, is_observation & (endpoint == 0))
     else:
         columns.coverage(sheet, ids, subject, is_dose, is_observation)
     if how.predose_observations == "error":
@@ -227,7 +232,8 @@ def _checked(
         "time_unit": how.time_unit,
     }
     seen = np.flatnonzero(is_observation)
-    return _Rows(subject, time, seen, dv, censored, compartment, occasion, regime, regimen, once)
+    of_rows = compartment, occasion, regime, endpoint
+    return _Rows(subject, time, seen, dv, censored, *of_rows, regimen, once)
 
 
 def _written(rows: _Rows) -> EventTable:
@@ -250,6 +256,7 @@ def _written(rows: _Rows) -> EventTable:
         compartment=compact(rows.compartment[row]),
         segment=compact(regimen.segment[row]),
         occasion=compact(rows.occasion[row]),
+        endpoint=compact(rows.endpoint[row]),
         regime=compact(joined(np.where(doses.added, -1, rows.regime[doses.record]), rows.regime[seen])),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medcm_cli.checks import flag, number, one_of, shown
+from medcm_cli.data.endpoints import Selector
 from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
@@ -31,7 +32,8 @@ class Format:
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
-    ``logged``: DV and limits are natural logarithms of levels.
+    ``logged``: DV and limits are natural logarithms of levels. ``endpoints``: which observations are of each,
+    where there are several.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Format:
     until: float = np.inf
     time_unit: str = HOUR
     logged: bool = False
+    endpoints: Sequence[Selector] = ()
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))

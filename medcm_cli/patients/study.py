@@ -90,7 +90,7 @@ class Study:
     @cached_property
     def units(self) -> Units:
         """Of its data and results. Times, rates and intervals are in ``units.time``, h by default."""
-        return Units.of(self.dataset)
+        return Units.of_config(self.fits.config)
 
     @property
     def unit(self) -> str:
@@ -165,7 +165,8 @@ class Study:
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
         known = self.fits.records[0].data.get("characteristics", {})
-        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known)
+        endpoints = self.fits.config["endpoints"]
+        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, endpoints)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
         return events, origins

@@ -71,6 +71,10 @@ class Given(PkModel):
         """See ``PkModel``."""
         return self.model.begins_empty
 
+    def silent(self, endpoint: int) -> bool:
+        """See ``PkModel``."""
+        return self.model.silent(endpoint)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """See ``PkModel``."""

@@ -26,6 +26,7 @@ LATER: Config = {
     "inner": None,
     "omega": "full",
     "given": {},
+    "endpoints": None,
     "fixed": None,
     "redraws": 20,
     "tail": None,

@@ -23,6 +23,7 @@ from medcm_cli.study.dataset import (
     with_stand_in,
 )
 from medcm_cli.study.identity import Config
+from medcm_cli.study.observed import error_of, observing
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
 Fit = tuple[int, int]
@@ -64,7 +65,10 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]))
         path = dataset_path(config)
         model = model_of(config)
-        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
+        endpoints = config["endpoints"]
+        events, characteristics, preparation = read_dataset(
+            path, dataset, model.network.inputs, endpoints=endpoints
+        )
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config), *model.pk.notes))
@@ -89,23 +93,28 @@ def _far_to_go(events: EventTable, model: Model, config: Config) -> tuple[str, .
     """Lines where a fit begins so far from the data that it may not get there."""
     return (
         *_far_volume(events, model, config),
-        *_far_error(events, model, runs.Units.of(config["dataset"]).level),
+        *_far_error(events, model, runs.Units.of_config(config)),
     )
 
 
-def _far_error(events: EventTable, model: Model, unit: str) -> tuple[str, ...]:
-    """Where the sd of the additive error begins far above the levels, or is next to nothing beside them."""
-    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0)]
-    size = getattr(model.error, "size", None)
-    if size is None or not len(seen) or "additive" not in model.error.free:
-        return ()
-    level, begins = float(np.median(seen)), _FIRST_SD * size
-    if begins < _FAR * level and begins * _FAR**3 > level:
-        return ()
-    rounded = float(f"{level:.2g}")
-    better = f"+error.size={rounded:g}"
-    words = f"levels are about {rounded:g} {unit}, and the additive error begins near {begins:g} {unit}"
-    return (f"{events.source}: {words}, which may take very long; {better} begins nearer",)
+def _far_error(events: EventTable, model: Model, units: runs.Units) -> tuple[str, ...]:
+    """Where the sd of an additive error begins far above the levels, or is next to nothing beside them."""
+    notes = []
+    for number, error in enumerate(model.error.each):
+        seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0) & (events.endpoint == number)]
+        size = getattr(error, "size", None)
+        if size is None or not len(seen) or "additive" not in error.free:
+            continue
+        level, begins, unit = float(np.median(seen)), _FIRST_SD * size, units.endpoint(number).level
+        if begins < _FAR * level and begins * _FAR**3 > level:
+            continue
+        rounded = float(f"{level:.2g}")
+        name = units.endpoints[number][0] if units.endpoints else ""
+        better = f"endpoints.{name}.size={rounded:g}" if name else f"+error.size={rounded:g}"
+        of, is_of = (f"values of {name}", f"error of {name}") if name else ("levels", "error")
+        words = f"{of} are about {rounded:g} {unit}, and the additive {is_of} begins near {begins:g} {unit}"
+        notes.append(f"{events.source}: {words}, which may take very long; {better} begins nearer")
+    return tuple(notes)
 
 
 def _far_volume(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
@@ -147,8 +156,8 @@ def model_of(config: Config) -> Model:
     :raises InputError: options that are unknown or do not fit together.
     """
     # Where a record says of no method, it is of before there was another.
-    units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
-    pk = with_given(pk, config["given"])
+    units, pk = runs.Units.of_config(config), made(with_method(config, "dopri5")["pk"], "pk")
+    pk = with_given(observing(pk, config["endpoints"]), config["given"])
     factors = _of_hours(pk, units.hours)
     options = config["network"]
     if isinstance(options.get("initial"), dict):  # in the data's units
@@ -156,10 +165,7 @@ def model_of(config: Config) -> Model:
         options = {**options, "initial": begin}
     network = made(options, "network", covariates=config["dataset"]["covariates"])
     omega, sigma = fixed(config)
-    error = made(config["error"], "error", fixed=sigma)
-    sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
-    if units.usual_level != 1 and sized:
-        error = replace(error, size=units.usual_level)
+    error = error_of(config, sigma, units)
     return Model(
         Rescaled(network, factors) if factors and isinstance(network, CovariateNetwork) else network,
         pk,

@@ -67,7 +67,7 @@ def tables(
         flat = trained.layout.pack(trained.state.trained)
         trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
     rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
-    history = _history(model, objective, test, trained, omega_true, reported.units.scale)
+    history = _history(model, objective, test, trained, omega_true, reported.units)
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
@@ -76,9 +76,9 @@ def tables(
     posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
-    typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
+    named = {f"{TYPICAL}{name}": unit for name, unit in units.items()} | reported.units.of_endpoints
     known = {
-        "objective": objective.describe().unit_in(reported.units.level),
+        "objective": "-" if reported.units.endpoints else objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
@@ -98,7 +98,7 @@ def tables(
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
-                name: with_units(table, typical | columns(name, reported.units.named | known))
+                name: with_units(table, named | columns(name, reported.units.named | known))
                 for name, table in of_fit.items()
             }
         )
@@ -134,7 +134,7 @@ def _history(
     test: Population,
     trained: Trained,
     omega_true: Tensor | None,
-    level_scale: float,
+    units: Units,
 ) -> dict[str, Tensor]:
     """Columns of the history, (C, B) each."""
     columns: dict[str, list[Tensor]] = {}
@@ -142,7 +142,7 @@ def _history(
     known = test.observed if test.censored is None else test.observed * (1 - test.censored)
     for values in map(trained.layout.unpack, trained.checkpoints):
         prediction = model.predict(model.typical(values, test), test)
-        row = {"rmse": rmse(prediction, test.dv, known) * level_scale}
+        row = _rmse_of_each(prediction, test, known, units)
         if objective.mixed:
             estimates = objective.estimates(model, values)
             omega = dense(covariance(model.omega_cholesky(estimates)))  # (K, K, B)
@@ -151,7 +151,7 @@ def _history(
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            row |= model.error.reported(estimates, level_scale)
+            row |= model.error.reported(estimates, units.scale)
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():
@@ -159,6 +159,18 @@ def _history(
     return {"objective_value": trained.objective} | {
         name: torch.stack(values) for name, values in columns.items()
     }
+
+
+def _rmse_of_each(prediction: Tensor, test: Population, known: Tensor, units: Units) -> dict[str, Tensor]:
+    """That of levels, the first endpoint, and of several that of each, in its reported unit."""
+    if not units.endpoints:
+        return {"rmse": rmse(prediction, test.dv, known) * units.scale}
+    number = torch.zeros_like(test.dv) if test.endpoint is None else test.endpoint
+    found = {
+        f"rmse_{name}": rmse(prediction, test.dv, known * (number == place)) * units.endpoint(place).scale
+        for place, (name, _) in enumerate(units.endpoints)
+    }
+    return {"rmse": found[f"rmse_{units.endpoints[0][0]}"], **found}
 
 
 def _parameters(trained: Trained, fit: int, epochs: np.ndarray, subjects: int) -> pa.Table:

@@ -185,7 +185,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "given", "fixed", "redraws", "tail", "device")
+LATER = ("outer", "inner", "omega", "given", "endpoints", "fixed", "redraws", "tail", "device")
 LATER_OF_DATASET = (
     "logged",
     "columns",

@@ -20,6 +20,7 @@ TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "a
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "error=endpoints": ("endpoints={level: {error: additive}}",),
     "network=real_data": ("dataset=prophylaxis",),
     "network=equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
@@ -142,7 +143,7 @@ def taken(config: Mapping[str, Any], option: str, folder: Path) -> str:
 # read.
 LARGE, NAMES = "1e9 1000000000", "-1 0 1e9 1000000000 nan inf abc"
 TAKEN = {
-    **dict.fromkeys(("outer", "inner", "fixed", "dataset.thresholds"), "null"),
+    **dict.fromkeys(("outer", "inner", "fixed", "endpoints", "dataset.thresholds"), "null"),
     **dict.fromkeys(("batch.fits", "dataset.batch_subjects"), "1000000000 null"),
     **dict.fromkeys(("seed", "split.seed"), "0 1000000000"),
     "redraws": "0",
