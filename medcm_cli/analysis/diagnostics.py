@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.analysis import bins
+from medcm_cli.analysis.npde import needed, npde
 from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
@@ -23,7 +24,8 @@ from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS
 
-SIMULATIONS = 500  # data sets of a predictive check
+SIMULATIONS = 1000  # data sets of a predictive check and of npde
+_AT_ONCE = 500  # of these that are predicted together, which bounds memory
 DRAWS = 500  # of each subject's random effects, for its credible bands
 MOST_SUBJECTS = 500  # of a fit that are looked at
 PERCENTILES = (5, 50, 95)
@@ -38,7 +40,8 @@ class Diagnosis:
     of each, the frames have a column ``endpoint``; ``endpoint`` and ``unit`` are those of what it is about.
 
     ``observations``: ``subject``, ``time``, ``dv``, ``censored``, ``typical``, ``individual`` (NaN without
-    random effects) and ``residual``: CWRES, NaN where censored, or dv - typical without random effects.
+    random effects), ``residual``: CWRES, NaN where censored, or dv - typical without random effects; and
+    ``npde``, NaN without random effects and of a subject with too many observations for it.
     ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects, ``median`` and the
     ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each subject once,
     however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often as it was
@@ -107,7 +110,11 @@ def diagnose(restored: Restored) -> Diagnosis:
     of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=True)}
     omega = dense(covariance(model.omega_cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
     simulated = simulations(model, restored.estimates, population, restored.streams[0])
-    flat = simulated[..., 0].permute(1, 2, 0)[:, _seen(population)].double().numpy()
+    seen = _seen(population)
+    if needed(population) <= SIMULATIONS:
+        errors = npde(simulated, population, restored.streams[0])
+        observations["npde"] = errors[:, 0, :, 0].T[seen].numpy()
+    flat = simulated[..., 0].permute(1, 2, 0)[:, seen].double().numpy()
     draws = _draws(mean[:, places, 0], spread[:, :, places, 0], restored.streams[0])
     return Diagnosis(
         True,
@@ -169,6 +176,7 @@ def _observations(
             "typical": flat(model.predict(zeta, population)) * scale,
         }
     )
+    found["npde"] = np.nan
     if units.endpoints:
         names = np.array([name for name, _ in units.endpoints], dtype=object)
         found = found.assign(endpoint=names[flat(number).astype(np.int64)])
@@ -238,14 +246,23 @@ def simulations(
     model: Model, values: Values, population: Population, stream: Stream, count: int = SIMULATIONS
 ) -> Tensor:
     """``count`` data sets S that the model draws for the same subjects and times: (T, S, N, 1)."""
+    return simulated(model, values, population, stream, count)[1]
+
+
+def simulated(
+    model: Model, values: Values, population: Population, stream: Stream, count: int
+) -> tuple[list[Tensor], Tensor]:
+    """``simulations``, and the random effects behind them, (S, N, 1) each, first."""
     t, n, _ = population.shape
     k = len(model.random_effects.names)
     dtype = population.dv.dtype
     normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
     eta = multiply_lower(model.omega_cholesky(values), normal.unbind(0))
-    prediction = model.predict(model.typical(values, population), population, eta)
+    zeta = model.typical(values, population)
+    parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
+    prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return model.error.of_endpoint(population.endpoint).draw(values, prediction, noise)
+    return eta, model.error.of_endpoint(population.endpoint).draw(values, prediction, noise)
 
 
 def predictive_check(

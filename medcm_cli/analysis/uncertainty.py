@@ -28,6 +28,7 @@ from medcm_cli.training.loss import Layout
 
 METHODS = ("hessian", "sandwich")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega
+AT_BOUNDARY = "Omega is on its boundary"  # why a fit has no standard errors
 FLAT = 1e-6  # directions of network weights with less of the largest curvature than this are held
 BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Omega that is not on its boundary
 
@@ -246,7 +247,7 @@ def _on_boundary(model: Model, layout: Layout, theta: Tensor) -> Tensor:
 def _fault(best: Optimum, regular: Tensor, boundary: Tensor, fit: int) -> str:
     """Why a fit has no standard errors, nothing if it has."""
     if boundary[fit]:
-        return "Omega is on its boundary"
+        return AT_BOUNDARY
     if not best.found[fit]:
         return f"no optimum found nearby (Newton decrement {float(best.decrement[fit]):.2g})"
     return "" if regular[fit] else "the Hessian is not positive definite"

@@ -154,6 +154,7 @@ _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "pk.atol": 1e6,
     **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGEST),
 }
+_ALL = ("split.size",)  # null: all that there are
 _CHECKPOINTS = 1_000_000
 _MOST_FITS = 1_000_000
 
@@ -166,7 +167,7 @@ def _check_limits(config: Config, options: Iterable[str]) -> None:
         limit = _LIMITS[option]
         if key in given and isinstance(limit, float):
             number(option, given[key], above=0, most=limit)
-        elif key in given and isinstance(limit, tuple):
+        elif key in given and isinstance(limit, tuple) and not (option in _ALL and given[key] is None):
             whole(option, given[key], *limit)
 
 

@@ -62,7 +62,8 @@ def test_each_observation_has_the_error_of_its_endpoint(pair: tuple[str, str], c
         population.dv
     )
     density = error.log_density(values, prediction, population)
-    deviance, normal = (of(values, prediction, population) for of in (error.deviance, error.as_normal))
+    deviance = error.deviance(values, prediction, population)
+    normal = error.as_normal(values, prediction, population)
     white = error.of_endpoint(population.endpoint).white(values, prediction, population.dv)
     drawn = error.of_endpoint(population.endpoint).draw(values, prediction, 0.7)
     for number, name in enumerate(("cp", "pca")):

@@ -170,6 +170,7 @@ TAKEN = {
 }
 OF_A_CHOICE = {
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
+    "split=bootstrap": {"split.size": "null"},
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"

@@ -57,7 +57,7 @@ def _diagnosed(sweep: Sweep, diagnosed: Sequence[tuple[Method, Fit, "Diagnosis"]
     """How fits meet their data, each endpoint apart."""
     for method, fit, diagnosis in diagnosed:
         for part in diagnosis.of_endpoints:
-            yield goodness.observed_and_predicted(sweep, method, fit, part)
+            yield from goodness.of_method(sweep, method, fit, part)
     by_endpoint = _by_endpoint(diagnosed)
     checks = [goodness.predictive_check(sweep, chosen) for chosen in by_endpoint]
     for drawn in (*checks, goodness.random_effects(sweep, diagnosed)):
