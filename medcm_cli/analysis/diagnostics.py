@@ -103,7 +103,7 @@ def diagnose(restored: Restored) -> Diagnosis:
     named = tuple((name, units.endpoint(place).reported) for place, (name, _) in enumerate(units.endpoints))
     about: dict[str, Any] = {"unit": units.reported, "endpoints": named}
     if posterior is None:
-        curves = _curves(restored, subjects, None, units)
+        curves = _curves_of_each(restored, subjects, None, units)
         return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame(), **about)
     mean, spread = posterior
     names, ids = model.random_effects.names, np.array(problem.events.ids)
@@ -119,7 +119,7 @@ def diagnose(restored: Restored) -> Diagnosis:
     return Diagnosis(
         True,
         observations,
-        _curves(restored, subjects, draws, units),
+        _curves_of_each(restored, subjects, draws, units),
         pd.DataFrame({"subject": ids[rows]} | of_subjects),
         dict(zip(names, omega.tolist(), strict=True)),
         _check(observations, np.asarray(flat), units),
@@ -305,22 +305,32 @@ def predictive_check(
     return pd.concat(frames, ignore_index=True)
 
 
-def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, units: Units) -> pd.DataFrame:
-    """Levels, and what else is observed, on a fine grid of each subject, from its first record to its last
-    observation, and where doses begin and end."""
+def _curves(
+    restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float, endpoint: int = 0
+) -> pd.DataFrame:
+    """Levels, or values of another ``endpoint``, on a fine grid of each subject, from its first record to its
+    last observation, and where doses begin and end."""
     problem = restored.problem
     spans = problem.model.spans(restored.estimates, problem.everyone)
     turns = None if spans is None else dose_corners(problem.events, spans.numpy())
     table, grid = on_grid(problem.events, CURVE_POINTS, turns)
+    table = replace(table, endpoint=np.full_like(table.endpoint, endpoint))
     grid = grid[np.isin(grid["subject"], subjects)]
-    grid = grid.assign(subject=np.array(problem.events.ids)[grid["subject"].to_numpy()])
+    ids = np.array(problem.events.ids)
+    columns = _curve(restored, table, subjects, draws, scale)
+    return grid.assign(subject=ids[grid["subject"].to_numpy()], **columns)
+
+
+def _curves_of_each(
+    restored: Restored, subjects: IntArray, draws: list[Tensor] | None, units: Units
+) -> pd.DataFrame:
+    """``Diagnosis.curves``."""
     if not units.endpoints:
-        return grid.assign(**_curve(restored, table, subjects, draws, units.scale))
-    parts = []
-    for place, (name, _) in enumerate(units.endpoints):
-        own = replace(table, endpoint=np.full_like(table.endpoint, place))
-        columns = _curve(restored, own, subjects, draws, units.endpoint(place).scale)
-        parts.append(grid.assign(endpoint=name, **columns))
+        return _curves(restored, subjects, draws, units.scale)
+    parts = [
+        _curves(restored, subjects, draws, units.endpoint(place).scale, place).assign(endpoint=name)
+        for place, (name, _) in enumerate(units.endpoints)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 

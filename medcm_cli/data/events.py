@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.data import columns, names
+from medcm_cli.data.abscissa import without_time
 from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers, to_read
 from medcm_cli.data.endpoints import endpoints, kind_columns
 from medcm_cli.data.format import Format
@@ -116,7 +117,10 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    rows = _read(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how)
+    sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    rows = _read(
+        sheet if how.abscissa is None else without_time(sheet, how.abscissa, how.group), covariates, how
+    )
     release()  # the sheet, of which nothing is needed any more
     return _written(rows)
 
@@ -181,9 +185,9 @@ def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     used |= set(covariates.values()) | set(map(sheet.find, how.labels))
-    names.check_present(sheet, covariates, how.options, how.patients)
+    names.check_present(sheet, covariates, how.options, how.patients, how.abscissa is None)
     notes = names.unused(sheet, used)
-    subject, ids = columns.subjects(sheet)
+    subject, ids = columns.subjects(sheet, how.group)
     kinds = columns.kinds(sheet)
     empty = np.bincount(subject[kinds[1]], minlength=len(ids)) == 0
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
@@ -217,8 +221,9 @@ def _checked(
     if how.patients:
         columns.no_negative(sheet, dv, is_observation & (endpoint == 0))
     else:
-        columns.coverage(sheet, ids, subject, is_dose, is_observation)
-    if how.predose_observations == "error":
+        dosed = is_dose if how.abscissa is None else is_observation
+        columns.coverage(sheet, ids, subject, dosed, is_observation)
+    if how.predose_observations == "error" and how.abscissa is None:
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)
     once = {

@@ -33,7 +33,8 @@ class Format:
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
     ``logged``: DV and limits are natural logarithms of levels. ``endpoints``: which observations are of each,
-    where there are several.
+    where there are several; ``group``: a column that tells subjects of one id apart;
+    ``abscissa``: the column that observations depend on in place of time, of a table without doses.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class Format:
     time_unit: str = HOUR
     logged: bool = False
     endpoints: Sequence[Selector] = ()
+    group: str | None = None
+    abscissa: str | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))

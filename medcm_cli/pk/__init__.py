@@ -12,6 +12,7 @@ from torch import Tensor
 from medcm_cli.pk import dosing
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.direct import DirectModel
 from medcm_cli.pk.equations import (
     learned_elimination_rate,
     michaelis_menten_rate,
@@ -25,6 +26,7 @@ from medcm_cli.pk.ragged import Ragged
 from medcm_cli.pk.schedule import Schedule
 
 __all__ = [
+    "DirectModel",
     "LinearModel",
     "OdeModel",
     "PkModel",

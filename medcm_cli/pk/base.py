@@ -64,6 +64,12 @@ class PkModel(Protocol):
         return {}
 
     @property
+    def abscissa(self) -> str | None:
+        """The column that it depends on in place of time, which schedules then have as their time; None of
+        time."""
+        return None
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What an endpoint can be of (``observing``)."""
         return ("central",)

@@ -71,6 +71,11 @@ class Given(PkModel):
         """See ``PkModel``."""
         return self.model.begins_empty
 
+    @property
+    def abscissa(self) -> str | None:
+        """See ``PkModel``."""
+        return self.model.abscissa
+
     def silent(self, endpoint: int) -> bool:
         """See ``PkModel``."""
         return self.model.silent(endpoint)

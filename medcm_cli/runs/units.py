@@ -92,7 +92,7 @@ class Units(NamedTuple):
     and ``reported``, that of concentrations in results, of which one of ``level`` is ``scale``.
     ``stated``: the configuration says so, and a fit begins where it would in h and with levels of a usual
     size, whatever the units. ``endpoints``: name and unit in the event table of each, where there are
-    several, of which the first is that of levels."""
+    several, of which the first is that of levels. ``axis``: what observations depend on in place of time."""
 
     reported: str
     scale: float
@@ -101,6 +101,7 @@ class Units(NamedTuple):
     time: str = quantities.HOUR
     stated: bool = True
     endpoints: tuple[tuple[str, str], ...] = ()
+    axis: str = ""
 
     @classmethod
     def of(cls, dataset: Mapping[str, Any]) -> "Units":
@@ -117,6 +118,10 @@ class Units(NamedTuple):
     def of_config(cls, config: Mapping[str, Any]) -> "Units":
         """As a whole configuration has them, its endpoints too."""
         units, endpoints = cls.of(config["dataset"]), config.get("endpoints") or {}
+        pk = config.get("pk") or {}
+        if pk.get("_target_") == "medcm_cli.pk.DirectModel":
+            unit = str(pk.get("x_unit", "{amount}")).format_map(units.named)
+            units = units._replace(axis=f"{pk.get('column', 'dose')}, {unit}")
         return units._replace(
             endpoints=tuple((name, str(one.get("unit") or units.level)) for name, one in endpoints.items())
         )
@@ -127,6 +132,11 @@ class Units(NamedTuple):
             return self
         unit = self.endpoints[number][1]
         return self._replace(reported=unit, scale=1.0, level=unit)
+
+    @property
+    def along(self) -> str:
+        """The label of what observations depend on."""
+        return self.axis or f"time, {self.time}"
 
     @property
     def of_each(self) -> dict[str, str]:

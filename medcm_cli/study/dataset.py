@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -114,16 +114,26 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
+class Also(NamedTuple):
+    """What other options say of a file: ``endpoints``, where several things are observed; ``group``, a column
+    that tells subjects of one id apart, whose ``labels`` the table keeps; ``abscissa``, the column that
+    observations depend on in place of time."""
+
+    endpoints: Config | None = None
+    group: str | None = None
+    abscissa: str | None = None
+
+
 def format_of(
     columns: Mapping[str, str],
     dataset: Config,
     needed: Collection[str],
     patients: bool,
     until: float,
-    endpoints: Config | None = None,
+    also: Also | None = None,
 ) -> Format:
     """How the file is to be read. :param columns: covariate -> its column."""
-    rules = rules_of(dataset["covariates"], needed)
+    rules, also = rules_of(dataset["covariates"], needed), also or Also()
     return Format(
         columns=dataset["columns"],
         keep=dataset["keep"],
@@ -134,14 +144,18 @@ def format_of(
         texts=texts_of(dataset["covariates"]),
         optional=frozenset(name for name, (rule, _) in rules.items() if rule in STATISTICS),
         forward=frozenset(name for name, (rule, _) in rules.items() if rule == "forward"),
-        labels=tuple(dict.fromkeys(by for _, by in rules.values() if by is not None)),
+        labels=tuple(
+            dict.fromkeys(by for by in (also.group, *(by for _, by in rules.values())) if by is not None)
+        ),
         spare=frozenset(columns) - set(needed),
         limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
         until=until,
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
-        endpoints=[Selector(name, *told_by(one)) for name, one in (endpoints or {}).items()],
+        endpoints=[Selector(name, *told_by(one)) for name, one in (also.endpoints or {}).items()],
+        group=also.group,
+        abscissa=also.abscissa,
     )
 
 
@@ -152,18 +166,22 @@ def read_dataset(
     patients: bool = False,
     until: float = np.inf,
     known: Mapping[str, Any] | None = None,
-    endpoints: Config | None = None,
+    also: Also | None = None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of covariates that may be missing, what was done.
 
     :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so long (``Format.patients``).
-    :param endpoints: what is observed, where that is several things.
+    :param also: what options beside ``dataset`` say of the file.
     :param known: what a study's data held, whose subjects' values those of patients are taken from.
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
-    columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how, units = format_of(columns, dataset, needed, patients, until, endpoints), Units.of(dataset)
+    columns, also = (
+        {name: str(entry["column"]) for name, entry in dataset["covariates"].items()},
+        also or Also(),
+    )
+    endpoints, group = also.endpoints, also.group
+    how, units = format_of(columns, dataset, needed, patients, until, also), Units.of(dataset)
     if dataset["preparation"] is not None:
         if endpoints is not None:
             raise InputError("endpoints: are not there for a dataset whose covariates have a preparation")
@@ -182,7 +200,8 @@ def read_dataset(
     whole, origins = filled(events, found, of_covariates)
     origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
     table = origin_table(whole, origins, of_covariates)
-    return replace(whole, labels={}), held | {"filled": found, "origins": _counted(table)}, table
+    labels = {name: whole.labels[name] for name in (group,) if name is not None}
+    return replace(whole, labels=labels), held | {"filled": found, "origins": _counted(table)}, table
 
 
 def _held(

@@ -16,6 +16,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
+    Also,
     check_observations,
     dataset_path,
     read_dataset,
@@ -65,10 +66,8 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]))
         path = dataset_path(config)
         model = model_of(config)
-        endpoints = config["endpoints"]
-        events, characteristics, preparation = read_dataset(
-            path, dataset, model.network.inputs, endpoints=endpoints
-        )
+        also = Also(config["endpoints"], config["split"].get("column"), model.pk.abscissa)
+        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs, also=also)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config), *model.pk.notes))
@@ -140,8 +139,11 @@ def _folds(config: Config, events: EventTable, folder: Path) -> dict[int, Fold]:
             f"{events.source}: subject {events.left_out[0]!r} has no observation, and split=files counts the "
             "file's subjects; expected an observation of each, or another split"
         )
+    groups = events.labels.get(str(config["split"].get("column")), ())
     folds: dict[int, Fold] = {
-        number: made(config["split"], "split", **name, n_subjects=len(events.ids), folder=folder)
+        number: made(
+            config["split"], "split", **name, n_subjects=len(events.ids), folder=folder, groups=groups
+        )
         for number, name in folds_of(config).items()
     }
     for number, fold in folds.items():

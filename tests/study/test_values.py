@@ -20,6 +20,7 @@ TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "a
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "split=column": ("split.column=set",),
     "error=endpoints": ("endpoints={level: {error: additive}}",),
     "network=real_data": ("dataset=prophylaxis",),
     "network=equations": (
@@ -36,6 +37,14 @@ PARTNERS = {
     "pk=michaelis_menten": (
         *("network=none", "network.global_parameters=[VM,KM,V1]", "random_effects=[VM,V1]"),
     ),
+    **{
+        f"pk=dose_response_{form}": (
+            "network=none",
+            f"network.global_parameters=[{names}]",
+            "random_effects=[E0]",
+        )
+        for form, names in (("linear", "E0,SLOPE"), ("emax", "E0,EMAX,ED50"), ("hill", "E0,EMAX,ED50,GAMMA"))
+    },
     "pk=neural_ode": (
         "network=none",
         "network.global_parameters=[CL,V1]",
@@ -71,7 +80,7 @@ def checked(config: Mapping[str, Any], folder: Path, group: str = "") -> None:
     folds = folds_of(config)
     if group in ("", "split"):
         for fold in folds.values():
-            made(config["split"], "split", **fold, n_subjects=200, folder=folder)
+            made(config["split"], "split", **fold, n_subjects=200, folder=folder, groups=["1"] * 200)
     if group in ("", "network", "pk", "error"):
         model_of(config)
     if group in ("", "objective"):
@@ -152,6 +161,7 @@ TAKEN = {
     "study": NAMES,
     "variant": f"{NAMES} null",
     "outputs": "abc",
+    **dict.fromkeys(("split.column", "pk.column", "pk.x_unit"), "abc"),
     **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale", "dataset.level_unit"), "null"),
     **dict.fromkeys(("fixed.sigma.additive", "dataset.truth.sigma.additive", "network.initial.Q"), LARGE),
     **dict.fromkeys(("dataset.truth", "dataset.preparation", "fixed.omega"), "null"),

@@ -43,7 +43,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
     plots = [("typical", "dv", typical, seen_as)]
     plots += [("individual", "dv", f"individual prediction, {unit}", seen_as)] if mixed else []
     plots += [
-        ("time", "residual", f"time, {sweep.units.time}", residual),
+        ("time", "residual", sweep.units.along, residual),
         ("typical", "residual", typical, residual),
     ]
     with style.styled():
@@ -147,7 +147,7 @@ def _prediction_errors(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagn
         figure, axes = style.panels(3, 3, 1.9)
         panels: list[tuple[Any, Any, str]] = [
             (pd.Series(normal), pd.Series(ordered), "standard normal quantile (-)"),
-            (seen["time"], seen["npde"], f"time, {sweep.units.time}"),
+            (seen["time"], seen["npde"], sweep.units.along),
             (seen["typical"], seen["npde"], f"typical prediction, {diagnosis.unit}"),
         ]
         for axis, (x, y, label) in zip(axes, panels, strict=True):
@@ -199,7 +199,7 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
         for axis, (method, _, diagnosis) in zip(axes, shown, strict=True):
             handles += _check_panel(axis, diagnosis.check, method)
             axis.set_title(method.label)
-            axis.set_xlabel(f"time, {sweep.units.time}")
+            axis.set_xlabel(sweep.units.along)
             axis.set_ylabel(f"{diagnosis.quantity}, {diagnosis.unit}")
             axis.tick_params(labelbottom=True, labelleft=True)
             out = (diagnosis.check["observed"] < diagnosis.check["low"]) | (

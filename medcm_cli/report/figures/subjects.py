@@ -139,7 +139,7 @@ def _label(axes: list[Axes], units: Units, diagnosis: "Diagnosis") -> None:
         lowest, first = place + _COLUMNS >= len(axes), place % _COLUMNS == 0
         axis.tick_params(labelbottom=lowest, labelleft=first)
         if lowest:
-            axis.set_xlabel(f"time, {units.time}")
+            axis.set_xlabel(units.along)
         if first:
             axis.set_ylabel(f"{diagnosis.quantity}, {diagnosis.unit}")
 
