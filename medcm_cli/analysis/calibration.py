@@ -98,7 +98,7 @@ def own_draws(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return objective.draw(State({name: value.detach() for name, value in q.items()}), streams, DRAWS)
+    return objective.draw(model, State({name: value.detach() for name, value in q.items()}), streams, DRAWS)
 
 
 def table(found: Ranks) -> pd.DataFrame:

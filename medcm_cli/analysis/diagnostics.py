@@ -39,14 +39,14 @@ class Diagnosis:
     """Of one fit. Levels in the reported unit, times in h. Of several endpoints, ``endpoints`` with the unit
     of each, the frames have a column ``endpoint``; ``endpoint`` and ``unit`` are those of what it is about.
 
-    ``observations``: ``subject``, ``time``, ``dv``, ``censored``, ``typical``, ``individual`` (NaN without
-    random effects), ``residual``: CWRES, NaN where censored, or dv - typical without random effects; and
-    ``npde``, NaN without random effects and of a subject with too many observations for it.
-    ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects, ``median`` and the
-    ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each subject once,
-    however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often as it was
-    drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its median) and
-    ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
+    ``observations``: ``subject``, ``time``, ``dv``, ``censored`` (``above`` its limit), ``typical``,
+    ``individual`` (NaN without random effects), ``residual``: CWRES, NaN where censored, or dv - typical
+    without random effects; and ``npde``, NaN without random effects and of a subject with too many
+    observations for it. ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects,
+    ``median`` and the ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each
+    subject once, however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often
+    as it was drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its
+    median) and ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
     """
 
     mixed: bool
@@ -166,13 +166,15 @@ def _observations(
         return _flat(of, seen)
 
     zeta = model.typical(values, population)
-    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    nobody = torch.zeros_like(population.dv)
+    censored, above = (nobody if of is None else of for of in (population.censored, population.above))
     found = pd.DataFrame(
         {
             "subject": np.array(setup.events.ids)[np.repeat(subjects, seen.sum(1).numpy())],
             "time": flat(population.time),
             "dv": flat(population.dv) * scale,
             "censored": flat(censored) > 0,
+            "above": flat(above) > 0,
             "typical": flat(model.predict(zeta, population)) * scale,
         }
     )

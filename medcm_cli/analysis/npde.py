@@ -47,7 +47,10 @@ def npde(simulated: Tensor, population: Population, stream: Stream) -> Tensor:
     dv, seen = (of[:, 0].permute(1, 2, 0) for of in (population.dv.double(), population.observed.double()))
     if population.censored is not None:
         below = (population.censored[:, 0].permute(1, 2, 0) > 0) & (seen > 0)
-        dv, drawn = _imputed(dv, drawn, below, stream)
+        # Turned round, what lies above a limit lies below it.
+        side = (dv.new_ones(()) * population.side).expand_as(population.dv)[:, 0].permute(1, 2, 0)
+        dv, drawn = _imputed(dv * side, drawn * side[..., None], below, stream)
+        dv, drawn = dv * side, drawn * side[..., None]
     middle = drawn.mean(-1)
     centred = (drawn - middle[..., None]) * seen[..., None]
     covariance = centred @ centred.mT / (count - 1) + torch.diag_embed(1 - seen)

@@ -1,7 +1,7 @@
 """What ``medcm posterior`` does: the posterior sampled, and the folder that keeps it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import label_of
-from medcm_cli.runs.units import NONE
+from medcm_cli.runs.units import NONE, effect_scales
 from medcm_cli.study.identity import versions
 
 
@@ -66,12 +66,11 @@ def run(
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    draws.write(folder, made, record, runs.Units.of_config(source.problem.config))
-    title, effects = (
-        f"{folder.name}: {own['chains']} chains of {own['draws']} draws",
-        source.model.random_effects,
-    )
-    show(_summary(found, title, effects.names, runs.Units.of_config(source.problem.config)))
+    units = runs.Units.of_config(source.problem.config)
+    draws.write(folder, made, record, units)
+    title = f"{folder.name}: {own['chains']} chains of {own['draws']} draws"
+    scales = effect_scales(source.problem.config, units.of_parameters(source.model.pk.units))
+    show(_summary(found, title, scales, units))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
 
@@ -89,8 +88,12 @@ def _warn(poor: list[str]) -> None:
         ERR.print("do not rely on these draws: take more warmup, more draws or a higher target_accept")
 
 
-def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: runs.Units) -> Section:
-    """A row per parameter, of eta the worst subject's. Levels are in the unit of the data."""
+def _summary(found: pd.DataFrame, title: str, effects: Mapping[str, str], units: runs.Units) -> Section:
+    """A row per parameter, of eta the worst subject's. Levels are in the unit of the data.
+
+    :param effects: parameter that varies -> what its random effect is on.
+    """
+    names = list(effects)
     unit_of = units._replace(reported=units.level).of_sigmas
     separate = found["position"].notna().all()  # with sigma and Omega, a transition is that of all subjects
     headers = [
@@ -105,8 +108,9 @@ def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: run
     cells = []
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
-        kind = "log scale" if str(name).startswith(("eta_", "omega_")) else unit_of.get(str(name), NONE)
-        label = ", ".join([label_of(str(name), effects), *([kind] if kind != NONE else [])])
+        what, _, place = str(name).partition("_")
+        kind = effects[names[int(place) - 1]] if what in ("eta", "omega") else unit_of.get(str(name), NONE)
+        label = ", ".join([label_of(str(name), names), *([kind] if kind != NONE else [])])
         cells.append(
             [
                 label if one is not None else f"{label}, {len(rows)} subjects",

@@ -139,10 +139,15 @@ def named_units(restored: Restored) -> dict[str, str]:
 def _units(restored: Restored) -> dict[str, str]:
     """Estimate -> its unit, of parameters, coefficients of equations and the error's sigmas."""
     units, model = runs.Units.of_config(restored.problem.config), restored.problem.model
-    coefficients = model.network.coefficients(restored.state.trained)
+    parameters = units.of_parameters(model.pk.units)
+    effects = model.random_effects.units(parameters)
+    coefficients = model.coefficients(restored.state.trained)
     sigmas = {name: unit for name, unit in units.of_sigmas.items() if name in model.error.names}
     return (
-        units.of_parameters(model.pk.units) | {n: unit for n, (_, unit, _) in coefficients.items()} | sigmas
+        parameters
+        | {n: unit for n, (_, unit, _) in coefficients.items()}
+        | {f"omega_{i + 1}": unit for i, unit in enumerate(effects) if unit != NONE}
+        | sigmas
     )
 
 

@@ -326,7 +326,7 @@ def _observed(
         "segment": segment,
         **dict.fromkeys(("endpoint",), np.zeros(len(clock), dtype=np.int64)),
         "occasion": np.ones(len(clock), dtype=np.int64),
-        **dict.fromkeys(("is_dose", "added", "censored"), none),
+        **dict.fromkeys(("is_dose", "added", "censored", "above"), none),
     }
     return replace(events, **_in_order(_joined(_some(events, events.is_dose), seen)))
 

@@ -31,11 +31,12 @@ class Population:
 
     ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for
     padding; ``time`` (T, 1, N, B) h as in the file; ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an
-    observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere below ``dv``, None
-    where there is none; ``blank`` (N, B): whether a subject has no observation that its padding could
-    repeat, None where all have one; ``endpoint`` (T, 1, N, B), from 0, of each observation, None where all
-    are of the first; ``covariates`` name -> (1, N, B), or (P, 1, N, B) of one that changes in
-    time, with an entry per regime of the schedule; ``ragged``: whether anything is padded at all.
+    observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere beyond ``dv``: below
+    it, or above where ``above`` is 1; None where there is none, of either; ``blank`` (N, B): whether a
+    subject has no observation that its padding could repeat, None where all have one; ``endpoint`` (T, 1, N,
+    B), from 0, of each observation, None where all are of the first; ``covariates`` name -> (1, N, B), or (P,
+    1, N, B) of one that changes in time, with an entry per regime of the schedule; ``ragged``: whether
+    anything is padded at all.
     """
 
     subject: Tensor
@@ -48,6 +49,7 @@ class Population:
     ragged: bool
     censored: Tensor | None = None
     blank: Tensor | None = None
+    above: Tensor | None = None
     endpoint: Tensor | None = None
 
     @classmethod
@@ -79,6 +81,7 @@ class Population:
             covariates=covariates,
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
+            above=torch.nan_to_num(observations(table.above)) if table.above.any() else None,
             blank=None if bool(observed.any(0).all()) else ~observed.any(0)[0],
             endpoint=_endpoint(table, observations),
         )
@@ -142,6 +145,11 @@ class Population:
         """(T, N, B)."""
         observations, _, subjects, fits = self.time.shape
         return observations, subjects, fits
+
+    @property
+    def side(self) -> Tensor | float:
+        """On which side of its dv a censored observation lies: 1 below, -1 above, (T, 1, N, B) or of all."""
+        return 1.0 if self.above is None else 1 - 2 * self.above
 
     @cached_property
     def observation_count(self) -> Tensor:

@@ -21,12 +21,14 @@ class EndpointErrors(ErrorModel):
     called by component and endpoint, as in sigma_additive_pca.
 
     ``weights``: endpoint -> what a deviation counts relative to where deviations of several are added up
-    (``relative``); ``endpoint`` of the observations that ``white`` and ``draw`` are told of, None: the first.
+    (``relative``); ``endpoint`` of the observations that ``white`` and ``draw`` are told of, None: the first;
+    ``typical`` predictions whose spread counts (``without_interaction``).
     """
 
     errors: Mapping[str, ErrorModel]
     weights: Mapping[str, float] = field(default_factory=dict)
     endpoint: Tensor | int | None = field(default=None, compare=False)
+    typical: Tensor | None = field(default=None, compare=False)
 
     @property
     def components(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -93,6 +95,19 @@ class EndpointErrors(ErrorModel):
         sizes = [deviation.new_tensor(self.weights[name]) for name in self.errors]
         return deviation / _picked(sizes, population.endpoint)
 
+    def without_interaction(self, values: Values, typical: Tensor) -> "EndpointErrors":
+        """See ``ErrorModel``."""
+        del values
+        return replace(self, typical=typical)
+
+    def transformation(self, population: Population) -> Tensor:
+        """See ``ErrorModel``: a 1 in place of another endpoint's observation has none."""
+        found = super().transformation(population)
+        for number, error in enumerate(self.errors.values()):
+            own = _or_one(_mine(population.endpoint, number), population.dv)
+            found = found + error.transformation(replace(population, dv=own))
+        return found
+
     def white(self, values: Values, prediction: Tensor, dv: Tensor) -> Tensor:
         """See ``ErrorModel``: of ``endpoint``."""
 
@@ -134,17 +149,17 @@ class EndpointErrors(ErrorModel):
         each = self._of(values, prediction, population, lambda error, *seen: error.as_normal(*seen))
         deviation = _picked([one.deviation for one in each], population.endpoint)
         sd = _picked([one.sd for one in each], population.endpoint)
-        below = None
-        if any(one.below is not None for one in each):
+        censored = None
+        if any(one.censored is not None for one in each):
             none = torch.zeros_like(deviation, dtype=torch.bool)
-            of_each = [none if one.below is None else one.below for one in each]
-            below = _picked(of_each, population.endpoint)
+            of_each = [none if one.censored is None else one.censored for one in each]
+            censored = _picked(of_each, population.endpoint)
         if all(one.misfit is None and one.log_scale is None for one in each):
-            return Normal(deviation, sd, below=below)
+            return Normal(deviation, sd, censored=censored, side=population.side)
         misfit = [(one.deviation / one.sd).square() if one.misfit is None else one.misfit for one in each]
         scale = [torch.log(one.sd) if one.log_scale is None else one.log_scale for one in each]
         both = _picked(misfit, population.endpoint), _picked(scale, population.endpoint)
-        return Normal(deviation, sd, both[0], both[1].expand_as(deviation), below)
+        return Normal(deviation, sd, both[0], both[1].expand_as(deviation), censored, population.side)
 
     def _of(
         self,
@@ -159,6 +174,8 @@ class EndpointErrors(ErrorModel):
         def one(error: ErrorModel, own: Values, number: int) -> T:
             mine = _mine(population.endpoint, number)
             seen = replace(population, dv=_or_one(mine, population.dv))
+            if self.typical is not None:
+                error = error.without_interaction(own, _or_one(mine, self.typical))
             return of(error, own, _or_one(mine, prediction), seen)
 
         several = population.endpoint is not None

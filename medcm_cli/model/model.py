@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.equations import Equations
-from medcm_cli.model.networks import Network
+from medcm_cli.model.networks import Network, Rescaled
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.model.residual_error import ErrorModel
 from medcm_cli.numerics.normal import normal_log_density
@@ -25,8 +25,8 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as
-    ``values``."""
+    """z = zeta(covariates) exp(eta), or as its distribution is, and y = f(z) + residual error. Holds no
+    trained value: those are passed as ``values``."""
 
     network: Network
     pk: PkModel
@@ -50,7 +50,8 @@ class Model:
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
-        if isinstance(self.network, Equations):
+        network = self.network.network if isinstance(self.network, Rescaled) else self.network
+        if isinstance(network, Equations):
             lacks = [name for name in self.pk.parameters if name not in self.network.parameters]
             more = [name for name in self.network.parameters if name not in self.pk.parameters]
             return (
@@ -77,16 +78,19 @@ class Model:
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
         """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the
-        compartment model has learned, (..., B)."""
-        return {**self.network.typical(values, population.covariates), **self.pk.weights(values)}
+        compartment model and distributions have learned, (..., B)."""
+        zeta = self.network.typical(values, population.covariates)
+        return {**zeta, **self.pk.weights(values), **self.random_effects.shapes(values)}
 
     def individual(self, zeta: Values, eta: Sequence[Tensor]) -> dict[str, Tensor]:
-        """z = zeta exp(eta), eta one (S, N, B) per random effect."""
-        shifted = {
-            name: zeta[name] * torch.exp(effect)
-            for name, effect in zip(self.random_effects.names, eta, strict=True)
-        }
-        return {**zeta, **shifted}
+        """z, as the distribution of each parameter has it, from zeta and one eta (S, N, B) per random
+        effect."""
+        return self.random_effects.individual(zeta, eta)
+
+    def coefficients(self, values: Values) -> dict[str, tuple[Tensor, str, bool]]:
+        """See ``Network.coefficients``; and the shapes of distributions."""
+        shapes = {name: (value, "-", False) for name, value in self.random_effects.shapes(values).items()}
+        return {**self.network.coefficients(values), **shapes}
 
     def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
         """Level, in the unit of DV, at each observation, (T, S, N, B); typical where ``eta`` is None."""
@@ -115,7 +119,10 @@ class Model:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
         z = zeta if eta is None else self.individual(zeta, eta)
         prediction, columns = sensitivities(self.pk, population.schedule, z, self.random_effects.names)
-        return population.padded(prediction), columns
+        slopes = self.random_effects.slopes(zeta, eta)
+        return population.padded(prediction), [
+            column if slope is None else column * slope for column, slope in zip(columns, slopes, strict=True)
+        ]
 
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]

@@ -15,7 +15,7 @@ from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
 
 SIGMA = -3.0, 1.0  # of log sigma, of a usual level (``ErrorModel.size``): mean and sd
-OMEGA = -1.5, 1.0  # of log omega
+OMEGA = -1.5, 1.0  # of log omega, as a part of what it is counted in (``RandomEffects.sizes``)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,11 @@ class PopulationPrior:
         log_sigma, log_omega, raw = self._parts(x)
         parts = {name: v.exp() for name, v in zip(self._free, log_sigma, strict=True)}
         rows = {f"sigma_{name}": sigma for name, sigma in self.model.error.of_trained(parts).items()}
-        rows |= {f"omega_{i + 1}": v.exp() for i, v in enumerate(log_omega)}
+        sizes = self.model.random_effects.sizes or [1.0] * self._effects
+        rows |= {
+            f"omega_{i + 1}": v.exp() * size
+            for i, (v, size) in enumerate(zip(log_omega, sizes, strict=False))
+        }
         if len(raw):
             one = torch.ones_like(raw[0])
             pairs = self.model.random_effects.pairs

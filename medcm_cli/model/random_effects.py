@@ -1,7 +1,7 @@
 """Random effects: which parameters vary between subjects, and Omega from unconstrained values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from medcm_cli.checks import one_of
 from medcm_cli.errors import InputError
+from medcm_cli.model.coefficients import Coefficient
+from medcm_cli.model.distributions import EXPONENTIAL, Additive, BoxCox, Distribution
 from medcm_cli.model.initial import constant, positive_init
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
@@ -18,9 +20,10 @@ STRUCTURES = ("full", "diagonal")
 
 @dataclass(frozen=True)
 class RandomEffects:
-    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
-    of Omega; ``structure`` full estimates its correlations, diagonal has none, and blocks, of names, have
-    those within each. ``fixed`` is Omega where it is known, and not estimated.
+    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta), or as ``distributions``
+    have it. ``names`` in the order of Omega; ``structure`` full estimates its correlations, diagonal has
+    none, and blocks, of names, have those within each. ``fixed`` is Omega where it is known, and not
+    estimated.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -28,6 +31,7 @@ class RandomEffects:
     names: tuple[str, ...]
     structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.structure, str):
@@ -66,13 +70,86 @@ class RandomEffects:
         diagonal."""
         return sorted((i, j) for block in self.blocks for i in block for j in block if j < i)
 
+    @property
+    def sizes(self) -> list[float] | None:
+        """What each random effect is counted in where it is trained; None where that is 1 of all."""
+        found = [self.distributions[n].size if n in self.distributions else 1.0 for n in self.names]
+        return found if any(size != 1 for size in found) else None
+
+    def units(self, parameters: Mapping[str, str]) -> list[str]:
+        """The unit of each random effect, which is that of its parameter where it is added to that, else
+        none (-).
+
+        :param parameters: name -> unit, as far as they are known.
+        """
+        added = [isinstance(self.distributions.get(name), Additive) for name in self.names]
+        return [
+            parameters.get(name, "-") if adds else "-" for name, adds in zip(self.names, added, strict=True)
+        ]
+
+    @property
+    def _shapes(self) -> dict[str, Coefficient]:
+        """Parameter -> the shape of its distribution."""
+        return {name: of.shape for name, of in self.distributions.items() if isinstance(of, BoxCox)}
+
+    def shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The shapes of distributions that are estimated, by name, (B,)."""
+        found = {of.name: of.value(values) for of in self._shapes.values() if of.trained in values}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def individual(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Individual parameters in place of those that vary, without shapes of distributions.
+
+        :param zeta: with ``shapes``. :param eta: (S, N, B) per random effect.
+        """
+        shifted = {
+            name: self._of(name).individual(zeta[name], effect, self._shape(name, zeta))
+            for name, effect in zip(self.names, eta, strict=True)
+        }
+        shapes = [of.name for of in self._shapes.values()]
+        return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
+
+    def slopes(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor] | None) -> list[Tensor | None]:
+        """The derivative of the logarithm of each parameter that varies in its eta, zero where that is None;
+        None of what is 1.
+
+        :raises InputError: of one that changes in time it is not the same at all times.
+        """
+        found = list[Tensor | None]()
+        for place, name in enumerate(self.names):
+            if name not in self.distributions:
+                found.append(None)
+                continue
+            effect = torch.zeros_like(zeta[name]) if eta is None else eta[place]
+            slope = self._of(name).slope(zeta[name], effect, self._shape(name, zeta))
+            if slope is not None and slope.ndim > 3:
+                raise InputError(
+                    f"distributions.{name}: a covariate changes {name} in time, and with it what a random "
+                    "effect does; expected one value per subject (dataset.over_time), or exponential"
+                )
+            found.append(slope)
+        return found
+
+    def reach(self, zeta: Mapping[str, Tensor]) -> list[tuple[Tensor | float, Tensor | float]]:
+        """From where to where modes of each random effect are searched."""
+        return [self._of(name).reach(self._shape(name, zeta)) for name in self.names]
+
+    def _of(self, name: str) -> Distribution:
+        return self.distributions.get(name, EXPONENTIAL)
+
+    def _shape(self, name: str, zeta: Mapping[str, Tensor]) -> Tensor | float:
+        known = self._shapes.get(name)
+        return 1.0 if known is None else zeta[known.name] if known.estimated else known.begin
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
-        correlation ~ N(0, 0.1); none where Omega is fixed."""
+        correlation ~ N(0, 0.1), none where Omega is fixed; and shapes of distributions."""
+        estimated = [of.trained for of in self._shapes.values() if of.estimated]
+        shapes = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
         if self.fixed is not None:
-            return {}
+            return shapes
         k = len(self.names)
-        values = {"omega": positive_init(streams, "omega", k, dtype)}
+        values = {"omega": positive_init(streams, "omega", k, dtype), **shapes}
         if self.pairs:
             values["correlation"] = raw_correlation_init(streams, "correlation", (len(self.pairs),), dtype)
         return values
@@ -83,7 +160,9 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale = functional.softplus(values["omega"]).unbind(0)
+        scale: Sequence[Tensor] = functional.softplus(values["omega"]).unbind(0)
+        if (sizes := self.sizes) is not None:
+            scale = [sd * size for sd, size in zip(scale, sizes, strict=True)]
         if not self.pairs:
             return diagonal(scale)
         return lower_from_raw(scale, values["correlation"].unbind(0), self.pairs)

@@ -140,8 +140,11 @@ def init(
     return values | (flow_init(streams, shape, dtype) if family == "flow" else {})
 
 
-def posterior(family: str, values: Mapping[str, Tensor]) -> Posterior:
-    """q of the trained values."""
+def posterior(family: str, values: Mapping[str, Tensor], sizes: Sequence[float] | None = None) -> Posterior:
+    """q of the trained values.
+
+    :param sizes: what each random effect is counted in there (``RandomEffects.sizes``).
+    """
     mean, sd, correlation = (values.get(f"q.{name}") for name in ("mean", "sd", "correlation"))
     assert mean is not None
     assert sd is not None
@@ -149,6 +152,6 @@ def posterior(family: str, values: Mapping[str, Tensor]) -> Posterior:
         mean, sd = mean[:, :, None], sd[:, :, None]
         correlation = None if correlation is None else correlation[:, :, None]
         log_weight = torch.log_softmax(values["q.weight"], 0)[:, None]
-        return Mixture(Gaussian.from_raw(mean, sd, correlation), log_weight)
-    gaussian = Gaussian.from_raw(mean, sd, None if family == "mean_field" else correlation)
+        return Mixture(Gaussian.from_raw(mean, sd, correlation, sizes), log_weight)
+    gaussian = Gaussian.from_raw(mean, sd, None if family == "mean_field" else correlation, sizes)
     return Flow.of(gaussian, values) if family == "flow" else gaussian

@@ -123,7 +123,7 @@ class Vi(Objective):
         assert noise is not None
         values, k = state.trained, len(model.random_effects.names)
         eps = noise[:k].unbind(0)
-        q = families.posterior(self.family, values)
+        q = families.posterior(self.family, values, model.random_effects.sizes)
         eta = q.points(eps)
         weights = q.weights(self._draws)
         known = values
@@ -164,13 +164,13 @@ class Vi(Objective):
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of q; of a flow, over a fixed quasi-random sample."""
-        del model, population
-        return families.posterior(self.family, state.trained).moments()
+        del population
+        return families.posterior(self.family, state.trained, model.random_effects.sizes).moments()
 
     @torch.no_grad()
-    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor:
+    def draw(self, model: Model, state: State, streams: Sequence[Stream], count: int) -> Tensor:
         """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers."""
-        q = families.posterior(self.family, state.trained)
+        q = families.posterior(self.family, state.trained, model.random_effects.sizes)
         *_, n, _ = state.trained["q.mean"].shape
         shape = n, q.numbers, count
         noise = per_fit(streams, lambda g: g.standard_normal(shape), "draws", state.trained["q.mean"].dtype)

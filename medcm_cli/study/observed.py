@@ -48,7 +48,8 @@ def error_of(config: Config, sigma: Mapping[str, float], units: Units) -> ErrorM
             raise InputError(
                 "error=endpoints: each endpoint has its own; expected endpoints, or another error"
             )
-        return _sized(made(config["error"], "error", fixed=sigma), config["error"], units.usual_level)
+        error = _sized(made(config["error"], "error", fixed=sigma), config["error"], units.usual_level)
+        return _above_zero(error, config["dataset"]["blq"])
     errors = dict[str, ErrorModel]()
     known = dict(sigma)
     for number, (name, endpoint) in enumerate(endpoints.items()):
@@ -57,7 +58,7 @@ def error_of(config: Config, sigma: Mapping[str, float], units: Units) -> ErrorM
         error = made(endpoint["error"], "error", fixed=own)
         level = number == 0 or endpoint.get("unit") == units.level
         usual = endpoint.get("size") or (units.usual_level if level else 1.0)
-        errors[name] = _sized(error, endpoint["error"], usual)
+        errors[name] = _above_zero(_sized(error, endpoint["error"], usual), config["dataset"]["blq"])
     if known:
         every = " or ".join(EndpointErrors(errors).components)
         raise InputError(f"fixed.sigma.{min(known)}: no such component of the errors; expected {every}")
@@ -72,3 +73,13 @@ def _sized(error: ErrorModel, options: Config, usual: float) -> ErrorModel:
     if has and usual != 1 and "size" not in options:
         sized = replace(error, size=usual)  # type: ignore[type-var]
     return sized
+
+
+def _above_zero(error: ErrorModel, rule: str) -> ErrorModel:
+    """An error of observations that are all above 0, where the rule for limits is M4."""
+    if rule != "M4" or error.needs_positive:
+        return error
+    if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
+        raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
+    found: ErrorModel = replace(error, above_zero=True)  # type: ignore[type-var]
+    return found

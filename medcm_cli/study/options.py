@@ -45,6 +45,7 @@ PROBLEM = (
         "given",
         "endpoints",
         "omega",
+        "distributions",
         "fixed",
         "dtype",
     ),
@@ -240,6 +241,8 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
     if given == "truth":
         if truth is None:
             raise InputError("fixed=truth: the truth of this dataset is not known (dataset.truth is null)")
+        if config["distributions"]:
+            raise InputError("fixed=truth: the true parameters are log-normal; leave out distributions")
         if truth["random_effects"] != config["random_effects"]:
             raise InputError(
                 f"fixed=truth: the true Omega is that of {truth['random_effects']}, "

@@ -62,7 +62,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
         style.legend(figure, _scatter_handles(method, mixed))
     words = _residuals_said(seen["residual"], mixed, unit)
     left_out = int(diagnosis.observations["censored"].sum())
-    censored = f" {left_out} observations below the limit are left out." if left_out else ""
+    censored = f" {left_out} observations beyond a limit are left out." if left_out else ""
     return style.Drawn(
         f"goodness_{style.slug(method.label + own)}",
         f"Goodness of fit, {method.label}{own}",
@@ -274,7 +274,7 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     shown = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
     if not shown:
         return None
-    names = sweep.random_effects
+    names, scales = sweep.random_effects, sweep.effect_scales
     data, said = [], []
     with style.styled():
         height = style.row_height(len(shown), 1.55, 0.95)
@@ -286,7 +286,8 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             _histogram(axis, method, part["eta"], diagnosis.omega[name])
             axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
             axis.set_ylabel("density (-)")
-            axis.set_xlabel(f"{style.symbol('eta', name)}, log scale (-)" if row == len(shown) - 1 else "")
+            label = f"{style.symbol('eta', name)}, {style.on(scales[name])}"
+            axis.set_xlabel(label if row == len(shown) - 1 else "")
             said.append(f"{method.label}, {name}: {percent:z.0f} %")
             data.append(part)
         density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)
