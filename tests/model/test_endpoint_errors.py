@@ -145,6 +145,32 @@ def test_deviations_that_are_added_up_are_relative_to_sizes() -> None:
         replace(error, weights={"cp": 2.0}).relative(population.dv, population)
 
 
+@pytest.mark.parametrize("pair", [("log_normal", "additive"), ("log_normal", "log_normal")], ids="-".join)
+def test_what_a_transformation_adds_is_that_of_the_endpoints_own_observations(pair: tuple[str, str]) -> None:
+    population, error, _ = mixed(pair)
+    assert population.endpoint is not None
+    logs = 2 * torch.log(population.dv) * population.observed
+    own = sum(
+        torch.where(population.endpoint == number, logs, 0.0)
+        for number, name in enumerate(pair)
+        if name == "log_normal"
+    )
+    assert isinstance(own, Tensor)
+    torch.testing.assert_close(error.transformation(population), own.sum(0))
+
+
+def test_without_interaction_each_has_the_spread_of_its_own_typical_predictions() -> None:
+    population, error, values = mixed(("proportional", "combined"))
+    prediction, typical = population.dv * 1.2, population.dv * 0.8
+    found = error.without_interaction(values, typical).deviance(values, prediction, population)
+    for number, name in enumerate(("cp", "pca")):
+        one, own = alone(error, name, values)
+        assert population.endpoint is not None
+        here = population.endpoint == number
+        wanted = one.without_interaction(own, typical).deviance(own, prediction, population)
+        torch.testing.assert_close(found.value[here], wanted.value[here])
+
+
 def test_observations_that_say_no_endpoint_are_of_the_first() -> None:
     population, error, values = mixed(("additive", "student_t"))
     whole = replace(population, endpoint=None)
