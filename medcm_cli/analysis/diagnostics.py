@@ -212,7 +212,7 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
-    seen = model.error.as_normal(values, prediction, population)
+    seen = model.error.as_normal(model.of_subjects(values, eta), prediction, population)
     kept = (
         population.observed
         if population.censored is None
@@ -264,7 +264,8 @@ def simulated(
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return eta, model.error.of_endpoint(population.endpoint).draw(values, prediction, noise)
+    error = model.error.of_endpoint(population.endpoint)
+    return eta, error.draw(model.of_subjects(values, eta), prediction, noise)
 
 
 def predictive_check(

@@ -19,7 +19,7 @@ from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import label_of
-from medcm_cli.runs.units import NONE, effect_scales
+from medcm_cli.runs.units import LOG, NONE, effect_scales
 from medcm_cli.study.identity import versions
 
 
@@ -109,7 +109,9 @@ def _summary(found: pd.DataFrame, title: str, effects: Mapping[str, str], units:
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
         what, _, place = str(name).partition("_")
-        kind = effects[names[int(place) - 1]] if what in ("eta", "omega") else unit_of.get(str(name), NONE)
+        kind = unit_of.get(str(name), NONE)
+        if what in ("eta", "omega"):
+            kind = effects[names[int(place) - 1]] if place.isdigit() else LOG
         label = ", ".join([label_of(str(name), names), *([kind] if kind != NONE else [])])
         cells.append(
             [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal
+from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, Scale
 
 Values = Mapping[str, Tensor]
 T = TypeVar("T")
@@ -94,6 +94,25 @@ class EndpointErrors(ErrorModel):
                 )
         sizes = [deviation.new_tensor(self.weights[name]) for name in self.errors]
         return deviation / _picked(sizes, population.endpoint)
+
+    def counted_in(self, component: str, begins: Mapping[str, float]) -> float:
+        """See ``ErrorModel``."""
+        for name, error in self.errors.items():
+            own = {part: begins[f"{part}_{name}"] for part in error.components if f"{part}_{name}" in begins}
+            part = component.removesuffix(f"_{name}")
+            if part != component and part in error.components:
+                return error.counted_in(part, own)
+        raise KeyError(component)
+
+    def scale(self, values: Values, prediction: Tensor, population: Population) -> Scale:
+        """See ``ErrorModel``."""
+        each = self._of(values, prediction, population, lambda error, *seen: error.scale(*seen))
+        pull = _picked([one.pull for one in each], population.endpoint)
+        curvature = _picked([one.curvature for one in each], population.endpoint)
+        if all(one.cross is None for one in each):
+            return Scale(pull, curvature, None)
+        crosses = [torch.zeros_like(pull) if one.cross is None else one.cross for one in each]
+        return Scale(pull, curvature, _picked(crosses, population.endpoint))
 
     def without_interaction(self, values: Values, typical: Tensor) -> "EndpointErrors":
         """See ``ErrorModel``."""

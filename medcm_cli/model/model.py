@@ -2,7 +2,7 @@
 frozen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
+from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.equations import Equations
 from medcm_cli.model.networks import Network, Rescaled
-from medcm_cli.model.random_effects import RandomEffects
-from medcm_cli.model.residual_error import ErrorModel
+from medcm_cli.model.random_effects import SIGMA, RandomEffects
+from medcm_cli.model.residual_error import OF_SUBJECTS, ErrorModel
+from medcm_cli.model.rows import Row, row_of
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower
@@ -26,12 +28,14 @@ Values = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Model:
     """z = zeta(covariates) exp(eta), or as its distribution is, and y = f(z) + residual error. Holds no
-    trained value: those are passed as ``values``."""
+    trained value: those are passed as ``values``. ``sigmas``: component of the error -> where its sigma
+    begins, and its bounds."""
 
     network: Network
     pk: PkModel
     random_effects: RandomEffects
     error: ErrorModel
+    sigmas: Mapping[str, Coefficient] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given, needed = set(self.network.parameters), set(self.pk.parameters)
@@ -42,11 +46,22 @@ class Model:
                 f"{self._fitting()}"
             )
         names = self.random_effects.names
-        unknown = sorted(set(names) - needed)
+        unknown = sorted(set(names) - needed - {SIGMA})
+        if SIGMA in needed:
+            raise InputError(
+                f"pk: a parameter is called {SIGMA}, as the residual error is; expected another name"
+            )
         if unknown or not names or len(set(names)) < len(names):
             raise InputError(
-                f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}"
+                f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}, "
+                f"or {SIGMA} of the residual error"
             )
+
+        for name in self.random_effects.distributions:
+            if name not in needed:
+                raise InputError(
+                    f"distributions.{name}: pk has no such parameter; it has {', '.join(self.pk.parameters)}"
+                )
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
@@ -74,7 +89,20 @@ class Model:
         values = self.network.init(streams, dtype) | self.pk.init(streams, dtype)
         if not typical_only:
             values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
+        for row in self.rows():
+            if row.begin is not None and row.name in values:
+                row.put(values)
         return values
+
+    def rows(self) -> list[Row]:
+        """Trained numbers that are population parameters on a scale of their own; not coefficients, which
+        have theirs (``Coefficient``), nor what networks have."""
+        begins = {name: given.begin for name, given in self.sigmas.items()}
+        sigmas = [
+            row_of("sigma", place, self.sigmas.get(name), self.error.counted_in(name, begins))
+            for place, name in enumerate(self.error.free)
+        ]
+        return [*self.network.rows(), *self.random_effects.rows(), *sigmas]
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
         """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the
@@ -118,11 +146,24 @@ class Model:
     ) -> tuple[Tensor, list[Tensor]]:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
         z = zeta if eta is None else self.individual(zeta, eta)
-        prediction, columns = sensitivities(self.pk, population.schedule, z, self.random_effects.names)
-        slopes = self.random_effects.slopes(zeta, eta)
-        return population.padded(prediction), [
-            column if slope is None else column * slope for column, slope in zip(columns, slopes, strict=True)
+        effects = self.random_effects
+        if effects.parameters:
+            prediction, columns = sensitivities(self.pk, population.schedule, z, effects.parameters)
+        else:
+            prediction, columns = solve(self.pk, population.schedule, z), []
+        columns = [
+            column if slope is None else column * slope
+            for column, slope in zip(columns, effects.slopes(zeta, eta), strict=True)
         ]
+        if (place := effects.place_of_sigma) is not None:  # which moves no prediction
+            columns.insert(place, torch.zeros_like(prediction))
+        return population.padded(prediction), columns
+
+    def of_subjects(self, values: Values, eta: Sequence[Tensor]) -> Values:
+        """Values with which the error model has the residual sd of each subject, where that has a random
+        effect: exp(eta) times the population's."""
+        place = self.random_effects.place_of_sigma
+        return values if place is None else {**values, OF_SUBJECTS: torch.exp(eta[place])}
 
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]
@@ -133,7 +174,7 @@ class Model:
         :param zeta: typical parameters. :param eta: K of (S, N, B). :returns: (S, N, B).
         """
         prediction = self.predict(zeta, population, eta)
-        terms = self.error.log_density(values, prediction, population)
+        terms = self.error.log_density(self.of_subjects(values, eta), prediction, population)
         return population.sum_observations(terms) + normal_log_density(self.omega_cholesky(values), eta)
 
     def omega_cholesky(self, values: Values) -> Lower:

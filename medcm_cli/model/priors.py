@@ -35,6 +35,12 @@ class PopulationPrior:
 
     def __post_init__(self) -> None:
         number("lkj", self.lkj, above=0)
+        effects = self.model.random_effects
+        if len(effects.free) + len(effects.free_pairs) not in (
+            0,
+            len(effects.names) + len(effects.pairs),
+        ):
+            raise InputError("initial: some of Omega is known; it has a prior as a whole, or is fixed.omega")
         size = len(self._free) + self._effects + len(self._columns)
         if not size:
             raise InputError("sigma and Omega are fixed: they have no posterior")

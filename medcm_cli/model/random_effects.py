@@ -1,5 +1,6 @@
 """Random effects: which parameters vary between subjects, and Omega from unconstrained values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,10 +13,13 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import EXPONENTIAL, Additive, BoxCox, Distribution
 from medcm_cli.model.initial import constant, positive_init
+from medcm_cli.model.rows import Row, correlation_row, row_of
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
 
 STRUCTURES = ("full", "diagonal")
+SIGMA = "sigma"
+"""The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta), or as ``distributions``
     have it. ``names`` in the order of Omega; ``structure`` full estimates its correlations, diagonal has
     none, and blocks, of names, have those within each. ``fixed`` is Omega where it is known, and not
-    estimated.
+    estimated; ``given``: what is said of single omegas and correlations, by name (``rows.read_initial``).
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -32,6 +36,7 @@ class RandomEffects:
     structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    given: Mapping[str, Coefficient] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.structure, str):
@@ -43,6 +48,17 @@ class RandomEffects:
                 f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
                 f"{', '.join(self.names)}"
             )
+        if self.given and self.fixed is not None:
+            raise InputError(f"initial.{min(self.given)}: fixed.omega is all of Omega; leave one out")
+        pairs = {self.correlation(i, j): (i, j) for i, j in self.pairs}
+        for name in self.given:
+            if name.startswith("rho_") and name not in pairs:
+                raise InputError(f"initial.{name}: omega={self.structure!r} has no such correlation")
+            if name.startswith("rho_") and not self._plain(*pairs[name]):
+                raise InputError(
+                    f"initial.{name}: can be said of a correlation with the first random effect of a block, "
+                    "or of all with fixed.omega"
+                )
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
         blocks = blocks if isinstance(blocks, list | tuple) else []
@@ -69,6 +85,42 @@ class RandomEffects:
         """Positions (i, j), i > j, of the estimated correlations, row by row; none where Omega is
         diagonal."""
         return sorted((i, j) for block in self.blocks for i in block for j in block if j < i)
+
+    def correlation(self, i: int, j: int) -> str:
+        """What the correlation of the random effects at positions i > j is called."""
+        return f"rho_{self.names[j]}_{self.names[i]}"
+
+    def _plain(self, i: int, j: int) -> bool:
+        """Whether what is trained of a correlation is that alone, and of no partial one."""
+        return next(block for block in self.blocks if i in block)[0] == j
+
+    @property
+    def free(self) -> list[int]:
+        """Positions of the random effects whose omega is estimated."""
+        if self.fixed is not None:
+            return []
+        return [i for i, name in enumerate(self.names) if self._known(f"omega_{name}") is None]
+
+    @property
+    def free_pairs(self) -> list[tuple[int, int]]:
+        """Those of ``pairs`` whose correlation is estimated."""
+        if self.fixed is not None:
+            return []
+        return [pair for pair in self.pairs if self._known(self.correlation(*pair)) is None]
+
+    def _known(self, name: str) -> float | None:
+        given = self.given.get(name)
+        return None if given is None or given.estimated else given.begin
+
+    @property
+    def parameters(self) -> list[str]:
+        """Those that are of parameters, and not of the residual error."""
+        return [name for name in self.names if name != SIGMA]
+
+    @property
+    def place_of_sigma(self) -> int | None:
+        """Where the random effect of the residual error stands, if there is one."""
+        return self.names.index(SIGMA) if SIGMA in self.names else None
 
     @property
     def sizes(self) -> list[float] | None:
@@ -105,18 +157,21 @@ class RandomEffects:
         shifted = {
             name: self._of(name).individual(zeta[name], effect, self._shape(name, zeta))
             for name, effect in zip(self.names, eta, strict=True)
+            if name != SIGMA
         }
         shapes = [of.name for of in self._shapes.values()]
         return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
 
     def slopes(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor] | None) -> list[Tensor | None]:
-        """The derivative of the logarithm of each parameter that varies in its eta, zero where that is None;
+        """The derivative of the logarithm of each of ``parameters`` in its eta, zero where that is None;
         None of what is 1.
 
         :raises InputError: of one that changes in time it is not the same at all times.
         """
         found = list[Tensor | None]()
         for place, name in enumerate(self.names):
+            if name == SIGMA:
+                continue
             if name not in self.distributions:
                 found.append(None)
                 continue
@@ -143,16 +198,30 @@ class RandomEffects:
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
-        correlation ~ N(0, 0.1), none where Omega is fixed; and shapes of distributions."""
+        correlation ~ N(0, 0.1), but where they are said to begin, and none of what is known; and shapes of
+        distributions."""
         estimated = [of.trained for of in self._shapes.values() if of.estimated]
-        shapes = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
-        if self.fixed is not None:
-            return shapes
-        k = len(self.names)
-        values = {"omega": positive_init(streams, "omega", k, dtype), **shapes}
-        if self.pairs:
-            values["correlation"] = raw_correlation_init(streams, "correlation", (len(self.pairs),), dtype)
+        values = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
+        omegas, pairs = len(self.free), (len(self.free_pairs),)
+        if omegas:
+            values["omega"] = positive_init(streams, "omega", omegas, dtype)
+        if pairs[0]:
+            values["correlation"] = raw_correlation_init(streams, "correlation", pairs, dtype)
         return values
+
+    def rows(self) -> list[Row]:
+        """What is trained of omegas and correlations; of these, those whose trained number is theirs
+        alone."""
+        omegas = (self.given.get(f"omega_{self.names[i]}") for i in self.free)
+        sizes = self.sizes or [1.0] * len(self.names)
+        found = [
+            row_of("omega", place, given, sizes[i])
+            for place, (i, given) in enumerate(zip(self.free, omegas, strict=True))
+        ]
+        pairs = ((pair, self.given.get(self.correlation(*pair))) for pair in self.free_pairs)
+        return found + [
+            correlation_row(place, given) for place, (pair, given) in enumerate(pairs) if self._plain(*pair)
+        ]
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""
@@ -160,12 +229,19 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale: Sequence[Tensor] = functional.softplus(values["omega"]).unbind(0)
-        if (sizes := self.sizes) is not None:
-            scale = [sd * size for sd, size in zip(scale, sizes, strict=True)]
+        omegas = iter(functional.softplus(values["omega"]).unbind(0) if self.free else ())
+        known = [self._known(f"omega_{name}") for name in self.names]
+        sizes = self.sizes or [1.0] * len(known)
+        scale = [
+            (next(omegas) if size == 1 else next(omegas) * size) if value is None else constant(values, value)
+            for value, size in zip(known, sizes, strict=True)
+        ]
         if not self.pairs:
             return diagonal(scale)
-        return lower_from_raw(scale, values["correlation"].unbind(0), self.pairs)
+        raws = iter(values["correlation"].unbind(0) if self.free_pairs else ())
+        rhos = [self._known(self.correlation(*pair)) for pair in self.pairs]
+        raw = [next(raws) if rho is None else constant(values, math.atanh(rho)) for rho in rhos]
+        return lower_from_raw(scale, raw, self.pairs)
 
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:

@@ -13,6 +13,7 @@ from medcm_cli.data import EventTable
 from medcm_cli.data.edit import FALL, close_after, observed_at
 from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.model import Values
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
 from medcm_cli.patients.parameters import parameter_table, posterior_table
 from medcm_cli.patients.plausibility import surprises
@@ -83,6 +84,7 @@ def _of_regimen(
         return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
 
     seen = on_grid(level)  # (T, S, N, B)
+    values = study.fits.model.of_subjects(study.single, [eta.to(level) for eta in posterior.draws])
     keys = {
         "patient": np.tile(np.asarray(observed.ids), len(grid)),
         "regimen": name,
@@ -92,14 +94,14 @@ def _of_regimen(
     if shaped:
         every = {"patient": np.tile(np.asarray(observed.ids), len(time)), "regimen": name}
         of_time = {"time": time.numpy().ravel()}
-        shape = pd.DataFrame(every | of_time | _bounds(study, level, typical, noise, number))
+        shape = pd.DataFrame(every | of_time | _bounds(study, values, level, typical, noise, number))
     spans, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
         spans.append(pd.DataFrame(of_patient | _time_above(level, typical, time, threshold)))
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
-    curve = pd.DataFrame(keys | _bounds(study, seen, on_grid(typical), noise, number))
+    curve = pd.DataFrame(keys | _bounds(study, values, seen, on_grid(typical), noise, number))
     if study.units.endpoints:
         named = study.units.endpoints[number][0]
         curve, shape = curve.assign(endpoint=named), shape.assign(endpoint=named) if shaped else shape
@@ -111,10 +113,15 @@ def _of_regimen(
     }
 
 
-def _bounds(study: Study, level: Tensor, typical: Tensor, noise: Tensor, number: int) -> dict[str, Any]:
-    """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost."""
+def _bounds(
+    study: Study, values: Values, level: Tensor, typical: Tensor, noise: Tensor, number: int
+) -> dict[str, Any]:
+    """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost.
+
+    :param values: the fits', with the residual sd of patients. :param number: of the endpoint, from 0.
+    """
     error = study.fits.model.error.of_endpoint(number)
-    measured = error.draw(study.single, level, noise, study.units.endpoint(number).scale)
+    measured = error.draw(values, level, noise, study.units.endpoint(number).scale)
     measured = measured if number else measured.clamp(min=0)
     return {
         "typical": middle(typical[:, 0]).ravel(),

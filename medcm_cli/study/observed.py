@@ -66,6 +66,20 @@ def error_of(config: Config, sigma: Mapping[str, float], units: Units) -> ErrorM
     return EndpointErrors(errors, weights)
 
 
+def fixing(error: ErrorModel, known: Mapping[str, float]) -> ErrorModel:
+    """The same with more sigmas that are known, by the names of its components."""
+    if not isinstance(error, EndpointErrors):
+        found: ErrorModel = replace(error, fixed={**error.fixed, **known})  # type: ignore[type-var]
+        return found
+    errors = {
+        name: fixing(
+            one, {part: known[f"{part}_{name}"] for part in one.components if f"{part}_{name}" in known}
+        )
+        for name, one in error.errors.items()
+    }
+    return replace(error, errors=errors)
+
+
 def _sized(error: ErrorModel, options: Config, usual: float) -> ErrorModel:
     """An error that begins at a usual size, where it has one and its options do not say it."""
     has = "size" in getattr(error, "__dataclass_fields__", {})
