@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -129,8 +130,13 @@ class Job:
             truth=self.problem.truth,
             seed=int(config["seed"]),
             versions=dict(versions()),
-            described=asdict(self.objective.describe()),
+            described=self._described(),
         )
+
+    def _described(self) -> dict[str, Any]:
+        """What the objective says of itself; of several endpoints a mean squared error has no unit."""
+        description = self.objective.describe()
+        return asdict(replace(description, power=0) if self.config["endpoints"] else description)
 
     def train(
         self,
@@ -219,7 +225,7 @@ class Job:
             trained,
             covariates,
             torch.tensor(known, dtype=self.problem.dtype) if known else None,
-            results.Reported(runs.Units.of(dataset), self.config["tail"]),
+            results.Reported(runs.Units.of_config(self.config), self.config["tail"]),
         )
 
 
