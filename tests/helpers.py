@@ -82,6 +82,7 @@ def table_of(
         segment=nothing,
         occasion=nothing + 1,
         regime=nothing - 1,
+        endpoint=nothing,
         reset_subject=np.zeros(0, dtype=np.int64),
         reset_clock=np.zeros(0),
         reset_time=np.zeros(0),

@@ -4,6 +4,7 @@ import itertools
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -23,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))
 NAMES = [leaf.as_posix() for leaf in LEAVES]
 # What a choice needs beside it.
+OF_DOSES = ("pk.column=time", "random_effects=[E0]", "dataset.truth=null")
+DIRECT = {
+    "linear": ("network.global_parameters=[E0,SLOPE]",),
+    "emax": ("network.global_parameters=[E0,EMAX,ED50]",),
+    "hill": ("network.global_parameters=[E0,EMAX,ED50,GAMMA]",),
+}
 PARTNERS = {
     "network/equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
@@ -34,7 +41,11 @@ PARTNERS = {
         *("dataset.columns.rate=null", "dataset.columns.duration=null", "dataset.bolus_duration=0"),
     ),
     "split/blocks": ("split.size=15",),
+    "split/column": ("split.column=set",),
+    **{f"pk/dose_response_{form}": ("network=none", *OF_DOSES, *given) for form, given in DIRECT.items()},
+    "error/endpoints": ("endpoints={level: {error: additive}}",),
     "dataset/table": ("split=bootstrap",),
+    "dataset/events": ("split=all", "network=none", "network.global_parameters=[CL,V1,Q,V2]"),
     "dataset/prophylaxis": ("network=real_data", "split=nested"),
     "dataset/perioperative": ("network=real_data", "split=nested"),
     "network/real_data": ("dataset=prophylaxis", "split=nested"),
@@ -83,7 +94,15 @@ def test_a_leaf_has_one_target_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -> None:
-    path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
+    path = {
+        "dataset/table": data / "simulation.csv",
+        "dataset/events": data / "simulation.csv",
+        "network/real_data": None,
+    }.get(name, data)
+    if name == "split/column":
+        path = tmp_path / "sets.csv"
+        frame = pd.read_csv(data / "simulation.csv")
+        frame.assign(set=1 + frame["id"].str.len() % 2).to_csv(path, index=False)
     path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
     job = Job.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))

@@ -13,6 +13,7 @@ from medcm_cli.pk import dosing, library
 from medcm_cli.pk.absorption import MixedAbsorption
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.direct import DirectModel
 from medcm_cli.pk.equations import (
     learned_elimination_rate,
     michaelis_menten_rate,
@@ -27,6 +28,7 @@ from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.transit import TransitAbsorption
 
 __all__ = [
+    "DirectModel",
     "LinearModel",
     "MixedAbsorption",
     "OdeModel",

@@ -76,6 +76,31 @@ class PkModel(Protocol):
         return {}
 
     @property
+    def abscissa(self) -> str | None:
+        """The column that it depends on in place of time, which schedules then have as their time; None of
+        time."""
+        return None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What an endpoint can be of (``observing``)."""
+        return ("central",)
+
+    def observing(self, outputs: Sequence[str]) -> "PkModel":
+        """The same, of which an observation of endpoint k (``Schedule.endpoint``) is the k-th of ``outputs``,
+        all predicted along one integration.
+
+        :param outputs: of ``self.outputs``.
+        """
+        del outputs
+        return self
+
+    def silent(self, endpoint: int) -> bool:
+        """Whether predictions of an endpoint, from 0, are 0 until something is given."""
+        del endpoint
+        return self.begins_empty
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Lines on how it is solved, where that is not what an option says."""
         return ()

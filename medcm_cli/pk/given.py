@@ -72,6 +72,15 @@ class Given(PkModel):
         return self.model.begins_empty
 
     @property
+    def abscissa(self) -> str | None:
+        """See ``PkModel``."""
+        return self.model.abscissa
+
+    def silent(self, endpoint: int) -> bool:
+        """See ``PkModel``."""
+        return self.model.silent(endpoint)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """See ``PkModel``."""
         return self.model.notes

@@ -13,7 +13,7 @@ from torch import Tensor
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import integrated, reference, stepwise
+from medcm_cli.pk import integrated, outputs, reference, stepwise
 from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compiled import check_compiler
@@ -42,7 +42,8 @@ class OdeModel(PkModel):
     the prediction. ``start(p)``: state ->
     amount that there is at first and after a reset, 0 of a state that it does not name. ``terms``: name ->
     options of a learned ``Term``; a rate has these as its fourth argument. ``parameter_units``: parameter ->
-    unit, in braces ``time`` and ``amount``, those of the data.
+    unit, in braces ``time`` and ``amount``, those of the data. ``endpoints``: the output of each, where there
+    are several (``medcm_cli.pk.outputs``).
 
     Doses go into ``dose_compartment`` unless they say otherwise; compartments count from 1 or have their
     names. ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment -> the parameter of
@@ -83,6 +84,7 @@ class OdeModel(PkModel):
     start: Function | None = None
     terms: Mapping[str, Any] = field(default_factory=dict)
     parameter_units: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _check_solver(self)
@@ -107,6 +109,7 @@ class OdeModel(PkModel):
         put("_output", self.output and Output(self.output, self.states, self.parameters))
         put("_start", self.start and Start(self.start, self.states, self.parameters))
         put("facts", facts_of(self.right_side, self._output, self._start))
+        put("_several", outputs.several(self, self._output) if self.endpoints else None)
         _check_read(self)
 
     states: tuple[str, ...] = field(init=False, repr=False, compare=False)
@@ -115,6 +118,7 @@ class OdeModel(PkModel):
     compiled: bool = field(init=False, repr=False, compare=False, default=False)
     _output: Output | None = field(init=False, repr=False, compare=False)
     _start: Start | None = field(init=False, repr=False, compare=False)
+    _several: outputs.Several | None = field(init=False, repr=False, compare=False)
 
     @property
     def by_torchdiffeq(self) -> bool:
@@ -134,7 +138,7 @@ class OdeModel(PkModel):
     @property
     def seen(self) -> int | None:
         """The compartment, from 0, that is observed; None where an output may depend on all."""
-        return None if self.output else int(self.observed) - 1
+        return None if self.output or self.endpoints else int(self.observed) - 1
 
     @property
     def observes(self) -> int | None:
@@ -159,7 +163,22 @@ class OdeModel(PkModel):
     @property
     def scales_with_dose(self) -> bool:
         """Where its rate is linear and solved as such."""
-        return self.by_exponential and self.output is None and self.facts.empty
+        return self.by_exponential and self.seen is not None and self.facts.empty
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See ``medcm_cli.pk.outputs``."""
+        return outputs.names_of(self)
+
+    def observing(self, outputs: Sequence[str]) -> "OdeModel":
+        """See ``PkModel``."""
+        return replace(self, endpoints=tuple(outputs))
+
+    def silent(self, endpoint: int) -> bool:
+        """See ``PkModel``: what a function gives may be something without any amount."""
+        if not self.endpoints or self.facts.source or self._start:
+            return self.facts.empty
+        return not self.facts.outputs.get(self.endpoints[endpoint], False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -255,7 +274,7 @@ class OdeModel(PkModel):
         if self.by_exponential:
             return reverse_over_reverse(lambda z: _exactly(self, schedule, z), schedule, values, wrt)
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
-        if self._output:
+        if self.seen is None:
             return _turned(self, schedule, amounts, then, wrt)
         levels = amounts / (self._per_level * then[self.volume]).unsqueeze(-4)
         prediction, *slopes = levels.unbind(1)
@@ -271,9 +290,11 @@ class OdeModel(PkModel):
     def _observed(self, schedule: Schedule, amounts: Tensor, z: Values) -> Tensor:
         """The prediction, from amounts (T, S, N, B), or (T, C, S, N, B) for an output, and the parameters in
         force then."""
+        time = schedule.time.to(amounts.dtype)
+        if self._several is not None:
+            return self._several(time, amounts.movedim(1, 0), z, schedule.endpoint)
         if self._output is None:
             return amounts / (self._per_level * z[self.volume])
-        time = schedule.time.to(amounts.dtype)
         found: Tensor = self._output(time, amounts.movedim(1, 0), z) / self._per_level
         return found
 

@@ -78,15 +78,24 @@ def stacked(found: Mapping[str, Any], states: Sequence[str], like: Tensor) -> Te
 
 @dataclass(frozen=True)
 class Output:
-    """An ``output(t, a, p)``: what is observed, from (t, amounts (C, T, S, N, B), z)."""
+    """An ``output(t, a, p)``: what is observed, from (t, amounts (C, T, S, N, B), z): one value or, of
+    several outputs, name -> value."""
 
     function: Function
     states: tuple[str, ...]
     parameters: tuple[str, ...]
 
     def __call__(self, t: Tensor, amounts: Tensor, z: Values) -> Tensor:
+        return self.rows(t, amounts, z)[""]
+
+    def rows(self, t: Tensor, amounts: Tensor, z: Values) -> dict[str, Tensor]:
+        """Each output by its name, that of a single value empty."""
         found = self.raw(t, amounts, z)
-        return found if isinstance(found, Tensor) else torch.full_like(amounts[0], found)
+        each = found if isinstance(found, Mapping) else {"": found}
+        return {
+            name: value if isinstance(value, Tensor) else torch.full_like(amounts[0], value)
+            for name, value in each.items()
+        }
 
     def raw(self, t: Tensor, amounts: Tensor, z: Values) -> Any:
         """What the function gives."""
