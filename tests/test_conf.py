@@ -46,6 +46,7 @@ PARTNERS = {
     ),
     "split/blocks": ("split.size=15",),
     "dataset/table": ("split=bootstrap",),
+    "dataset/events": ("split=all", "network=none", "network.global_parameters=[CL,V1,Q,V2]"),
     "dataset/prophylaxis": ("network=real_data", "split=nested"),
     "dataset/perioperative": ("network=real_data", "split=nested"),
     "network/real_data": ("dataset=prophylaxis", "split=nested"),
@@ -94,7 +95,11 @@ def test_a_leaf_has_one_target_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -> None:
-    path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
+    path = {
+        "dataset/table": data / "simulation.csv",
+        "dataset/events": data / "simulation.csv",
+        "network/real_data": None,
+    }.get(name, data)
     path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
     job = Job.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))

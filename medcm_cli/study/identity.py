@@ -47,6 +47,7 @@ LATER: Config = {
     "omega": "full",
     "given": {},
     "distributions": {},
+    "priors": {},
     "fixed": None,
     "initial": {},
     "training": PROTOCOLS["paper"],

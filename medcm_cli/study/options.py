@@ -43,6 +43,7 @@ PROBLEM = (
         "given",
         "omega",
         "distributions",
+        "priors",
         "fixed",
         "initial",
         "dtype",

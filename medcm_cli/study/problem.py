@@ -233,9 +233,17 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
-    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+    said = config["initial"] if isinstance(config["initial"], dict) else {}
+    for name, given in {**(config.get(STARTS) or {}), **said}.items():
+        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
+    for name, given in {**(config.get(STARTS) or {}), **_mapping(config["initial"])}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """Itself, nothing of what is refused elsewhere."""
+    return value if isinstance(value, dict) else {}
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

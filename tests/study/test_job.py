@@ -186,7 +186,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
 
 
 LATER = (
-    *("outer", "inner", "omega", "given", "distributions", "fixed", "redraws", "tail", "device"),
+    *("outer", "inner", "omega", "given", "distributions", "priors", "fixed", "redraws", "tail", "device"),
     *("initial", "training"),
 )
 LATER_OF_DATASET = (

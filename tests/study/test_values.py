@@ -20,6 +20,7 @@ TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "a
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "dataset=events": ("dataset.path=events.csv", "network=none"),
     "network=real_data": ("dataset=prophylaxis",),
     "network=equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
@@ -46,8 +47,11 @@ ADDED = {  # entries of groups that are empty
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "fixed", "initial"), "network") | {
+OF_WHAT = dict.fromkeys(
+    ("random_effects", "given", "omega", "distributions", "fixed", "initial"), "network"
+) | {
     "seed": "split",
+    "priors": "objective",
     "fold": "split",
 }
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))

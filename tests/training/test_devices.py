@@ -55,6 +55,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
     ),
     "sigma": ("objective=foce", "random_effects=[CL,sigma]", "error=combined", "dataset.truth=null"),
+    "priors": (
+        *("objective=focei", "error=combined", "dataset.truth=null", "dataset.batch_subjects=3"),
+        "priors={CL: {log_normal: [0.2, 0.3]}, rho: {lkj: 2}, sigma_additive: {half_normal: 0.3}}",
+    ),
     "distributions, vi": (
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
