@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "power": ("objective=fo", "error=power"),
     "log-normal": ("objective=foce", "error=log_normal", "network=fully_connected"),
     "fo": ("objective=fo", "error=combined"),
+    "endpoints": ("objective=mse", "error=endpoints", "endpoints={level: {error: combined, size: 2}}"),
     "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
     "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
     "foce, linearised": ("objective=foce", "objective.formulation=linearised", "network=truth"),
