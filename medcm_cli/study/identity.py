@@ -46,6 +46,7 @@ LATER: Config = {
     "inner": None,
     "omega": "full",
     "given": {},
+    "endpoints": None,
     "distributions": {},
     "priors": {},
     "fixed": None,

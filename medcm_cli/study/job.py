@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -67,6 +68,9 @@ class Job:
         problem = Problem.build(config)
         if config["training"]["start"] == "data":
             problem = begun_by_data(problem)
+        if config["batch"]["compile"]:
+            pk = problem.model.pk.with_compiled_steps()
+            problem = replace(problem, model=replace(problem.model, pk=pk))
         objective, device = objective_of(config), device_of(config["device"])
         if device.type == "mps":
             check_single(problem)
@@ -126,8 +130,13 @@ class Job:
             truth=self.problem.truth,
             seed=int(config["seed"]),
             versions=dict(versions()),
-            described=asdict(self.objective.describe()),
+            described=self._described(),
         )
+
+    def _described(self) -> dict[str, Any]:
+        """What the objective says of itself; of several endpoints a mean squared error has no unit."""
+        description = self.objective.describe()
+        return asdict(replace(description, power=0) if self.config["endpoints"] else description)
 
     def train(
         self,
@@ -156,6 +165,7 @@ class Job:
                 training["scale"] == "log",
                 training["stop"] == "converged" or polish is not None,
                 polish is not None and not polish.fixed,
+                training["start"] == "data",
             ),
             self.problem.dtype,
             progress,
@@ -215,7 +225,7 @@ class Job:
             trained,
             covariates,
             torch.tensor(known, dtype=self.problem.dtype) if known else None,
-            results.Reported(runs.Units.of(dataset), self.config["tail"]),
+            results.Reported(runs.Units.of_config(self.config), self.config["tail"]),
         )
 
 

@@ -73,7 +73,7 @@ def tables(
     trained = replace(
         trained, checkpoints=trained.all_checkpoints(), objective=trained.all_objectives(), ends=None
     )
-    history = _history(model, objective, test, trained, omega_true, reported.units.scale)
+    history = _history(model, objective, test, trained, omega_true, reported.units)
     if (penalty := _penalty(model, objective, trained)) is not None:  # which is no part of the likelihood
         history |= {"penalty": penalty, "objective_value": history["objective_value"] - penalty}
     effects, reference = _effects(model, trained, covariates)
@@ -84,10 +84,10 @@ def tables(
     posterior = objective.random_effects(model, train, estimates)
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
-    typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
-    typical |= _of_effects(model.random_effects.units(parameters))
+    named = {f"{TYPICAL}{name}": unit for name, unit in units.items()} | reported.units.of_endpoints
+    named |= _of_effects(model.random_effects.units(parameters))
     known = {
-        "objective": objective.describe().unit_in(reported.units.level),
+        "objective": "-" if reported.units.endpoints else objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
@@ -108,7 +108,7 @@ def tables(
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
-                name: with_units(table, typical | columns(name, reported.units.named | known))
+                name: with_units(table, named | columns(name, reported.units.named | known))
                 for name, table in of_fit.items()
             }
         )
@@ -161,7 +161,7 @@ def _history(
     test: Population,
     trained: Trained,
     omega_true: Tensor | None,
-    level_scale: float,
+    units: Units,
 ) -> dict[str, Tensor]:
     """Columns of the history, (C, B) each."""
     columns: dict[str, list[Tensor]] = {}
@@ -169,7 +169,7 @@ def _history(
     known = test.observed if test.censored is None else test.observed * (1 - test.censored)
     for values in map(trained.layout.unpack, trained.checkpoints):
         prediction = model.predict(model.typical(values, test), test)
-        row = {"rmse": rmse(prediction, test.dv, known) * level_scale}
+        row = _rmse_of_each(prediction, test, known, units)
         if objective.mixed:
             estimates = objective.estimates(model, values)
             omega = dense(covariance(model.omega_cholesky(estimates)))  # (K, K, B)
@@ -178,7 +178,7 @@ def _history(
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            row |= model.error.reported(estimates, level_scale)
+            row |= model.error.reported(estimates, units.scale)
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():
@@ -186,6 +186,18 @@ def _history(
     return {"objective_value": trained.objective} | {
         name: torch.stack(values) for name, values in columns.items()
     }
+
+
+def _rmse_of_each(prediction: Tensor, test: Population, known: Tensor, units: Units) -> dict[str, Tensor]:
+    """That of levels, the first endpoint, and of several that of each, in its reported unit."""
+    if not units.endpoints:
+        return {"rmse": rmse(prediction, test.dv, known) * units.scale}
+    number = torch.zeros_like(test.dv) if test.endpoint is None else test.endpoint
+    found = {
+        f"rmse_{name}": rmse(prediction, test.dv, known * (number == place)) * units.endpoint(place).scale
+        for place, (name, _) in enumerate(units.endpoints)
+    }
+    return {"rmse": found[f"rmse_{units.endpoints[0][0]}"], **found}
 
 
 def _parameters(

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "power": ("objective=fo", "error=power"),
     "log-normal": ("objective=foce", "error=log_normal", "network=fully_connected"),
     "fo": ("objective=fo", "error=combined"),
+    "endpoints": ("objective=mse", "error=endpoints", "endpoints={level: {error: combined, size: 2}}"),
     "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
     "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
     "foce, linearised": ("objective=foce", "objective.formulation=linearised", "network=truth"),
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "vi, flow": ("objective=vi", "objective.family=flow"),
     "vi, population": ("objective=vi", "objective.population=variational"),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
+    "iw": ("objective=iw", "error=combined"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
     "distributions": (
         *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),
