@@ -11,12 +11,26 @@ import pandas as pd
 import medcm_cli
 
 BLIND = {
-    **{"typical_V1": 27.2, "typical_KE": 0.232, "typical_KD": 0.304, "var V1": 0.218, "var KE": 0.655},
-    **{"var KD": 0.023, "rho_21": 0.906, "rho_31": 0.327, "rho_32": 0.013, "var error": 0.064},
+    "typical_V1": 27.2,
+    "typical_KE": 0.232,
+    "typical_KD": 0.304,
+    "var V1": 0.218,
+    "var KE": 0.655,
+    "var KD": 0.023,
+    "rho_21": 0.906,
+    "rho_31": 0.327,
+    "rho_32": 0.013,
+    "var error": 0.064,
 }
 DOSE = {
-    **{"typical_E0": 5.0, "typical_EMAX": 30.0, "typical_ED50": 500.0, "var E0": 0.09, "var EMAX": 0.49},
-    **{"var ED50": 0.49, "rho_32": 0.5, "var error": 0.01},
+    "typical_E0": 5.0,
+    "typical_EMAX": 30.0,
+    "typical_ED50": 500.0,
+    "var E0": 0.09,
+    "var EMAX": 0.49,
+    "var ED50": 0.49,
+    "rho_32": 0.5,
+    "var error": 0.01,
 }
 
 
