@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population, apparent_volume
-from medcm_cli.model import CovariateNetwork, Model, Rescaled
+from medcm_cli.data.sheet import BoolArray
+from medcm_cli.model import CovariateNetwork, EndpointErrors, ErrorModel, Model, Rescaled
 from medcm_cli.model.distributions import bounds_of
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
@@ -49,12 +50,13 @@ def starts_of(problem: Problem) -> dict[str, float]:
     typical = dict(zip(pooled.free, x.exp().tolist(), strict=True))
     spread = float(deviation.square().mean().sqrt())
     omega = min(max(0.6 * spread, 0.1), 0.7)
-    level = _usual(events)
     relative = min(max(0.5 * spread, 0.05), 0.5)
     additive = 0.5 * float(difference.square().mean().sqrt())
-    if len(model.error.components) > 1:
-        additive = 0.1 * level
-    sigmas = {"additive": additive, "proportional": relative, "log": relative, "power": relative}
+    error = model.error
+    if isinstance(error, EndpointErrors):
+        sigmas = _sigmas_of_each(error.errors, events, additive, relative)
+    else:
+        sigmas = _sigmas(error, _usual(events), additive, relative)
     found = {
         **typical,
         **{
@@ -69,6 +71,27 @@ def starts_of(problem: Problem) -> dict[str, float]:
         if name in sound and not of.lower < float(f"{sound[name]:.2g}") < of.upper:
             del sound[name]  # the search does not know of bounds, between which a fit begins by itself
     return {name: float(f"{value:.2g}") for name, value in sound.items()}
+
+
+def _sigmas(error: ErrorModel, usual: float, additive: float, relative: float) -> dict[str, float]:
+    """Component -> where its sigma begins, of observations of a ``usual`` size.
+
+    :param additive: the sd that is left, for an error that has no other component.
+    """
+    own = 0.1 * usual if len(error.components) > 1 else additive
+    return {"additive": own, "proportional": relative, "log": relative, "power": relative}
+
+
+def _sigmas_of_each(
+    errors: Mapping[str, ErrorModel], events: EventTable, additive: float, relative: float
+) -> dict[str, float]:
+    """The same of several endpoints; ``additive`` is that of one alone."""
+    found = dict[str, float]()
+    for number, (name, error) in enumerate(errors.items()):
+        usual = _usual(events, events.endpoint == number)
+        own = additive if len(errors) == 1 else 0.1 * usual
+        found |= {f"{part}_{name}": of for part, of in _sigmas(error, usual, own, relative).items()}
+    return found
 
 
 @dataclass(frozen=True)
@@ -184,9 +207,9 @@ def _some(subjects: int) -> np.ndarray:
     return np.unique(np.linspace(0, subjects - 1, min(subjects, _SUBJECTS)).round().astype(int))
 
 
-def _usual(events: EventTable) -> float:
-    """A usual level, 1 where there is none above 0."""
-    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0)]
+def _usual(events: EventTable, rows: BoolArray | bool = True) -> float:
+    """A usual level among some rows (R,), 1 where there is none above 0."""
+    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0) & rows]
     return float(np.median(seen)) if len(seen) else 1.0
 
 
