@@ -38,7 +38,7 @@ def describe(table: EventTable) -> dict[str, Any]:
         "observations_per_subject": _spread(_count(table, observation)),
         "below_limit": int((table.censored & ~table.above).sum()),
         "above_limit": int(table.above.sum()),
-        "level": _spread(table.dv[observation & ~table.censored]),
+        "level": _spread(table.dv[observation & ~table.censored & (table.endpoint == 0)]),
         "follow_up": _spread((last - first)[np.isfinite(first)]),
         "covariates": {
             name: {"missing": float(np.isnan(values).mean()), "values": _spread(values[~np.isnan(values)])}
@@ -46,6 +46,12 @@ def describe(table: EventTable) -> dict[str, Any]:
         },
         "changing": sorted(varying),
     }
+
+
+def describe_endpoint(table: EventTable, number: int) -> dict[str, Any]:
+    """Of one of several endpoints, from 0, how many ``observations`` there are, and their ``values``."""
+    own = ~table.is_dose & (table.endpoint == number)
+    return {"observations": int(own.sum()), "values": _spread(table.dv[own & ~table.censored])}
 
 
 def _count(table: EventTable, rows: np.ndarray) -> FloatArray:

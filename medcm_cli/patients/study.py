@@ -29,7 +29,7 @@ from medcm_cli.runs import ALIKE, Record, Units, frames
 from medcm_cli.runs.description import converged
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
-from medcm_cli.study.dataset import check_observations, read_dataset
+from medcm_cli.study.dataset import Also, check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 from medcm_cli.study.units import level_of, thresholds_of
 
@@ -91,7 +91,7 @@ class Study:
     @cached_property
     def units(self) -> Units:
         """Of its data and results. Times, rates and intervals are in ``units.time``, h by default."""
-        return Units.of(self.dataset)
+        return Units.of_config(self.fits.config)
 
     @property
     def unit(self) -> str:
@@ -166,7 +166,12 @@ class Study:
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
         known = self.fits.records[0].data.get("characteristics", {})
-        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known)
+        if self.fits.model.pk.abscissa is not None:
+            raise InputError(
+                f"{self.label}: has no doses over time to predict; `medcm plot` shows its curves"
+            )
+        also = Also(self.fits.config["endpoints"])
+        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, also)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
         return events, origins
