@@ -64,6 +64,13 @@ CASES: dict[str, tuple[str, ...]] = {
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
     ),
+    "field": ("objective=vi", "training.protocol=field", "error=combined"),
+    "field, minibatches": ("objective=vi", "training.protocol=field", "dataset.batch_subjects=3"),
+    "field, polished": (
+        *("objective=fo", "training.protocol=field", "training.start=drawn", "network=none"),
+        "initial={CL: {initial: 0.2, upper: 2}, omega_CL: {fixed: 0.3}, rho_CL_V1: {initial: 0.1, lower: 0}}",
+    ),
+    "field, network": ("objective=foce", "training.protocol=field", "error=proportional"),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
