@@ -1,4 +1,4 @@
-"""Bias and RMSE, % of the truth, of the estimates of 50 sets: of the blind comparison and of a dose-response design.
+"""Bias and RMSE, % of the truth, of estimates of 50 sets: the blind comparison, and a dose-response design.
 
 python experiments/field/errors.py outputs/blind_comparison outputs/dose_response
 """
@@ -41,13 +41,13 @@ def measured(study: str) -> pd.DataFrame:
     found = found.assign(**{f"var {name}": found[f"omega_{i}"] ** 2 for i, name in enumerate(names, 1)})
     sigma = "sigma_log" if "sigma_log" in found else "sigma_proportional"
     found = found.assign(**{"var error": found[sigma] ** 2})
-    rows = {}
+    rows: dict[str, dict[str, float]] = {name: {} for name in truth}
     for objective, fits in found.groupby("objective"):
         for name, value in truth.items():
             error = 100 * (fits[name] - value) / (1 if name.startswith("rho") else value)
-            rows[name, f"{objective} bias"] = error.mean()
-            rows[name, f"{objective} RMSE"] = float(np.sqrt((error**2).mean()))
-    return pd.Series(rows).unstack().loc[list(truth)].round(1)
+            rows[name][f"{objective} bias"] = float(error.mean())
+            rows[name][f"{objective} RMSE"] = float(np.sqrt((error**2).mean()))
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
 if __name__ == "__main__":

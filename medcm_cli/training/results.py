@@ -94,7 +94,7 @@ def tables(
     result = []
     for fit, (labels, keep) in enumerate(rows):
         epochs = np.asarray(labels, dtype=np.int32)
-        place = torch.tensor(keep, dtype=torch.long)
+        place = torch.tensor(keep, dtype=torch.long, device="cpu")
         of_fit = {
             "history": pa.table(
                 {"epoch": epochs} | {name: _array(v[place, fit]) for name, v in history.items()},
@@ -141,7 +141,7 @@ def _at_estimates(trained: Trained, rows: Sequence[Kept], tail: int | None) -> S
     :param rows: which checkpoints of each are valid.
     """
     checkpoints = trained.all_checkpoints()
-    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64)
+    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64, device="cpu")
     for fit, (epochs, place) in enumerate(rows):
         own = tail_weights(np.asarray(epochs or (0,)), np.asarray([len(epochs)]), tail)[:, 0]
         weight[place or [0], 0, fit] = torch.from_numpy(own)
