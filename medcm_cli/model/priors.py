@@ -89,7 +89,7 @@ class PopulationPrior:
         sizes = effects.sizes or [1.0] * self._effects
         terms = [_normal(log_sigma[:0], *SIGMA).sum(0)]
         for name, part in zip(self._free, log_sigma, strict=True):
-            terms.append(self._of(f"sigma_{name}", part, error.unit_of(name), SIGMA))
+            terms.append(self._of(f"sigma_{name}", part, error.counted_in(name, {}), SIGMA))
         for i, part in enumerate(log_omega):
             terms.append(self._of(f"omega_{effects.names[i]}", part, sizes[i], OMEGA))
         terms += [
