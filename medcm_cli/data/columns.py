@@ -19,6 +19,7 @@ from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label, opens_of
 
 _FARTHEST_LOG = 80.0  # of a level: exp of it is near what single precision holds
+_AT_REST = "dataset.predose_observations=keep, of a model that predicts something without doses"
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
 
@@ -327,15 +328,22 @@ def occasions(sheet: Sheet, subject: IntArray) -> IntArray:
 
 
 def coverage(
-    sheet: Sheet, ids: tuple[str, ...], subject: IntArray, is_dose: BoolArray, is_observation: BoolArray
+    sheet: Sheet,
+    ids: tuple[str, ...],
+    subject: IntArray,
+    is_dose: BoolArray | None,
+    is_observation: BoolArray,
 ) -> None:
-    """Every one of the N subjects ``ids`` has a dose and an observation."""
+    """Every one of the N subjects ``ids`` has an observation and, where ``is_dose`` is given, a dose."""
     first_row = opens_of(subject)
     for mask, role, what in ((is_observation, "dv", "observation"), (is_dose, "amt", "dose")):
+        if mask is None:
+            continue
         without = np.bincount(subject[mask], minlength=len(ids)) == 0
         if without.any():
             row = int(first_row[int(np.argmax(without))])
-            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}")
+            hint = f" ({_AT_REST})" if role == "amt" else ""
+            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}{hint}")
 
 
 def no_negative(sheet: Sheet, dv: FloatArray, is_observation: BoolArray) -> None:
@@ -359,5 +367,5 @@ def no_predose(
     early = is_observation & (regimen.clock < first_dose[subject])
     if early.any():
         row = int(np.argmax(early))
-        what = f"an observation at {time[row]:g} {unit} comes before the subject's first dose"
+        what = f"an observation at {time[row]:g} {unit} comes before the subject's first dose ({_AT_REST})"
         raise sheet.refuse(row, sheet.named("time"), what)

@@ -230,8 +230,9 @@ def _checked(
     if how.patients:
         columns.no_negative(sheet, dv, is_observation & (endpoint == 0))
     else:
-        dosed = is_dose if how.abscissa is None else is_observation
-        columns.coverage(sheet, ids, subject, dosed, is_observation)
+        needed = is_dose if how.predose_observations == "error" else None
+        needed = needed if how.abscissa is None else is_observation
+        columns.coverage(sheet, ids, subject, needed, is_observation)
     if how.predose_observations == "error" and how.abscissa is None:
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)

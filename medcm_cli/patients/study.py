@@ -26,6 +26,7 @@ from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE, Record, Units, frames
+from medcm_cli.runs.description import converged
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import Also, check_observations, read_dataset
@@ -183,7 +184,7 @@ class Study:
             "levels and targets are above the patient's baseline, which is subtracted from those in the file"
         )
         rows = [("", "baseline", words)] if steps.get("baseline") else []
-        still = sum(fit.record.converged is False for fit in self.runs)
+        still = sum(converged(fit.record) is False for fit in self.runs)
         if still:
             words = f"{still} of {len(self.runs)} fits have not converged: they ended at no optimum"
             rows.append(("", "convergence", words))

@@ -6,8 +6,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.dosing import Values, check_doses
 from medcm_cli.pk.schedule import Schedule
 
 _UNITS = {
@@ -46,6 +47,17 @@ class PkModel(Protocol):
     def observes(self) -> int | None:
         """The compartment, from 0, that is observed; None where CMT of an observation says nothing."""
         return None
+
+    def with_compiled_steps(self) -> "PkModel":
+        """The same, integrated by compiled steps. :raises InputError: it is not integrated so."""
+        raise InputError(
+            "batch.compile=true is of models that are integrated by pk.method=tsit5; leave it out"
+        )
+
+    def check(self, schedule: Schedule) -> None:
+        """Whether it can take the doses of a schedule. :raises InputError: see
+        ``medcm_cli.pk.check_schedule``."""
+        check_doses(self, schedule, superposed=self.scales_with_dose)
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""

@@ -24,7 +24,7 @@ def name_of(function: Function) -> str:
 
 
 @functools.cache
-def _record(kind: str, names: tuple[str, ...]) -> Callable[..., Any]:
+def record(kind: str, names: tuple[str, ...]) -> Callable[..., Any]:
     """A type of named tuples."""
     return namedtuple(kind, names)
 
@@ -49,20 +49,20 @@ class Written:
 
     def raw(self, t: Tensor, amounts: Tensor, z: Values) -> Any:
         """What the function gives."""
-        return self.given(t, _record("State", self.states)(*amounts.unbind(0)), z)
+        return self.given(t, record("State", self.states)(*amounts.unbind(0)), z)
 
     def given(self, t: Tensor, a: Any, z: Values) -> Any:
         """The same of named amounts."""
         if not self.terms:
             return self.function(t, a, parameters_of(self.parameters, z))
-        learned = _record("Learned", tuple(term.name for term in self.terms))
+        learned = record("Learned", tuple(term.name for term in self.terms))
         each = (functools.partial(term, [z[name] for name in term.weights]) for term in self.terms)
         return self.function(t, a, parameters_of(self.parameters, z), learned(*each))
 
 
 def parameters_of(names: tuple[str, ...], z: Values) -> Any:
     """``p`` of functions."""
-    return _record("Parameters", names)(*[z[name] for name in names])
+    return record("Parameters", names)(*[z[name] for name in names])
 
 
 def stacked(found: Mapping[str, Any], states: Sequence[str], like: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Output:
 
     def raw(self, t: Tensor, amounts: Tensor, z: Values) -> Any:
         """What the function gives."""
-        a = _record("State", self.states)(*amounts.unbind(0))
+        a = record("State", self.states)(*amounts.unbind(0))
         return self.function(t, a, parameters_of(self.parameters, z))
 
 

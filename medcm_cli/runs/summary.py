@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
+from medcm_cli.runs.description import converged
 from medcm_cli.runs.folder import ALIKE, read_parquet
 from medcm_cli.runs.units import LOG, SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
@@ -129,7 +130,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "epochs": estimate["epoch"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
-        "converged": record.converged,
+        "converged": converged(record),
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
     scales = fit.effect_scales
@@ -260,7 +261,7 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
-        row["not_converged"] = int((group["converged"] == False).sum()) if "converged" in group else 0  # noqa: E712
+        row["not_converged"] = sum(one is False for one in group.get("converged", ()))
         row["redrawn"] = int((group["redraws"] > 0).sum())
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()

@@ -53,6 +53,7 @@ _DOSE = {
 COLUMNS: dict[str, dict[str, str]] = {
     "history": {
         "objective_value": "{objective}",
+        "penalty": "{objective}",
         "rmse": "{reported}",
         "sigma_additive": "{model}",
         **_OTHERS,

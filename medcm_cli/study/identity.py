@@ -48,6 +48,7 @@ LATER: Config = {
     "given": {},
     "endpoints": None,
     "distributions": {},
+    "priors": {},
     "fixed": None,
     "initial": {},
     "training": PROTOCOLS["paper"],

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
+from medcm_cli.model.penalty import priors_of
 from medcm_cli.numerics.devices import CPU, described, device_of
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
+from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.pk import Ragged
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
 from medcm_cli.study.interrupted import kept_of
@@ -66,6 +68,9 @@ class Job:
         problem = Problem.build(config)
         if config["training"]["start"] == "data":
             problem = begun_by_data(problem)
+        if config["batch"]["compile"]:
+            pk = problem.model.pk.with_compiled_steps()
+            problem = replace(problem, model=replace(problem.model, pk=pk))
         objective, device = objective_of(config), device_of(config["device"])
         if device.type == "mps":
             check_single(problem)
@@ -160,6 +165,7 @@ class Job:
                 training["scale"] == "log",
                 training["stop"] == "converged" or polish is not None,
                 polish is not None and not polish.fixed,
+                training["start"] == "data",
             ),
             self.problem.dtype,
             progress,
@@ -169,7 +175,12 @@ class Job:
         if polish is not None:
             double = self.problem.double([self.problem.folds[fold].train for fold, _ in fits])
             trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
-        return trained if trained.ends is None else with_absurd_failed(self.objective, population, trained)
+        if trained.ends is None:
+            return trained
+        penalty = self.objective.penalty(model, trained.layout.unpack(trained.ends.values))
+        return with_absurd_failed(
+            self.objective, population, trained, 0.0 if penalty is None else penalty.detach()
+        )
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
@@ -258,7 +269,9 @@ def objective_of(config: Config) -> Objective:
     fit."""
     options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
     objective: Objective = made(options, "objective")
-    return objective
+    covariates = config["dataset"]["covariates"]
+    priors = priors_of(config["priors"], {name: float(of["reference"]) for name, of in covariates.items()})
+    return objective if priors is None else Penalised(objective, priors)
 
 
 def optimizer_of(config: Config) -> MakeOptimizer:

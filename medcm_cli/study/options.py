@@ -46,6 +46,7 @@ PROBLEM = (
         "endpoints",
         "omega",
         "distributions",
+        "priors",
         "fixed",
         "initial",
         "dtype",
@@ -118,14 +119,18 @@ def complete(config: Config) -> dict[str, Any]:
         "processes": "auto",
         "fits": None,
         "graph": True,
+        "compile": False,
         **config["batch"],
     }  # a restored fit needs none of them
     if batch["processes"] != "auto":
         whole("batch.processes", batch["processes"], 1, 1024, other="auto")
     _whole_or_null("batch.fits", batch["fits"], 1)
     flag("batch.graph", batch["graph"])
+    flag("batch.compile", batch["compile"])
     _whole_or_null("tail", config["tail"], 0)
     one_of("device", config["device"], DEVICES)
+    if batch["compile"] and config["device"] != "cpu":
+        raise InputError("batch.compile=true is of device=cpu; leave it out")
     if config["device"] == "mps" and config["dtype"] == "float64":
         raise InputError("dtype=float64: device=mps has no such numbers; choose dtype=float32 or device=cpu")
     if config["variant"] is not None:

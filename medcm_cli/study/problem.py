@@ -19,6 +19,7 @@ from medcm_cli.model import CovariateNetwork, ErrorModel, Model, Network, Random
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import bounds_of, distributions, in_odds
 from medcm_cli.model.rows import read_initial
+from medcm_cli.numerics.devices import CPU
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     Also,
@@ -97,7 +98,8 @@ class Problem:
         """The subjects of each of B fits in double precision."""
         if self.dtype == torch.float64:
             return self.everyone.select(rows)
-        everyone = Population.from_events(self.events, torch.float64, not self.model.pk.needs_double)
+        with CPU:  # where tables are, whatever is trained elsewhere
+            everyone = Population.from_events(self.events, torch.float64, not self.model.pk.needs_double)
         return everyone.select(rows)
 
 
@@ -130,11 +132,11 @@ def _far_error(events: EventTable, model: Model, units: runs.Units) -> tuple[str
 
 
 def _far_volume(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
-    """Where the central volume begins far from that of the levels."""
+    """Where the central volume begins far from that of the levels, which an output need not be."""
     volume = next((name for name, unit in model.pk.units.items() if unit == "L"), None)
     found = apparent_volume(events, runs.Units.of(config["dataset"]))
     initial = config["network"].get("initial")
-    if volume is None or not isinstance(initial, dict):
+    if volume is None or model.pk.observes is None or not isinstance(initial, dict):
         return ()
     begins = float(initial.get(volume, 1.0))
     if not (found > _FAR * begins or found < begins / _FAR):
@@ -237,9 +239,17 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
-    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+    said = config["initial"] if isinstance(config["initial"], dict) else {}
+    for name, given in {**(config.get(STARTS) or {}), **said}.items():
+        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
+    for name, given in {**(config.get(STARTS) or {}), **_mapping(config["initial"])}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """Itself, nothing of what is refused elsewhere."""
+    return value if isinstance(value, dict) else {}
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from medcm_cli.data import EventTable, Population, apparent_volume
 from medcm_cli.data.sheet import BoolArray
 from medcm_cli.model import CovariateNetwork, EndpointErrors, ErrorModel, Model, Rescaled
+from medcm_cli.model.distributions import bounds_of
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import solve
 from medcm_cli.quantities import factor
 from medcm_cli.runs import Units
 from medcm_cli.study.identity import STARTS
@@ -66,6 +66,9 @@ def starts_of(problem: Problem) -> dict[str, float]:
         **{f"sigma_{name}": sigmas[name] for name in model.error.free if name in sigmas},
     }
     sound = {name: value for name, value in found.items() if value > 0 and math.isfinite(value)}
+    for name, of in bounds_of(model.random_effects.distributions).items():
+        if name in sound and not of.lower < float(f"{sound[name]:.2g}") < of.upper:
+            del sound[name]  # the search does not know of bounds, between which a fit begins by itself
     return {name: float(f"{value:.2g}") for name, value in sound.items()}
 
 
@@ -94,8 +97,8 @@ def _sigmas_of_each(
 class _Pooled:
     """Typical predictions of some subjects against their levels: ``known`` parameters, the ``free`` ones, and
     the ``anchors`` (K,) and ``widths`` (K,) of their logarithms. Levels are compared as asinh(level /
-    ``unit``), which is a logarithm of high ones and straight of those near 0. ``doses``: of a subject, at
-    most."""
+    c), c of ``units`` by endpoint, which is a logarithm of high ones and straight of those near 0.
+    ``doses``: of a subject, at most."""
 
     model: Model
     everyone: Population
@@ -103,7 +106,7 @@ class _Pooled:
     free: tuple[str, ...]
     anchors: Tensor
     widths: Tensor
-    unit: float
+    units: Tensor
     doses: int
 
     @classmethod
@@ -133,7 +136,7 @@ class _Pooled:
             free,
             torch.tensor([math.log(anchor) for anchor, _ in anchors], dtype=torch.float64),
             torch.tensor([width for _, width in anchors], dtype=torch.float64),
-            0.1 * _usual(problem.events),
+            0.1 * _usual_by_endpoint(problem.events),
             max(1, int(np.bincount(problem.events.subject[problem.events.is_dose], minlength=1).max())),
         )
 
@@ -171,10 +174,12 @@ class _Pooled:
         population = self.everyone.select([rows] * count)
         z = {name: value.expand(*value.shape[:-1], count) for name, value in self.known.items()}
         z |= {name: value.exp() for name, value in zip(self.free, x, strict=True)}
-        level = population.padded(solve(self.model.pk, population.schedule, z))[:, 0]  # (T, N, C)
+        level = self.model.predict(z, population)[:, 0]  # (T, N, C)
         there = self.everyone.observed[:, 0, :, 0] > 0
         seen, level = self.everyone.dv[:, 0][there], level[there]  # (M, 1), (M, C)
-        own = torch.asinh(seen / self.unit) - torch.asinh(level / self.unit)
+        endpoint = self.everyone.endpoint
+        unit = self.units[:1] if endpoint is None else self.units[endpoint[:, 0, :, 0][there]][:, None]
+        own = torch.asinh(seen / unit) - torch.asinh(level / unit)
         found = torch.isfinite(own)
         return torch.where(found, own, _LOST), torch.where(found, seen - level, _LOST)
 
@@ -207,6 +212,14 @@ def _usual(events: EventTable, rows: BoolArray | bool = True) -> float:
     """A usual level among some rows (R,), 1 where there is none above 0."""
     seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0) & rows]
     return float(np.median(seen)) if len(seen) else 1.0
+
+
+def _usual_by_endpoint(events: EventTable) -> Tensor:
+    """Likewise of each endpoint, by its number."""
+    seen = ~events.is_dose & ~events.censored & (events.dv > 0)
+    numbers = range(int(events.endpoint[~events.is_dose].max(initial=0)) + 1)
+    of = [events.dv[seen & (events.endpoint == number)] for number in numbers]
+    return torch.tensor([float(np.median(one)) if len(one) else 1.0 for one in of], dtype=torch.float64)
 
 
 def _anchor(unit: str | None, events: EventTable, units: Units) -> tuple[float, float]:

@@ -74,6 +74,8 @@ def tables(
         trained, checkpoints=trained.all_checkpoints(), objective=trained.all_objectives(), ends=None
     )
     history = _history(model, objective, test, trained, omega_true, reported.units)
+    if (penalty := _penalty(model, objective, trained)) is not None:  # which is no part of the likelihood
+        history |= {"penalty": penalty, "objective_value": history["objective_value"] - penalty}
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
@@ -92,7 +94,7 @@ def tables(
     result = []
     for fit, (labels, keep) in enumerate(rows):
         epochs = np.asarray(labels, dtype=np.int32)
-        place = torch.tensor(keep, dtype=torch.long)
+        place = torch.tensor(keep, dtype=torch.long, device="cpu")
         of_fit = {
             "history": pa.table(
                 {"epoch": epochs} | {name: _array(v[place, fit]) for name, v in history.items()},
@@ -113,6 +115,15 @@ def tables(
     return result
 
 
+def _penalty(model: Model, objective: Objective, trained: Trained) -> Tensor | None:
+    """What priors have added to the objective at each checkpoint, (C, B); None where there are none."""
+    checkpoints, _, fits = trained.checkpoints.shape
+    values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
+    shared = {name: of for name, of in values.items() if name not in trained.state.per_subject}
+    found = objective.penalty(model, shared)
+    return None if found is None else found.reshape(checkpoints, fits)
+
+
 def _of_effects(units: Sequence[str]) -> dict[str, str]:
     """The units of columns of Omega, random effects and their covariances, of those that have one."""
     found: dict[str, str] = {}
@@ -130,7 +141,7 @@ def _at_estimates(trained: Trained, rows: Sequence[Kept], tail: int | None) -> S
     :param rows: which checkpoints of each are valid.
     """
     checkpoints = trained.all_checkpoints()
-    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64)
+    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64, device="cpu")
     for fit, (epochs, place) in enumerate(rows):
         own = tail_weights(np.asarray(epochs or (0,)), np.asarray([len(epochs)]), tail)[:, 0]
         weight[place or [0], 0, fit] = torch.from_numpy(own)

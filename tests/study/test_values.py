@@ -14,12 +14,13 @@ from medcm_cli.study.dataset import format_of, true_values_of, with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
 from medcm_cli.study.options import axis, complete, conf_dir, folds_of, made
 from medcm_cli.study.problem import model_of
-from tests.helpers import configuration
+from tests.helpers import configuration, needs_of_models
 
 TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "abc")
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "dataset=events": ("dataset.path=events.csv", "network=none"),
     "split=column": ("split.column=set",),
     "error=endpoints": ("endpoints={level: {error: additive}}",),
     "network=real_data": ("dataset=prophylaxis",),
@@ -29,14 +30,7 @@ PARTNERS = {
     ),
     "dataset=prophylaxis": ("network=real_data",),
     "dataset=perioperative": ("network=real_data",),
-    "pk=one_compartment": ("network=none", "network.global_parameters=[CL,V1]"),
-    "pk=one_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,KA]"),
-    "pk=two_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,Q,V2,KA]"),
-    "pk=three_compartment": ("network=none", "network.global_parameters=[CL,V1,Q,V2,Q3,V3]"),
-    "pk=three_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,Q,V2,Q3,V3,KA]"),
-    "pk=michaelis_menten": (
-        *("network=none", "network.global_parameters=[VM,KM,V1]", "random_effects=[VM,V1]"),
-    ),
+    **{f"pk={name}": needs for name, needs in needs_of_models().items()},
     **{
         f"pk=dose_response_{form}": (
             "network=none",
@@ -45,10 +39,6 @@ PARTNERS = {
         )
         for form, names in (("linear", "E0,SLOPE"), ("emax", "E0,EMAX,ED50"), ("hill", "E0,EMAX,ED50,GAMMA"))
     },
-    "pk=neural_ode": (
-        "network=none",
-        "network.global_parameters=[CL,V1]",
-    ),
 }
 ADDED = {  # entries of groups that are empty
     "": ("fixed.omega", "fixed.sigma.additive", "initial.CL", "initial.omega_CL", "initial.rho_CL_V1"),
@@ -56,8 +46,11 @@ ADDED = {  # entries of groups that are empty
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "fixed", "initial"), "network") | {
+OF_WHAT = dict.fromkeys(
+    ("random_effects", "given", "omega", "distributions", "fixed", "initial"), "network"
+) | {
     "seed": "split",
+    "priors": "objective",
     "fold": "split",
 }
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))
@@ -204,9 +197,9 @@ OF_A_COVARIATE = {"scale": LARGE, "reference": f"-1 0 {LARGE}", "unit": "'' abc"
 
 
 # These take a second each; the others of their groups have the same options.
+QUICK = ("pk=one_compartment", "pk=two_compartment", "pk=absorption_parallel")
 LONG = (
-    *("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode", "pk=one_compartment_oral"),
-    *("pk=three_compartment", "pk=three_compartment_oral", "pk=two_compartment_oral"),
+    *(choice for choice in CHOICES if choice.startswith("pk=") and choice not in QUICK),
     *("dataset=perioperative", "dataset=prophylaxis"),
 )
 
