@@ -177,7 +177,7 @@ def model_of(config: Config) -> Model:
     pk = with_given(observing(pk, config["endpoints"]), config["given"])
     spread = distributions(config["distributions"], config["random_effects"], _begins(config), pk.above_zero)
     bounds = bounds_of(spread)
-    factors = {name: of for name, of in _of_hours(pk, units.hours).items() if name not in bounds}
+    factors = {name: of for name, of in of_hours(pk, units.hours).items() if name not in bounds}
     options = in_odds(config["network"], bounds)
     if isinstance(options.get("initial"), dict):  # in the data's units
         begin = {name: _over(value, factors.get(name, 1.0)) for name, value in options["initial"].items()}
@@ -252,7 +252,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:
+def of_hours(pk: PkModel, hours: float) -> dict[str, float]:
     """Parameter -> what one in h is in a unit of time of so many hours, of those that have time in
     their unit."""
     powers = {

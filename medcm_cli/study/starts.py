@@ -18,7 +18,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.quantities import factor
 from medcm_cli.runs import Units
 from medcm_cli.study.identity import STARTS
-from medcm_cli.study.problem import Problem, far_to_go, model_of
+from medcm_cli.study.problem import Problem, far_to_go, model_of, of_hours
 
 _SUBJECTS = 30  # looked at, at most, evenly among all
 _CANDIDATES, _INTEGRATED = 256, 64  # of the grid; of models that are integrated
@@ -69,7 +69,14 @@ def starts_of(problem: Problem) -> dict[str, float]:
     for name, of in bounds_of(model.random_effects.distributions).items():
         if name in sound and not of.lower < float(f"{sound[name]:.2g}") < of.upper:
             del sound[name]  # the search does not know of bounds, between which a fit begins by itself
-    return {name: float(f"{value:.2g}") for name, value in sound.items()}
+    # In h, so that fits do not depend on the unit of time; other units differ by powers of ten.
+    hours = of_hours(model.pk, Units.of(problem.config["dataset"]).hours)
+    return {name: _rounded(value, hours.get(name, 1.0)) for name, value in sound.items()}
+
+
+def _rounded(value: float, unit: float) -> float:
+    """To two digits, counted in a ``unit``."""
+    return float(f"{value / unit:.2g}") * unit
 
 
 def _sigmas(error: ErrorModel, usual: float, additive: float, relative: float) -> dict[str, float]:
