@@ -20,6 +20,7 @@ from medcm_cli.analysis.information import Optimum, inverse_of_saddle, optimum, 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units
@@ -100,7 +101,7 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
         q = objective.population_posterior(model, shared)
         if q is not None:
             return _of_q(restored, shared, q)
-        chosen = objective.criterion(len(model.random_effects.names))
+        chosen = objective.criterion(model.size(restored.population))
     return _at_optimum(restored, chosen)
 
 
@@ -114,7 +115,11 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
     matrices, regular, kept = covariances(best.information, best.outer, weights)
     at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
     boundary = _on_boundary(problem.model, layout, best.theta)
-    faults = [_fault(best, regular, boundary, fit) for fit in range(len(restored.folders))]
+    names = " or ".join(group.of.capitalize() for group in problem.model.groups)
+    faults = [
+        f"{names} is on its boundary" if bool(boundary[fit]) else _fault(best, regular, fit)
+        for fit in range(len(restored.folders))
+    ]
     variance = torch.einsum("rpb,bpq,rqb->rb", at_best.slope, matrices["hessian"], at_best.slope)
     shift = ((at_start.value - at_best.value) / variance.sqrt()).abs().amax(0)
     done = [fit for fit, fault in enumerate(faults) if not fault]
@@ -161,11 +166,10 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     model, covariates = restored.problem.model, restored.problem.config["dataset"]["covariates"]
     leaf = theta.detach().requires_grad_()
     values = restored.objective.estimates(model, layout.unpack(leaf))
-    omega = dense(covariance(model.omega_cholesky(values)))
-    sd = omega.diagonal().T.sqrt()
-    found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
-    for i, j in model.random_effects.pairs:
-        found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
+    found: dict[str, Tensor] = {}
+    for group in model.groups:
+        reported = group.reported(covariance(group.cholesky(values)))
+        found |= {n: v.atanh() if n.startswith("rho_") else v.log() for n, v in reported.items()}
     scale = Units.of(restored.problem.config["dataset"]).scale
     found |= {name: sigma.log() for name, sigma in model.error.reported(values, scale).items()}
     shape = 1, 1, theta.shape[1]
@@ -229,22 +233,22 @@ def covariances(
 
 
 def _is_weight(name: str) -> bool:
-    return name not in ("omega", "correlation", "sigma") and not name.startswith("global.")
+    return name not in POPULATION and not name.startswith("global.")
 
 
 def _on_boundary(model: Model, layout: Layout, theta: Tensor) -> Tensor:
-    """Whether Omega of each fit is all but singular, (B,)."""
-    omega = dense(covariance(model.omega_cholesky(layout.unpack(theta)))).permute(2, 0, 1)
-    sd = omega.diagonal(dim1=1, dim2=2).sqrt()
-    correlation = torch.nan_to_num(omega / (sd[:, :, None] * sd[:, None, :]))
-    singular: Tensor = torch.linalg.eigvalsh(correlation)[:, 0] < BOUNDARY
-    return singular | (sd.amin(1) < BOUNDARY)
+    """Whether Omega, or Pi, of each fit is all but singular, (B,)."""
+    found = torch.zeros(theta.shape[1], dtype=torch.bool)
+    for group in model.groups:
+        omega = dense(covariance(group.cholesky(layout.unpack(theta)))).permute(2, 0, 1)
+        sd = omega.diagonal(dim1=1, dim2=2).sqrt()
+        correlation = torch.nan_to_num(omega / (sd[:, :, None] * sd[:, None, :]))
+        found |= (torch.linalg.eigvalsh(correlation)[:, 0] < BOUNDARY) | (sd.amin(1) < BOUNDARY)
+    return found
 
 
-def _fault(best: Optimum, regular: Tensor, boundary: Tensor, fit: int) -> str:
+def _fault(best: Optimum, regular: Tensor, fit: int) -> str:
     """Why a fit has no standard errors, nothing if it has."""
-    if boundary[fit]:
-        return "Omega is on its boundary"
     if not best.found[fit]:
         return f"no optimum found nearby (Newton decrement {float(best.decrement[fit]):.2g})"
     return "" if regular[fit] else "the Hessian is not positive definite"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ def run(
     begun, seeds = time.perf_counter(), (own["seed"], source.fold, source.replicate)
     with _bar(own) as progress:
         sampled = sample(target, seeds, own["warmup"], own["draws"], own["target_accept"], progress)
+    there = source.model.there(target.population)
+    sampled = replace(
+        sampled,
+        names=source.model.effects(target.population),
+        there=None if there is None else (there[:, 0, :, 0].T > 0).numpy(),
+    )
     seconds = time.perf_counter() - begun
     made = tables(sampled, chosen, [source.problem.events.ids[row] for row in chosen])
     found = made["diagnostics"].to_pandas()
@@ -105,7 +112,11 @@ def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: run
     cells = []
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
-        kind = "log scale" if str(name).startswith(("eta_", "omega_")) else unit_of.get(str(name), NONE)
+        kind = (
+            "log scale"
+            if str(name).startswith(("eta_", "kappa_", "omega_", "pi_"))
+            else unit_of.get(str(name), NONE)
+        )
         label = ", ".join([label_of(str(name), effects), *([kind] if kind != NONE else [])])
         cells.append(
             [

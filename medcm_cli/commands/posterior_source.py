@@ -15,7 +15,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target
+from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import PROBLEM, as_config
@@ -98,7 +98,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     )
 
 
-def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
+def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulation | JointPopulation:
     """What is sampled, of the subjects in ``rows`` of the event table."""
     dtype, model = getattr(torch, own["dtype"]), source.model
     everyone = Population.from_events(source.problem.events, dtype, not model.pk.needs_double)
@@ -117,7 +117,7 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
             name
             for name, estimated in (
                 ("sigma", model.error.free),
-                ("Omega", model.random_effects.fixed is None),
+                *((group.of.capitalize(), group.fixed is None) for group in model.groups),
             )
             if estimated
         ]

@@ -5,6 +5,7 @@ from medcm_cli.data.events import EventTable, read_events, read_plain
 from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, from_files, nested
 from medcm_cli.data.format import Format
 from medcm_cli.data.magnitudes import apparent_volume, units_assumed, with_magnitudes
+from medcm_cli.data.occasions import Rule, with_occasions
 from medcm_cli.data.population import Population
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Fold",
     "Format",
     "Population",
+    "Rule",
     "all_subjects",
     "apparent_volume",
     "blocks",
@@ -23,4 +25,5 @@ __all__ = [
     "read_plain",
     "units_assumed",
     "with_magnitudes",
+    "with_occasions",
 ]

@@ -31,7 +31,8 @@ class Format:
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
-    ``logged``: DV and limits are natural logarithms of levels.
+    ``logged``: DV and limits are natural logarithms of levels. ``by_occasion``: the column OCC has to be
+    there, and parts a subject's record in regimes as a covariate that changes does.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Format:
     until: float = np.inf
     time_unit: str = HOUR
     logged: bool = False
+    by_occasion: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))

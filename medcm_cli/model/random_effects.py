@@ -1,4 +1,5 @@
-"""Random effects: which parameters vary between subjects, and Omega from unconstrained values."""
+"""Random effects: which parameters vary between subjects, or between a subject's occasions, and their
+covariance from unconstrained values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
 
 STRUCTURES = ("full", "diagonal")
+OMEGA, PI = "omega", "pi"
+"""The covariance between subjects, and that between the occasions of one."""
 
 
 @dataclass(frozen=True)
 class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
     of Omega; ``structure`` full estimates its correlations, diagonal has none, and blocks, of names, have
-    those within each. ``fixed`` is Omega where it is known, and not estimated.
+    those within each. ``fixed`` is Omega where it is known, and not estimated. ``of`` pi: between the
+    occasions of a subject, kappa ~ N(0, Pi), in the same way.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -28,17 +32,50 @@ class RandomEffects:
     names: tuple[str, ...]
     structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
+    of: str = OMEGA
 
     def __post_init__(self) -> None:
         if isinstance(self.structure, str):
-            one_of("omega", self.structure, STRUCTURES)
+            one_of(self._option, self.structure, STRUCTURES)
         else:
             self._check_blocks(self.structure)
         if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
             raise InputError(
-                f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
-                f"{', '.join(self.names)}"
+                f"fixed.{self.of} is {self.fixed!r}: expected a positive definite matrix with a row for "
+                f"each of {', '.join(self.names)}"
             )
+
+    @property
+    def _option(self) -> str:
+        return "omega" if self.of == OMEGA else "occasions.structure"
+
+    @property
+    def correlation(self) -> str:
+        """What raw correlations are called among unconstrained values; raw sds are called ``of``."""
+        return "correlation" if self.of == OMEGA else f"{self.of}_correlation"
+
+    def reported(self, covariance: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Standard deviations and estimated correlations by the names that results have for them: omega_1,
+        rho_21; of Pi by the parameters', pi_CL, rho_pi_V1_CL."""
+        sd = [row[place].sqrt() for place, row in enumerate(covariance)]
+        found = dict(zip(self.sds, sd, strict=True))
+        for name, (i, j) in zip(self.rhos, self.pairs, strict=True):
+            found[name] = covariance[i][j] / (sd[i] * sd[j])
+        return found
+
+    @property
+    def sds(self) -> list[str]:
+        """Names of standard deviations in results."""
+        if self.of == OMEGA:
+            return [f"omega_{place + 1}" for place in range(len(self.names))]
+        return [f"{self.of}_{name}" for name in self.names]
+
+    @property
+    def rhos(self) -> list[str]:
+        """Names of the estimated correlations in results."""
+        if self.of == OMEGA:
+            return [f"rho_{i + 1}{j + 1}" for i, j in self.pairs]
+        return [f"rho_{self.of}_{self.names[i]}_{self.names[j]}" for i, j in self.pairs]
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
         blocks = blocks if isinstance(blocks, list | tuple) else []
@@ -46,8 +83,9 @@ class RandomEffects:
         plain = all(isinstance(block, list | tuple) and block for block in blocks)
         if not plain or not listed or len(set(listed)) < len(listed) or set(listed) - set(self.names):
             raise InputError(
-                f"omega is {self.structure!r}; expected full, diagonal, or blocks of random effects, each in "
-                f"one of them, as in [[{', '.join(self.names[:2])}]]; they are {', '.join(self.names)}"
+                f"{self._option} is {self.structure!r}; expected full, diagonal, or blocks of random "
+                f"effects, each in one of them, as in [[{', '.join(self.names[:2])}]]; they are "
+                f"{', '.join(self.names)}"
             )
 
     @property
@@ -72,9 +110,11 @@ class RandomEffects:
         if self.fixed is not None:
             return {}
         k = len(self.names)
-        values = {"omega": positive_init(streams, "omega", k, dtype)}
+        values = {self.of: positive_init(streams, self.of, k, dtype)}
         if self.pairs:
-            values["correlation"] = raw_correlation_init(streams, "correlation", (len(self.pairs),), dtype)
+            values[self.correlation] = raw_correlation_init(
+                streams, self.correlation, (len(self.pairs),), dtype
+            )
         return values
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
@@ -83,10 +123,10 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale = functional.softplus(values["omega"]).unbind(0)
+        scale = functional.softplus(values[self.of]).unbind(0)
         if not self.pairs:
             return diagonal(scale)
-        return lower_from_raw(scale, values["correlation"].unbind(0), self.pairs)
+        return lower_from_raw(scale, values[self.correlation].unbind(0), self.pairs)
 
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:

@@ -68,7 +68,7 @@ class Foce(Objective):
         """
         if self.formulation == "linearised":
             refuse_censored("objective.formulation=linearised", population)
-        shape = len(model.random_effects.names), *population.present.shape
+        shape = model.size(population), *population.present.shape
         zero = population.present.new_zeros(shape, dtype=dtype)
         carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}
         return State(model.init(streams, dtype), carried, per_subject=tuple(carried))
@@ -92,7 +92,7 @@ class Foce(Objective):
             state = replace(state, carried={**state.carried, "eta": torch.cat(list(eta))})
         prediction, columns = self.linearise(model, state, population)
         seen = model.error.as_normal(values, prediction, population)
-        omega = model.omega_cholesky(values)
+        omega = model.prior_cholesky(values, population)
         if self.formulation == "linearised":
             shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
             terms = marginal(population, seen.shifted(shift), columns, omega)

@@ -68,7 +68,7 @@ def find_modes(
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
 
     def evaluate(u: Sequence[Tensor]) -> _Point:
         return _evaluate(model, values, zeta, omega, population, u)
@@ -148,7 +148,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
     one where H is not positive definite since the search has not got there, does not move.
     """
     zeta = model.typical(values, population)
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
     gradient = _evaluate(model, values, zeta, omega, population, start).gradient
     # Subjects do not share etas, so a sum over them has the gradient of each.
@@ -172,7 +172,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
 def laplace_covariance(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
     """Covariance of Laplace's approximation to the posterior at its mode ``eta``, from the expected
     information there: (K, K, N, B)."""
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     zeta = model.typical(values, population)
     at = _evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
     factor = cholesky(at.information)

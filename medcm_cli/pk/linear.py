@@ -23,7 +23,7 @@ from torch import Tensor
 from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.pk import dosing, stepwise
 from medcm_cli.pk.base import PkModel
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse, shares_of, times_share
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.moments import moment, moment_difference
 from medcm_cli.pk.pieces import Pieces
@@ -109,7 +109,9 @@ class LinearModel(PkModel):
         """See ``medcm_cli.pk.solve``."""
         return _predict(self, schedule, z)
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
         return _sensitivities(self, schedule, z, wrt)
 
@@ -353,15 +355,15 @@ class _Passed:
 
 
 def _sensitivities(
-    pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[str]
+    pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[Direction]
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
-    changing = any(value.ndim > 3 for value in z.values())
+    changing = any(value.ndim > 3 for value in (*z.values(), *shares_of(wrt).values()))
     if changing or pk.tangents is None or not _plain(pk, schedule) or schedule.pieces is not None:
         return reverse_over_reverse(lambda values: _predict(pk, schedule, values), schedule, z, wrt)
     z = _ranked(z)
     response = pk.response(z)
-    tangents = pk.tangents(z, response, wrt)
+    tangents = pk.tangents(z, response, [moves(one) for one in wrt])
     rates, weights = _per_dose(response.rates), _per_dose(response.weights)
     d_rates, d_weights = _per_dose(tangents.rates), _per_dose(tangents.weights)  # (K, J, 1, 1, S, N, B)
     level = schedule.given / (pk.amount_per_level * z[pk.volume])
@@ -374,8 +376,8 @@ def _sensitivities(
     constant = d_weights * mean_decay - weights * schedule.infused * moment(x, 1) * d_rates
     slopes = ((constant - schedule.since_end * (term * d_rates)) * decay).sum((1, 2))  # (K, T, S, N, B)
     return prediction, [
-        slope - prediction if name == pk.volume else slope
-        for name, slope in zip(wrt, slopes.unbind(0), strict=True)
+        times_share(one, slope - prediction if moves(one) == pk.volume else slope)
+        for one, slope in zip(wrt, slopes.unbind(0), strict=True)
     ]
 
 

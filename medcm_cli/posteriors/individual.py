@@ -131,7 +131,7 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
     then has its highest mode elsewhere: of subjects whose levels are not met, it begins again at the most
     likely of many points, and the higher mode counts.
     """
-    size, dtype = len(model.random_effects.names), population.dv.dtype
+    size, dtype = model.size(population), population.dv.dtype
     n = population.present.shape[-2]
     start = [torch.zeros((1, n, fits), dtype=dtype)] * size
     mode, converged = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
@@ -228,7 +228,7 @@ def _importance(
     along = _along_curve(torch.special.ndtri(points[:-1]) * scale)
     t = list(along[:, :, None].to(dtype))  # K of (count, 1, B)
     eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     counts = _distance(omega, eta) < _distance(omega, mode) + _REACH
     eta = [torch.where(counts, value, m) for value, m in zip(eta, mode, strict=True)]
     log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)

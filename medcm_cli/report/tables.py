@@ -153,6 +153,7 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         "steady states": str(held["steady_states"]),
         "resets": str(held["resets"]),
         "occasions": str(held["occasions"]),
+        "occasions per subject": _spread(held.get("occasions_per_subject")),
         "observations": str(held["observations"]),
         "observations per subject": _spread(held["observations_per_subject"]),
         "observations below the limit of quantification": str(held["below_limit"]),
@@ -162,6 +163,8 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
     for label in ("steady states", "resets", "infusions of a modelled length"):
         if rows[label] == "0":
             del rows[label]
+    if held["occasions"] == 1 or not rows["occasions per subject"]:
+        del rows["occasions per subject"]
     for name, covariate in held["covariates"].items():
         missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
         changes = "changes in time" if name in held["changing"] else ""

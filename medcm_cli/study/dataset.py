@@ -12,7 +12,16 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.checks import as_option, number, shown
-from medcm_cli.data import EventTable, Format, describe, read_events, units_assumed, with_magnitudes
+from medcm_cli.data import (
+    EventTable,
+    Format,
+    Rule,
+    describe,
+    read_events,
+    units_assumed,
+    with_magnitudes,
+    with_occasions,
+)
 from medcm_cli.data.missing import filled, origin_table, statistics
 from medcm_cli.data.sheet import folded
 from medcm_cli.errors import InputError
@@ -112,12 +121,19 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
 
 
 def format_of(
-    columns: Mapping[str, str], dataset: Config, needed: Collection[str], patients: bool, until: float
+    columns: Mapping[str, str],
+    dataset: Config,
+    needed: Collection[str],
+    patients: bool,
+    until: float,
+    occasions: Config | None = None,
 ) -> Format:
-    """How the file is to be read. :param columns: covariate -> its column."""
+    """How the file is to be read. :param columns: covariate -> its column. :param occasions: the option."""
     rules = rules_of(dataset["covariates"], needed)
+    rule = None if occasions is None else Rule.of(occasions)
+    of_occasions = {"occ": rule.column} if rule is not None and rule.column is not None else {}
     return Format(
-        columns=dataset["columns"],
+        columns={**dataset["columns"], **of_occasions},
         keep=dataset["keep"],
         dialect=dataset["dialect"],
         bolus_duration=dataset["bolus_duration"],
@@ -133,6 +149,7 @@ def format_of(
         until=until,
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
+        by_occasion=rule is not None and rule.by_column,
     )
 
 
@@ -143,19 +160,21 @@ def read_dataset(
     patients: bool = False,
     until: float = np.inf,
     known: Mapping[str, Any] | None = None,
+    occasions: Config | None = None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of covariates that may be missing, what was done.
 
     :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so long (``Format.patients``).
     :param known: what a study's data held, whose subjects' values those of patients are taken from.
+    :param occasions: the option, of a model in which something varies between them.
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
     columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how, units = format_of(columns, dataset, needed, patients, until), Units.of(dataset)
+    how, units = format_of(columns, dataset, needed, patients, until, occasions), Units.of(dataset)
     if dataset["preparation"] is not None:
-        return _prepared(path, dataset, columns, how, needed)
-    events = with_magnitudes(read_events(path, columns, how), units)
+        return _prepared(path, dataset, columns, how, needed, occasions)
+    events = _parted(with_magnitudes(read_events(path, columns, how), units), occasions, patients)
     of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
     ours = dataset["cohort"] is not None or dataset["truth"] is not None
     if not patients and not ours and dataset["units"] == UNITS:
@@ -170,6 +189,11 @@ def read_dataset(
     origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
     table = origin_table(whole, origins, of_covariates)
     return replace(whole, labels={}), held | {"filled": found, "origins": _counted(table)}, table
+
+
+def _parted(events: EventTable, occasions: Config | None, patients: bool) -> EventTable:
+    """With the occasions of the option, if there is one."""
+    return events if occasions is None else with_occasions(events, Rule.of(occasions), patients)
 
 
 def _held(events: EventTable, units: Mapping[str, str]) -> dict[str, Any]:
@@ -192,6 +216,7 @@ def _prepared(
     columns: Mapping[str, str],
     how: Format,
     needed: Collection[str],
+    occasions: Config | None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """What ``read_dataset`` gives of covariates that are prepared."""
     units = Units.of(dataset)
@@ -206,9 +231,10 @@ def _prepared(
     options |= {"baseline": ("preparation", "baseline")}
     as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={}, options=options)
     raw = with_magnitudes(read_events(path, {**others, **given}, as_read), units)
-    if raw.regimes is not None:
+    if raw.regimes is not None and raw.regimes.covariates:
         name = min(raw.regimes.covariates)
         raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
+    raw = _parted(raw, occasions, how.patients)
     prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
     wanted = [column for name, column in columns.items() if column not in others and name in needed]
     found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
@@ -217,7 +243,9 @@ def _prepared(
         baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
         dv = subtract_baseline(dv, raw.subject, baseline)
     events = replace(
-        raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
+        raw,
+        dv=dv,
+        covariates={name: found[column] for name, column in columns.items() if column in found},
     )
     table = preparation_table(raw.ids, prepared, baseline, units.level)
     of_columns = {str(entry["column"]): str(entry["unit"]) for entry in dataset["covariates"].values()}

@@ -25,6 +25,7 @@ LATER: Config = {
     "outer": None,
     "inner": None,
     "omega": "full",
+    "occasions": None,
     "given": {},
     "fixed": None,
     "redraws": 20,

@@ -1,6 +1,6 @@
 """What is to be estimated, before anything is said of how: data and folds, truth and model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
+from medcm_cli.model.random_effects import PI
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     check_observations,
@@ -23,6 +24,7 @@ from medcm_cli.study.dataset import (
     with_stand_in,
 )
 from medcm_cli.study.identity import Config
+from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
 Fit = tuple[int, int]
@@ -64,7 +66,8 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]))
         path = dataset_path(config)
         model = model_of(config)
-        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs)
+        needed, occasions = model.network.inputs, config["occasions"]
+        events, characteristics, preparation = read_dataset(path, dataset, needed, occasions=occasions)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config), *model.pk.notes))
@@ -165,7 +168,17 @@ def model_of(config: Config) -> Model:
         pk,
         RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
         error,
+        _between_occasions(config),
     )
+
+
+def _between_occasions(config: Config) -> RandomEffects | None:
+    """What varies between the occasions of a subject."""
+    given, known = config["occasions"], config["fixed"]
+    if given is None:
+        return None
+    pi = known.get("pi") if isinstance(known, Mapping) else None
+    return RandomEffects(tuple(given["parameters"]), structure_of(given), pi, PI)
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:
