@@ -120,6 +120,10 @@ class LinearModel(PkModel):
         rate = self.response(z).rates.amin(0)
         return math.log(2) / (torch.minimum(rate, z["KA"]) if self.absorption else rate)
 
+    def rates(self, z: Values) -> list[Tensor]:
+        """The eigenvalues of minus the rate matrix, 1/h."""
+        return [*self.response(z).rates.unbind(0), *([z["KA"]] if self.absorption else [])]
+
     def rate_matrix(self, z: Values) -> Tensor:
         """K (1/h) of dA/dt = K A, from parameters of shapes that broadcast to (...): (..., compartments,
         compartments), depot first where there is one, then central, then peripheral ones."""

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from medcm_cli.pk import exponential
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.timeline import Series, follow, timeline
+from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 _DIGITS = 1e-4  # of the amounts of a steady state, that rounding may have grown to
 
@@ -26,18 +27,21 @@ class Rates(Dosed, Protocol):
     @property
     def amount_per_level(self) -> float: ...
     def rate_matrix(self, z: Values) -> Tensor: ...
+    def rates(self, z: Values) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Flow:
     """dA/dt = K A + b: ``matrix`` K (..., C, C), 1/h, at parameters (...); ``source`` b (C, ...), amount/h,
-    and amounts at first and after a reset, ``begin`` (C, ...), where there are any."""
+    and amounts at first and after a reset, ``begin`` (C, ...), where there are any; ``rates``: the C rates of
+    decay of K, 1/h, where they are known."""
 
     compartments: int
     matrix: Callable[[Values], Tensor]
     source: Callable[[Values], Tensor] | None = None
     begin: Callable[[Values], Tensor] | None = None
     superposed: bool = True
+    rates: Callable[[Values], list[Tensor]] | None = None
 
 
 def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
@@ -46,7 +50,8 @@ def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
     states = len(pk.rate_matrix({name: value.flatten()[0] for name, value in z.items()}))
-    found, then = amounts(pk, Flow(states, pk.rate_matrix), pk.central, schedule, z)
+    flow = Flow(states, pk.rate_matrix, rates=pk.rates if states <= exponential.MOST else None)
+    found, then = amounts(pk, flow, pk.central, schedule, z)
     return found / (pk.amount_per_level * then[pk.volume])
 
 
@@ -64,10 +69,7 @@ def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Valu
     if flow.begin is not None:
         line = replace(line, start=flow.begin(line.z))
     line = replace(line, superposed=flow.superposed)
-    transition, gain = _propagator(flow.matrix(line.z), line.width, inflow)
-
-    def advance(interval: int, amounts: Tensor) -> Tensor:
-        return _times(transition[interval], amounts) + gain[interval]
+    advance = _advance(flow, line, inflow)
 
     def steady(series: Series) -> tuple[Tensor, Tensor]:
         matrix = flow.matrix(series.z)
@@ -88,6 +90,15 @@ def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Valu
         return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
 
     return follow(line, seen, advance, steady), line.z_seen
+
+
+def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """From an interval of a time line and amounts (C, S, N, B) at its left end to those at its right end."""
+    matrix = flow.matrix(line.z)
+    if flow.rates is not None:
+        return exponential.Propagator(matrix, flow.rates(line.z), line.width, inflow)
+    transition, gain = _propagator(matrix, line.width, inflow)
+    return lambda interval, amounts: _times(transition[interval], amounts) + gain[interval]
 
 
 def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
