@@ -16,8 +16,8 @@ MOST = 2  # compartments
 
 
 class Propagator:
-    """What becomes of amounts over widths w (I, S, N, B), h: exp(K w) times them, and what is left of an
-    ``inflow`` (I, C, S, N, B), amount/h, where any is not 0.
+    """What becomes of amounts over widths w (I, S, N, B), h: ``move`` = exp(K w), C rows of C tensors (I, S,
+    N, B), times them, and ``left``, C tensors, of an ``inflow`` (I, C, S, N, B), amount/h, where any is not 0.
 
     :param matrix: K (..., C, C), 1/h. :param rates: the C rates of decay, (S, N, B) or (I, S, N, B), in any
         order.
@@ -30,20 +30,20 @@ class Propagator:
             low, high = torch.where(swap, high, low), torch.where(swap, low, high)
         gap = (high - low) * width
         decay = torch.exp(-low * width)
-        self._move = _function(matrix, low, decay, -width * decay * moment(gap, 0))
-        self._left = None
+        self.move = _function(matrix, low, decay, -width * decay * moment(gap, 0))
+        self.left: list[Tensor] | None = None
         if bool((inflow != 0).any()):
             x = low * width
             share = width * moment(x, 0)
             slope = -width * width * moment_difference(x, gap) if len(rates) > 1 else x
-            self._left = _times(_function(matrix, low, share, slope), list(inflow.unbind(1)))
+            self.left = times(_function(matrix, low, share, slope), list(inflow.unbind(1)))
 
     def __call__(self, interval: int, amounts: Tensor) -> Tensor:
         """Amounts (C, S, N, B) at the end of an interval."""
-        rows = [[entry[interval] for entry in row] for row in self._move]
-        found = _times(rows, list(amounts.unbind(0)))
-        if self._left is not None:
-            found = [here + more[interval] for here, more in zip(found, self._left, strict=True)]
+        rows = [[entry[interval] for entry in row] for row in self.move]
+        found = times(rows, list(amounts.unbind(0)))
+        if self.left is not None:
+            found = [here + more[interval] for here, more in zip(found, self.left, strict=True)]
         return torch.stack(found)
 
 
@@ -61,7 +61,8 @@ def _function(matrix: Tensor, low: Tensor, value: Tensor, slope: Tensor) -> list
     ]
 
 
-def _times(rows: Sequence[Sequence[Tensor]], amounts: Sequence[Tensor]) -> list[Tensor]:
+def times(rows: Sequence[Sequence[Tensor]], amounts: Sequence[Tensor]) -> list[Tensor]:
+    """A matrix of tensors times C of them."""
     found = []
     for row in rows:
         total = row[0] * amounts[0]

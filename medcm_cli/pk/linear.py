@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.devices import everywhere, nowhere
-from medcm_cli.pk import dosing, stepwise
+from medcm_cli.pk import carried, dosing, stepwise
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse, shares_of, times_share
 from medcm_cli.pk.dosing import Values, with_dose_parameters
@@ -363,6 +363,9 @@ def _sensitivities(
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
     changing = any(value.ndim > 3 for value in (*z.values(), *shares_of(wrt).values()))
+    states = pk.central + 1 + ("Q" in pk.parameters) + ("Q3" in pk.parameters)
+    if changing and carried.can(pk, states, wrt):
+        return carried.sensitivities(pk, states, schedule, z, wrt)
     if changing or pk.tangents is None or not _plain(pk, schedule) or schedule.pieces is not None:
         return reverse_over_reverse(lambda values: _predict(pk, schedule, values), schedule, z, wrt)
     z = _ranked(z)

@@ -1,6 +1,7 @@
 """Linear models whose parameters change in time, or that are given by a rate function: exact, by the
 exponential of the rate matrix over each interval between events."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -71,25 +72,7 @@ def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Valu
     line = replace(line, superposed=flow.superposed)
     advance = _advance(flow, line, inflow)
 
-    def steady(series: Series) -> tuple[Tensor, Tensor]:
-        matrix = flow.matrix(series.z)
-        more = 0.0 if flow.source is None else flow.source(series.z)
-        at_once = series.at_once(states)
-
-        def stretches(hours: Tensor) -> list[tuple[Tensor, Tensor]]:
-            return [(width, into + more) for width, into in series.stretches(states, hours)]
-
-        move, taken = _moves(matrix, stretches(series.interval))
-        rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
-        # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
-        before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
-        move, taken = _moves(matrix, stretches(series.latest))
-        amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
-        # What a rate matrix without elimination leaves over is rounding.
-        growth = torch.linalg.inv_ex(rest.detach())[0].abs().sum(-1).amax(-1)
-        return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
-
-    return follow(line, seen, advance, steady), line.z_seen
+    return follow(line, seen, advance, functools.partial(led_to, flow)), line.z_seen
 
 
 def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tensor], Tensor]:
@@ -99,6 +82,26 @@ def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tenso
         return exponential.Propagator(matrix, flow.rates(line.z), line.width, inflow)
     transition, gain = _propagator(matrix, line.width, inflow)
     return lambda interval, amounts: _times(transition[interval], amounts) + gain[interval]
+
+
+def led_to(flow: Flow, series: Series) -> tuple[Tensor, Tensor]:
+    """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
+    matrix, states = flow.matrix(series.z), flow.compartments
+    more = 0.0 if flow.source is None else flow.source(series.z)
+    at_once = series.at_once(states)
+
+    def stretches(hours: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(width, into + more) for width, into in series.stretches(states, hours)]
+
+    move, taken = _moves(matrix, stretches(series.interval))
+    rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
+    # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
+    before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
+    move, taken = _moves(matrix, stretches(series.latest))
+    amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
+    # What a rate matrix without elimination leaves over is rounding.
+    growth = torch.linalg.inv_ex(rest.detach())[0].abs().sum(-1).amax(-1)
+    return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
 
 
 def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
