@@ -9,6 +9,7 @@ import numpy as np
 
 from medcm_cli.data.covariates import Regimes
 from medcm_cli.data.events import EventTable
+from medcm_cli.data.segments import segments_of
 from medcm_cli.data.sheet import FloatArray, IntArray, opens_of
 from medcm_cli.errors import InputError
 
@@ -58,14 +59,15 @@ def _at_times(
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """How many occasions have begun at each row since its subject's first; and who begins one when, on the
     clock. What happens at such a time belongs to the new occasion."""
-    if (events.reset_shift != 0).any():
-        who = events.ids[int(events.reset_subject[int(np.argmax(events.reset_shift != 0))])]
+    begins = np.asarray(times)
+    passed = np.searchsorted(begins, events.time, side="right")
+    falls = np.r_[False, (np.diff(passed) < 0) & (np.diff(events.subject) == 0)][: len(passed)]
+    if falls.any():
+        who = events.ids[events.subject[int(np.argmax(falls))]]
         raise InputError(
             f"{events.source}: time begins again at a reset of subject {who!r}, and occasions.times are "
             "times of the file; expected occasions.column or occasions.gap"
         )
-    begins = np.asarray(times)
-    passed = np.searchsorted(begins, events.clock, side="right")
     first = np.full(len(events.ids), len(begins))
     np.minimum.at(first, events.subject, passed)
     last = np.full(len(events.ids), len(begins) if patients else 0)
@@ -73,7 +75,8 @@ def _at_times(
     count = np.maximum(last - first, 0)
     subject = np.repeat(np.arange(len(count)), count)
     within = np.arange(len(subject)) - np.repeat(np.cumsum(count) - count, count)
-    return passed - first[events.subject], subject, begins[first[subject] + within]
+    _, clock = segments_of(events).on_clock(begins)
+    return passed - first[events.subject], subject, clock[first[subject] + within, subject]
 
 
 def _after(events: EventTable, gap: float) -> tuple[IntArray, IntArray, FloatArray]:

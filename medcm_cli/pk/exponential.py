@@ -17,7 +17,8 @@ MOST = 2  # compartments
 
 class Propagator:
     """What becomes of amounts over widths w (I, S, N, B), h: ``move`` = exp(K w), C rows of C tensors (I, S,
-    N, B), times them, and ``left``, C tensors, of an ``inflow`` (I, C, S, N, B), amount/h, where any is not 0.
+    N, B), times them, and ``left``, C tensors, of an ``inflow`` (I, C, S, N, B), amount/h, None where all of
+    it is 0.
 
     :param matrix: K (..., C, C), 1/h. :param rates: the C rates of decay, (S, N, B) or (I, S, N, B), in any
         order.

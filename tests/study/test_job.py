@@ -100,6 +100,7 @@ def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
         ("dataset.truth.sigma.additive=0.04", "dataset.truth.sigma.additive"),
         ("split.validation=null", "split.validation"),
         ("omega=diagonal", "omega"),
+        ("occasions={parameters:[CL],gap:100}", "occasions"),
         ("dataset.over_time={vwf:mean}", "dataset.over_time.vwf"),
         ("redraws=0", "redraws"),
         ("dataset.batch_subjects=4", "dataset.batch_subjects"),
@@ -185,7 +186,7 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "given", "fixed", "redraws", "tail", "device")
+LATER = ("outer", "inner", "omega", "occasions", "given", "fixed", "redraws", "tail", "device")
 LATER_OF_DATASET = (
     "logged",
     "columns",
