@@ -26,6 +26,7 @@ COMMANDS = {
     "uncertainty": "standard errors and confidence intervals of estimates",
     "predict": "individual predictions of patients that a study has not seen",
     "dose": "the lowest dose that meets a target",
+    "calibrate": "check that posteriors of random effects are right",
     "posterior": "sample random effects by NUTS",
     "distance": "compare posteriors of fits with draws of NUTS",
     "benchmark": "measure the speed of this machine",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.analysis import bins
+from medcm_cli.analysis.npde import needed, npde
 from medcm_cli.data import Population
 from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
@@ -23,7 +24,8 @@ from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.results import GRID_POINTS
 
-SIMULATIONS = 500  # data sets of a predictive check
+SIMULATIONS = 1000  # data sets of a predictive check and of npde
+_AT_ONCE = 500  # of these that are predicted together, which bounds memory
 DRAWS = 500  # of each subject's random effects, for its credible bands
 MOST_SUBJECTS = 500  # of a fit that are looked at
 PERCENTILES = (5, 50, 95)
@@ -36,15 +38,16 @@ _TOLERANCE, _ITERATIONS = 1e-5, 200
 class Diagnosis:
     """Of one fit. Levels in the reported unit, times in h.
 
-    ``observations``: ``subject``, ``time``, ``dv``, ``censored``, ``typical``, ``individual`` (NaN without
-    random effects) and ``residual``: CWRES, NaN where censored, or dv - typical without random effects.
-    ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects, ``median`` and the
-    ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each subject once,
-    however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often as it was
-    drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its median) and
-    ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``. ``kappas``
-    (``subject``, ``occasion`` and a column per parameter that varies between occasions), of those that a
-    subject has, and ``pi``: name -> sd; empty without occasions.
+    ``observations``: ``subject``, ``time``, ``dv``, ``censored`` (``above`` its limit), ``typical``,
+    ``individual`` (NaN without random effects), ``residual``: CWRES, NaN where censored, or dv - typical
+    without random effects; and ``npde``, NaN without random effects and of a subject with too many
+    observations for it. ``curves``: ``subject``, ``segment``, ``time``, ``typical`` and, with random effects,
+    ``median`` and the ends ``low_50``, ``high_50``, ``low_90``, ``high_90`` of credible bands. Both have each
+    subject once, however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often
+    as it was drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its
+    median) and ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
+    ``kappas`` (``subject``, ``occasion`` and a column per parameter that varies between occasions), of those
+    that a subject has, and ``pi``: name -> sd; empty without occasions.
     """
 
     mixed: bool
@@ -77,12 +80,16 @@ def diagnose(restored: Restored) -> Diagnosis:
     names, ids = model.random_effects.names, np.array(problem.events.ids)
     of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=False)}
     omega = dense(covariance(model.omega_cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
-    simulated = simulations(model, restored.estimates, population, restored.streams[0]) * scale
+    simulated = simulations(model, restored.estimates, population, restored.streams[0])
+    seen = _seen(population)
+    if needed(population) <= SIMULATIONS:
+        errors = npde(simulated, population, restored.streams[0])
+        observations["npde"] = errors[:, 0, :, 0].T[seen].numpy()
     check = predictive_check(
         observations["time"].to_numpy(),
         observations["dv"].to_numpy(),
         observations["typical"].to_numpy(),
-        np.asarray(simulated[..., 0].permute(1, 2, 0)[:, _seen(population)].double().numpy()),
+        np.asarray((simulated[..., 0].permute(1, 2, 0)[:, seen] * scale).double().numpy()),
     )
     draws = _draws(mean[:, places, 0], spread[:, :, places, 0], restored.streams[0])
     return Diagnosis(
@@ -135,16 +142,19 @@ def _observations(
         return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
 
     zeta = model.typical(values, population)
-    censored = torch.zeros_like(population.dv) if population.censored is None else population.censored
+    nobody = torch.zeros_like(population.dv)
+    censored, above = (nobody if of is None else of for of in (population.censored, population.above))
     found = pd.DataFrame(
         {
             "subject": np.array(setup.events.ids)[np.repeat(subjects, seen.sum(1).numpy())],
             "time": flat(population.time),
             "dv": flat(population.dv) * scale,
             "censored": flat(censored) > 0,
+            "above": flat(above) > 0,
             "typical": flat(model.predict(zeta, population)) * scale,
         }
     )
+    found["npde"] = np.nan
     if eta is None:
         return found.assign(individual=np.nan, residual=found["dv"] - found["typical"])
     individual = flat(model.predict(zeta, population, eta)) * scale
@@ -202,14 +212,23 @@ def simulations(
     model: Model, values: Values, population: Population, stream: Stream, count: int = SIMULATIONS
 ) -> Tensor:
     """``count`` data sets S that the model draws for the same subjects and times: (T, S, N, 1)."""
+    return simulated(model, values, population, stream, count)[1]
+
+
+def simulated(
+    model: Model, values: Values, population: Population, stream: Stream, count: int
+) -> tuple[list[Tensor], Tensor]:
+    """``simulations``, and the random effects behind them, (S, N, 1) each, first."""
     t, n, _ = population.shape
     k = model.size(population)
     dtype = population.dv.dtype
     normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
     eta = multiply_lower(model.prior_cholesky(values, population), normal.unbind(0))
-    prediction = model.predict(model.typical(values, population), population, eta)
+    zeta = model.typical(values, population)
+    parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
+    prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return model.error.draw(values, prediction, noise)
+    return eta, model.error.draw(values, prediction, noise)
 
 
 def predictive_check(

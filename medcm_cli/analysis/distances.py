@@ -76,7 +76,7 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     at_last = _at_last(batch, mean, cov)
     columns = {"eta": at_estimates.mean(0), "eta_last": at_last.mean(0)}
     count = min(_DRAWS, len(draws.eta) // 2)
-    of_q = objective.draw(state, batch.streams, count)
+    of_q = objective.draw(model, state, batch.streams, count)
     if of_q is not None:
         every = len(draws.eta) // (2 * count)
         nuts = drawn[: 2 * count * every : 2 * every]

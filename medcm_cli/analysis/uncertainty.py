@@ -8,6 +8,7 @@ Graph Stat 28:778-789). Both are of the objective with what each subject has for
 optimum (``medcm_cli.analysis.information``).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from medcm_cli.analysis.information import Optimum, inverse_of_saddle, optimum, 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.distributions import Logit, bounds_of
 from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
@@ -29,29 +31,41 @@ from medcm_cli.training.loss import Layout
 
 METHODS = ("hessian", "sandwich")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega
+AT_BOUNDARY = "Omega is on its boundary"  # or Pi: why a fit has no standard errors
 FLAT = 1e-6  # directions of network weights with less of the largest curvature than this are held
 BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Omega that is not on its boundary
 
 
 class Quantities(NamedTuple):
     """Reported quantities, R of each of B fits, on a scale where their intervals are symmetric: ``value``
-    (R, B) is the log of a positive one and Fisher's z of a correlation; ``slope`` (R, P, B) its derivative
-    in the shared values. What is in ``plain`` may be of any sign, and stands as it is."""
+    (R, B) is the log of a positive one, Fisher's z of a correlation and the logit of what lies between
+    ``bounds``; ``slope`` (R, P, B) its derivative in the shared values. What is in ``plain`` may be of any
+    sign, and stands as it is."""
 
     names: list[str]
     value: Tensor
     slope: Tensor
     plain: frozenset[str] = frozenset()
+    bounds: Mapping[str, Logit] = {}
 
     def back(self, value: Tensor) -> Tensor:
         """From that scale, (R, B), to the reported one."""
         found = torch.where(self._correlations, value.tanh(), value.exp())
-        return torch.where(self._plain, value, found)
+        found = torch.where(self._plain, value, found)
+        for place, name in enumerate(self.names):
+            if name in self.bounds:
+                found[place] = self.bounds[name].of_odds(value[place].exp())
+        return found
 
     def back_slope(self) -> Tensor:
         """The derivative of ``back`` at the values, (R, B)."""
         found = torch.where(self._correlations, 1 - self.value.tanh().square(), self.value.exp())
-        return torch.where(self._plain, 1.0, found)
+        found = torch.where(self._plain, 1.0, found)
+        for place, name in enumerate(self.names):
+            if name in self.bounds:
+                of, share = self.bounds[name], torch.sigmoid(self.value[place])
+                found[place] = (of.upper - of.lower) * share * (1 - share)
+        return found
 
     @property
     def _plain(self) -> Tensor:
@@ -115,11 +129,7 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
     matrices, regular, kept = covariances(best.information, best.outer, weights)
     at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
     boundary = _on_boundary(problem.model, layout, best.theta)
-    names = " or ".join(group.of.capitalize() for group in problem.model.groups)
-    faults = [
-        f"{names} is on its boundary" if bool(boundary[fit]) else _fault(best, regular, fit)
-        for fit in range(len(restored.folders))
-    ]
+    faults = [_fault(best, regular, boundary, fit) for fit in range(len(restored.folders))]
     variance = torch.einsum("rpb,bpq,rqb->rb", at_best.slope, matrices["hessian"], at_best.slope)
     shift = ((at_start.value - at_best.value) / variance.sqrt()).abs().amax(0)
     done = [fit for fit, fault in enumerate(faults) if not fault]
@@ -175,8 +185,11 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     shape = 1, 1, theta.shape[1]
     reference = {name: theta.new_full(shape, float(entry["reference"])) for name, entry in covariates.items()}
     typical = model.network.typical(values, reference)
-    found |= {name: value.reshape(-1, theta.shape[1])[0].log() for name, value in typical.items()}
-    named = model.network.coefficients(values)
+    bounds = bounds_of(model.random_effects.distributions)
+    for name, zeta in typical.items():
+        value = zeta.reshape(-1, theta.shape[1])[0]
+        found[name] = bounds[name].logit(value) if name in bounds else value.log()
+    named = model.coefficients(values)
     found |= {name: value.log() if positive else value for name, (value, _, positive) in named.items()}
     plain = frozenset(name for name, (_, _, positive) in named.items() if not positive)
     slopes = {}
@@ -188,7 +201,7 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     if not names:
         raise InputError("nothing is estimated that has a standard error")
     values_of, slopes_of = ([of[name] for name in names] for of in (found, slopes))
-    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of), plain)
+    return Quantities(names, torch.stack(values_of).detach(), torch.stack(slopes_of), plain, bounds)
 
 
 def covariances(
@@ -247,8 +260,10 @@ def _on_boundary(model: Model, layout: Layout, theta: Tensor) -> Tensor:
     return found
 
 
-def _fault(best: Optimum, regular: Tensor, fit: int) -> str:
+def _fault(best: Optimum, regular: Tensor, boundary: Tensor, fit: int) -> str:
     """Why a fit has no standard errors, nothing if it has."""
+    if boundary[fit]:
+        return AT_BOUNDARY
     if not best.found[fit]:
         return f"no optimum found nearby (Newton decrement {float(best.decrement[fit]):.2g})"
     return "" if regular[fit] else "the Hessian is not positive definite"

@@ -1,7 +1,7 @@
 """What ``medcm posterior`` does: the posterior sampled, and the folder that keeps it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import label_of
-from medcm_cli.runs.units import NONE
+from medcm_cli.runs.units import NONE, effect_scales, occasion_scales
 from medcm_cli.study.identity import versions
 
 
@@ -74,11 +74,11 @@ def run(
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
     draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
-    title, effects = (
-        f"{folder.name}: {own['chains']} chains of {own['draws']} draws",
-        source.model.random_effects,
-    )
-    show(_summary(found, title, effects.names, runs.Units.of(source.problem.config["dataset"])))
+    title = f"{folder.name}: {own['chains']} chains of {own['draws']} draws"
+    units = runs.Units.of(source.problem.config["dataset"])
+    scales = effect_scales(source.problem.config, units.of_parameters(source.model.pk.units))
+    between = occasion_scales(source.problem.config, units.of_parameters(source.model.pk.units))
+    show(_summary(found, title, scales, units, between))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
 
@@ -96,8 +96,19 @@ def _warn(poor: list[str]) -> None:
         ERR.print("do not rely on these draws: take more warmup, more draws or a higher target_accept")
 
 
-def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: runs.Units) -> Section:
-    """A row per parameter, of eta the worst subject's. Levels are in the unit of the data."""
+def _summary(
+    found: pd.DataFrame,
+    title: str,
+    effects: Mapping[str, str],
+    units: runs.Units,
+    between: Mapping[str, str] | None = None,
+) -> Section:
+    """A row per parameter, of eta the worst subject's. Levels are in the unit of the data.
+
+    :param effects: parameter that varies -> what its random effect is on. :param between: the same between
+        occasions.
+    """
+    names = list(effects)
     unit_of = units._replace(reported=units.level).of_sigmas
     separate = found["position"].notna().all()  # with sigma and Omega, a transition is that of all subjects
     headers = [
@@ -112,12 +123,14 @@ def _summary(found: pd.DataFrame, title: str, effects: Sequence[str], units: run
     cells = []
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
-        kind = (
-            "log scale"
-            if str(name).startswith(("eta_", "kappa_", "omega_", "pi_"))
-            else unit_of.get(str(name), NONE)
-        )
-        label = ", ".join([label_of(str(name), effects), *([kind] if kind != NONE else [])])
+        what, _, place = str(name).partition("_")
+        if what in ("eta", "omega"):
+            kind = effects[names[int(place) - 1]]
+        elif what in ("kappa", "pi"):
+            kind = (between or {}).get(place if what == "pi" else place.rpartition("_")[0], NONE)
+        else:
+            kind = unit_of.get(str(name), NONE)
+        label = ", ".join([label_of(str(name), names), *([kind] if kind != NONE else [])])
         cells.append(
             [
                 label if one is not None else f"{label}, {len(rows)} subjects",

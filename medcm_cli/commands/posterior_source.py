@@ -71,7 +71,8 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
-        wanted = model.network.init([Stream(0, where.fold, where.replicate)], torch.float64)
+        known = ("omega", "correlation", "sigma")
+        wanted = {name: value for name, value in wanted.items() if name not in known}
     missing = sorted(set(wanted) - set(back.state.trained))
     if missing:
         raise InputError(
@@ -108,6 +109,13 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulat
         for name, value in source.estimates.items()
     }
     zeta = model.typical(values, population)
+    made = model.random_effects.init([Stream(0, 1, 1)], dtype)
+    shapes = sorted(set(made) - {"omega", "correlation"} - set(values))
+    if shapes:
+        raise InputError(
+            f"distributions: {shapes[0].removeprefix('global.')} is estimated, and no fit is given that has; "
+            "give run=..., or a number"
+        )
     if own["population"] == "joint":
         return JointPopulation(model, values, population, zeta, PopulationPrior(model, own["lkj"]))
     unknown = (

@@ -8,9 +8,11 @@ import pandas as pd
 from scipy import stats
 
 from medcm_cli import runs
+from medcm_cli.analysis import resampling
 from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, intervals, true_values
 from medcm_cli.checks import fraction, one_of
 from medcm_cli.errors import InputError
+from medcm_cli.files import write_csv
 from medcm_cli.report.section import Section
 from medcm_cli.runs.summary import label_of
 from medcm_cli.runs.sweeps import complete, grouped
@@ -18,6 +20,8 @@ from medcm_cli.runs.units import NONE
 from medcm_cli.runs.walk import walk
 from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.workers import prepare
+
+_INFLUENTIAL = 10  # subjects that are shown
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,13 @@ def report(
     trust: bool = False,
 ) -> Report:
     """Write ``uncertainty.parquet``, with intervals by both methods, into the folder of every complete fit
-    below ``roots``, and show medians over the fits of a configuration by one ``method``.
+    below ``roots``, and show medians over the fits of a configuration by one ``method``. One of
+    ``resampling.METHODS`` takes the fits of a configuration together, and writes one table for them.
 
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    one_of("--method", method, METHODS)
+    one_of("--method", method, (*METHODS, *resampling.METHODS))
     fraction("--level", level)
     prepare(1)
     found = list(walk(roots))
@@ -55,6 +60,9 @@ def report(
     for group in grouped(fits):
         try:
             (restored,) = restore(group, trust)
+            if method in resampling.METHODS:
+                _together(result, restored, method, level)
+                continue
             estimates = estimate(restored)
         except InputError as error:
             result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
@@ -69,6 +77,41 @@ def report(
             result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
             result.notes.append(f"{group[0][1].address.objective}: {estimates.note}")
     return result
+
+
+def _together(result: Report, restored: Restored, method: str, level: float) -> None:
+    """Add what the fits of a configuration say together, and write it into their common folder."""
+    found = resampling.resampled(restored, method, level)
+    record = restored.records[0]
+    folder = restored.folders[0].parents[len(Path(record.address.within).parts) - 1]
+    write_csv(folder / f"{method}.csv", found.intervals)
+    result.sections.append(_section(restored, found.intervals, method, level))
+    written = [f"{method}.csv"]
+    if found.influence is not None:
+        write_csv(folder / "influence.csv", found.influence)
+        result.sections.append(_influential(restored, found.influence))
+        written.append("influence.csv")
+    dropped = f"; {found.dropped} without an optimum inside are left out" if found.dropped else ""
+    result.notes.append(
+        f"{record.address.objective}: {found.used} fits at the optimum of the objective{dropped}; "
+        f"{' and '.join(written)} -> {folder}"
+    )
+
+
+def _influential(restored: Restored, influence: pd.DataFrame) -> Section:
+    """The subjects that move the estimates most."""
+    effects = list(map(str, restored.problem.config["random_effects"]))
+    names = [str(name) for name in influence.columns[2:]]
+    shown = influence.head(_INFLUENTIAL)
+    steps = [label_of(name, effects) for name in names]
+    cells = [
+        [str(row["subject"]), f"{row['cook']:.2f}", *(f"{row[name]:+.2f}" for name in names)]
+        for row in shown.to_dict("records")
+    ]
+    title = (
+        f"Subjects without whom estimates move most, in standard errors ({len(shown)} of {len(influence)})"
+    )
+    return Section(title, ["subject", "Cook's distance", *steps], cells)
 
 
 def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: list[str]) -> list[pd.DataFrame]:
@@ -96,10 +139,15 @@ def named_units(restored: Restored) -> dict[str, str]:
 def _units(restored: Restored) -> dict[str, str]:
     """Estimate -> its unit, of parameters, coefficients of equations and the error's sigmas."""
     units, model = runs.Units.of(restored.problem.config["dataset"]), restored.problem.model
-    coefficients = model.network.coefficients(restored.state.trained)
+    parameters = units.of_parameters(model.pk.units)
+    effects = model.random_effects.units(parameters)
+    coefficients = model.coefficients(restored.state.trained)
     sigmas = {name: unit for name, unit in units.of_sigmas.items() if name in model.error.names}
     return (
-        units.of_parameters(model.pk.units) | {n: unit for n, (_, unit, _) in coefficients.items()} | sigmas
+        parameters
+        | {n: unit for n, (_, unit, _) in coefficients.items()}
+        | {f"omega_{i + 1}": unit for i, unit in enumerate(effects) if unit != NONE}
+        | sigmas
     )
 
 

@@ -7,6 +7,7 @@ All are told of the R rows of a sheet and return arrays (R,); times and amounts 
 """
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,9 +76,11 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
     """Where neither EVID nor MDV says it: a row that gives something is a dose, another with a DV is an
     observation."""
     column = sheet.named("dv")
-    dv = sheet.number(column, below=True)
+    dv = sheet.number(column, limits=True)
     has_level = ~np.isnan(dv)
-    both = gives & has_level & ((dv != 0) | sheet.below(column))  # 0 fills the cells of doses
+    both = (
+        gives & has_level & ((dv != 0) | sheet.beyond(column, "<") | sheet.beyond(column, ">"))
+    )  # 0 fills the cells of doses
     sheet.first(
         both,
         column,
@@ -117,10 +120,11 @@ def assumed(sheet: Sheet, of_times: str) -> tuple[str, ...]:
     if not sheet.has("evid") and not sheet.has("mdv"):
         words.append("rows with an amount as doses, others with a level as observations")
     column = sheet.named("dv")
-    below = sheet.below(column)
-    if below.any():
-        cell = sheet.frame[column][below].iloc[0]
-        words.append(f"{int(below.sum())} DV below a limit of quantification, such as {str(cell).strip()!r}")
+    for sign, where in (("<", "below"), (">", "above")):
+        beyond = sheet.beyond(column, sign)
+        if beyond.any():
+            cell = str(sheet.frame[column][beyond].iloc[0]).strip()
+            words.append(f"{int(beyond.sum())} DV {where} a limit of quantification, such as {cell!r}")
     return (f"{sheet.source}: read {'; '.join(words)}",) if words else ()
 
 
@@ -191,38 +195,79 @@ def repeats(sheet: Sheet, is_dose: BoolArray) -> tuple[IntArray, FloatArray, Int
     return addl, ii, ss
 
 
-def observations(sheet: Sheet, is_observation: BoolArray, logged: bool) -> tuple[FloatArray, BoolArray]:
-    """Levels of observations, the limit where they are censored, and whether they are: by CENS, by a DV below
-    LLOQ, or by a DV such as ``<1``, whose limit this is. Where ``logged``, DV and LLOQ are logarithms."""
+class Observed(NamedTuple):
+    """Of each row ``dv``, the level or, where ``censored``, the limit beyond which it lies: above it where
+    ``above``, else below."""
+
+    dv: FloatArray
+    censored: BoolArray
+    above: BoolArray
+
+
+def observations(sheet: Sheet, is_observation: BoolArray, logged: bool) -> Observed:
+    """By CENS, by a DV below LLOQ or above ULOQ, or by one such as ``<1`` or ``>1``, whose limit this is.
+    Where ``logged``, DV and limits are logarithms."""
     column = sheet.named("dv")
-    dv, below = sheet.number(column, below=True), sheet.below(column) & is_observation
-    lloq = sheet.number(sheet.named("lloq"), np.nan)
-    if not logged:
-        logs = ", or dataset.logged=true where these are logarithms"
-        low = is_observation & (lloq <= 0)
-        sheet.first(low, sheet.named("lloq"), f"is {{value}}; expected a level above 0{logs}")
-        sheet.first(below & ~(dv > 0), column, f"is {{value}}; expected a limit above 0{logs}")
-    unlike = below & ~np.isnan(lloq) & (lloq != dv)
-    sheet.first(unlike, column, f"is {{value}}, and {sheet.named('lloq')!r} is another limit; expected one")
-    if sheet.has("cens"):
-        said = sheet.number(sheet.named("cens"))
-        sheet.first(below & (said == 0), sheet.named("cens"), "is 0 where the level is below a limit")
-        censored = is_observation & (sheet.whole("cens", (0, 1)) == 1)
-    else:
-        censored = is_observation & (dv < lloq)
-    censored |= below
-    limit = np.where(censored & ~np.isnan(lloq), lloq, dv)
+    dv = sheet.number(column, limits=True)
+    below, above = _censored(sheet, is_observation, dv, logged)
+    both = below & above
+    sheet.first(both, column, "lies below LLOQ and above ULOQ; expected LLOQ below ULOQ")
+    limit = dv
+    for role, beyond in (("lloq", below), ("uloq", above)):
+        given = sheet.number(sheet.named(role), np.nan)
+        limit = np.where(beyond & ~np.isnan(given), given, limit)
     missing = is_observation & np.isnan(limit)
-    sheet.first(
-        missing & censored, column, "is missing on a censored row; expected the limit, there or in LLOQ"
-    )
+    for role, beyond in (("LLOQ", below), ("ULOQ", above)):
+        what = f"is missing on a censored row; expected the limit, there or in {role}"
+        sheet.first(missing & beyond, column, what)
     sheet.first(missing, column, "is missing on an observation row")
     if logged:
         far = is_observation & (np.abs(limit) > _FARTHEST_LOG)
         what = f"is {{value}}; expected the logarithm of a level, within {_FARTHEST_LOG:g} (dataset.logged)"
         sheet.first(far, column, what)
         limit = np.exp(np.where(far, np.nan, limit))
-    return limit, censored
+    return Observed(limit, below | above, above)
+
+
+def _censored(
+    sheet: Sheet, is_observation: BoolArray, dv: FloatArray, logged: bool
+) -> tuple[BoolArray, BoolArray]:
+    """Which observations lie below a limit, and which above one."""
+    column, cens = sheet.named("dv"), sheet.named("cens")
+    said = sheet.whole("cens", (-1, 0, 1)) if sheet.has("cens") else None
+    found = []
+    for role, sign, number in (("lloq", "<", 1), ("uloq", ">", -1)):
+        limit, marked = sheet.number(sheet.named(role), np.nan), sheet.beyond(column, sign) & is_observation
+        if not logged:
+            logs = ", or dataset.logged=true where these are logarithms"
+            low = is_observation & (limit <= 0)
+            sheet.first(low, sheet.named(role), f"is {{value}}; expected a level above 0{logs}")
+            sheet.first(marked & ~(dv > 0), column, f"is {{value}}; expected a limit above 0{logs}")
+        unlike = marked & ~np.isnan(limit) & (limit != dv)
+        what = f"is {{value}}, and {sheet.named(role)!r} is another limit; expected one"
+        sheet.first(unlike, column, what)
+        if said is None:
+            beyond = is_observation & ((dv < limit) if sign == "<" else (dv > limit))
+        else:
+            where = "below" if sign == "<" else "above"
+            sheet.first(marked & (said == 0), cens, f"is 0 where the level is {where} a limit")
+            sheet.first(marked & (said == -number), cens, f"is {{value}} where the level is {where} a limit")
+            beyond = is_observation & (said == number)
+        found.append(beyond | marked)
+    below, above = found
+    return below, above
+
+
+def without_below(sheet: Sheet, is_observation: BoolArray, logged: bool) -> tuple[Sheet, tuple[str, ...]]:
+    """A sheet without the observations below a limit of quantification (Beal's M1), and a line that says
+    so."""
+    _, censored, above = observations(sheet, is_observation, logged)
+    below = censored & ~above
+    if not below.any():
+        return sheet, ()
+    count = int(below.sum())
+    what = f"{count} of {int(is_observation.sum())} observations lie below a limit of quantification"
+    return sheet.rows(~below), (f"{sheet.source}: {what}, and are left out (dataset.blq=M1)",)
 
 
 def one_kind(sheet: Sheet, is_observation: BoolArray, chosen: Collection[str | None]) -> None:

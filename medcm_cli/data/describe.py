@@ -37,7 +37,8 @@ def describe(table: EventTable) -> dict[str, Any]:
         "occasions_per_subject": _spread(_occasions(table)),
         "observations": int(observation.sum()),
         "observations_per_subject": _spread(_count(table, observation)),
-        "below_limit": int(table.censored.sum()),
+        "below_limit": int((table.censored & ~table.above).sum()),
+        "above_limit": int(table.above.sum()),
         "level": _spread(table.dv[observation & ~table.censored]),
         "follow_up": _spread((last - first)[np.isfinite(first)]),
         "covariates": {

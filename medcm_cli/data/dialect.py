@@ -147,7 +147,7 @@ class Marks:
             return "with a point or a comma, as in 0.3 or 0,3"
         words = f"with a {_WORDS[self.decimal]}, as in 0{self.decimal}3"
         other = "comma" if self.decimal == "." else "point"
-        cell = cell.strip().removeprefix("<") if isinstance(cell, str) else cell
+        cell = cell.strip().lstrip("<>") if isinstance(cell, str) else cell
         ways = [option(decimal=other)] if Marks(_DECIMALS[other]).value(cell) is not None else []
         ways += [option(decimal="either")] if ways else []
         for name, mark in _THOUSANDS.items():

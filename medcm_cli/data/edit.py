@@ -349,7 +349,7 @@ def _observed(
         "rated": np.zeros(len(clock), dtype=np.int64),
         "segment": segment,
         "occasion": np.ones(len(clock), dtype=np.int64),
-        **dict.fromkeys(("is_dose", "added", "censored"), none),
+        **dict.fromkeys(("is_dose", "added", "censored", "above"), none),
     }
     return replace(events, **_in_order(_joined(_some(events, events.is_dose), seen)))
 

@@ -42,20 +42,19 @@ MOST_PREDICTED = 1000  # doses of a row; levels are followed around each of them
 class EventTable:
     """A checked event table: an entry per dose given and per observation, in the order of subjects and time.
 
-    ``subject`` counts from 0 in order of first appearance. ``time`` is the file's, ``clock`` runs on
-    through resets (``medcm_cli.data.regimen``). Of doses: ``amount``; ``duration``, 0 at once, NaN where a
-    parameter of the model; ``interval``, finite for the endless series of a steady state that ends with
-    the dose; NaN at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses,
-    and ``censored``: whether the level is somewhere below ``dv``. Of both: ``compartment`` from 0, -1 for
-    the model's own choice; ``segment`` between resets; ``occasion``; ``regime``, which of the subject's
-    ``regimes`` its record has, from 0, -1 where the time decides. Of resets, in the order of subjects and
-    segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
-    that each comes with, the file's, and ``reset_shift``, by which the clock is ahead of the file's time
-    from then on.
-    ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to be said of
-    the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value per
-    subject, NaN where missing and optional, and ``labels`` one text, empty where missing. ``time_unit``: in
-    which all that is time is.
+    ``subject`` counts from 0 in order of first appearance. ``time`` is the file's, ``clock`` runs on through
+    resets (``medcm_cli.data.regimen``). Of doses: ``amount``; ``duration``, 0 at once, NaN where a parameter
+    of the model; ``interval``, finite for the endless series of a steady state that ends with the dose; NaN
+    at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses, and
+    ``censored``: whether the level is somewhere beyond ``dv``, below or, where ``above``, above it. Of both:
+    ``compartment`` from 0, -1 for the model's own choice; ``segment`` between resets; ``occasion``;
+    ``regime``, which of the subject's ``regimes`` its record has, from 0, -1 where the time decides. Of
+    resets, in the order of subjects and segments: ``reset_subject``; ``reset_clock``, when compartments are
+    emptied; ``reset_time`` of the record that each comes with, the file's, and ``reset_shift``, by which the
+    clock is ahead of the file's time from then on. ``superposed``: whether a steady state is added to what is
+    there (SS 2). ``notes``: what has to be said of the file, in lines; ``left_out``: subjects without an
+    observation. ``covariates`` has one value per subject, NaN where missing and optional, and ``labels`` one
+    text, empty where missing. ``time_unit``: in which all that is time is.
     """
 
     source: str
@@ -86,6 +85,11 @@ class EventTable:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     time_unit: str = HOUR
+    above: BoolArray = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.above is None:  # as a rule there are none
+            object.__setattr__(self, "above", np.zeros(len(self.subject), dtype=bool))
 
     @property
     def given(self) -> BoolArray:
@@ -159,13 +163,14 @@ def _plain_covariates(sheet: Sheet, how: Format, wanted: Sequence[str]) -> tuple
 @dataclass(frozen=True)
 class _Rows:
     """What R rows of a file say, each column of it checked; see ``EventTable``. ``seen``: which rows are
-    observations; ``dv``, ``censored`` and ``regime`` (R,); ``once``: what a table has once."""
+    observations; ``dv``, ``censored``, ``above`` and ``regime`` (R,); ``once``: what a table has once."""
 
     subject: IntArray
     time: FloatArray
     seen: IntArray
     dv: FloatArray
     censored: BoolArray
+    above: BoolArray
     compartment: IntArray
     occasion: IntArray
     regime: IntArray
@@ -181,6 +186,10 @@ def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     notes = names.unused(sheet, used)
     subject, ids = columns.subjects(sheet)
     kinds = columns.kinds(sheet)
+    if how.blq == "M1":
+        sheet, said = columns.without_below(sheet, kinds[1], how.logged)
+        rows = _read(sheet, covariates, replace(how, blq="M3"))
+        return replace(rows, once=rows.once | {"notes": (*said, *rows.once["notes"])})
     empty = np.bincount(subject[kinds[1]], minlength=len(ids)) == 0
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
         rows = _read(sheet.rows(~empty[subject]), covariates, how)
@@ -202,7 +211,7 @@ def _checked(
     time, of_times = columns.time(sheet, subject, evid, how.time_unit)
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
-    dv, censored = columns.observations(sheet, is_observation, how.logged)
+    dv, censored, above = columns.observations(sheet, is_observation, how.logged)
     occasion = columns.occasions(sheet, subject, how.by_occasion)
     compartment = compact(sheet.whole("cmt") - 1)
     repeats = columns.repeats(sheet, is_dose)
@@ -227,7 +236,7 @@ def _checked(
         "time_unit": how.time_unit,
     }
     seen = np.flatnonzero(is_observation)
-    return _Rows(subject, time, seen, dv, censored, compartment, occasion, regime, regimen, once)
+    return _Rows(subject, time, seen, dv, censored, above, compartment, occasion, regime, regimen, once)
 
 
 def _written(rows: _Rows) -> EventTable:
@@ -247,6 +256,7 @@ def _written(rows: _Rows) -> EventTable:
         rated=compact(joined(doses.rated, 0)),
         dv=joined(np.nan, rows.dv[seen]),
         censored=compact(joined(False, rows.censored[seen])),
+        above=compact(joined(False, rows.above[seen])),
         compartment=compact(rows.compartment[row]),
         segment=compact(regimen.segment[row]),
         occasion=compact(rows.occasion[row]),

@@ -47,12 +47,12 @@ def _named(form: str, fold: int) -> str:
     return form.replace("{fold}", str(fold))
 
 
-def bootstrap(fold: int, n_subjects: int, size: int, seed: int, **_: object) -> Fold:
-    """``size`` subjects drawn with replacement; the test set is everyone not drawn (docs/methods.md,
-    "Protocol of the simulation study")."""
+def bootstrap(fold: int, n_subjects: int, size: int | None, seed: int, **_: object) -> Fold:
+    """``size`` subjects, as many as there are if None, drawn with replacement; the test set is everyone not
+    drawn (docs/methods.md, "Protocol of the simulation study")."""
     if fold < 1:
         raise InputError(f"fold={fold}: folds are numbered from 1")
-    whole("split.size", size, 1)
+    size = n_subjects if size is None else whole("split.size", size, 1)
     generator = np.random.default_rng([seed, fold])
     drawn = generator.integers(n_subjects, size=size)
     return Fold(drawn, np.setdiff1d(np.arange(n_subjects), drawn))
@@ -64,6 +64,15 @@ def all_subjects(fold: int, n_subjects: int, **_: object) -> Fold:
         raise InputError(f"fold={fold}: a split that trains on all subjects has fold 1 only")
     everyone = np.arange(n_subjects)
     return Fold(everyone, everyone)
+
+
+def deletion(fold: int, n_subjects: int, **_: object) -> Fold:
+    """Train on all subjects but the ``fold``-th, as they stand in the data, and test on that one."""
+    if n_subjects < 2:
+        raise InputError("split=deletion leaves one subject out: expected two or more")
+    if not 1 <= fold <= n_subjects:
+        raise InputError(f"fold={fold}: one of {n_subjects} subjects is left out in folds 1 to {n_subjects}")
+    return Fold(np.delete(np.arange(n_subjects), fold - 1), np.array([fold - 1]))
 
 
 def blocks(fold: int, n_subjects: int, size: int, **_: object) -> Fold:

@@ -10,6 +10,7 @@ from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
 
+BLQ = ("M1", "M3", "M4")
 OVER_TIME = ("constant", "record", "mean", "first")
 
 
@@ -31,8 +32,9 @@ class Format:
     ``patients``: to be predicted and not trained on. They need no observation, nor, without one, a dose; a
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
-    ``logged``: DV and limits are natural logarithms of levels. ``by_occasion``: the column OCC has to be
-    there, and parts a subject's record in regimes as a covariate that changes does.
+    ``logged``: DV and limits are natural logarithms of levels. ``blq``: M1 leaves out observations below the
+    limit of quantification, M3 and M4 keep them. ``by_occasion``: the column OCC has to be there, and parts
+    a subject's record in regimes as a covariate that changes does.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Format:
     until: float = np.inf
     time_unit: str = HOUR
     logged: bool = False
+    blq: str = "M3"
     by_occasion: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Format:
                     f"dataset.keep.{name} is {shown(values)}; expected a list of the values to keep"
                 )
         flag("dataset.logged", self.logged)
+        one_of("dataset.blq", self.blq, BLQ)
         one_of("dataset.predose_observations", self.predose_observations, ("error", "keep"))
         number("dataset.bolus_duration", self.bolus_duration, least=0, unit=self.time_unit, most=10_000)
         for name, rule in self.over_time.items():

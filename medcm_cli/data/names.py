@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 # What a column can be, as NONMEM names them.
 ROLES = (
     *("id", "time", "date", "amt", "rate", "duration", "dv", "evid", "mdv"),
-    *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq"),
+    *("addl", "ii", "ss", "cmt", "occ", "cens", "lloq", "uloq"),
 )
 # What else the field calls a role, without regard to case, blanks, punctuation and a unit in brackets.
 _SYNONYMS = {
@@ -28,6 +28,7 @@ _SYNONYMS = {
     "mdv": ("missingdv",),
     "cens": ("blq", "bql", "bloq", "blqflag", "bqlflag", "censored", "censoring", "cens1"),
     "lloq": ("loq", "lod", "limit", "blqlimit", "quantificationlimit"),
+    "uloq": ("ulq", "upperlimit"),
     "occ": ("occasion",),
 }
 _HARMLESS = (

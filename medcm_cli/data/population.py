@@ -31,11 +31,12 @@ class Population:
 
     ``subject`` (N, B) row number in the event table, from 0; ``present`` (N, B) 1 for a subject, 0 for
     padding; ``time`` (T, 1, N, B) h as in the file; ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an
-    observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere below ``dv``, None
-    where there is none; ``blank`` (N, B): whether a subject has no observation that its padding could
-    repeat, None where all have one; ``covariates`` name -> (1, N, B), or (P, 1, N, B) of one that changes in
-    time, with an entry per regime of the schedule; ``occasion`` (P, 1, N, B): the subject's occasion in each
-    regime, from 0, None where nothing depends on it, and ``occasions``, how many a subject has at most;
+    observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere beyond ``dv``: below
+    it, or above where ``above`` is 1; None where there is none, of either; ``blank`` (N, B): whether a
+    subject has no observation that its padding could repeat, None where all have one; ``covariates`` name ->
+    (1, N, B), or (P, 1, N, B) of one that changes in time, with an entry per regime of the schedule;
+    ``occasion`` (P, 1, N, B): the subject's occasion in each regime, from 0, None where nothing depends on
+    it, and ``occasions``, how many a subject has at most;
     ``ragged``: whether anything is padded at all.
     """
 
@@ -49,6 +50,7 @@ class Population:
     ragged: bool
     censored: Tensor | None = None
     blank: Tensor | None = None
+    above: Tensor | None = None
     occasion: Tensor | None = None
     occasions: int = 1
 
@@ -82,6 +84,7 @@ class Population:
             covariates=covariates,
             ragged=not bool(observed.all()),
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
+            above=torch.nan_to_num(observations(table.above)) if table.above.any() else None,
             blank=None if bool(observed.any(0).all()) else ~observed.any(0)[0],
             occasion=occasion,
             occasions=occasions,
@@ -146,6 +149,11 @@ class Population:
         """(T, N, B)."""
         observations, _, subjects, fits = self.time.shape
         return observations, subjects, fits
+
+    @property
+    def side(self) -> Tensor | float:
+        """On which side of its dv a censored observation lies: 1 below, -1 above, (T, 1, N, B) or of all."""
+        return 1.0 if self.above is None else 1 - 2 * self.above
 
     @cached_property
     def observation_count(self) -> Tensor:

@@ -25,7 +25,23 @@ TextArray = npt.NDArray[np.object_]
 
 MOST = 1_000_000_000  # of a whole number
 # Names that a header has, by which it and what separates columns are recognised.
-KNOWN = ("id", "time", "date", "amt", "rate", "dv", "evid", "mdv", "cmt", "cens", "lloq", "ii", "addl", "ss")
+KNOWN = (
+    "id",
+    "time",
+    "date",
+    "amt",
+    "rate",
+    "dv",
+    "evid",
+    "mdv",
+    "cmt",
+    "cens",
+    "lloq",
+    "uloq",
+    "ii",
+    "addl",
+    "ss",
+)
 _FORTRAN = r"\s*\d\.\d+E[+-]\d\d\s*"
 _NOTHING = ""  # the name of a column that no file has
 _OTHERS = {
@@ -135,10 +151,10 @@ class Sheet:
                 value = "empty"
             raise self.refuse(row, column, _CELL.sub(lambda m: repr(value) if m[1] else str(value), what))
 
-    def number(self, column: str, default: float | None = None, below: bool = False) -> FloatArray:
+    def number(self, column: str, default: float | None = None, limits: bool = False) -> FloatArray:
         """A column as float64, missing cells NaN; an absent column is filled with ``default`` or refused.
 
-        :param below: take the limit of a cell such as ``<1``.
+        :param limits: take the limit of a cell such as ``<1`` or ``>1``.
         """
         column = self.find(column) or column
         if column not in self.frame:
@@ -150,7 +166,7 @@ class Sheet:
             raw = raw.astype(str).where(raw.notna())
         if raw.dtype.kind not in "iuf":
             codes, cells = pd.factorize(raw)
-            found = [self._value(cell, below) for cell in cells]
+            found = [self._value(cell, limits) for cell in cells]
             bad = np.array([value is None for value in found] + [False])[codes]
             hint = self.marks.hint(cells[codes[int(np.argmax(bad))]]) if bad.any() else ""
             self.first(bad, column, f"{{value!r}} is not a number ({hint})")
@@ -162,18 +178,19 @@ class Sheet:
         self.first(np.isinf(values), column, "{value} is not finite")
         return values
 
-    def _value(self, cell: object, below: bool) -> float | None:
+    def _value(self, cell: object, limits: bool) -> float | None:
         if isinstance(cell, bool | np.bool_):
             return None
-        limit = _limit_of(cell) if below else None
+        limit = _limit_of(cell) if limits else None
         return self.marks.value(cell if limit is None else limit)
 
-    def below(self, column: str) -> BoolArray:
-        """Whether cells are such as ``<1``."""
+    def beyond(self, column: str, sign: str) -> BoolArray:
+        """Whether cells are such as ``<1``, or ``>1``."""
         if column not in self.frame or self.frame[column].dtype.kind in "iufb":
             return np.zeros(len(self.frame), dtype=bool)
         codes, cells = pd.factorize(self.frame[column])
-        return np.array([*(_limit_of(cell) is not None for cell in cells), False])[codes]
+        are = (_limit_of(cell) is not None and str(cell).strip()[0] == sign for cell in cells)
+        return np.array([*are, False])[codes]
 
     def holds_numbers(self, column: str) -> bool:
         """Whether every cell of a column is a number, or empty."""
@@ -238,8 +255,9 @@ def label(value: object) -> str:
 
 
 def _limit_of(cell: object) -> str | None:
-    """The text after the sign of a cell that is below something."""
-    return cell.strip()[1:].strip() if isinstance(cell, str) and cell.strip()[:1] == "<" else None
+    """The text after the sign of a cell that is below or above something."""
+    said = cell.strip() if isinstance(cell, str) else ""
+    return said[1:].strip() if said[:1] in ("<", ">") and said else None
 
 
 def _load(path: Path, columns: Mapping[str, str | None], said: Dialect) -> Sheet:

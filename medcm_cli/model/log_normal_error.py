@@ -37,12 +37,13 @@ class LogNormalError(ErrorModel):
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
         """log N(log y; log f, sigma^2), less log y but for data that are ``logged``; log Phi((log limit -
-        log f) / sigma) where censored."""
+        log f) / sigma), or of its negative, where censored."""
         sigma, seen = self.sigmas(values)["log"], _log(population.dv)
         white = (seen - _log(prediction)) / sigma
         terms = -0.5 * (white * white + LOG_2PI) - torch.log(sigma) - (0 if self.logged else seen)
         if population.censored is not None:
-            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+            beyond = log_probability_below(population.side * white)
+            terms = torch.where(population.censored > 0, beyond, terms)
         return terms
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
@@ -52,11 +53,25 @@ class LogNormalError(ErrorModel):
         value = self.deviance_of(self.log_density(values, prediction, population), population)
         pull, curvature = -white, None
         if population.censored is not None:
-            below = population.censored > 0
-            rate, excess = hazard(white)
-            pull = torch.where(below, rate, pull)
-            curvature = torch.where(below, rate * excess, 1.0)
+            censored, side = population.censored > 0, population.side
+            rate, excess = hazard(side * white)
+            pull = torch.where(censored, side * rate, pull)
+            curvature = torch.where(censored, rate * excess, 1.0)
         return Deviance(value, sigma * _positive(prediction), pull, curvature)
+
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> ErrorModel:
+        """Itself: on the log scale its sd is the same everywhere."""
+        del values, typical
+        return self
+
+    def transformation(self, population: Population) -> Tensor:
+        """See ``ErrorModel``; 0 of data that are ``logged``."""
+        if self.logged:
+            return super().transformation(population)
+        terms = 2 * _log(population.dv)
+        if population.censored is not None:
+            terms = terms * (1 - population.censored)
+        return population.sum_observations(terms)
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.equations import Equations
-from medcm_cli.model.networks import Network
+from medcm_cli.model.networks import Network, Rescaled
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.model.residual_error import ErrorModel
 from medcm_cli.numerics.normal import normal_log_density
@@ -25,13 +25,13 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """z = zeta(covariates) exp(eta), y = f(z) + residual error. Holds no trained value: those are passed as
-    ``values``.
+    """z = zeta(covariates) exp(eta), or as its distribution is, and y = f(z) + residual error. Holds no
+    trained value: those are passed as ``values``.
 
-    With ``occasions`` some parameters are zeta exp(eta + kappa) with a kappa ~ N(0, Pi) of each occasion. The
-    random effects of a subject, ``eta`` of every function, are then R = K + O L tensors: the K of
-    ``random_effects``, and for each of the O occasions of a population the L of ``occasions``. A subject with
-    fewer occasions has those that it lacks too; nothing depends on them.
+    With ``occasions`` some parameters have eta + kappa in its place, with a kappa ~ N(0, Pi) of each
+    occasion. The random effects of a subject, ``eta`` of every function, are then R = K + O L tensors: the K
+    of ``random_effects``, and for each of the O occasions of a population the L of ``occasions``. A subject
+    with fewer occasions has those that it lacks too; nothing depends on them.
     """
 
     network: Network
@@ -62,7 +62,8 @@ class Model:
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
-        if isinstance(self.network, Equations):
+        network = self.network.network if isinstance(self.network, Rescaled) else self.network
+        if isinstance(network, Equations):
             lacks = [name for name in self.pk.parameters if name not in self.network.parameters]
             more = [name for name in self.network.parameters if name not in self.pk.parameters]
             return (
@@ -90,8 +91,9 @@ class Model:
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
         """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the
-        compartment model has learned, (..., B)."""
-        return {**self.network.typical(values, population.covariates), **self.pk.weights(values)}
+        compartment model and distributions have learned, (..., B)."""
+        zeta = self.network.typical(values, population.covariates)
+        return {**zeta, **self.pk.weights(values), **self.random_effects.shapes(values)}
 
     @property
     def groups(self) -> list[RandomEffects]:
@@ -100,8 +102,25 @@ class Model:
 
     def size(self, population: Population) -> int:
         """R, how many random effects a subject has."""
-        own = 0 if self.occasions is None else population.occasions * len(self.occasions.names)
-        return len(self.random_effects.names) + own
+        return sum(len(group.names) for group in self._each(population))
+
+    def _each(self, population: Population) -> list[RandomEffects]:
+        """Those between subjects, and those of each occasion."""
+        own = [] if self.occasions is None else [self.occasions] * population.occasions
+        return [self.random_effects, *own]
+
+    def sizes(self, count: int) -> list[float] | None:
+        """What each of R = ``count`` random effects is counted in where it is trained; None where that is 1
+        of all."""
+        first, *own = (
+            [1.0] * len(group.names) if group.sizes is None else group.sizes for group in self.groups
+        )
+        found = first + [size for sizes in own for size in sizes * ((count - len(first)) // len(sizes))]
+        return found if any(size != 1 for size in found) else None
+
+    def reach(self, zeta: Values, population: Population) -> list[tuple[Tensor | float, Tensor | float]]:
+        """From where to where modes of each of the R random effects are searched."""
+        return [reach for group in self._each(population) for reach in group.reach(zeta)]
 
     def there(self, population: Population) -> Tensor | None:
         """Of each of the R random effects whether a subject has it, 1 or 0, (R, 1, N, B): not those of
@@ -128,14 +147,23 @@ class Model:
             for place, name in enumerate(self.occasions.names)
         }
 
-    def individual(self, zeta: Values, eta: Sequence[Tensor], population: Population) -> dict[str, Tensor]:
-        """z = zeta exp(eta), eta one (S, N, B) per random effect; (P, S, N, B) of a parameter that has its
-        own on each occasion."""
+    def _shifts(self, eta: Sequence[Tensor], population: Population) -> dict[str, Tensor]:
+        """Parameter -> its eta and kappa together, (S, N, B), or (P, S, N, B)."""
         shifts = dict(zip(self.random_effects.names, eta, strict=self.occasions is None))
         for name, kappa in self.kappas(eta).items():
             here = _in_force(kappa, population.occasion)
             shifts[name] = shifts[name] + here if name in shifts else here
-        return {**zeta, **{name: zeta[name] * torch.exp(shift) for name, shift in shifts.items()}}
+        return shifts
+
+    def individual(self, zeta: Values, eta: Sequence[Tensor], population: Population) -> dict[str, Tensor]:
+        """z, as the distribution of each parameter has it, from zeta and one eta (S, N, B) per random effect;
+        (P, S, N, B) of a parameter that has its own on each occasion."""
+        return self.random_effects.shifted(zeta, self._shifts(eta, population))
+
+    def coefficients(self, values: Values) -> dict[str, tuple[Tensor, str, bool]]:
+        """See ``Network.coefficients``; and the shapes of distributions."""
+        shapes = {name: (value, "-", False) for name, value in self.random_effects.shapes(values).items()}
+        return {**self.network.coefficients(values), **shapes}
 
     def predict(self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None) -> Tensor:
         """Level, in the unit of DV, at each observation, (T, S, N, B); typical where ``eta`` is None."""
@@ -162,22 +190,32 @@ class Model:
         self, zeta: Values, population: Population, eta: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """f and the columns of G = df/deta at ``eta`` (zero where None), (T, S, N, B) each."""
-        z = zeta if eta is None else self.individual(zeta, eta, population)
+        shifts = None if eta is None else self._shifts(eta, population)
+        z = zeta if shifts is None else self.random_effects.shifted(zeta, shifts)
+
+        def slope(name: str) -> Tensor | None:
+            return self.random_effects.slope(name, zeta, None if shifts is None else shifts[name])
+
         names = self.random_effects.names
-        if self.occasions is None:
-            prediction, columns = sensitivities(self.pk, population.schedule, z, names)
-            return population.padded(prediction), columns
-        alone = [name for name in names if name not in self.occasions.names]
-        shares = _shares(population, next(iter(z.values())))
-        parts = [Along(name, share) for share in shares for name in self.occasions.names]
-        z = {**z, **{name: _of_regimes(z[name], shares) for name in self.occasions.names}}
-        wrt: list[Direction] = [*alone, *parts]
+        own = () if self.occasions is None else self.occasions.names
+        alone = [name for name in names if name not in own]
+        slopes = [slope(name) for name in alone]
+        wrt: list[Direction] = [
+            Along(n, by) if by is not None and by.ndim > 3 else n for n, by in zip(alone, slopes, strict=True)
+        ]
+        if own:
+            shares = _shares(population, z[own[0]])
+            turns = {name: slope(name) for name in own}
+            wrt += [Along(name, _times(share, turns[name])) for share in shares for name in own]
+            z = {**z, **{name: _of_regimes(z[name], shares) for name in own}}
         prediction, columns = sensitivities(self.pk, population.schedule, z, wrt)
         kappas = columns[len(alone) :]
-        of = dict(zip(alone, columns, strict=False))
+        of = {
+            name: column if isinstance(one, Along) else _times(column, by)
+            for name, one, column, by in zip(alone, wrt, columns, slopes, strict=False)
+        }
         # A parameter moves as a whole where it moves on each occasion.
-        step = len(self.occasions.names)
-        of |= {name: total(kappas[place::step]) for place, name in enumerate(self.occasions.names)}
+        of |= {name: total(kappas[place :: len(own)]) for place, name in enumerate(own)}
         return population.padded(prediction), [*(of[name] for name in names), *kappas]
 
     def log_joint(
@@ -225,6 +263,10 @@ def _in_force(kappa: Tensor, occasion: Tensor | None) -> Tensor:
     shape = torch.broadcast_shapes(kappa.shape[1:], occasion.shape[1:])
     found = kappa.expand(-1, *shape).gather(0, occasion.expand(-1, *shape))
     return found[0] if len(found) == 1 else found
+
+
+def _times(value: Tensor, slope: Tensor | None) -> Tensor:
+    return value if slope is None else value * slope
 
 
 def _shares(population: Population, like: Tensor) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.branches import Branch
+from medcm_cli.model.distributions import Logit
 from medcm_cli.numerics.streams import Stream, per_fit
 
 
@@ -163,10 +164,15 @@ class CovariateNetwork(Network):
 @dataclass(frozen=True)
 class Rescaled(Network):
     """A network whose typical parameters are in other units: each of ``factors`` times what ``network``
-    gives, which so begins, and learns, as it would in its own."""
+    gives, which so begins, and learns, as it would in its own.
+
+    Of parameters that lie between ``bounds`` the network gives the odds of where. A factor of a covariate so
+    multiplies these, which is to add its logarithm to the logit.
+    """
 
     network: Network
     factors: Mapping[str, float]
+    bounds: Mapping[str, Logit] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -183,13 +189,19 @@ class Rescaled(Network):
         """See ``Network.effects``."""
         return self.network.effects
 
+    @property
+    def categories(self) -> Mapping[str, tuple[float, ...]]:
+        """See ``Network.categories``."""
+        return self.network.categories
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """See ``Network.init``."""
         return self.network.init(streams, dtype)
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Network.typical``."""
-        return _times(self.network.typical(values, covariates), self.factors)
+        zeta = _times(self.network.typical(values, covariates), self.factors)
+        return {name: self.bounds[name].of_odds(z) if name in self.bounds else z for name, z in zeta.items()}
 
     def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
         """See ``Network.coefficients``."""

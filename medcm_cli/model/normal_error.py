@@ -1,5 +1,6 @@
 """Residual errors that are normal: additive, proportional, both, or a power of the prediction."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, check_fixed
+from medcm_cli.model import above_zero
+from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, check_fixed, root_of
 from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
 
 
@@ -21,20 +23,32 @@ class Spread(ErrorModel):
         """sd, (B,) or the shape of ``prediction``, and its derivative with respect to the prediction (None
         for zero)."""
 
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> ErrorModel:
+        """See ``ErrorModel``."""
+        spread = self.sd(values, typical)[0], None
+        known = copy.copy(self)
+        object.__setattr__(known, "sd", lambda *_: spread)  # of this one alone, which is frozen
+        return known
+
 
 class NormalError(Spread):
-    """y = f + sd(f) e, e standard normal."""
+    """y = f + sd(f) e, e standard normal; given that y is above 0 where ``above_zero``."""
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
-        """(y - f) / sd."""
+        """(y - f) / sd, or the normal quantile of P(y' < y | y' > 0)."""
         sd, _ = self.sd(values, prediction)
-        return (dv - prediction) / sd
+        white = (dv - prediction) / sd
+        if not self.above_zero:
+            return white
+        return -torch.special.ndtri(torch.special.ndtr(-white) / torch.special.ndtr(prediction / sd))
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
         """See ``ErrorModel``. The curvature of a censored observation is the observed one, of which what the
         change of sd adds is left out so that it stays positive."""
         sd, slope = self.sd(values, prediction)
         white = (population.dv - prediction) / sd
+        if self.above_zero:
+            return above_zero.deviance(white, prediction, sd, slope, population)
         value = white * white + 2 * torch.log(sd)
         if slope is None:
             pull, curvature = -white, None
@@ -42,30 +56,35 @@ class NormalError(Spread):
             pull = slope * (1 - white * white) - white
             curvature = 1 + 2 * slope * slope
         if population.censored is not None:
-            below = population.censored > 0
-            rate, excess = hazard(white)
+            censored, side = population.censored > 0, population.side
+            rate, excess = hazard(side * white)
             tilt = 1.0 if slope is None else 1 + slope * white  # d white / df = -tilt / sd
-            value = torch.where(below, -2 * log_probability_below(white), value)
-            pull = torch.where(below, rate * tilt, pull)
+            value = torch.where(censored, -2 * log_probability_below(side * white), value)
+            pull = torch.where(censored, side * rate * tilt, pull)
             curvature = torch.where(
-                below, rate * excess * tilt * tilt, 1.0 if curvature is None else curvature
+                censored, rate * excess * tilt * tilt, 1.0 if curvature is None else curvature
             )
         return Deviance(value, sd, pull, curvature)
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
     ) -> Tensor:
-        """f + sd times ``noise``."""
+        """f + sd times ``noise``, or the quantile of what is above 0."""
         sd, _ = self.sd(values, prediction / unit)
+        if self.above_zero:
+            noise = above_zero.white(prediction / unit / sd, torch.as_tensor(noise).to(prediction))
         return prediction + sd * unit * noise
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
-        """log N(y; f, sd^2), or log Phi((limit - f) / sd) where censored."""
+        """log N(y; f, sd^2), or log Phi((limit - f) / sd), or of its negative, where censored."""
         sd, _ = self.sd(values, prediction)
         white = (population.dv - prediction) / sd
+        if self.above_zero:
+            return super().log_density(values, prediction, population)
         terms = -0.5 * (white * white + LOG_2PI) - torch.log(sd)
         if population.censored is not None:
-            terms = torch.where(population.censored > 0, log_probability_below(white), terms)
+            beyond = log_probability_below(population.side * white)
+            terms = torch.where(population.censored > 0, beyond, terms)
         return terms
 
     def log_likelihood(
@@ -76,6 +95,8 @@ class NormalError(Spread):
         weights: Tensor | None = None,
     ) -> Tensor:
         """See ``ErrorModel``; written out since it is what training spends its time on."""
+        if self.above_zero:
+            return super().log_likelihood(values, prediction, population, weights)
         sd, _ = self.sd(values, prediction)
         deviation = population.dv - prediction
         if sd.ndim == 1 and population.censored is None and weights is None:
@@ -87,14 +108,21 @@ class NormalError(Spread):
         white = deviation / sd
         terms = 0.5 * white * white + torch.log(sd) + 0.5 * LOG_2PI
         if population.censored is not None:
-            terms = torch.where(population.censored > 0, -log_probability_below(white), terms)
+            beyond = -log_probability_below(population.side * white)
+            terms = torch.where(population.censored > 0, beyond, terms)
         return -population.sum_all(terms if weights is None else terms * weights)
 
     def as_normal(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Normal:
         """Deviation and sd as they are: that the sd moves with the prediction is left out."""
         sd, _ = self.sd(values, prediction)
-        below = None if population.censored is None else population.censored > 0
-        return Normal(population.dv - prediction, sd, below=below)
+        deviation = population.dv - prediction
+        if self.above_zero:
+            found = above_zero.deviance(deviation / sd, prediction, sd, None, population)
+            return Normal(
+                deviation, sd / root_of(found.curvature), found.value, torch.zeros_like(found.value)
+            )
+        censored = None if population.censored is None else population.censored > 0
+        return Normal(deviation, sd, censored=censored, side=population.side)
 
 
 @dataclass(frozen=True)
@@ -109,6 +137,7 @@ class SummedSpread(Spread):
     components: tuple[str, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
     size: float = 1.0
+    above_zero: bool = False
 
     def __post_init__(self) -> None:
         distinct = set(self.components)
@@ -143,6 +172,7 @@ class CombinedVariancesError(NormalError):
 
     fixed: Mapping[str, float] = field(default_factory=dict)
     size: float = 1.0
+    above_zero: bool = False
     components = "additive", "proportional"
 
     def __post_init__(self) -> None:
@@ -172,6 +202,7 @@ class PowerError(NormalError):
 
     fixed: Mapping[str, float] = field(default_factory=dict)
     size: float = 1.0
+    above_zero: bool = False
     components = "power", "exponent"
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
 
 SIGMA = -3.0, 1.0  # of log sigma, of a usual level (``ErrorModel.size``): mean and sd
-OMEGA = -1.5, 1.0  # of log omega, and of the sds of kappas
+OMEGA = -1.5, 1.0  # of log omega, as a part of what it is counted in (``RandomEffects.sizes``); of Pi too
 POPULATION = ("sigma", "omega", "correlation", "pi", "pi_correlation")
 """What unconstrained values a prior is of, in the order of its coordinates."""
 
@@ -97,7 +97,9 @@ class PopulationPrior:
         of_sigma = {name: v.exp() for name, v in zip(self._free, log_sigma, strict=True)}
         rows = {f"sigma_{name}": sigma for name, sigma in self.model.error.of_trained(of_sigma).items()}
         for group, log_sd, raw in parts:
-            rows |= {name: v.exp() for name, v in zip(group.sds, log_sd, strict=True)}
+            sizes = group.sizes or [1.0] * len(log_sd)
+            sds = zip(group.sds, log_sd, sizes, strict=True)
+            rows |= {name: v.exp() * size for name, v, size in sds}
             if len(raw):
                 one = torch.ones_like(raw[0])
                 correlation = covariance(lower_from_raw([one] * len(log_sd), raw.unbind(0), group.pairs))

@@ -2,7 +2,7 @@
 covariance from unconstrained values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from medcm_cli.checks import one_of
 from medcm_cli.errors import InputError
+from medcm_cli.model.coefficients import Coefficient
+from medcm_cli.model.distributions import EXPONENTIAL, Additive, BoxCox, Distribution
 from medcm_cli.model.initial import constant, positive_init
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
@@ -21,10 +23,10 @@ OMEGA, PI = "omega", "pi"
 
 @dataclass(frozen=True)
 class RandomEffects:
-    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta). ``names`` in the order
-    of Omega; ``structure`` full estimates its correlations, diagonal has none, and blocks, of names, have
-    those within each. ``fixed`` is Omega where it is known, and not estimated. ``of`` pi: between the
-    occasions of a subject, kappa ~ N(0, Pi), in the same way.
+    """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta), or as ``distributions``
+    have it. ``names`` in the order of Omega; ``structure`` full estimates its correlations, diagonal has
+    none, and blocks, of names, have those within each. ``fixed`` is Omega where it is known, and not
+    estimated. ``of`` pi: between the occasions of a subject, kappa ~ N(0, Pi), in the same way.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -32,6 +34,7 @@ class RandomEffects:
     names: tuple[str, ...]
     structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
     of: str = OMEGA
 
     def __post_init__(self) -> None:
@@ -104,13 +107,77 @@ class RandomEffects:
         diagonal."""
         return sorted((i, j) for block in self.blocks for i in block for j in block if j < i)
 
+    @property
+    def sizes(self) -> list[float] | None:
+        """What each random effect is counted in where it is trained; None where that is 1 of all."""
+        found = [self.distributions[n].size if n in self.distributions else 1.0 for n in self.names]
+        return found if any(size != 1 for size in found) else None
+
+    def units(self, parameters: Mapping[str, str]) -> list[str]:
+        """The unit of each random effect, which is that of its parameter where it is added to that, else
+        none (-).
+
+        :param parameters: name -> unit, as far as they are known.
+        """
+        added = [isinstance(self.distributions.get(name), Additive) for name in self.names]
+        return [
+            parameters.get(name, "-") if adds else "-" for name, adds in zip(self.names, added, strict=True)
+        ]
+
+    @property
+    def _shapes(self) -> dict[str, Coefficient]:
+        """Parameter -> the shape of its distribution."""
+        return {name: of.shape for name, of in self.distributions.items() if isinstance(of, BoxCox)}
+
+    def shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The shapes of distributions that are estimated, by name, (B,)."""
+        found = {of.name: of.value(values) for of in self._shapes.values() if of.trained in values}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def individual(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Individual parameters in place of those that vary, without shapes of distributions.
+
+        :param zeta: with ``shapes``. :param eta: (S, N, B) per random effect.
+        """
+        return self.shifted(zeta, dict(zip(self.names, eta, strict=True)))
+
+    def shifted(self, zeta: Mapping[str, Tensor], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same, from what the random effects of each parameter add up to."""
+        shifted = {
+            name: self._of(name).individual(zeta[name], shift, self._shape(name, zeta))
+            for name, shift in shifts.items()
+        }
+        shapes = [of.name for of in self._shapes.values()]
+        return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
+
+    def slope(self, name: str, zeta: Mapping[str, Tensor], shift: Tensor | None) -> Tensor | None:
+        """The derivative of the logarithm of a parameter in its random effects, zero where ``shift`` is None;
+        None where that is 1."""
+        if name not in self.distributions:
+            return None
+        effect = torch.zeros_like(zeta[name]) if shift is None else shift
+        return self._of(name).slope(zeta[name], effect, self._shape(name, zeta))
+
+    def reach(self, zeta: Mapping[str, Tensor]) -> list[tuple[Tensor | float, Tensor | float]]:
+        """From where to where modes of each random effect are searched."""
+        return [self._of(name).reach(self._shape(name, zeta)) for name in self.names]
+
+    def _of(self, name: str) -> Distribution:
+        return self.distributions.get(name, EXPONENTIAL)
+
+    def _shape(self, name: str, zeta: Mapping[str, Tensor]) -> Tensor | float:
+        known = self._shapes.get(name)
+        return 1.0 if known is None else zeta[known.name] if known.estimated else known.begin
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
-        correlation ~ N(0, 0.1); none where Omega is fixed."""
+        correlation ~ N(0, 0.1), none where Omega is fixed; and shapes of distributions."""
+        estimated = [of.trained for of in self._shapes.values() if of.estimated]
+        shapes = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
         if self.fixed is not None:
-            return {}
+            return shapes
         k = len(self.names)
-        values = {self.of: positive_init(streams, self.of, k, dtype)}
+        values = {self.of: positive_init(streams, self.of, k, dtype), **shapes}
         if self.pairs:
             values[self.correlation] = raw_correlation_init(
                 streams, self.correlation, (len(self.pairs),), dtype
@@ -123,7 +190,9 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale = functional.softplus(values[self.of]).unbind(0)
+        scale: Sequence[Tensor] = functional.softplus(values[self.of]).unbind(0)
+        if (sizes := self.sizes) is not None:
+            scale = [sd * size for sd, size in zip(scale, sizes, strict=True)]
         if not self.pairs:
             return diagonal(scale)
         return lower_from_raw(scale, values[self.correlation].unbind(0), self.pairs)

@@ -35,15 +35,16 @@ class Normal(NamedTuple):
     (B,) or the shape of predictions, which does not move with the prediction.
 
     Their -2 log density, without log 2 pi, is ``misfit`` + 2 ``log_scale``; None where these are
-    (deviation / sd)^2 and log sd. Where ``below``, the deviation is that of a limit, and all that is
-    known is that the observation lies below it.
+    (deviation / sd)^2 and log sd. Where ``censored``, the deviation is that of a limit, and all that is
+    known is that the observation lies beyond it, below or above it as ``side`` is 1 or -1.
     """
 
     deviation: Tensor
     sd: Tensor
     misfit: Tensor | None = None
     log_scale: Tensor | None = None
-    below: Tensor | None = None
+    censored: Tensor | None = None
+    side: Tensor | float = 1.0
 
     def shifted(self, shift: Tensor) -> "Normal":
         """Seen from a prediction that is lower by ``shift``."""
@@ -68,6 +69,8 @@ class ErrorModel(Protocol):
     size: float = 1.0
     """Of a usual level, in the unit of the data: an additive sigma that is estimated begins, and has its
     prior, as a part of it."""
+    above_zero: bool = False
+    """Whether its likelihood is given that levels are above 0 (Beal's M4)."""
     logged: bool = False
     """Whether its likelihood is that of the logarithms of levels, which the data set gives."""
 
@@ -121,8 +124,25 @@ class ErrorModel(Protocol):
         """Residuals that are standard normal, or of variance 1, where the model is right."""
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
-        """See ``Deviance``; of a censored observation, which lies somewhere below its dv, the probability of
+        """See ``Deviance``; of a censored observation, which lies somewhere beyond its dv, the probability of
         that takes the place of a density."""
+
+    def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> "ErrorModel":
+        """The same with the spread that it has at ``typical`` predictions, whatever the prediction is: what
+        NONMEM takes where there is no interaction of eta and epsilon.
+
+        :raises InputError: it has none.
+        """
+        del values, typical
+        raise InputError(
+            "objective.formulation=nonmem needs an error with an sd, which this one has not; choose "
+            "objective=focei"
+        )
+
+    def transformation(self, population: Population) -> Tensor:
+        """What -2 log L of each subject has beside that of the observations in the form in which the error is
+        normal, (1, N, B): of log-normal ones 2 sum log y."""
+        return torch.zeros_like(population.present)[None]
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
@@ -133,7 +153,8 @@ class ErrorModel(Protocol):
         """
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
-        """log p(y | f) of each observation, constants included; log P(y < dv | f) where it is censored."""
+        """log p(y | f) of each observation, constants included; log P(y < dv | f), or of y > dv, where it is
+        censored."""
         value = self.deviance(values, prediction, population).value
         if population.censored is None:
             return -0.5 * (value + LOG_2PI)
@@ -162,10 +183,15 @@ class ErrorModel(Protocol):
         along a straight line: by default such that slope and expected curvature are those of ``deviance``."""
         value, sd, pull, curvature = self.deviance(values, prediction, population)
         if curvature is not None:
-            # A censored observation far below its limit tells nothing: of 0 the root would have no slope.
-            root = curvature.clamp(min=torch.finfo(curvature.dtype).eps ** 2).sqrt()
+            root = root_of(curvature)
             pull, sd = pull / root, sd / root
         return Normal(-pull * sd, sd, value, torch.zeros_like(value))
+
+
+def root_of(curvature: Tensor) -> Tensor:
+    """Its square root. A censored observation far beyond its limit tells nothing: of 0 the root would have no
+    slope."""
+    return curvature.clamp(min=torch.finfo(curvature.dtype).eps ** 2).sqrt()
 
 
 def check_fixed(error: ErrorModel) -> None:

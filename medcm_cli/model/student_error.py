@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medcm_cli.checks import number
 from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
 from medcm_cli.model.normal_error import SummedSpread
 from medcm_cli.model.residual_error import Deviance
 from medcm_cli.numerics.student import (
@@ -31,6 +32,8 @@ class StudentError(SummedSpread):
     def __post_init__(self) -> None:
         super().__post_init__()
         number("error.degrees", self.degrees, above=2, most=1000)
+        if self.above_zero:
+            raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
 
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
         """The standard normal quantile of (y - f) / s."""
@@ -38,12 +41,13 @@ class StudentError(SummedSpread):
         return normal_quantile_of_t((dv - prediction) / scale, self.degrees)
 
     def log_density(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Tensor:
-        """log t((y - f) / s) - log s, or the log probability of lying below the limit where censored."""
+        """log t((y - f) / s) - log s, or the log probability of lying beyond the limit where censored."""
         scale, _ = self.sd(values, prediction)
         x = (population.dv - prediction) / scale
         terms = t_log_density(x, self.degrees) - torch.log(scale)
         if population.censored is not None:
-            terms = torch.where(population.censored > 0, t_log_probability_below(x, self.degrees), terms)
+            beyond = t_log_probability_below(population.side * x, self.degrees)
+            terms = torch.where(population.censored > 0, beyond, terms)
         return terms
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
@@ -60,10 +64,10 @@ class StudentError(SummedSpread):
         curvature = (degrees + 1 + 2 * degrees * slope * slope) / (degrees + 3)
         curvature = curvature.expand_as(x)
         if population.censored is not None:
-            below = population.censored > 0
-            rate = torch.exp(t_log_density(x, degrees) - t_log_probability_below(x, degrees)) * tilt
-            pull = torch.where(below, rate, pull)
-            curvature = torch.where(below, rate * rate, curvature)
+            censored, side = population.censored > 0, population.side
+            rate = torch.exp(t_log_density(x, degrees) - t_log_probability_below(side * x, degrees)) * tilt
+            pull = torch.where(censored, side * rate, pull)
+            curvature = torch.where(censored, rate * rate, curvature)
         return Deviance(value, scale, pull, curvature)
 
     def draw(

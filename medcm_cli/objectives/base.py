@@ -122,10 +122,10 @@ class Objective(Protocol):
         """Posterior mean (K, N, B) and covariance (K, K, N, B) of eta under the trained values, None without
         eta."""
 
-    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor | None:
+    def draw(self, model: Model, state: State, streams: Sequence[Stream], count: int) -> Tensor | None:
         """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers; None of an
         objective without a q."""
-        del state, streams, count
+        del model, state, streams, count
         return None
 
     def population_posterior(self, model: Model, values: Values) -> PopulationPosterior | None:
@@ -152,13 +152,19 @@ class Criterion:
     noise: Tensor | None = None
 
 
-def refuse_censored(objective: str, population: Population) -> None:
+def refuse_censored(objective: str, model: Model, population: Population) -> None:
     """For objectives that need a normal density for every observation.
 
-    :raises InputError: the population has censored observations.
+    :raises InputError: the population has censored observations, or they are given above 0.
     """
+    if model.error.above_zero:
+        raise InputError(
+            f"{objective} has no likelihood given that levels are above 0 (dataset.blq=M4); choose "
+            "objective=foce (joint) or vi"
+        )
     if population.censored is not None:
         raise InputError(
-            f"{objective} has no likelihood for observations below the limit of quantification (cens 1); "
+            f"{objective} has no likelihood for observations beyond a limit of quantification (cens 1 or "
+            "-1); "
             "choose objective=foce (joint) or vi"
         )

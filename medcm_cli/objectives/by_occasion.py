@@ -38,9 +38,17 @@ class ByOccasion(NamedTuple):
     there: Tensor | None = None
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor], there: Tensor | None) -> "ByOccasion":
-        """From trained values (``init``). :param there: (R, 1, N, B), of each random effect."""
+    def of(
+        cls, values: Mapping[str, Tensor], sizes: Sequence[float] | None, there: Tensor | None
+    ) -> "ByOccasion":
+        """From trained values (``init``).
+
+        :param sizes: what each random effect is counted in there. :param there: (R, 1, N, B), of each.
+        """
         mean, sd, cross = values["q.mean"], functional.softplus(values["q.sd"]), values["q.cross"]
+        if sizes is not None:
+            size = mean.new_tensor(sizes).view(-1, 1, 1)
+            mean, sd = mean * size, sd * size
         pairs = len(values.get("q.correlation", ()))
         first = (1 + math.isqrt(1 + 8 * pairs)) // 2
 

@@ -153,14 +153,20 @@ def init(
     return values | (flow_init(streams, shape, dtype) if family == "flow" else {})
 
 
-def posterior(family: str, values: Mapping[str, Tensor], there: Tensor | None = None) -> Posterior:
+def posterior(
+    family: str,
+    values: Mapping[str, Tensor],
+    sizes: Sequence[float] | None = None,
+    there: Tensor | None = None,
+) -> Posterior:
     """q of the trained values.
 
+    :param sizes: what each random effect is counted in there (``RandomEffects.sizes``).
     :param there: (K, 1, N, B), 1 of a random effect that a subject has, and 0 of the others, of which there
         is no density; None where all have all.
     """
     if "q.cross" in values:
-        return ByOccasion.of(values, there)
+        return ByOccasion.of(values, sizes, there)
     mean, sd, correlation = (values.get(f"q.{name}") for name in ("mean", "sd", "correlation"))
     assert mean is not None
     assert sd is not None
@@ -168,6 +174,7 @@ def posterior(family: str, values: Mapping[str, Tensor], there: Tensor | None = 
         mean, sd = mean[:, :, None], sd[:, :, None]
         correlation = None if correlation is None else correlation[:, :, None]
         log_weight = torch.log_softmax(values["q.weight"], 0)[:, None]
-        return Mixture(Gaussian.from_raw(mean, sd, correlation), log_weight)
-    gaussian = Gaussian.from_raw(mean, sd, None if family == "mean_field" else correlation, there)
+        return Mixture(Gaussian.from_raw(mean, sd, correlation, sizes), log_weight)
+    correlation = None if family == "mean_field" else correlation
+    gaussian = Gaussian.from_raw(mean, sd, correlation, sizes, there)
     return Flow.of(gaussian, values) if family == "flow" else gaussian

@@ -41,17 +41,21 @@ class Fo(Objective):
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
         """See ``Objective.init``. :raises InputError: censored observations."""
-        refuse_censored("objective=fo", population)
+        refuse_censored("objective=fo", model, population)
         return State(model.init(streams, dtype))
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``; the gradient flows through G."""
         del noise
+        return population.sum_subjects(self.of_subjects(model, population, state))
+
+    def of_subjects(self, model: Model, population: Population, state: State) -> Tensor:
+        """-2 log L of each subject, without n log(2 pi), of the linearised model: (1, N, B)."""
         values = state.trained
         prediction, columns = model.linearise(model.typical(values, population), population)
         seen = model.error.as_normal(values, prediction, population)
         terms = marginal(population, seen, columns, model.prior_cholesky(values, population))
-        return population.sum_subjects(terms.log_det + terms.quadratic)
+        return terms.log_det + terms.quadratic
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Modes of eta and the inverse of the information there."""

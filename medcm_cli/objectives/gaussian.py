@@ -36,12 +36,23 @@ class Gaussian(NamedTuple):
 
     @classmethod
     def from_raw(
-        cls, mean: Tensor, sd: Tensor, correlation: Tensor | None, there: Tensor | None = None
+        cls,
+        mean: Tensor,
+        sd: Tensor,
+        correlation: Tensor | None,
+        sizes: Sequence[float] | None = None,
+        there: Tensor | None = None,
     ) -> "Gaussian":
-        """From values with K, or its pairs, as first dimension; uncorrelated where there are none."""
-        scale = functional.softplus(sd).unbind(0)
+        """From values with K, or its pairs, as first dimension; uncorrelated where there are none.
+
+        :param sizes: what each of the K is counted in there, 1 by default.
+        """
+        scale: Sequence[Tensor] = functional.softplus(sd).unbind(0)
+        centre: Sequence[Tensor] = mean.unbind(0)
+        if sizes is not None:
+            scale, centre = ([x * size for x, size in zip(xs, sizes, strict=True)] for xs in (scale, centre))
         lower = diagonal(scale) if correlation is None else lower_from_raw(scale, correlation.unbind(0))
-        return cls(list(mean.unbind(0)), lower, there)
+        return cls(list(centre), lower, there)
 
     def points(self, eps: Sequence[Tensor]) -> list[Tensor]:
         """mu + L eps."""

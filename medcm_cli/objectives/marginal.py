@@ -39,9 +39,10 @@ def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], om
     r'C^-1 r = r'Sigma^-1 r - |chol(M)^-1 W' Sigma^-1/2 r|^2. Omega is never inverted, so it may be nearly
     singular.
 
-    An observation known to lie below a limit has likelihood Phi(z), z = (limit - f) / sd, in place of a
-    normal density: its information on f is lambda (lambda + z) / sd^2 in place of 1 / sd^2 (see ``hazard``),
-    and it has no part in Sigma. One that is not normal has a -2 log density of its own (``Normal``).
+    An observation known to lie below a limit has likelihood Phi(z), z = (limit - f) / sd, and one above it
+    Phi(-z), in place of a normal density: its information on f is lambda (lambda + z) / sd^2 in place of 1 /
+    sd^2 (see ``hazard``), and it has no part in Sigma. One that is not normal has a -2 log density of its own
+    (``Normal``).
 
     :param seen: r and Sigma, (T, 1, N, B). :param columns: those of G.
     """
@@ -49,9 +50,9 @@ def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], om
     white = seen.deviation * precision
     loadings = [loading * precision for loading in multiply_lower_transposed(omega, columns)]
     informing = loadings
-    if seen.below is not None:
-        rate, excess = hazard(white)
-        weight = torch.where(seen.below, rate * excess, 1.0)
+    if seen.censored is not None:
+        rate, excess = hazard(seen.side * white)
+        weight = torch.where(seen.censored, rate * excess, 1.0)
         informing = [loading * weight for loading in loadings]
     matrix: Lower = []
     for i, left in enumerate(loadings):
@@ -62,8 +63,8 @@ def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], om
     explained = total([x * x for x in solve_lower(factor, projected)])
     misfit = white * white if seen.misfit is None else seen.misfit
     log_sd = torch.log(seen.sd).expand_as(white) if seen.log_scale is None else seen.log_scale
-    if seen.below is not None:
-        misfit = torch.where(seen.below, -2 * log_probability_below(white), misfit)
-        log_sd = torch.where(seen.below, 0.0, log_sd)
+    if seen.censored is not None:
+        misfit = torch.where(seen.censored, -2 * log_probability_below(seen.side * white), misfit)
+        log_sd = torch.where(seen.censored, 0.0, log_sd)
     residual = population.sum_observations(misfit)
     return Marginal(2 * population.sum_observations(log_sd) + log_det(factor), residual - explained, residual)

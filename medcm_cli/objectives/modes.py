@@ -21,7 +21,8 @@ from medcm_cli.numerics.triangular import (
     total,
 )
 
-BOUND = 3.0  # eta is searched within [-3, 3] (docs/methods.md, "Objectives")
+Reach = Sequence[tuple[Tensor | float, Tensor | float]]
+"""From where to where each random effect is searched."""
 
 
 class Modes(NamedTuple):
@@ -32,7 +33,7 @@ class Modes(NamedTuple):
     converged: Tensor
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Value, half its gradient and half its expected Hessian (lower triangle) with respect to u = L^-1
     eta."""
 
@@ -50,7 +51,8 @@ def find_modes(
     tolerance: float,
     max_iterations: int,
 ) -> Modes:
-    """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta within [-3, 3], for each subject.
+    """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta, for each subject, as far as the
+    distributions of parameters reach: within [-3, 3] of those that are exponential.
 
     Fisher scoring with Levenberg-Marquardt damping per subject, in u = L^-1 eta with Omega = L L', where the
     prior is u'u and a nearly singular Omega does no harm. For Gaussian observations with mean f and sd s(f)
@@ -70,18 +72,19 @@ def find_modes(
     zeta = model.typical(values, population)
     omega = model.prior_cholesky(values, population)
 
-    def evaluate(u: Sequence[Tensor]) -> _Point:
-        return _evaluate(model, values, zeta, omega, population, u)
+    def at(u: Sequence[Tensor]) -> Point:
+        return evaluate(model, values, zeta, omega, population, u)
 
-    search = _begin(evaluate, solve_lower(omega, [value.clamp(-BOUND, BOUND) for value in start]))
+    reach = model.reach(zeta, population)
+    search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
-        candidate = _candidate(omega, search)
+        candidate = _candidate(omega, search, reach)
         change = [old - new for old, new in zip(search.u, candidate, strict=True)]
         moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
         search = _arrive(search, candidate, moved <= tolerance)
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, change, evaluate(candidate))
+        search = _judge(search, candidate, change, at(candidate))
     return Modes(multiply_lower(omega, search.u), search.converged)
 
 
@@ -90,24 +93,24 @@ class _Search(NamedTuple):
     has ``converged``, and whether it is ``done``, for better or worse."""
 
     u: list[Tensor]
-    at: _Point
+    at: Point
     damping: Tensor
     converged: Tensor
     done: Tensor
 
 
-def _begin(evaluate: Callable[[Sequence[Tensor]], _Point], u: list[Tensor]) -> _Search:
+def _begin(evaluate: Callable[[Sequence[Tensor]], Point], u: list[Tensor]) -> _Search:
     at = evaluate(u)
     nobody = torch.zeros_like(at.value, dtype=torch.bool)
     return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
 
 
-def _candidate(omega: Lower, search: _Search) -> list[Tensor]:
+def _candidate(omega: Lower, search: _Search, reach: Reach) -> list[Tensor]:
     """Where a damped step leads."""
     damped = [[*row[:-1], row[-1] * (1 + search.damping)] for row in search.at.information]
     factor = cholesky(damped)
     step = solve_lower_transposed(factor, solve_lower(factor, search.at.gradient))
-    return _within_bounds(omega, [value - s for value, s in zip(search.u, step, strict=True)])
+    return _within(omega, reach, [value - s for value, s in zip(search.u, step, strict=True)])
 
 
 def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
@@ -118,7 +121,7 @@ def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
 
 
-def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: _Point) -> _Search:
+def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: Point) -> _Search:
     """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
     at, damping = search.at, search.damping
     rounding = 1000 * torch.finfo(at.value.dtype).eps
@@ -150,7 +153,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
     zeta = model.typical(values, population)
     omega = model.prior_cholesky(values, population)
     start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
-    gradient = _evaluate(model, values, zeta, omega, population, start).gradient
+    gradient = evaluate(model, values, zeta, omega, population, start).gradient
     # Subjects do not share etas, so a sum over them has the gradient of each.
     hessian = [torch.autograd.grad(part.sum(), start, retain_graph=True) for part in gradient]
     with torch.no_grad():
@@ -160,7 +163,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        moves = (torch.stack(list(eta)).abs() < BOUND * (1 - 1e-6)).all(0)
+        moves = inside(model.reach(zeta, population), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
@@ -174,7 +177,7 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     information there: (K, K, N, B)."""
     omega = model.prior_cholesky(values, population)
     zeta = model.typical(values, population)
-    at = _evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
+    at = evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
     factor = cholesky(at.information)
     zero = torch.zeros_like(at.value)
     halves = [  # L (information)^-1 L', by rows of L
@@ -184,9 +187,10 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
     return dense([[_dot(left, right) for right in halves] for left in halves])[:, :, 0]
 
 
-def _evaluate(
+def evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
-) -> _Point:
+) -> Point:
+    """What modes minimise, at ``u`` of (S, N, B) each."""
     prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
     terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
@@ -195,20 +199,32 @@ def _evaluate(
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]
         information.append([*row[:-1], row[-1] + 1])
-    return _Point(
+    return Point(
         population.sum_observations(terms) + total([x * x for x in u]),
         [population.sum_observations(loading * pull) + x for loading, x in zip(loadings, u, strict=True)],
         information,
     )
 
 
-def _within_bounds(omega: Lower, u: list[Tensor]) -> list[Tensor]:
+def inside(reach: Reach, eta: Sequence[Tensor]) -> Tensor:
+    """Modes that are at no bound, (1, N, B)."""
+    near = 1 - 1e-6
+    free = [(e > near * low) & (e < near * high) for e, (low, high) in zip(eta, reach, strict=True)]
+    return torch.stack(free).all(0)
+
+
+def _within(omega: Lower, reach: Reach, u: list[Tensor]) -> list[Tensor]:
     eta = multiply_lower(omega, u)
-    outside = torch.stack([e.abs() > BOUND for e in eta]).any(0)
+    beyond = [(e < low) | (e > high) for e, (low, high) in zip(eta, reach, strict=True)]
+    outside = torch.stack(beyond).any(0)
     if nowhere(outside):
         return u
-    inside = solve_lower(omega, [e.clamp(-BOUND, BOUND) for e in eta])
+    inside = solve_lower(omega, _clamped(eta, reach))
     return [torch.where(outside, i, x) for i, x in zip(inside, u, strict=True)]
+
+
+def _clamped(eta: Sequence[Tensor], reach: Reach) -> list[Tensor]:
+    return [torch.clamp(e, low, high) for e, (low, high) in zip(eta, reach, strict=True)]  # type: ignore[arg-type]
 
 
 def _times(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
@@ -221,10 +237,10 @@ def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return total([a * b for a, b in zip(left, right, strict=True)])
 
 
-def _merge(accept: Tensor, new: _Point, old: _Point) -> _Point:
+def _merge(accept: Tensor, new: Point, old: Point) -> Point:
     if everywhere(accept):
         return new
-    return _Point(
+    return Point(
         torch.where(accept, new.value, old.value),
         [torch.where(accept, a, b) for a, b in zip(new.gradient, old.gradient, strict=True)],
         [

@@ -135,7 +135,7 @@ class Vi(Objective):
         assert noise is not None
         values, k = state.trained, model.size(population)
         eps = noise[:k].unbind(0)
-        q = families.posterior(self.family, values, model.there(population))
+        q = families.posterior(self.family, values, model.sizes(k), model.there(population))
         eta = q.points(eps)
         weights = q.weights(self._draws)
         known = values
@@ -176,13 +176,13 @@ class Vi(Objective):
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of q; of a flow, over a fixed quasi-random sample."""
-        del model, population
-        return families.posterior(self.family, state.trained).moments()
+        sizes = model.sizes(model.size(population))
+        return families.posterior(self.family, state.trained, sizes).moments()
 
     @torch.no_grad()
-    def draw(self, state: State, streams: Sequence[Stream], count: int) -> Tensor:
+    def draw(self, model: Model, state: State, streams: Sequence[Stream], count: int) -> Tensor:
         """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers."""
-        q = families.posterior(self.family, state.trained)
+        q = families.posterior(self.family, state.trained, model.sizes(len(state.trained["q.mean"])))
         *_, n, _ = state.trained["q.mean"].shape
         shape = n, q.numbers, count
         noise = per_fit(streams, lambda g: g.standard_normal(shape), "draws", state.trained["q.mean"].dtype)

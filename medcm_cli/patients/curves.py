@@ -126,6 +126,7 @@ def _observations(study: Study, events: EventTable) -> pd.DataFrame:
             "time": events.time[rows],
             "level": events.dv[rows] * study.scale,
             "censored": events.censored[rows],
+            "above": events.above[rows],
             "on_curve": in_force(events)[rows],
         }
     )

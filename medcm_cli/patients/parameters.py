@@ -29,7 +29,8 @@ def individual_parameters(
     """
     zeta = study.fits.model.typical(study.fits.estimates, population)
     z = zeta if eta is None else study.fits.model.individual(zeta, eta, population)
-    z = {name: value[-1] if value.ndim == 4 else value for name, value in z.items()}
+    shapes = study.fits.model.random_effects.shapes(study.fits.estimates)
+    z = {name: value[-1] if value.ndim == 4 else value for name, value in z.items() if name not in shapes}
     last = study.fits.model.pk.half_life(z)
     shape = (1 if eta is None else len(eta[0]), *population.present.shape[:1], len(study.fits.records))
     every = z if last is None else {**z, HALF_LIFE: last}

@@ -64,7 +64,8 @@ def sensitivities(
     """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, or a part of it (``Along``), the same
     shape each; all differentiable.
 
-    With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives").
+    With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives"); of other
+    distributions they are so times dlog z/deta.
     """
     if all(isinstance(one, str) for one in wrt):
         found = [pk.sensitivities(part, own, wrt) for part, own in schedule.apart(z)]

@@ -96,6 +96,13 @@ class PkModel(Protocol):
         return None
 
     @property
+    def above_zero(self) -> tuple[str, ...]:
+        """Parameters that have no meaning at 0 or below, such as clearances, volumes and what doses follow;
+        those of equations of one's own may be of any sign."""
+        of_doses = {*self.lag.values(), *self.durations.values(), *self.bioavailability.values()}
+        return tuple(name for name in self.parameters if name in _UNITS or name in of_doses)
+
+    @property
     def units(self) -> dict[str, str]:
         """Parameter -> its unit, as far as it is known. In braces: ``time`` and ``amount``, those of the
         data."""

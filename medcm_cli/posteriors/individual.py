@@ -5,6 +5,7 @@ for a fit are quasi-random and the same for every subject, so that a patient's p
 who else is in the file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from scipy.special import gammaincinv
 from torch import Tensor
-from torch.nn import functional
 
 from medcm_cli.checks import one_of
 from medcm_cli.data import Population
@@ -24,14 +24,13 @@ from medcm_cli.numerics.triangular import (
     cholesky,
     covariance,
     dense,
-    diagonal,
-    lower_from_raw,
     multiply_lower,
     solve_lower,
     total,
 )
 from medcm_cli.objectives import State
-from medcm_cli.objectives.modes import BOUND, find_modes, laplace_covariance
+from medcm_cli.objectives.gaussian import Gaussian
+from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.objectives.vi import Vi
 
 METHODS = ("importance", "laplace", "variational")
@@ -139,7 +138,7 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
     if not bool(unmet.any()):
         return mode, converged
     points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(_SCREENED, dtype=dtype)
-    eta = [BOUND * (2 * column - 1)[:, None, None] for column in points.T]
+    eta = _spread_out(model, values, population, points)
     at_once = max(1, _ELEMENTS // (_SCREENED * fits * len(population.time)))
     for numbers in torch.nonzero(unmet).flatten().split(at_once):
         some = _some(population, numbers)
@@ -154,6 +153,21 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
         ]
         converged = converged.index_copy(1, numbers, torch.where(higher, ended, converged[:, numbers]))
     return mode, converged
+
+
+def _spread_out(model: Model, values: Values, population: Population, points: Tensor) -> list[Tensor]:
+    """Points (S, K) of (0, 1) over what each random effect reaches, K of (S, 1, B or 1); three sds either way
+    of one that reaches anywhere."""
+    shapes = model.random_effects.shapes(values)
+    spread = []
+    for place, (low, high) in enumerate(model.reach(shapes, population)):
+        share = points[:, place, None, None]
+        if isinstance(high, float) and math.isinf(high):
+            row = model.prior_cholesky(values, population)[place]
+            high = 3 * total([entry * entry for entry in row]).sqrt()
+            low = -high
+        spread.append((low + (high - low) * share).to(points.dtype))
+    return spread
 
 
 def _finite(log_density: Tensor) -> Tensor:
@@ -260,7 +274,9 @@ def _variational(
 ) -> tuple[list[Tensor], Lower]:
     """Mean and Cholesky factor of q, K of (1, N, B) and of (N, B)."""
     size = len(mode)
-    q = _as_q(mode, lower)
+    sizes = model.sizes(size) or [1.0] * size
+    parts = [m / each for m, each in zip(mode, sizes, strict=True)]
+    q = _as_q(parts, [[entry / each for entry in row] for row, each in zip(lower, sizes, strict=True)])
     q = {name: value.detach().clone().requires_grad_() for name, value in q.items()}
     noise = torch.stack(_normal(streams, "individual", size, _SAMPLES, mode[0].dtype))
     noise = noise.expand(-1, -1, mode[0].shape[1], -1)
@@ -275,10 +291,8 @@ def _variational(
         optimizer.step()
         schedule.step()
     done = {name: value.detach() for name, value in q.items()}
-    sd = functional.softplus(done["q.sd"]).unbind(0)
-    raw = done.get("q.correlation")
-    found = diagonal(sd) if raw is None else lower_from_raw(sd, raw.unbind(0))
-    return [mean[None] for mean in done["q.mean"].unbind(0)], found
+    found = Gaussian.from_raw(done["q.mean"], done["q.sd"], done.get("q.correlation"), model.sizes(size))
+    return [mean[None] for mean in found.mean], found.lower
 
 
 def _as_q(mode: Sequence[Tensor], lower: Lower) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from medcm_cli.report.comparison import Comparison, Difference, Measure, compare
 from medcm_cli.report.section import Section, decimals
-from medcm_cli.report.tables import effects_of
+from medcm_cli.report.tables import effects_of, scales_of
 from medcm_cli.runs import SIGMAS
 from medcm_cli.runs.summary import estimates_of, label_of
 
@@ -88,6 +88,8 @@ def estimates(fits: pd.DataFrame, typical: Mapping[str, str]) -> Section | None:
     units = {f"sigma_{part}": unit.format(reported=level) for part, unit in SIGMAS.items()}
     units |= {"omega": "log scale", **typical}
     effects = effects_of(fits[fits["omega_1"].notna()]) if "omega_1" in fits else []
+    scales = enumerate(scales_of(fits[fits["omega_1"].notna()]) if "omega_1" in fits else [], 1)
+    units |= {f"omega_{place}": scale for place, scale in scales}
     titles = {
         name: f"{label_of(name, effects)}, {units.get(name, units.get(name.partition('_')[0], '-'))}"
         for name in columns

@@ -68,7 +68,10 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
     single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
     effects = effects_of(table)
-    shown = {name: label_of(name, effects) for name in (f"omega_{i}" for i in single)}
+    scales = scales_of(table)
+    shown = {
+        f"omega_{i}": ", ".join([label_of(f"omega_{i}", effects), *scales[int(i) - 1 :][:1]]) for i in single
+    }
     shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
     shown |= {f"rho_{ij}": "rho" if len(single) == 2 else label_of(f"rho_{ij}", effects) for ij in pairs}
     return shown | {
@@ -92,6 +95,13 @@ def effects_of(rows: pd.DataFrame) -> list[str]:
     """The parameters that the random effects of fits or methods belong to; none where they have several."""
     found = set(rows["random_effects"]) if "random_effects" in rows else set()
     return str(found.pop()).split(", ") if len(found) == 1 and UNKNOWN not in found else []
+
+
+def scales_of(rows: pd.DataFrame) -> list[str]:
+    """What the random effects of fits or methods are on, where some are not on the log scale and all rows
+    agree; none otherwise."""
+    found = set(rows["effect_scales"]) if "effect_scales" in rows else set()
+    return str(found.pop()).split("; ") if len(found) == 1 and not rows["effect_scales"].isna().any() else []
 
 
 def _typical(units: Mapping[str, str]) -> dict[str, str]:
@@ -160,6 +170,8 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         f"level, {units['level']}": _spread(held["level"]),
         f"follow-up, {units['time']}": _spread(held["follow_up"]),
     }
+    if above := held.get("above_limit", 0):  # which records of before do not have
+        rows["observations above the limit of quantification"] = str(above)
     for label in ("steady states", "resets", "infusions of a modelled length"):
         if rows[label] == "0":
             del rows[label]
@@ -186,7 +198,11 @@ def _section(title: str, table: pd.DataFrame, counts: Sequence[str], measures: M
     for name in METHOD[1:]:
         if table.groupby("objective")[name].nunique().max() > 1:
             keys.append(name)
-    present = {name: title for name, title in measures.items() if table[f"{name}_median"].notna().any()}
+    present = {
+        name: title
+        for name, title in measures.items()
+        if f"{name}_median" in table and table[f"{name}_median"].notna().any()
+    }
     cells = [
         [
             *(f"{row[name]:g}" if name == "learning_rate" else str(row[name]) for name in keys),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from medcm_cli.errors import InputError
 from medcm_cli.runs.folder import ALIKE
-from medcm_cli.runs.units import SIGMAS, TYPICAL, by_row, columns
+from medcm_cli.runs.units import LOG, SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
@@ -125,8 +125,12 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "unconverged_modes": record.unconverged_modes,
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
+    scales = fit.effect_scales
+    log_normal = [scale == LOG for scale in scales.values()]
+    row |= {} if all(log_normal) else {"effect_scales": "; ".join(scales.values())}
     for name in estimate:
-        if name.startswith("omega_"):  # log-normal (docs/methods.md, "Protocol of the real data")
+        # Of what is log-normal (docs/methods.md, "Protocol of the real data").
+        if name.startswith("omega_") and log_normal[int(name[6:]) - 1 :][:1] != [False]:
             row[f"cv_{name[6:]}"] = 100 * float(np.sqrt(np.expm1(row[name] ** 2)))
     if record.truth and "omega_1" in row:
         row |= _distances(row, record.truth, fit.units.scale)
@@ -230,6 +234,8 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()
         row["random_effects"] = effects[0] if len(effects) == 1 else UNKNOWN
+        scales = group["effect_scales"].dropna().unique() if "effect_scales" in group else ()
+        row |= {"effect_scales": scales[0]} if len(scales) == 1 else {}
         units = group["level_unit"].unique()
         row["level_unit"] = units[0] if len(units) == 1 else "mixed units"
         done = group[status == "complete"]

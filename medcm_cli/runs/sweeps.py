@@ -77,6 +77,12 @@ class Sweep:
         )
 
     @property
+    def effect_scales(self) -> dict[str, str]:
+        """Parameter -> what its random effect is on, as in log scale or mg/L."""
+        method = next((m for m in self.methods if m.mixed), self.methods[0])
+        return method.fits[0].effect_scales
+
+    @property
     def truth(self) -> Mapping[str, Any] | None:
         """``omega``, where the fits have its random effects, and ``sigma``."""
         return self.methods[0].fits[0].record.truth

@@ -16,6 +16,8 @@ from medcm_cli.files import replaced
 
 UNIT = b"unit"
 NONE = "-"
+LOG = "log scale"
+_SCALES = {"logit": "logit scale", "boxcox": "log scale before Box-Cox"}
 TYPICAL = "typical_"
 """What columns of typical parameters begin with, at the covariates that a history's metadata name."""
 REFERENCE = b"reference"
@@ -163,6 +165,31 @@ def _level_before(reported: str, scale: float) -> str:
         return reported
     of_a_ml = scale == 100 and reported.endswith("/dL")
     return f"{reported.removesuffix('/dL')}/mL" if of_a_ml else f"{scale:g} {reported}"
+
+
+def effect_scales(config: Mapping[str, Any], parameters: Mapping[str, str]) -> dict[str, str]:
+    """Parameter that varies between subjects -> in words, what its random effect and the sd of that are on.
+
+    :param config: of a record. :param parameters: parameter -> its unit, as far as it is known.
+    """
+    given = config.get("distributions") or {}
+    found = {}
+    for name in map(str, config.get("random_effects") or ()):
+        kind = given.get(name, "exponential")
+        kind = next(iter(kind)) if isinstance(kind, Mapping) else kind
+        found[name] = {"additive": parameters.get(name, "in its unit"), **_SCALES}.get(str(kind), LOG)
+    return found
+
+
+def occasion_scales(config: Mapping[str, Any], parameters: Mapping[str, str]) -> dict[str, str]:
+    """The same of what varies between the occasions of a subject."""
+    own = (config.get("occasions") or {}).get("parameters")
+    return effect_scales({**config, "random_effects": own}, parameters)
+
+
+def is_scale(scale: str) -> bool:
+    """Whether it is no unit, of what ``effect_scales`` says."""
+    return scale in (LOG, *_SCALES.values())
 
 
 def columns(table: str, known: Mapping[str, str]) -> dict[str, str]:

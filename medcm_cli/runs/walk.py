@@ -13,7 +13,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean
 from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table, separate
-from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, unit_of
+from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, effect_scales, unit_of
 
 FloatArray = npt.NDArray[np.float64]
 # Tables written before columns named their units have these in the model's unit.
@@ -80,6 +80,13 @@ class Fit:
     def random_effects(self) -> tuple[str, ...]:
         """The parameters that random effects belong to, in the order of their numbers."""
         return tuple(map(str, self.record.config.get("random_effects") or ()))
+
+    @property
+    def effect_scales(self) -> dict[str, str]:
+        """Parameter -> what its random effect is on, as in log scale or mg/L."""
+        typical = self.typical.units if self.record.config.get("distributions") else {}
+        units = {name.removeprefix(TYPICAL): unit for name, unit in typical.items()}
+        return effect_scales(self.record.config, units)
 
     @property
     def in_reported_unit(self) -> frozenset[str]:

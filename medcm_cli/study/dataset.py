@@ -90,8 +90,11 @@ def default_data_folder(outputs: str) -> Path:
     return Path(outputs) / "data" / "simulated"
 
 
-def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str, Any] | None:
-    """The dataset's true Omega, None where the fit has other random effects, and sigma."""
+def true_values_of(
+    dataset: Config, random_effects: tuple[str, ...], log_normal: bool = True
+) -> dict[str, Any] | None:
+    """The dataset's true Omega, None where the fit has other random effects or they are not ``log_normal``,
+    and sigma."""
     truth = dataset["truth"]
     if truth is None:
         return None
@@ -116,7 +119,7 @@ def true_values_of(dataset: Config, random_effects: tuple[str, ...]) -> dict[str
         )
     for name, value in sigma.items():
         number(f"dataset.truth.sigma.{name}", value, above=0)
-    same = tuple(names) == random_effects
+    same = log_normal and tuple(names) == random_effects
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
@@ -149,6 +152,7 @@ def format_of(
         until=until,
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
+        blq=dataset["blq"],
         by_occasion=rule is not None and rule.by_column,
     )
 

@@ -27,6 +27,7 @@ LATER: Config = {
     "omega": "full",
     "occasions": None,
     "given": {},
+    "distributions": {},
     "fixed": None,
     "redraws": 20,
     "tail": None,
@@ -44,6 +45,7 @@ LATER_OF: Mapping[str, Config] = {
         "batch_subjects": None,
         "thresholds": None,
         "logged": False,
+        "blq": "M3",
     },
     "network": {"initial": {}},
     "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
@@ -93,6 +95,9 @@ def _own(config: Config) -> dict[str, Any]:
     own = {key: with_names(value, _FIRST_NAMES) for key, value in config.items() if key not in _NOT_IDENTITY}
     if "pk" in own and not own["pk"].get("bioavailability"):  # then there is nothing to keep
         own["pk"] = {key: value for key, value in own["pk"].items() if key != "bioavailability_keeps"}
+    if "objective" in own and own["objective"].get("mode_gradient", "") is None:
+        usual = "implicit" if own["objective"].get("formulation") == "nonmem" else "fixed"
+        own["objective"] = {**own["objective"], "mode_gradient": usual}
     dataset = {k: v for k, v in config.get("dataset", {}).items() if k not in _NOT_OF_DATA}
     if full_units(dataset.get("units")) in (None, UNITS):  # as of before, in h and with its level_unit
         dataset.pop("units", None)

@@ -44,6 +44,7 @@ PROBLEM = (
         "given",
         "omega",
         "occasions",
+        "distributions",
         "fixed",
         "dtype",
     ),
@@ -153,6 +154,7 @@ _LIMITS: Mapping[str, tuple[int, int] | float] = {
     "pk.atol": 1e6,
     **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale"), LARGEST),
 }
+_ALL = ("split.size",)  # null: all that there are
 _CHECKPOINTS = 1_000_000
 _MOST_FITS = 1_000_000
 
@@ -165,7 +167,7 @@ def _check_limits(config: Config, options: Iterable[str]) -> None:
         limit = _LIMITS[option]
         if key in given and isinstance(limit, float):
             number(option, given[key], above=0, most=limit)
-        elif key in given and isinstance(limit, tuple):
+        elif key in given and isinstance(limit, tuple) and not (option in _ALL and given[key] is None):
             whole(option, given[key], *limit)
 
 
@@ -232,6 +234,8 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
     if given == "truth":
         if truth is None:
             raise InputError("fixed=truth: the truth of this dataset is not known (dataset.truth is null)")
+        if config["distributions"]:
+            raise InputError("fixed=truth: the true parameters are log-normal; leave out distributions")
         if truth["random_effects"] != config["random_effects"]:
             raise InputError(
                 f"fixed=truth: the true Omega is that of {truth['random_effects']}, "

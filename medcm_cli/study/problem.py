@@ -14,6 +14,7 @@ from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
+from medcm_cli.model.distributions import Distribution, bounds_of, distributions, in_odds
 from medcm_cli.model.random_effects import PI
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
@@ -63,7 +64,7 @@ class Problem:
         """
         config = with_stand_in(complete_problem({key: config[key] for key in PROBLEM if key in config}))
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
-        truth = true_values_of(dataset, tuple(config["random_effects"]))
+        truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
         needed, occasions = model.network.inputs, config["occasions"]
@@ -152,8 +153,10 @@ def model_of(config: Config) -> Model:
     # Where a record says of no method, it is of before there was another.
     units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
     pk = with_given(pk, config["given"])
-    factors = _of_hours(pk, units.hours)
-    options = config["network"]
+    spread = distributions(config["distributions"], config["random_effects"], _begins(config), pk.above_zero)
+    bounds = bounds_of(spread)
+    factors = {name: of for name, of in _of_hours(pk, units.hours).items() if name not in bounds}
+    options = in_odds(config["network"], bounds)
     if isinstance(options.get("initial"), dict):  # in the data's units
         begin = {name: _over(value, factors.get(name, 1.0)) for name, value in options["initial"].items()}
         options = {**options, "initial": begin}
@@ -163,22 +166,44 @@ def model_of(config: Config) -> Model:
     sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
+    if config["dataset"]["blq"] == "M4" and not error.needs_positive:  # of which all levels are above 0
+        if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
+            raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
+        error = replace(error, above_zero=True)
+    if not isinstance(network, CovariateNetwork):
+        factors = {}
+    effects = RandomEffects(tuple(config["random_effects"]), config["omega"], omega, spread)
     return Model(
-        Rescaled(network, factors) if factors and isinstance(network, CovariateNetwork) else network,
+        Rescaled(network, factors, bounds) if factors or bounds else network,
         pk,
-        RandomEffects(tuple(config["random_effects"]), config["omega"], omega),
+        effects,
         error,
-        _between_occasions(config),
+        _between_occasions(config, effects.distributions),
     )
 
 
-def _between_occasions(config: Config) -> RandomEffects | None:
+def _begins(config: Config) -> dict[str, float]:
+    """Where typical parameters begin, in the units of the data, of those that say it; what is no number is
+    refused elsewhere."""
+    network = config["network"]
+    begin = dict(network.get("initial") or {}) if isinstance(network.get("initial"), dict) else {}
+    for name, of in (network.get("equations") or {}).items():
+        typical = of.get("typical") if isinstance(of, dict) else None
+        if isinstance(typical, dict):
+            typical = typical.get("initial", typical.get("fixed"))
+        begin[name] = typical
+    return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
+
+
+def _between_occasions(config: Config, spread: Mapping[str, Distribution]) -> RandomEffects | None:
     """What varies between the occasions of a subject."""
     given, known = config["occasions"], config["fixed"]
     if given is None:
         return None
     pi = known.get("pi") if isinstance(known, Mapping) else None
-    return RandomEffects(tuple(given["parameters"]), structure_of(given), pi, PI)
+    names = tuple(given["parameters"])
+    own = {name: of for name, of in spread.items() if name in names}
+    return RandomEffects(names, structure_of(given), pi, own, PI)
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

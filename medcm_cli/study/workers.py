@@ -32,6 +32,7 @@ Progress = Callable[[Batch, int, int, float], None]
 
 _FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of imports: not worth it for fewer
 _SLACK = 0.25  # of a process's fair share, by which a job may exceed it without being cut again
+_UNEVEN = 0.1  # of that share, by which processes may end apart
 
 
 def prepare(threads: int) -> None:
@@ -67,9 +68,17 @@ def process_count(option: object, fits: int, device: torch.device = CPU, cores: 
 
 def shares(efforts: Sequence[float], processes: int) -> list[int]:
     """Into how many batches to cut each of some jobs that share processes, from how long each takes: as few
-    as keep every process busy, since an epoch of twice the fits takes less than twice the time."""
+    as keep every process busy, since an epoch of twice the fits takes less than twice the time.
+
+    Efforts are roughly known. The job that takes least comes last and, cut in two, fills what the others
+    leave.
+    """
     fair = sum(efforts) / processes
-    return [max(1, math.ceil(effort / fair - _SLACK)) for effort in efforts]
+    cuts = [max(1, math.ceil(effort / fair - _SLACK)) for effort in efforts]
+    least = min(range(len(efforts)), key=lambda job: efforts[job] / cuts[job])
+    if processes > 1 and len(efforts) > 1 and efforts[least] / cuts[least] > _UNEVEN * fair:
+        cuts[least] += 1
+    return cuts
 
 
 @dataclass(frozen=True)

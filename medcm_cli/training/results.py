@@ -16,7 +16,7 @@ from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
-from medcm_cli.runs.units import amount
+from medcm_cli.runs.units import NONE, amount
 from medcm_cli.training.loop import Trained
 
 GRID_POINTS = 40
@@ -77,6 +77,11 @@ def tables(
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
     typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
+    typical |= _of_effects(model.random_effects.units(parameters))
+    if model.occasions is not None:
+        for name, unit in zip(model.occasions.names, model.occasions.units(parameters), strict=True):
+            columns_of = (f"pi_{name}", f"kappa_{name}_*", f"sd_kappa_{name}_*")
+            typical |= dict.fromkeys(columns_of, unit) if unit != NONE else {}
     known = {
         "objective": objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
@@ -103,6 +108,17 @@ def tables(
             }
         )
     return result
+
+
+def _of_effects(units: Sequence[str]) -> dict[str, str]:
+    """The units of columns of Omega, random effects and their covariances, of those that have one."""
+    found = {}
+    for i, one in enumerate(units):
+        found |= dict.fromkeys((f"omega_{i + 1}", f"eta_{i + 1}"), one) if one != NONE else {}
+        for j, other in enumerate(units[: i + 1]):
+            both = [unit for unit in (other, one) if unit != NONE]
+            found |= {f"cov_{i + 1}{j + 1}": " ".join(both)} if both else {}
+    return found
 
 
 def _rows(trained: Trained, fit: int) -> int:
@@ -252,7 +268,7 @@ def _coefficients(model: Model, trained: Trained) -> dict[str, tuple[Tensor, str
     """Coefficient of the equations of typical parameters -> its values (C, B) and unit."""
     checkpoints, _, fits = trained.checkpoints.shape
     values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
-    found = model.network.coefficients(values)
+    found = model.coefficients(values)
     return {name: (value.reshape(checkpoints, fits), unit) for name, (value, unit, _) in found.items()}
 
 

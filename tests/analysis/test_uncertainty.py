@@ -244,7 +244,10 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
     ("options", "message"),
     [
         (("absent",), "absent: no such folder"),
-        (("--method", "bootstrap"), "--method is 'bootstrap'; expected hessian or sandwich"),
+        (
+            ("--method", "profile"),
+            "--method is 'profile'; expected one of hessian, sandwich, bootstrap, jackknife",
+        ),
         (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
     ],

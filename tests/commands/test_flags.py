@@ -86,7 +86,11 @@ TAKEN = {
     "simulate --folds": "0",
     "summarize --tail": "0 1000000000",
     "plot --epochs": "0 1000000000 1,2",
-    **dict.fromkeys(("plot --fold", "plot --replicate"), "1000000000"),
+    **{
+        f"{command} --{flag}": "1000000000"
+        for command in ("plot", "calibrate")
+        for flag in ("fold", "replicate")
+    },
     "predict --times": "1,2",
     "predict --threshold": "1e9 1000000000 1,2",
     "predict --uses": "0 1000000000 1,2",

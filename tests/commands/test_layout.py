@@ -163,6 +163,7 @@ def test_the_manual_breaks_none_either(width: int, monkeypatch: pytest.MonkeyPat
 
 # Where tables are made that commands print: a table that is made elsewhere is to be walked over below too.
 MADE = {
+    "commands.calibrate",
     "commands.distance",
     "commands.doses",
     "commands.ode_speed",
@@ -222,6 +223,7 @@ def found(place: Path, mixed_fits: Path) -> dict[str, list[Section]]:
         "status": (str(mixed_fits),),
         "data": ("check", str(place / "p.csv"), "--level-unit", "IU/mL", "--amount-unit", "IU"),
         "uncertainty": (str(place / "outputs"),),
+        "calibrate": (str(mixed_fits), "--sets", "1"),
         "distance": (str(place / "draws"), str(mixed_fits)),
         "predict": (*patient, "--draws", "20", "--regimen", str(place / "plan.yaml")),
         "dose": (*patient, "--draws", "20", "--target", "trough>=0.01 IU/mL", "--target", "auc>=1 IU/mL*h"),

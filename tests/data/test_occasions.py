@@ -36,13 +36,13 @@ def read(frame: pd.DataFrame, rule: Rule | None = None, covariates: bool = False
     return with_occasions(read_events(frame, columns, how), rule)
 
 
-def occasion_of(table: EventTable, rows: np.ndarray | None = None) -> list[int]:
+def occasion_of(table: EventTable) -> list[int]:
     """From 0, of each row, by way of its regime."""
     assert table.regimes is not None
     assert table.regimes.occasion is not None
     starts = np.searchsorted(table.regimes.subject, table.subject)
     found = table.regimes.occasion[starts + table.regime]
-    return (found if rows is None else found[rows]).tolist()
+    return [int(number) for number in found]
 
 
 def test_a_column_parts_regimes_as_a_covariate_does() -> None:

@@ -64,7 +64,7 @@ def dense_prior(model: Model, values: Values, population: Population) -> np.ndar
     """The covariance (R, R) of one subject's random effects of the first fit, from raw values by numpy."""
 
     def sd_of(name: str) -> np.ndarray:
-        return np.log1p(np.exp(values[name][:, 0].detach().numpy()))
+        return np.asarray(np.log1p(np.exp(values[name][:, 0].detach().numpy())))
 
     assert model.occasions is not None
     omega = np.diag(sd_of("omega") ** 2)
@@ -89,14 +89,15 @@ def levels(
     since the record before."""
     mine = rows[rows["ID"] == subject]
     amount, last, found = 0.0, 0.0, []
-    for row in mine.itertuples():
+    columns = mine[["TIME", "AMT", "EVID", "OCC"]].to_numpy(dtype=np.float64)
+    for time, given, event, occasion in columns.tolist():
         z = {name: zeta[name] * np.exp(eta[k]) for k, name in enumerate(("CL", "V1"))}
         for k, name in enumerate(own):
-            z[name] = z[name] * np.exp(eta[2 + (row.OCC - 1) * len(own) + k])
-        amount = amount * np.exp(-z["CL"] / z["V1"] * (row.TIME - last))
-        last = row.TIME
-        if row.EVID == 1:
-            amount = amount + row.AMT
+            z[name] = z[name] * np.exp(eta[2 + (int(occasion) - 1) * len(own) + k])
+        amount = amount * np.exp(-z["CL"] / z["V1"] * (time - last))
+        last = time
+        if event == 1:
+            amount = amount + given
         else:
             found.append(amount / z["V1"])
     return np.array(found)
@@ -120,7 +121,7 @@ def typical(model: Model, values: Values, population: Population) -> dict[str, f
 
 def sigma_of(model: Model, values: Values, f: np.ndarray) -> np.ndarray:
     parts = np.log1p(np.exp(values["sigma"][:, 0].detach().numpy()))
-    of = dict(zip(model.error.components, parts, strict=True))  # type: ignore[attr-defined]
+    of = dict(zip(model.error.components, parts, strict=True))
     return np.asarray(of.get("additive", 0.0) + of.get("proportional", 0.0) * f)
 
 

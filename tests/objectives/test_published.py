@@ -13,7 +13,7 @@ import torch
 from scipy import optimize
 
 from medcm_cli.model import Model
-from medcm_cli.objectives import Fo, Foce, Objective, State
+from medcm_cli.objectives import Fo, Foce, Focei, Objective, State
 from medcm_cli.study.problem import Problem
 from tests.helpers import SHARED, STREAMS, configuration
 
@@ -138,3 +138,25 @@ def test_objectives_are_the_referees(name: str, method: str, objective: Objectiv
     assert got == pytest.approx(referee(case, method), abs=1e-6)
     if method == "fo" and case.nonmem is not None:
         assert got == pytest.approx(case.nonmem, abs=0.001)
+
+
+# OFV by NONMEM: FO, FOCE, FOCE with INTERACTION.
+NONMEM = {
+    "additive": (0.026, -2.059, -2.059),
+    "proportional": (39.213, 39.207, 39.458),
+    "combined": (43.398, 43.394, 43.554),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("name", NONMEM)
+def test_each_method_is_nonmems(name: str, tmp_path: Path) -> None:
+    model, population, known = given(CASES[name], tmp_path)
+    methods = (Fo(), Foce("nonmem", mode_tolerance=1e-10), Focei(mode_tolerance=1e-10))
+    for objective, want in zip(methods, NONMEM[name], strict=True):
+        state = objective.init(model, population, STREAMS[:1], torch.float64)
+        state = replace(state, trained={**state.trained, **known.trained})
+        state = objective.refresh(model, population, state)
+        with torch.no_grad():
+            got = float(objective.loss(model, population, state, None))
+        assert got == pytest.approx(want, abs=0.001), objective

@@ -113,9 +113,9 @@ def test_a_fit_does_not_depend_on_its_batch(
             if name in together.state.per_subject:
                 own = own[..., : len(folds[fit])]
             torch.testing.assert_close(own, value[..., 0], rtol=1e-8, atol=1e-10, msg=name)
-    drawn = objective.draw(together.state, streams, 5)
+    drawn = objective.draw(model, together.state, streams, 5)
     smaller = replace(together.state, trained=cut(together.state, 1, 7))
-    torch.testing.assert_close(drawn[:, :, :7, 1], objective.draw(smaller, streams[1:2], 5)[..., 0])
+    torch.testing.assert_close(drawn[:, :, :7, 1], objective.draw(model, smaller, streams[1:2], 5)[..., 0])
 
 
 def cut(state: State, fit: int, subjects: int) -> dict[str, Tensor]:

@@ -162,7 +162,8 @@ def test_effects_are_those_of_the_run_folders(swept: Path, epoch: int | None) ->
 def test_every_kind_of_figure_is_there(drawn: dict[str, style.Drawn]) -> None:
     expected = {f"epochs_{measure}" for measure in training.MEASURES} | {"effects", "effects_epoch_2"}
     expected |= {f"goodness_{name}" for name in OBJECTIVES} | {"predictive_check", "random_effects"}
-    expected |= {f"individuals_{name}_01" for name in ("fo", "vi")}  # mse has no individual fits
+    for stem in ("individuals_{}_01", "npde_{}"):  # mse has neither
+        expected |= {stem.format(name) for name in ("fo", "vi")}
     assert set(drawn) == expected
 
 

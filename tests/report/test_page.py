@@ -173,7 +173,7 @@ def test_configuration_is_what_the_records_say(page: Page) -> None:
 
 
 def test_every_figure_is_there_with_words(page: Page, drawn: list[style.Drawn]) -> None:
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     check_images(page, drawn)
 
 
@@ -387,7 +387,7 @@ def test_it_fits_a_phone_and_needs_no_network(written: Path, tmp_path: Path) -> 
     assert [round(one["width"] / 40) for one in sorted(measured, key=lambda one: one["width"])] == [9, 30]
     for one in measured:
         assert one["needed"] <= one["width"]
-        assert one["images"] == one["shown"] == one["named"] == 6
+        assert one["images"] == one["shown"] == one["named"] == 7
         assert one["inside"] == one["scrolls"] == one["focusable"] > 8
         assert set(one["fetched"]) <= {"data:"}
         assert one["title"].startswith(STUDY)  # the question's script did not run

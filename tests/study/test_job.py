@@ -186,9 +186,21 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
     assert Job.build(configuration(copy, outputs, *FOUR, "fold=1")).plan().todo == ()
 
 
-LATER = ("outer", "inner", "omega", "occasions", "given", "fixed", "redraws", "tail", "device")
+LATER = (
+    "outer",
+    "inner",
+    "omega",
+    "occasions",
+    "given",
+    "distributions",
+    "fixed",
+    "redraws",
+    "tail",
+    "device",
+)
 LATER_OF_DATASET = (
     "logged",
+    "blq",
     "columns",
     "keep",
     "bolus_duration",

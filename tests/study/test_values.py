@@ -168,7 +168,12 @@ TAKEN = {
     **dict.fromkeys(("dataset.path", "dataset.events"), "null abc"),
 }
 OF_A_CHOICE = {
+    **{
+        f"objective={name}": {"objective.mode_gradient": "null"}
+        for name in ("foce", "focei", "laplace", "agq")
+    },
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
+    "split=bootstrap": {"split.size": "null"},
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"

@@ -55,13 +55,13 @@ def test_batches_cover_each_fit_once_and_evenly(count: int, most: int | None, pr
     [
         ([7.0], 1, [1]),
         ([7.0], 3, [3]),  # one job has all of them
-        ([1.0, 2.0, 5.0, 2.0], 2, [1, 1, 1, 1]),  # 5 | 1 + 2 + 2
-        ([1.0, 2.0, 5.0, 2.0], 4, [1, 1, 2, 1]),  # 2.5 each
-        ([5.0, 1.0], 2, [2, 1]),
+        ([1.0, 2.0, 5.0, 2.0], 2, [2, 1, 1, 1]),  # 5 | 2 + 2, then half of 1 each
+        ([1.0, 2.0, 5.0, 2.0], 4, [2, 1, 2, 1]),  # 2.5 each
+        ([5.0, 1.0], 2, [2, 2]),
         ([1.0] * 40, 2, [1] * 40),
     ],
 )
-def test_jobs_are_cut_only_where_a_process_would_have_nothing_to_do(
+def test_jobs_are_cut_where_a_process_would_have_nothing_to_do(
     efforts: list[float], processes: int, expected: list[int]
 ) -> None:
     assert shares(efforts, processes) == expected

@@ -35,6 +35,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
     "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
     "foce, linearised": ("objective=foce", "objective.formulation=linearised", "network=truth"),
+    "foce, nonmem": ("objective=foce", "objective.formulation=nonmem", "error=combined"),
+    "focei": ("objective=focei", "error=combined"),
+    "laplace": ("objective=laplace", "error=proportional", "network=fully_connected"),
+    "agq": ("objective=agq", "objective.nodes=3", "error=combined_variances"),
     "foce, minibatches": ("objective=foce", "dataset.batch_subjects=3"),
     "vi": ("objective=vi", "error=combined", "omega=diagonal"),
     "vi, known": ("objective=vi", "fixed=truth"),
@@ -54,6 +58,15 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
+    "distributions": (
+        *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),
+        *("network.initial={Q: 0.2}", "objective.mode_gradient=implicit"),
+        "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
+    ),
+    "distributions, vi": (
+        *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
+        *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
+    ),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
@@ -75,6 +88,7 @@ TABLE = """id,time,evid,amt,rate,ii,ss,addl,dv,cens,wt,vwf
 a,0,1,2000,0,12,1,1,,,70,100
 a,5,0,,,,,,0.9,0,70,110
 a,30,0,,,,,,0.05,1,72,120
+a,31,0,,,,,,0.05,-1,72,120
 b,0,1,1500,3000,0,0,0,,,60,90
 b,2,0,,,,,,0.7,0,60,90
 b,24,4,1500,0,0,0,0,,,60,95
@@ -84,6 +98,7 @@ c,30,0,,,,,,0.4,0,80,150
 """
 OF_TABLE: dict[str, tuple[str, ...]] = {
     "closed form": ("objective=vi",),
+    "above 0": ("objective=foce", "error=combined", "dataset.blq=M4"),
     "lag": (
         "objective=foce",
         "pk=one_compartment_oral",

@@ -13,7 +13,7 @@ from torch.nn import functional
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
+from medcm_cli.objectives import Fo, Foce, Laplace, Mse, Objective, State, Vi
 from medcm_cli.training.loop import Course, Trained, train
 from medcm_cli.training.loss import Evaluation
 from tests.helpers import make_events, make_population, schedule_of
@@ -25,6 +25,7 @@ OBJECTIVES = {
     "fo": Fo(),
     "foce": Foce(mode_tolerance=1e-9),
     "implicit": Foce(mode_tolerance=1e-9, mode_gradient="implicit"),
+    "laplace": Laplace(mode_tolerance=1e-9),
     "vi": Vi(),
 }
 

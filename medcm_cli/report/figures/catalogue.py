@@ -51,7 +51,7 @@ def figures(
     for method, fit, restored in chosen:
         diagnosed.append((method, fit, diagnose(restored)))
     for method, fit, diagnosis in diagnosed:
-        yield goodness.observed_and_predicted(sweep, method, fit, diagnosis)
+        yield from goodness.of_method(sweep, method, fit, diagnosis)
     for drawn in (goodness.predictive_check(sweep, diagnosed), goodness.random_effects(sweep, diagnosed)):
         if drawn is not None:
             yield drawn

@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from scipy.stats import norm
 
 from medcm_cli.analysis import bins
 from medcm_cli.report.figures import style
@@ -60,7 +61,7 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
         style.legend(figure, _scatter_handles(method, mixed))
     words = _residuals_said(seen["residual"], mixed, unit)
     left_out = int(diagnosis.observations["censored"].sum())
-    censored = f" {left_out} observations below the limit are left out." if left_out else ""
+    censored = f" {left_out} observations beyond a limit are left out." if left_out else ""
     return style.Drawn(
         f"goodness_{style.slug(method.label)}",
         f"Goodness of fit, {method.label}",
@@ -122,6 +123,60 @@ def _trend(x: pd.Series, y: pd.Series) -> pd.Series:
     number = bins.numbers(x.to_numpy(np.float64), _PER_TREND, _TRENDS)
     grouped = pd.DataFrame({"x": x.to_numpy(), "y": y.to_numpy()}).groupby(number).median()
     return grouped.set_index("x")["y"]
+
+
+def of_method(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis") -> list[style.Drawn]:
+    """The figures that each method has for itself."""
+    errors = _prediction_errors(sweep, method, fit, diagnosis)
+    return [observed_and_predicted(sweep, method, fit, diagnosis), *([errors] if errors else [])]
+
+
+def _prediction_errors(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagnosis") -> style.Drawn | None:
+    """Npde against the quantiles of a standard normal, time and typical prediction, with the tests of their
+    distribution in the caption; None where there are none."""
+    from medcm_cli.analysis.npde import verdict
+
+    seen = diagnosis.observations[diagnosis.observations["npde"].notna()]
+    if len(seen) < 3:
+        return None
+    ordered = np.sort(seen["npde"].to_numpy(np.float64))
+    normal = norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
+    with style.styled():
+        figure, axes = style.panels(3, 3, 1.9)
+        panels: list[tuple[Any, Any, str]] = [
+            (pd.Series(normal), pd.Series(ordered), "standard normal quantile (-)"),
+            (seen["time"], seen["npde"], f"time, {sweep.units.time}"),
+            (seen["typical"], seen["npde"], f"typical prediction, {sweep.units.reported}"),
+        ]
+        for axis, (x, y, label) in zip(axes, panels, strict=True):
+            _scatter(axis, method, x, y)
+            axis.set_xlabel(label)
+            axis.set_ylabel("npde (-)")
+        most = float(max(np.abs(ordered).max(), normal[-1])) * 1.05
+        axes[0].plot([-most, most], [-most, most], color="black", lw=0.8)
+        for axis in axes[1:]:
+            _around_zero(axis, seen["npde"], True)
+        for axis, x in zip(axes[1:], (seen["time"], seen["typical"]), strict=True):
+            trend = _trend(x, seen["npde"])
+            axis.plot(trend.index, trend, color="black", lw=1.2, ls=(0, (5, 1.5)))
+        style.legend(figure, _scatter_handles(method, True))
+    found = verdict(ordered)
+    words = (
+        f"mean {seen['npde'].mean():z.2f} (Wilcoxon p {found.mean:.2g}), variance {seen['npde'].var():.2f} "
+        f"(chi-squared p {found.variance:.2g}), normal (Shapiro-Wilk p {found.normality:.2g}); the three "
+        f"together p {found.together:.2g}"
+    )
+    return style.Drawn(
+        f"npde_{style.slug(method.label)}",
+        f"Prediction distribution errors, {method.label}",
+        figure,
+        f"Normalised prediction distribution errors (npde; Brendel et al. 2006) of {method.label} "
+        f"({sweep.study}, {sweep.dataset}; {fit.record.address.place}), {len(seen)} observations of "
+        f"{seen['subject'].nunique()} training subjects, from {diagnosis.simulations} simulated data sets. "
+        f"Of a right model they are standard normal: {words}.",
+        f"Quantiles of npde against a normal's, and npde against time and typical prediction: {words}.",
+        seen,
+    )
 
 
 def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
@@ -216,7 +271,7 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     shown = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
     if not shown:
         return None
-    names = sweep.random_effects
+    names, scales = sweep.random_effects, sweep.effect_scales
     data, said = [], []
     with style.styled():
         height = style.row_height(len(shown), 1.55, 0.95)
@@ -228,7 +283,8 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
             _histogram(axis, method, part["eta"], diagnosis.omega[name])
             axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
             axis.set_ylabel("density (-)")
-            axis.set_xlabel(f"{style.symbol('eta', name)}, log scale (-)" if row == len(shown) - 1 else "")
+            label = f"{style.symbol('eta', name)}, {style.on(scales[name])}"
+            axis.set_xlabel(label if row == len(shown) - 1 else "")
             said.append(f"{method.label}, {name}: {percent:z.0f} %")
             data.append(part)
         density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)

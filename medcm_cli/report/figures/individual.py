@@ -131,13 +131,14 @@ def _thresholds(axis: Axes, thresholds: Sequence[float], floor: float, top: floa
 
 
 def _points(axis: Axes, seen: pd.DataFrame, floor: float) -> None:
-    """Levels that were measured; those below a limit, or below the axis, as triangles that point down."""
-    low = seen["censored"] | (seen["level"] < floor)
-    for rows, marker in ((~low, "o"), (low, "v")):
+    """Levels that were measured; those beyond a limit, or below the axis, as open
+    triangles that point there."""
+    low, high = style.beyond(seen, "level", floor)
+    for rows, marker in ((~(low | high), "o"), (low, "v"), (high, "^")):
         at = seen[rows]
         if len(at):  # an empty line that is not clipped would have room made for it
             level = at["level"].clip(lower=floor * 1.1)
-            fill = "none" if marker == "v" else "black"
+            fill = "black" if marker == "o" else "none"
             axis.plot(at["time"], level, marker, color="black", mfc=fill, ms=4, zorder=4, clip_on=False)
 
 
@@ -160,11 +161,13 @@ def _handles(seen: pd.DataFrame, floor: float, thresholds: bool, colour: str) ->
     ]
     mark: dict[str, Any] = {"color": "black", "ls": "none", "ms": 4}
     handles.append(Line2D([], [], marker="^", **mark, label="dose"))
-    low = seen["censored"] | (seen["level"] < floor)
-    if not low.all():
+    low, high = style.beyond(seen, "level", floor)
+    if not (low | high).all():
         handles.append(Line2D([], [], marker="o", **mark, label="measured"))
     if low.any():
         handles.append(Line2D([], [], marker="v", mfc="none", **mark, label="below axis or limit"))
+    if high.any():
+        handles.append(Line2D([], [], marker="^", mfc="none", **mark, label="above limit"))
     if thresholds:
         handles.append(Line2D([], [], color="0.6", lw=0.6, label="threshold"))
     return handles

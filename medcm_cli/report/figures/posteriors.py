@@ -93,14 +93,14 @@ def _fits(method: Method, nuts: draws.Draws) -> Iterator[pa.Table]:
 
 def _labels(grid: npt.NDArray[Any], sweep: Sweep, methods: list[str]) -> None:
     """A row of panels for each method: its name at the right, the random effects at the edges."""
-    names = sweep.random_effects[:2]
+    names, scales = sweep.random_effects[:2], sweep.effect_scales
     for row, label in zip(grid, methods, strict=True):
         right = row[-1]
         text = label.removeprefix("VI, objective.")
         right.text(1.04, 0.5, text, rotation=270, va="center", fontsize=7.5, transform=right.transAxes)
-        row[0].set_ylabel(f"{style.symbol('eta', names[1])}, log scale (-)")
+        row[0].set_ylabel(f"{style.symbol('eta', names[1])}, {style.on(scales[names[1]])}")
     for axis in grid[-1]:
-        axis.set_xlabel(f"{style.symbol('eta', names[0])}, log scale (-)")
+        axis.set_xlabel(f"{style.symbol('eta', names[0])}, {style.on(scales[names[0]])}")
 
 
 def _panel(axis: Axes, method: Method, found: list[pd.DataFrame], eta: Array, place: int) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from matplotlib.ticker import LogFormatter
 
 from medcm_cli.files import one_line, replaced, write_csv
 from medcm_cli.report.figures import dark
+from medcm_cli.runs.units import is_scale
 
 MEDIAN, BAND, ONE_FIT = "median of fits", "95 % of fits", "one fit"  # in legends
 _EDGE = 0.5  # points, of the lines around a band
@@ -117,6 +118,23 @@ def symbol(letter: str, *names: str) -> str:
     r"""omega, CL -> $\omega_{\mathrm{CL}}$."""
     inside = ",".join(re.sub(r"[^A-Za-z0-9]", "", name) for name in names)
     return rf"$\{letter}_{{\mathrm{{{inside}}}}}$"
+
+
+def beyond(seen: pd.DataFrame, column: str, floor: float) -> tuple[pd.Series, pd.Series]:
+    """Which observations lie below a limit, or a ``column`` below the axis' ``floor``, and which above a
+    limit."""
+    above = seen["above"] if "above" in seen else pd.Series(False, index=seen.index)
+    return (seen["censored"] & ~above) | (seen[column] < floor), above
+
+
+def on(scale: str) -> str:
+    """What a random effect is on, with its unit."""
+    return f"{scale} (-)" if is_scale(scale) else scale
+
+
+def of(scale: str) -> str:
+    """What the sd of a random effect is on, or in."""
+    return f"on {scale}" if is_scale(scale) else f"({scale})"
 
 
 SQUARED_OMEGA = r"$N(0, \omega^2)$"

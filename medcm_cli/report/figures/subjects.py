@@ -23,6 +23,7 @@ _DECADES = 6  # of levels that an axis shows, at most
 _ALPHA = {"90": 0.2, "50": 0.35}  # of the bands, the inner one over the outer
 _SEEN: dict[str, Any] = {"color": "black", "marker": "o", "ms": 3, "mew": 0.7, "ls": "none"}
 _BELOW = _SEEN | {"marker": "v", "mfc": "none"}
+_ABOVE = _SEEN | {"marker": "^", "mfc": "none"}
 _BANDS = (
     "median and 50 and 90 % credible bands of the level, given the fit's estimates; dashed: typical curve"
 )
@@ -70,10 +71,11 @@ def subjects(
             _points(axis, seen[seen["subject"] == subject], floor)
             axis.set_title(style.named(subject, 28), pad=2, fontsize=7)
         _label(axes, sweep.units)
-        low = bool((seen["censored"] | (seen["dv"] < floor)).any())
-        handles = _handles(method.label, colour, low)
+        low, high = (bool(rows.any()) for rows in style.beyond(seen, "dv", floor))
+        handles = _handles(method.label, colour, low, high)
         figure.legend(handles=handles, loc="upper center", ncols=len(handles), columnspacing=1.2)
     triangles = f" Open triangles: below {floor:.3g} {sweep.units.reported} or a limit." if low else ""
+    triangles += " Open triangles that point up: above a limit." if high else ""
     where = f"page {page} of {pages(diagnosis)}" if pages(diagnosis) > 1 else ""
     return style.Drawn(
         f"individuals_{style.slug(method.label)}_{page:02d}",
@@ -124,9 +126,9 @@ def _curves(axis: Axes, curves: pd.DataFrame, colour: str, floor: float) -> None
 
 
 def _points(axis: Axes, points: pd.DataFrame, floor: float) -> None:
-    """What was observed; below a limit or the axis an open triangle."""
-    low = points["censored"] | (points["dv"] < floor)
-    for rows, look in ((~low, _SEEN), (low, _BELOW)):
+    """What was observed; beyond a limit or the axis an open triangle."""
+    low, high = style.beyond(points, "dv", floor)
+    for rows, look in ((~(low | high), _SEEN), (low, _BELOW), (high, _ABOVE)):
         some = points[rows]
         if len(some):
             axis.plot(some["time"], some["dv"].clip(lower=floor), **look, clip_on=False, zorder=4)
@@ -143,10 +145,11 @@ def _label(axes: list[Axes], units: Units) -> None:
             axis.set_ylabel(f"level, {units.reported}")
 
 
-def _handles(label: str, colour: str, low: bool) -> list[Artist]:
+def _handles(label: str, colour: str, low: bool, high: bool) -> list[Artist]:
     return [
         Line2D([], [], **_SEEN, label="observed"),
         *([Line2D([], [], **_BELOW, label="below axis or limit")] if low else []),
+        *([Line2D([], [], **_ABOVE, label="above limit")] if high else []),
         Line2D([], [], color="black", lw=0.8, ls=(0, (4, 2)), label="typical"),
         Line2D([], [], color=colour, lw=1, label=f"individual, {label}"),
         style.band_handle(colour, "50 % credible", 0.5),

@@ -142,11 +142,12 @@ def _omega(sweep: Sweep, measure: str) -> list[_Panel]:
     """The sds of the random effects, or their correlations."""
     names, truth = sweep.random_effects, (sweep.truth or {}).get("omega")
     sd = None if truth is None else np.sqrt(np.array(truth).diagonal())
+    scales = sweep.effect_scales
     if measure == "omega":
         return [
             _Panel(
                 f"omega_{i + 1}",
-                f"{style.symbol('omega', name)}, sd on log scale",
+                f"{style.symbol('omega', name)}, sd {style.of(scales[name])}",
                 sweep.methods,
                 None if sd is None else float(sd[i]),
             )

@@ -1,0 +1,57 @@
+"""Adaptive Gauss-Hermite quadrature of each subject's likelihood."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from medcm_cli.checks import whole
+from medcm_cli.data.population import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model import Model
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.objectives.base import State
+from medcm_cli.objectives.conditional import Conditional
+from medcm_cli.objectives.integral import around_modes, hermite
+from medcm_cli.runs.description import Description
+
+MOST = 2000  # nodes of a subject
+
+
+@dataclass(frozen=True)
+class Agq(Conditional):
+    """``nodes`` per random effect, around eta_hat with the scale of Laplace's approximation, of which it is
+    the case of one node (docs/methods.md, "Objectives")."""
+
+    nodes: int = 5
+    effort: ClassVar[float] = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("objective.nodes", self.nodes, 1, MOST)
+
+    def describe(self) -> Description:
+        """-2 log L, by quadrature."""
+        return Description(unit="-2 log L", likelihood="adaptive Gauss-Hermite", scale=2.0)
+
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
+        """See ``Conditional``. :raises InputError: more nodes than anybody can wait for."""
+        effects = model.size(population)
+        if self.nodes**effects > MOST:
+            raise InputError(
+                f"objective.nodes={self.nodes}: of {effects} random effects these are {self.nodes**effects} "
+                f"nodes of each subject, expected at most {MOST}; choose fewer, or objective=laplace"
+            )
+        return super().init(model, population, streams, dtype)
+
+    def of_subjects(self, model: Model, population: Population, state: State) -> Tensor:
+        """See ``Conditional``."""
+        eta = state.carried["eta"].split(1)
+        nodes = hermite(len(eta), self.nodes)
+        return around_modes(
+            model, state.trained, population, eta, exact=True, follow=self.follows, nodes=nodes
+        )

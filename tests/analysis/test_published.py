@@ -1,0 +1,161 @@
+"""Public data with estimates by NONMEM: the objective there, and at the optimum nearby, is NONMEM's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from medcm_cli.analysis.information import optimum, separate
+from medcm_cli.data import Population
+from medcm_cli.objectives import Fo, Focei, Objective
+from medcm_cli.study.problem import Problem
+from tests.helpers import F64, SHARED, STREAMS, configuration
+
+FOLDER = SHARED / "data" / "published"
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the published data are not beside this checkout")
+
+
+@dataclass(frozen=True)
+class Case:
+    """``typical`` parameters, ``omega`` and ``sigma`` as published, or near the optimum (``rough``), and the
+    published ``ofv`` there."""
+
+    file: str
+    pk: str
+    objective: Objective
+    ofv: float
+    typical: Mapping[str, float]
+    omega: Mapping[str, float]
+    sigma: float
+    error: str = "proportional"
+    rho: float | None = None
+    rough: bool = False
+    units: str = "{time: h, amount: mg, level: mg/L}"
+    keep: Mapping[str, int] = field(default_factory=dict)
+
+
+ONE = {"file": "phenobarbital.csv", "pk": "one_compartment"}
+BOLUS = {
+    "file": "bolus_1cpt.csv",
+    "pk": "one_compartment",
+    "units": "{time: h, amount: ug, level: ug/L}",
+    "keep": {"SD": 1},
+}
+CASES = {
+    "phenobarbital, fo": Case(
+        **ONE,
+        objective=Fo(),
+        ofv=742.051,
+        typical={"CL": 0.0055536, "V1": 1.33638},
+        omega={"CL": 0.49707, "V1": 0.37627},
+        sigma=0.12812,
+    ),
+    "phenobarbital, focei": Case(
+        **ONE,
+        objective=Focei(),
+        ofv=730.895,
+        typical={"CL": 0.005818, "V1": 1.4456},
+        omega={"CL": 0.333, "V1": 0.449},
+        sigma=0.128,
+    ),
+    "phenobarbital, focei, full Omega": Case(
+        **ONE,
+        objective=Focei(),
+        ofv=688.522,
+        typical={"CL": 0.006803, "V1": 1.4048},
+        omega={"CL": 0.4891, "V1": 0.3934},
+        sigma=2.864,
+        error="additive",
+        rho=0.9982,
+    ),
+    "two compartments, focei": Case(
+        "two_compartment_bolus.csv",
+        "two_compartment",
+        Focei(),
+        196.008,
+        {"V1": 9.760, "CL": 3.877, "V2": 30.82, "Q": 8.774},
+        {"V1": 0.1219, "CL": 0.1413, "V2": 0.1709, "Q": 0.1523},
+        0.0940,
+    ),
+    "bolus, focei": Case(
+        **BOLUS,
+        objective=Focei(),
+        ofv=20058.47,
+        typical={"CL": 3.926, "V1": 67.11},
+        omega={"CL": 0.269, "V1": 0.302},
+        sigma=0.198,
+    ),
+    "bolus, fo": Case(  # of which only the value is published
+        **BOLUS,
+        objective=Fo(),
+        ofv=21444.73,
+        typical={"CL": 3.5, "V1": 72.0},
+        omega={"CL": 0.25, "V1": 0.30},
+        sigma=0.24,
+        rough=True,
+    ),
+}
+
+
+def problem(case: Case, folder: Path) -> Problem:
+    table = pd.read_csv(FOLDER / case.file)
+    for column, value in case.keep.items():
+        table = table[table[column] == value]
+    # SS of every row of the simulated sets is 99, and means nothing.
+    table.drop(columns=["SS", "II"], errors="ignore").to_csv(folder / "events.csv", index=False)
+    names = {"parameters": ",".join(case.typical), "effects": ",".join(case.omega)}
+    options = ["dataset=table", "dataset.name=published", f"pk={case.pk}", "network=none", "split=all"]
+    options += ["dataset.covariates=null", "network.global_parameters=[{parameters}]".format(**names)]
+    options += ["random_effects=[{effects}]".format(**names), f"dataset.units={case.units}"]
+    options += [f"error={case.error}", "omega=full" if case.rho else "omega=diagonal"]
+    config = configuration(folder / "events.csv", folder, *options, "dtype=float64", "fold=1")
+    config["dataset"]["covariates"] = {}
+    return Problem.build(config)
+
+
+def raw(*values: float) -> Tensor:
+    """Before softplus, of one fit."""
+    return torch.from_numpy(np.log(np.expm1(np.array(values))))[:, None]
+
+
+LONG = ("two compartments, focei", "phenobarbital, focei")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
+)
+def test_the_objective_is_nonmems(name: str, tmp_path: Path) -> None:
+    """An estimate is published with few digits; what these are off from the optimum, a few Newton steps
+    show."""
+    case = CASES[name]
+    given = problem(case, tmp_path)
+    (population, _) = given.populations([(1, 1)])
+    criterion = case.objective.criterion(len(case.omega))
+    state = criterion.objective.init(given.model, population, STREAMS[:1], F64)
+    known = {f"global.{name}": raw(value)[0] for name, value in case.typical.items()}
+    known |= {
+        "omega": raw(*case.omega.values()),
+        "sigma": raw(case.sigma / given.model.error.unit_of(case.error)),
+    }
+    if case.rho:
+        known["correlation"] = torch.tensor([[np.arctanh(case.rho)]])
+    assert {n: v.shape for n, v in state.trained.items()} == {n: v.shape for n, v in known.items()}
+    state = criterion.objective.refresh(given.model, population, replace(state, trained=known))
+    with torch.no_grad():
+        there = float(criterion.objective.loss(given.model, population, state, None))
+    everyone = Population.from_events(given.events, F64)
+    subjects, theta, own, carried = separate(given.model, criterion, everyone, population, state)
+    best = optimum(subjects, theta, own, carried, torch.ones(len(theta), dtype=torch.bool))
+    assert bool(best.found.all())
+    assert float(subjects.losses(best.theta, own, carried)) == pytest.approx(case.ofv, abs=0.01)
+    if not case.rough:
+        assert there == pytest.approx(case.ofv, abs=0.01)
+        typical = torch.nn.functional.softplus(best.theta[: len(case.typical), 0])
+        order = [name.removeprefix("global.") for name in state.trained if name.startswith("global.")]
+        want = [case.typical[name] for name in order]
+        np.testing.assert_allclose(typical.numpy(), want, rtol=2e-3)

@@ -1,0 +1,290 @@
+"""NONMEM's objectives at the modes, and quadrature around them, against numpy, subject by subject."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medcm_cli.data import Population
+from medcm_cli.errors import InputError
+from medcm_cli.model import ErrorModel, LogNormalError, Model, StudentError, Values
+from medcm_cli.objectives import Agq, Foce, Focei, Laplace, State
+from medcm_cli.objectives.conditional import Conditional
+from medcm_cli.pk import OdeModel, two_compartment_rate
+from tests.helpers import (
+    ERRORS,
+    F64,
+    STREAMS,
+    at_eta,
+    dense_omega,
+    make_population,
+    sd_of,
+    slopes,
+    with_error,
+)
+
+FITS, SUBJECTS = 2, 5
+TIGHT = {"mode_tolerance": 1e-10, "mode_iterations": 500}
+
+
+def plausible(model: Model, population: Population) -> dict[str, torch.Tensor]:
+    """CL about 0.14 L/h, V1 2 L, Q 0.15 L/h, V2 0.75 L, omega 0.4, sigma 0.1 to 0.3."""
+    trained = Focei().init(model, population, STREAMS, F64).trained
+    raw = {"weight.heads.bias": [-1.5, 1.9], "vwf.heads.bias": [0.0], "global.Q": -1.8, "global.V2": 0.1}
+    for name, value in trained.items():
+        known = torch.tensor(raw.get(name, 0.0), dtype=F64)[..., None].expand_as(value)
+        shift = {"omega": -0.8, "sigma": -2.0}.get(name, 0.0)
+        small = 0.2 if name.endswith("weight") else 1.0
+        trained[name] = known.clone() if name in raw else small * value + shift
+    return trained
+
+
+def found(objective: Conditional, model: Model, population: Population) -> State:
+    """At plausible values, with the modes there."""
+    state = objective.init(model, population, STREAMS, F64)
+    state = replace(state, trained=plausible(model, population))
+    return objective.refresh(model, population, state)
+
+
+class Subject:
+    """One subject of one fit: its joint density of data and eta, by numpy; with the sds of eta = 0 where
+    ``frozen``."""
+
+    def __init__(
+        self,
+        model: Model,
+        values: Values,
+        population: Population,
+        place: tuple[int, int],
+        frozen: bool = False,
+    ) -> None:
+        self.model, self.values, self.population = model, values, population
+        self.n, self.b = place
+        self.seen = population.observed[:, 0, self.n, self.b].numpy() > 0
+        self.dv = population.dv[self.seen, 0, self.n, self.b].numpy()
+        self.omega = dense_omega(dict(values), self.b)
+        self.typical = self.f(np.zeros(2)) if frozen else None
+
+    def _put(self, eta: np.ndarray) -> np.ndarray:
+        whole = np.zeros((2, *self.population.shape[1:]))
+        whole[:, self.n, self.b] = eta
+        return whole
+
+    def f(self, eta: np.ndarray) -> np.ndarray:
+        return at_eta(self.model, self.values, self.population, self._put(eta))[self.seen, self.n, self.b]
+
+    def g(self, eta: np.ndarray) -> np.ndarray:
+        return slopes(self.model, self.values, self.population, self._put(eta))[:, self.seen, self.n, self.b]
+
+    def sd(self, f: np.ndarray) -> np.ndarray:
+        return sd_of(self.model, self.values, f if self.typical is None else self.typical, self.b)
+
+    def joint(self, eta: np.ndarray) -> float:
+        """l(eta)."""
+        f = self.f(eta)
+        sd = self.sd(f)
+        return float(
+            (2 * np.log(sd) + ((self.dv - f) / sd) ** 2).sum() + eta @ np.linalg.solve(self.omega, eta)
+        )
+
+    def slope(self, eta: np.ndarray) -> np.ndarray:
+        """Half that of l."""
+        return np.array([self.joint(eta + h) - self.joint(eta - h) for h in 1e-4 * np.eye(2)]) / 4e-4
+
+    def information(self, eta: np.ndarray) -> np.ndarray:
+        """With interaction: sum_j a a' / R + c c' / 2."""
+        f, g = self.f(eta), self.g(eta)
+        variance = self.sd(f) ** 2
+        h = 1e-6
+        c = g * (self.sd(f + h) ** 2 - self.sd(f - h) ** 2) / (2 * h) / variance
+        return np.linalg.inv(self.omega) + (g / variance) @ g.T + c @ c.T / 2
+
+    def hessian(self, eta: np.ndarray) -> np.ndarray:
+        """Half that of l, by central differences of two steps (Richardson)."""
+
+        def by(a: np.ndarray, b: np.ndarray) -> float:
+            ends = [s * t * self.joint(eta + s * a + t * b) for s in (1, -1) for t in (1, -1)]
+            return sum(ends) / 4
+
+        unit = np.eye(2)
+        each = [np.array([[by(h * a, h * b) for a in unit] for b in unit]) / h**2 for h in (1e-3, 2e-3)]
+        return np.asarray((4 * each[0] - each[1]) / 6)
+
+    def approximation(self, eta: np.ndarray, curvature: np.ndarray) -> float:
+        return float(self.joint(eta) + np.linalg.slogdet(self.omega)[1] + np.linalg.slogdet(curvature)[1])
+
+
+def each(state: State, model: Model, population: Population, frozen: bool = False) -> list[Subject]:
+    return [
+        Subject(model, state.trained, population, (n, b), frozen)
+        for b in range(FITS)
+        for n in range(population.shape[1])
+    ]
+
+
+def summed(values: list[float]) -> np.ndarray:
+    return np.reshape(values, (FITS, -1)).sum(1)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("case", ["nonmem", "focei", "laplace"])
+def test_they_are_the_textbooks_at_their_modes(model: Model, error: str, case: str) -> None:
+    model = with_error(model, error)
+    population = make_population(3, FITS, ragged=True)
+    objectives: dict[str, Conditional] = {
+        "nonmem": Foce("nonmem", **TIGHT),
+        "focei": Focei(**TIGHT),
+        "laplace": Laplace(**TIGHT),
+    }
+    state = found(objectives[case], model, population)
+    eta = state.carried["eta"].numpy()
+    want = []
+    for subject in each(state, model, population, frozen=case == "nonmem"):
+        at = eta[:, subject.n, subject.b]
+        curvature = subject.hessian(at) if case == "laplace" else subject.information(at)
+        np.testing.assert_allclose(np.linalg.solve(curvature, subject.slope(at)), 0, atol=1e-6)  # a step
+        want.append(subject.approximation(at, curvature))
+    with torch.no_grad():
+        got = objectives[case].loss(model, population, state, None).numpy()
+    np.testing.assert_allclose(got, summed(want), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["additive", "combined"])
+def test_quadrature_of_one_node_is_laplaces_and_of_many_the_integral(model: Model, error: str) -> None:
+    model = with_error(model, error)
+    population = make_population(3, FITS, ragged=True)
+    laplace = Laplace(**TIGHT)
+    state = found(laplace, model, population)
+    with torch.no_grad():
+        one, few, many = (
+            Agq(nodes=m, **TIGHT).of_subjects(model, population, state)[0].numpy() for m in (1, 5, 30)
+        )
+        np.testing.assert_allclose(one, laplace.of_subjects(model, population, state)[0].numpy(), rtol=1e-12)
+    subject = Subject(model, state.trained, population, (1, 0))
+    mode = state.carried["eta"][:, 1, 0].numpy()
+    sd = np.sqrt(np.diag(np.linalg.inv(subject.hessian(mode))))
+    node, weight = np.polynomial.legendre.leggauss(40)
+    grid = [mode[k] + 7 * sd[k] * node for k in range(2)]
+    best = subject.joint(mode)
+    inside = [[np.exp((best - subject.joint(np.array([x, y]))) / 2) for y in grid[1]] for x in grid[0]]
+    integral = 49 * sd[0] * sd[1] * (weight @ np.array(inside) @ weight)
+    want = best + np.linalg.slogdet(subject.omega)[1] - 2 * np.log(integral / (2 * np.pi))
+    assert many[1, 0] == pytest.approx(want, abs=1e-6)
+    assert abs(few[1, 0] - want) < abs(one[1, 0] - want)
+
+
+def total(objective: Conditional, model: Model, population: Population, trained: Values) -> torch.Tensor:
+    """The objective as a function of the trained values alone: the modes are found for each anew."""
+    state = objective.init(model, population, STREAMS, F64)
+    state = objective.refresh(model, population, replace(state, trained=dict(trained)))
+    return objective.loss(model, population, state, None).sum()
+
+
+CASES: dict[str, Conditional] = {
+    "nonmem": Foce("nonmem", **TIGHT),
+    "focei": Focei(**TIGHT),
+    "laplace": Laplace(**TIGHT),
+    "agq": Agq(nodes=3, **TIGHT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("error", ["additive", "combined", "student", "log", "censored"])
+def test_the_gradient_is_that_of_what_is_minimised(model: Model, name: str, error: str) -> None:
+    """By default the modes follow."""
+    others: dict[str, ErrorModel] = {
+        "student": StudentError(("additive", "proportional")),
+        "log": LogNormalError(),
+    }
+    model = replace(model, error=others[error]) if error in others else with_error(model, "combined")
+    population = make_population(SUBJECTS, FITS)
+    if error == "censored":
+        below = (population.dv < 0.21).to(F64)
+        population = replace(population, dv=population.dv.clamp(min=0.21), censored=below)
+    objective = CASES[name]
+    trained = plausible(model, population)
+    leaves = {key: value.clone().requires_grad_() for key, value in trained.items()}
+    gradient = torch.autograd.grad(total(objective, model, population, leaves), list(leaves.values()))
+    g = torch.Generator().manual_seed(1)
+    direction = [torch.randn(v.shape, generator=g, dtype=F64) for v in leaves.values()]
+    got = sum((a * b).sum().item() for a, b in zip(gradient, direction, strict=True))
+    ends = [
+        total(
+            objective,
+            model,
+            population,
+            {k: v.detach() + h * d for (k, v), d in zip(leaves.items(), direction, strict=True)},
+        ).item()
+        for h in (1e-5, -1e-5)
+    ]
+    assert got == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_modes_may_be_constants_of_the_gradient(model: Model, name: str) -> None:
+    model = with_error(model, "combined")
+    population = make_population(SUBJECTS, FITS)
+    objective = replace(CASES[name], mode_gradient="fixed")
+    state = found(objective, model, population)
+    leaves = {key: value.clone().requires_grad_() for key, value in state.trained.items()}
+
+    def loss(trained: Values) -> torch.Tensor:
+        return objective.loss(model, population, replace(state, trained=dict(trained)), None).sum()
+
+    gradient = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    g = torch.Generator().manual_seed(1)
+    direction = [torch.randn(v.shape, generator=g, dtype=F64) for v in leaves.values()]
+    got = sum((a * b).sum().item() for a, b in zip(gradient, direction, strict=True))
+    up, down = (
+        loss({k: v.detach() + h * d for (k, v), d in zip(leaves.items(), direction, strict=True)}).item()
+        for h in (1e-5, -1e-5)
+    )
+    assert got == pytest.approx((up - down) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["focei", pytest.param("laplace", marks=pytest.mark.slow)])
+def test_an_integrated_model_gives_what_the_closed_form_does(model: Model, name: str) -> None:
+    ode = OdeModel(two_compartment_rate, model.pk.parameters, 2, method="tsit5", rtol=1e-7, atol=1e-6)
+    population = make_population(1, FITS)
+    objective = replace(CASES[name], mode_tolerance=1e-6)
+    losses, gradients = [], []
+    for pk in (model.pk, ode):
+        given = replace(model, pk=pk)
+        leaves = {key: v.clone().requires_grad_() for key, v in plausible(given, population).items()}
+        loss = total(objective, given, population, leaves)
+        losses.append(loss.item())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_where_the_hessian_is_not_positive_the_expected_one_stands_in(model: Model) -> None:
+    """Levels a million times too high push eta against its bounds, where nothing says what curvature is."""
+    model = with_error(model, "combined")
+    population = make_population(3, FITS)
+    high = population.dv.clone()
+    high[:, :, 0] *= 1e6
+    population = replace(population, dv=high)
+    trained = {key: v.clone().requires_grad_() for key, v in plausible(model, population).items()}
+    loss = total(Laplace(), model, population, trained)
+    assert bool(torch.isfinite(loss))
+    for part in torch.autograd.grad(loss, list(trained.values())):
+        assert bool(torch.isfinite(part).all())
+
+
+def test_without_interaction_an_error_without_a_spread_is_refused(model: Model) -> None:
+    class Spreadless(LogNormalError):  # noqa: N818 (no exception)
+        without_interaction = ErrorModel.without_interaction
+
+    odd = replace(model, error=Spreadless())
+    with pytest.raises(InputError, match=r"objective.formulation=nonmem needs an error with an sd"):
+        Foce("nonmem").init(odd, make_population(2, FITS), STREAMS, F64)
+
+
+def test_more_nodes_than_anybody_can_wait_for_are_refused(model: Model) -> None:
+    with pytest.raises(InputError, match=r"objective.nodes=50: of 2 random effects these are 2500 nodes"):
+        Agq(nodes=50).init(model, make_population(2, FITS), STREAMS, F64)
+    with pytest.raises(InputError, match=r"objective.nodes is 0"):
+        Agq(nodes=0)
