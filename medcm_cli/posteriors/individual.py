@@ -241,11 +241,14 @@ def _importance(
     # 2015); of as many random draws the quantiles are three times as far off.
     along = _along_curve(torch.special.ndtri(points[:-1]) * scale)
     t = list(along[:, :, None].to(dtype))  # K of (count, 1, B)
+    there, sizes = model.there(population), torch.tensor(float(size), dtype=dtype)
+    if there is not None:  # on what a subject lacks no weight depends: it is drawn afterwards
+        t, sizes = [x * has for x, has in zip(t, there, strict=True)], there.sum(0)
     eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
     omega = model.prior_cholesky(values, population)
     counts = _distance(omega, eta) < _distance(omega, mode) + _REACH
     eta = [torch.where(counts, value, m) for value, m in zip(eta, mode, strict=True)]
-    log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
+    log_q = -0.5 * (_FREEDOM + sizes) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
     log_weight = _finite(log_joint(model, values, population, eta) - log_q)
     log_weight = torch.where(counts, log_weight, -torch.inf)
     weight = torch.softmax(log_weight, 0)
@@ -256,7 +259,16 @@ def _importance(
     begin = per_fit(streams, lambda generator: generator.random(1), "resampling", dtype)  # (1, B)
     place = (torch.arange(draws, dtype=dtype) + begin[..., None]) / draws * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, place).clamp(max=count - 1).permute(2, 0, 1)
-    return [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)], effective
+    drawn = [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)]
+    return drawn if there is None else _with_prior(omega, streams, drawn, there), effective
+
+
+def _with_prior(omega: Lower, streams: Sequence[Stream], drawn: list[Tensor], there: Tensor) -> list[Tensor]:
+    """Draws with those of the prior in place of random effects that a subject lacks, which are independent of
+    the others: beside them in no order, as ``residual_noise`` is."""
+    points = torch.special.ndtri(_uniform(streams, "occasions", len(drawn), len(drawn[0])))
+    prior = multiply_lower(omega, list(points[:, :, None].to(drawn[0].dtype)))
+    return [torch.where(has > 0, d, p) for has, d, p in zip(there, drawn, prior, strict=True)]
 
 
 def _distance(omega: Lower, eta: Sequence[Tensor]) -> Tensor:
