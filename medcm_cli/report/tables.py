@@ -74,6 +74,8 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     }
     shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
     shown |= {f"rho_{ij}": "rho" if len(single) == 2 else label_of(f"rho_{ij}", effects) for ij in pairs}
+    own = [name for name in names if name.startswith(("pi_", "rho_pi_"))]
+    shown |= {name: f"{label_of(name, ())}{', log scale' * name.startswith('pi_')}" for name in own}
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",

@@ -52,7 +52,11 @@ def figures(
         diagnosed.append((method, fit, diagnose(restored)))
     for method, fit, diagnosis in diagnosed:
         yield from goodness.of_method(sweep, method, fit, diagnosis)
-    for drawn in (goodness.predictive_check(sweep, diagnosed), goodness.random_effects(sweep, diagnosed)):
+    for drawn in (
+        goodness.predictive_check(sweep, diagnosed),
+        goodness.random_effects(sweep, diagnosed),
+        goodness.between_occasions(sweep, diagnosed),
+    ):
         if drawn is not None:
             yield drawn
     mixed = [one for one in diagnosed if one[2].mixed]
