@@ -24,6 +24,7 @@ COMMANDS = {
     "plot": "draw what is in run folders",
     "report": "put it all on one page",
     "uncertainty": "standard errors and confidence intervals of estimates",
+    "score": "OFV, AIC, BICc and held-out OFV of fits on one scale",
     "predict": "individual predictions of patients that a study has not seen",
     "dose": "the lowest dose that meets a target",
     "calibrate": "check that posteriors of random effects are right",

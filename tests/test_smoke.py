@@ -45,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("plot outputs/default --format png", "outputs/default/figures/**/*.png"),
         ("report outputs/default", "outputs/default/report.html"),
         ("uncertainty outputs/optimum", "outputs/optimum/**/uncertainty.parquet"),
+        ("score outputs/optimum", "outputs/optimum/**/score.parquet"),
         (
             "predict --run outputs/default --objective fo --patient patient.csv",
             "outputs/default/predictions/**/*.parquet",

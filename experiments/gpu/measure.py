@@ -24,7 +24,7 @@ from medcm_cli.numerics.streams import Noise, Stream
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.workers import prepare
-from medcm_cli.training.loop import Trained
+from medcm_cli.training.trained import Trained
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

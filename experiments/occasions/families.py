@@ -37,7 +37,7 @@ def known() -> Model:
         one_compartment(amount_per_level=1.0),
         RandomEffects(tuple(OMEGA), fixed=omega.tolist()),
         ResidualError(("additive",), {"additive": SIGMA}),
-        RandomEffects(tuple(PI), fixed=pi.tolist(), of=BETWEEN),
+        occasions=RandomEffects(tuple(PI), fixed=pi.tolist(), of=BETWEEN),
     )
 
 

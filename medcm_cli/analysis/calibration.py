@@ -65,7 +65,7 @@ def rank(
     """
     if not objective.mixed:
         raise InputError("no random effects, so no posterior of them")
-    population = replace(population, censored=None)
+    population = replace(population, censored=None, above=None)
     eta, drawn = simulated(model, values, population, stream, sets)  # (S, N, 1), (T, S, N, 1)
     # Sets become fits: everything else has a fit dimension of 1, which stands for all.
     several = replace(population, dv=drawn.permute(0, 3, 2, 1))

@@ -185,7 +185,7 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     start = [torch.zeros_like(population.present)[None]] * model.size(population)
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
-    seen = model.error.as_normal(values, prediction, population)
+    seen = model.error.as_normal(model.of_subjects(values, eta), prediction, population)
     kept = (
         population.observed
         if population.censored is None
@@ -228,7 +228,7 @@ def simulated(
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return eta, model.error.draw(values, prediction, noise)
+    return eta, model.error.draw(model.of_subjects(values, eta), prediction, noise)
 
 
 def predictive_check(

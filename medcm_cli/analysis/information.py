@@ -15,6 +15,7 @@ from torch import Tensor
 from medcm_cli.analysis.through import Through
 from medcm_cli.data import Population
 from medcm_cli.model import Model
+from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.objectives import Criterion, State
 from medcm_cli.training.loss import Layout
 
@@ -278,19 +279,6 @@ def optimum(
 
 
 _HALVINGS = 12
-
-
-def inverse_of_saddle(matrix: Tensor) -> Tensor:
-    """The inverse of a symmetric (..., n, n) with its eigenvalues made positive, and the small ones at least
-    1e-10 of the largest; NaN where it is not finite."""
-    finite = torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True)
-    if not matrix.shape[-1]:
-        return matrix
-    value, vector = torch.linalg.eigh(torch.where(finite, matrix, torch.eye(matrix.shape[-1]).to(matrix)))
-    value = value.abs()
-    value = torch.maximum(value, 1e-10 * value.amax(-1, keepdim=True))
-    inverse = (vector / value[..., None, :]) @ vector.mT
-    return torch.where(finite, inverse, torch.nan)
 
 
 def _bounded(step: Tensor, dim: int) -> Tensor:

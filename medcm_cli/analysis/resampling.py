@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medcm_cli.analysis.uncertainty import AT_BOUNDARY, estimate
+from medcm_cli.analysis.uncertainty import AT_BOUNDARY, estimate, units_of
 from medcm_cli.data import bootstrap, deletion
 from medcm_cli.data.sheet import FloatArray
 from medcm_cli.errors import InputError
-from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 
 METHODS = ("bootstrap", "jackknife")
@@ -80,8 +79,7 @@ def resampled(restored: Restored, method: str, level: float) -> Resampled:
         se = at.back(torch.from_numpy(values)).numpy().std(1, ddof=1)
     else:
         se = at._replace(value=torch.from_numpy(middle)[:, None]).back_slope()[:, 0].numpy() * spread
-    scale = Units.of(restored.problem.config["dataset"]).scale
-    unit = np.array([scale if name == "sigma_additive" else 1.0 for name in at.names])
+    unit = units_of(restored, at).numpy()
     rows = pd.DataFrame({"name": at.names, "method": method, "estimate": back["estimate"] * unit})
     rows = rows.assign(se=se * unit, rse=100 * se / np.abs(back["estimate"]))
     rows = rows.assign(lower=back["lower"] * unit, upper=back["upper"] * unit)

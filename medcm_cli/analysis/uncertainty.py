@@ -17,12 +17,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from medcm_cli.analysis.information import Optimum, inverse_of_saddle, optimum, separate
+from medcm_cli.analysis.information import Optimum, Subjects, optimum, separate
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.distributions import Logit, bounds_of
 from medcm_cli.model.priors import POPULATION
+from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units
@@ -78,20 +79,21 @@ class Quantities(NamedTuple):
 
 class Estimates(NamedTuple):
     """Of a batch of B fits: the ``quantities``, ``covariance`` (B, P, P) of the shared values by method, and
-    ``faults``, why a fit has none, empty where it has; ``note``, how they came about."""
+    ``faults``, why a fit has none, empty where it has; ``note``, how they came about; ``theta`` (P, B), the
+    shared values, where these are at an optimum."""
 
     quantities: Quantities
     covariance: dict[str, Tensor]
     faults: list[str]
     note: str
+    theta: Tensor | None = None
 
 
 def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd.DataFrame | str]:
     """Per fit a frame of ``name``, ``method``, ``estimate``, ``se``, ``rse`` (%) and the bounds ``lower`` and
     ``upper`` of intervals of ``level``, or why there is none."""
     at = estimates.quantities
-    scale = Units.of(restored.problem.config["dataset"]).scale
-    unit = torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
+    unit = units_of(restored, at)
     spread = {
         method: torch.einsum("rpb,bpq,rqb->rb", at.slope, matrix, at.slope).sqrt()
         for method, matrix in estimates.covariance.items()
@@ -100,6 +102,12 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
         fault or pd.concat([_frame(at, sd, unit, level, method, fit) for method, sd in spread.items()])
         for fit, fault in enumerate(estimates.faults)
     ]
+
+
+def units_of(restored: Restored, at: Quantities) -> Tensor:
+    """What quantities are multiplied by to be in the reported unit, (R,)."""
+    scale = Units.of(restored.problem.config["dataset"]).scale
+    return torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
 
 
 def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
@@ -119,12 +127,29 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
     return _at_optimum(restored, chosen)
 
 
-def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
-    problem, state = restored.problem, restored.state
+class Begun(NamedTuple):
+    """Fits as they are: see ``information.separate``; ``layout`` of their shared values, and which of these
+    are ``weights`` of a network, (P,)."""
+
+    subjects: Subjects
+    start: Tensor
+    own: Tensor
+    carried: dict[str, Tensor]
+    layout: Layout
+    weights: Tensor
+
+
+def begun(restored: Restored, chosen: Criterion) -> Begun:
+    """Fits in double precision, with what is to be minimised."""
+    problem, layout = restored.problem, _layout(restored)
     everyone = Population.from_events(problem.events, torch.float64, not problem.model.pk.needs_double)
-    subjects, start, own, carried = separate(problem.model, chosen, everyone, restored.population, state)
-    layout = _layout(restored)
-    weights = layout.rows([name for name in layout.names if _is_weight(name)])
+    separated = separate(problem.model, chosen, everyone, restored.population, restored.state)
+    return Begun(*separated, layout, layout.rows([name for name in layout.names if _is_weight(name)]))
+
+
+def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
+    problem = restored.problem
+    subjects, start, own, carried, layout, weights = begun(restored, chosen)
     best = optimum(subjects, start, own, carried, ~weights)
     matrices, regular, kept = covariances(best.information, best.outer, weights)
     at_start, at_best = (quantities(restored, layout, theta) for theta in (start, best.theta))
@@ -147,7 +172,7 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
             f"; network weights stay as they are: {count} of them, which the data tell apart, "
             f"count{'s' * alone} as estimated, the others as known"
         )
-    return Estimates(at_best, matrices, faults, note)
+    return Estimates(at_best, matrices, faults, note, best.theta)
 
 
 def _of_q(restored: Restored, shared: Values, q: PopulationPosterior) -> Estimates:

@@ -273,7 +273,22 @@ def _words(job: _Left, finished: Sequence["Record"], seconds: float) -> list[str
         + f", {len(failed)} failed -> {job.folder}"
     )
     causes = shortened(by_cause(list(map(_failure, failed)), "fits"), 5)
-    return [line, *(f"  failed: {cause}" for cause in causes)]
+    return [line, *_converged(finished), *(f"  failed: {cause}" for cause in causes)]
+
+
+def _converged(finished: Sequence["Record"]) -> list[str]:
+    """How many fits have converged, and by which rule; nothing where none was asked."""
+    asked = [record for record in finished if record.converged is not None]
+    if not asked:
+        return []
+    done = sum(record.converged is True for record in asked)
+    rules = dict.fromkeys(str((record.convergence or {})["rule"]) for record in asked)
+    still = [record for record in asked if record.converged is False]
+    lines = [f"  converged: {done} of {len(asked)}; rule: {' or '.join(rules)}"]
+    if still:
+        places = [(record.address.place, "ended after all epochs, at no optimum") for record in still]
+        lines += [f"  not converged: {words}" for words in shortened(by_cause(places, "fits"), 3)]
+    return lines
 
 
 def _failure(record: "Record") -> tuple[str, str]:

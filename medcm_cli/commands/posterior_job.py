@@ -20,7 +20,7 @@ from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import label_of
-from medcm_cli.runs.units import NONE, effect_scales, occasion_scales
+from medcm_cli.runs.units import LOG, NONE, effect_scales, occasion_scales
 from medcm_cli.study.identity import versions
 
 
@@ -124,12 +124,11 @@ def _summary(
     for name, rows in found.groupby("quantity", sort=False):
         one = rows.iloc[0] if rows["position"].isna().all() else None
         what, _, place = str(name).partition("_")
+        kind = unit_of.get(str(name), NONE)
         if what in ("eta", "omega"):
-            kind = effects[names[int(place) - 1]]
+            kind = effects[names[int(place) - 1]] if place.isdigit() else LOG
         elif what in ("kappa", "pi"):
             kind = (between or {}).get(place if what == "pi" else place.rpartition("_")[0], NONE)
-        else:
-            kind = unit_of.get(str(name), NONE)
         label = ", ".join([label_of(str(name), names), *([kind] if kind != NONE else [])])
         cells.append(
             [

@@ -13,7 +13,7 @@ from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
-from medcm_cli.model.priors import PopulationPrior
+from medcm_cli.model.priors import POPULATION, PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation
 from medcm_cli.runs.sweeps import finished
@@ -71,7 +71,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
-        known = ("omega", "correlation", "sigma")
+        known = POPULATION
         wanted = {name: value for name, value in wanted.items() if name not in known}
     missing = sorted(set(wanted) - set(back.state.trained))
     if missing:
@@ -110,7 +110,7 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulat
     }
     zeta = model.typical(values, population)
     made = model.random_effects.init([Stream(0, 1, 1)], dtype)
-    shapes = sorted(set(made) - {"omega", "correlation"} - set(values))
+    shapes = sorted(set(made) - set(POPULATION) - set(values))
     if shapes:
         raise InputError(
             f"distributions: {shapes[0].removeprefix('global.')} is estimated, and no fit is given that has; "

@@ -30,6 +30,7 @@ from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import Course, train
 
 FITS = 100
+FOLLOWING = "foce, implicit, combined"
 ODE_FITS = 10
 LARGE = ((1250, None), (2500, None), (5000, None), (5000, 500))  # subjects, those of a minibatch
 LARGE_DOSES, LARGE_OBSERVATIONS = 30, 20
@@ -44,7 +45,7 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     """
     prepare(threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        jobs = {name: _job(name, epochs, folder) for name in ("mse", "fo", "foce", "vi")}
+        jobs = _jobs(epochs, folder)
         tasks: dict[str, Callable[[], float]] = {
             "vi, 1 fit": lambda: _train(jobs["vi"], 1, epochs),
             **{
@@ -75,6 +76,8 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
         f"fo, {FITS} fits": (hundred, 2.0),
         f"foce, {FITS} fits": (hundred, 4.0),
         f"mse, {FITS} fits": (hundred, 1.0),
+        f"focei, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 1.3),
+        f"laplace, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 3.0),
         f"vi, {FITS} fits, kept on disk": (hundred, 1.02),
         "vi, 1 fit, ragged": ("vi, 1 fit, padded", 0.5),
         "torchdiffeq": ("closed form", None),
@@ -92,9 +95,17 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
     return Section(title, ["what", "median", "ratio", "aim"], cells)
 
 
-def _job(objective: str, epochs: int, folder: str) -> Job:
+def _jobs(epochs: int, folder: str) -> dict[str, Job]:
+    jobs = {name: _job(epochs, folder, f"objective={name}") for name in ("mse", "fo", "foce", "vi")}
+    # Those that follow the modes, with an error whose sd moves with the prediction.
+    implicit = "objective=foce", "objective.mode_gradient=implicit"
+    following = {FOLLOWING: implicit, "focei": ("objective=focei",), "laplace": ("objective=laplace",)}
+    return jobs | {name: _job(epochs, folder, "error=combined", *own) for name, own in following.items()}
+
+
+def _job(epochs: int, folder: str, *options: str) -> Job:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("config", [f"objective={objective}", f"outputs={folder}", f"epochs={epochs}"])
+        composed = compose("config", [*options, f"outputs={folder}", f"epochs={epochs}"])
     return Job.build(as_config(composed))
 
 

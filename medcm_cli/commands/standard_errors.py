@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from medcm_cli import runs
-from medcm_cli.analysis import resampling
+from medcm_cli.analysis import likelihood, resampling
 from medcm_cli.analysis.uncertainty import METHODS, POSTERIOR, estimate, intervals, true_values
 from medcm_cli.checks import fraction, one_of
 from medcm_cli.errors import InputError
@@ -48,7 +48,7 @@ def report(
     :param trust: as ``study.restore.restore`` has it.
     :raises InputError: no complete fit, or a level or method that does not exist.
     """
-    one_of("--method", method, (*METHODS, *resampling.METHODS))
+    one_of("--method", method, (*METHODS, *likelihood.METHODS, *resampling.METHODS))
     fraction("--level", level)
     prepare(1)
     found = list(walk(roots))
@@ -64,19 +64,30 @@ def report(
                 _together(result, restored, method, level)
                 continue
             estimates = estimate(restored)
+            found_of = intervals(restored, estimates, level)
+            if method in likelihood.METHODS:
+                more = likelihood.more_intervals(restored, estimates, level, method)
+                found_of = [_joined(*both) for both in zip(found_of, more, strict=True)]
         except InputError as error:
             result.skipped.extend(f"{folder}: {error}" for folder, _ in group)
             continue
-        frames = _write(restored, intervals(restored, estimates, level), result.skipped)
+        frames = _write(restored, found_of, result.skipped)
         done += len(group)
         if progress is not None:
             progress(done)
         if frames:
             rows = pd.concat(frames)
-            shown = method if method in estimates.covariance else POSTERIOR
+            shown = POSTERIOR if POSTERIOR in estimates.covariance else method
             result.sections.append(_section(restored, rows[rows["method"] == shown], shown, level))
             result.notes.append(f"{group[0][1].address.objective}: {estimates.note}")
     return result
+
+
+def _joined(one: pd.DataFrame | str, more: pd.DataFrame | str) -> pd.DataFrame | str:
+    """The rows of both, or why there are none."""
+    if isinstance(one, str) or isinstance(more, str):
+        return one if isinstance(one, str) else more
+    return pd.concat([one, more])
 
 
 def _together(result: Report, restored: Restored, method: str, level: float) -> None:

@@ -85,10 +85,10 @@ class EventTable:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     time_unit: str = HOUR
-    above: BoolArray = field(default=None)  # type: ignore[assignment]
+    above: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def __post_init__(self) -> None:
-        if self.above is None:  # as a rule there are none
+        if not len(self.above):  # as a rule there are none
             object.__setattr__(self, "above", np.zeros(len(self.subject), dtype=bool))
 
     @property

@@ -15,7 +15,8 @@ def white(height: Tensor, noise: Tensor) -> Tensor:
     :param height: f / sd.
     """
     left: Tensor = torch.special.ndtr(height) * torch.special.ndtr(-noise)  # P(y' > y)
-    return -torch.special.ndtri(left)
+    found: Tensor = -torch.special.ndtri(left)
+    return found
 
 
 def deviance(

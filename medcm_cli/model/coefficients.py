@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class Coefficient:
     def trained(self) -> str:
         """The name of what is trained, which is 0 at the beginning."""
         return f"global.{self.name}"
+
+    def over(self, factor: float) -> "Coefficient":
+        """The same of a value that is divided by a factor above 0."""
+        begin, lower, upper = (value / factor for value in (self.begin, self.lower, self.upper))
+        return replace(self, begin=begin, lower=lower, upper=upper)
 
     @property
     def positive(self) -> bool:

@@ -1,7 +1,7 @@
 """Typical parameters by equations that are written down, alone or beside networks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,35 @@ class Equations(Network):
                 if isinstance(value, Tensor):
                     found[each.name] = value, each.unit, each.positive
         return found
+
+    @property
+    def named(self) -> dict[str, float]:
+        """See ``Network.named``; not what a network beside it has the size of."""
+        return {
+            c.name: c.lower
+            for of in self.written.values()
+            for c in ((of.typical,) if not of.branches else ()) + tuple(_of_terms(of))
+        }
+
+    def with_initial(self, given: Mapping[str, Coefficient]) -> "Equations":
+        """See ``Network.with_initial``; in place of what the equations say."""
+
+        def changed(old: Coefficient) -> Coefficient:
+            new = given.get(old.name)
+            if new is None:
+                return old
+            low, high = max(new.lower, old.lower), min(new.upper, old.upper)
+            return replace(old, begin=new.begin, estimated=new.estimated, lower=low, upper=high)
+
+        written = {
+            name: replace(
+                of,
+                typical=changed(of.typical),
+                terms=tuple(replace(t, coefficients=tuple(map(changed, t.coefficients))) for t in of.terms),
+            )
+            for name, of in self.written.items()
+        }
+        return replace(self, written=written)
 
 
 def _of_terms(of: Parameter) -> list[Coefficient]:

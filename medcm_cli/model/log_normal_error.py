@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
-from medcm_cli.model.residual_error import Deviance, ErrorModel, check_fixed
+from medcm_cli.model.normal_error import scale_of_normal
+from medcm_cli.model.residual_error import Deviance, ErrorModel, Scale, check_fixed
 from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
 
 
@@ -58,6 +59,10 @@ class LogNormalError(ErrorModel):
             pull = torch.where(censored, side * rate, pull)
             curvature = torch.where(censored, rate * excess, 1.0)
         return Deviance(value, sigma * _positive(prediction), pull, curvature)
+
+    def scale(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Scale:
+        """See ``ErrorModel``."""
+        return scale_of_normal(self.white(values, prediction, population.dv), None, population)
 
     def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> ErrorModel:
         """Itself: on the log scale its sd is the same everywhere."""

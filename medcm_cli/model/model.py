@@ -2,7 +2,7 @@
 frozen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
+from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.equations import Equations
 from medcm_cli.model.networks import Network, Rescaled
-from medcm_cli.model.random_effects import RandomEffects
-from medcm_cli.model.residual_error import ErrorModel
+from medcm_cli.model.random_effects import SIGMA, RandomEffects
+from medcm_cli.model.residual_error import OF_SUBJECTS, ErrorModel
+from medcm_cli.model.rows import Row, row_of
 from medcm_cli.numerics.normal import normal_log_density
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import Lower, block_diagonal, total
@@ -26,7 +28,8 @@ Values = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Model:
     """z = zeta(covariates) exp(eta), or as its distribution is, and y = f(z) + residual error. Holds no
-    trained value: those are passed as ``values``.
+    trained value: those are passed as ``values``. ``sigmas``: component of the error -> where its sigma
+    begins, and its bounds.
 
     With ``occasions`` some parameters have eta + kappa in its place, with a kappa ~ N(0, Pi) of each
     occasion. The random effects of a subject, ``eta`` of every function, are then R = K + O L tensors: the K
@@ -38,6 +41,7 @@ class Model:
     pk: PkModel
     random_effects: RandomEffects
     error: ErrorModel
+    sigmas: Mapping[str, Coefficient] = field(default_factory=dict)
     occasions: RandomEffects | None = None
 
     def __post_init__(self) -> None:
@@ -49,16 +53,27 @@ class Model:
                 f"{self._fitting()}"
             )
         names = self.random_effects.names
-        unknown = sorted(set(names) - needed)
+        unknown = sorted(set(names) - needed - {SIGMA})
+        if SIGMA in needed:
+            raise InputError(
+                f"pk: a parameter is called {SIGMA}, as the residual error is; expected another name"
+            )
         if unknown or not names or len(set(names)) < len(names):
             raise InputError(
-                f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}"
+                f"random_effects is {list(names)}: expected distinct names of {list(self.pk.parameters)}, "
+                f"or {SIGMA} of the residual error"
             )
         own = None if self.occasions is None else self.occasions.names
         if own is not None and (not own or set(own) - needed or len(set(own)) < len(own)):
             raise InputError(
                 f"occasions.parameters is {list(own)}: expected distinct names of {list(self.pk.parameters)}"
             )
+
+        for name in self.random_effects.distributions:
+            if name not in needed:
+                raise InputError(
+                    f"distributions.{name}: pk has no such parameter; it has {', '.join(self.pk.parameters)}"
+                )
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
@@ -87,7 +102,20 @@ class Model:
         if not typical_only:
             values |= self.error.init(streams, dtype) | self.random_effects.init(streams, dtype)
             values |= {} if self.occasions is None else self.occasions.init(streams, dtype)
+        for row in self.rows():
+            if row.begin is not None and row.name in values:
+                row.put(values)
         return values
+
+    def rows(self) -> list[Row]:
+        """Trained numbers that are population parameters on a scale of their own; not coefficients, which
+        have theirs (``Coefficient``), nor what networks have."""
+        begins = {name: given.begin for name, given in self.sigmas.items()}
+        sigmas = [
+            row_of("sigma", place, self.sigmas.get(name), self.error.counted_in(name, begins))
+            for place, name in enumerate(self.error.free)
+        ]
+        return [*self.network.rows(), *(row for group in self.groups for row in group.rows()), *sigmas]
 
     def typical(self, values: Values, population: Population) -> dict[str, Tensor]:
         """zeta: parameter -> (1, N, B) or (B,), in L and the unit of time of the data; and what the
@@ -196,9 +224,8 @@ class Model:
         def slope(name: str) -> Tensor | None:
             return self.random_effects.slope(name, zeta, None if shifts is None else shifts[name])
 
-        names = self.random_effects.names
         own = () if self.occasions is None else self.occasions.names
-        alone = [name for name in names if name not in own]
+        alone = [name for name in self.random_effects.parameters if name not in own]
         slopes = [slope(name) for name in alone]
         wrt: list[Direction] = [
             Along(n, by) if by is not None and by.ndim > 3 else n for n, by in zip(alone, slopes, strict=True)
@@ -208,7 +235,10 @@ class Model:
             turns = {name: slope(name) for name in own}
             wrt += [Along(name, _times(share, turns[name])) for share in shares for name in own]
             z = {**z, **{name: _of_regimes(z[name], shares) for name in own}}
-        prediction, columns = sensitivities(self.pk, population.schedule, z, wrt)
+        if wrt:
+            prediction, columns = sensitivities(self.pk, population.schedule, z, wrt)
+        else:
+            prediction, columns = solve(self.pk, population.schedule, z), []
         kappas = columns[len(alone) :]
         of = {
             name: column if isinstance(one, Along) else _times(column, by)
@@ -216,7 +246,15 @@ class Model:
         }
         # A parameter moves as a whole where it moves on each occasion.
         of |= {name: total(kappas[place :: len(own)]) for place, name in enumerate(own)}
-        return population.padded(prediction), [*(of[name] for name in names), *kappas]
+        if self.random_effects.place_of_sigma is not None:  # which moves no prediction
+            of[SIGMA] = torch.zeros_like(prediction)
+        return population.padded(prediction), [*(of[name] for name in self.random_effects.names), *kappas]
+
+    def of_subjects(self, values: Values, eta: Sequence[Tensor]) -> Values:
+        """Values with which the error model has the residual sd of each subject, where that has a random
+        effect: exp(eta) times the population's."""
+        place = self.random_effects.place_of_sigma
+        return values if place is None else {**values, OF_SUBJECTS: torch.exp(eta[place])}
 
     def log_joint(
         self, values: Values, zeta: Values, population: Population, eta: Sequence[Tensor]
@@ -227,7 +265,7 @@ class Model:
         :param zeta: typical parameters. :param eta: R of (S, N, B). :returns: (S, N, B).
         """
         prediction = self.predict(zeta, population, eta)
-        terms = self.error.log_density(values, prediction, population)
+        terms = self.error.log_density(self.of_subjects(values, eta), prediction, population)
         return population.sum_observations(terms) + self.log_prior(values, eta)
 
     def log_prior(self, values: Values, eta: Sequence[Tensor], there: Tensor | None = None) -> Tensor:

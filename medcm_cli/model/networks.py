@@ -7,7 +7,7 @@ without a branch is one free scalar per fit. Which covariate feeds which paramet
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,9 @@ from torch.nn import functional
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.branches import Branch
+from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import Logit
+from medcm_cli.model.rows import Row, raw_of, row_of
 from medcm_cli.numerics.streams import Stream, per_fit
 
 
@@ -68,17 +70,36 @@ class Network(Protocol):
         del values
         return {}
 
+    @property
+    def named(self) -> dict[str, float]:
+        """The parameters and coefficients of which can be said where they begin (``with_initial``), and what
+        each is above. By default none."""
+        return {}
+
+    def with_initial(self, given: Mapping[str, Coefficient]) -> "Network":
+        """The same with some of ``named`` as given.
+
+        :raises InputError: what is given cannot be of one of them.
+        """
+        assert not given
+        return self
+
+    def rows(self) -> list[Row]:
+        """Trained numbers whose softplus is a parameter. By default none."""
+        return []
+
 
 @dataclass(frozen=True)
 class CovariateNetwork(Network):
     """Branches and global parameters. ``scales`` divides each covariate to about [0, 1]; ``initial`` holds
     what a global parameter begins with, where that is not drawn, and what the product of a parameter's
-    branches, which begins near 1, is multiplied by."""
+    branches, which begins near 1, is multiplied by. ``given``: global parameters of which more is said."""
 
     branches: tuple[Branch, ...]
     global_parameters: tuple[str, ...]
     scales: Mapping[str, float]
     initial: Mapping[str, float] = field(default_factory=dict)
+    given: Mapping[str, Coefficient] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -138,15 +159,41 @@ class CovariateNetwork(Network):
         for branch in self.branches:
             values |= branch.init(streams, dtype)
         root = math.sqrt(2)
-        for parameter in self.global_parameters:
+        for parameter in self._free:
             name = f"global.{parameter}"
             values[name] = per_fit(streams, lambda g: g.uniform(-root, root), name, dtype)
             if parameter in self.initial:
-                # softplus(raw) = value, by a form that neither overflows nor cancels.
-                value = self.initial[parameter]
-                raw = value + math.log(-math.expm1(-value))
-                values[name] = torch.full_like(values[name], raw)
+                values[name] = torch.full_like(values[name], raw_of(self.initial[parameter]))
         return values
+
+    @property
+    def _free(self) -> list[str]:
+        """The global parameters that are estimated."""
+        known = {name for name, given in self.given.items() if not given.estimated}
+        return [name for name in self.global_parameters if name not in known]
+
+    @property
+    def named(self) -> dict[str, float]:
+        """See ``Network.named``."""
+        return dict.fromkeys(self.parameters, 0.0)
+
+    def with_initial(self, given: Mapping[str, Coefficient]) -> "CovariateNetwork":
+        """See ``Network.with_initial``."""
+        for name, one in given.items():
+            if name in self.initial:
+                raise InputError(f"initial.{name}: network.initial.{name} says it too; leave one out")
+            bounded = one.lower > 0 or one.upper < math.inf
+            if name not in self.global_parameters and (bounded or not one.estimated):
+                raise InputError(
+                    f"initial.{name}: comes from a network, whose size this is; expected a number alone"
+                )
+        begin = {name: one.begin for name, one in given.items() if one.estimated}
+        of_all = {name: one for name, one in given.items() if name in self.global_parameters}
+        return replace(self, initial={**self.initial, **begin}, given=of_all)
+
+    def rows(self) -> list[Row]:
+        """See ``Network.rows``."""
+        return [row_of(f"global.{name}", 0, self.given.get(name)) for name in self._free]
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Network.typical``."""
@@ -156,8 +203,13 @@ class CovariateNetwork(Network):
             for head, effect in branch.effects(values, inputs).items():
                 zeta[head] = zeta[head] * effect if head in zeta else effect
         zeta = _times(zeta, self.initial)
+        free = self._free
         for name in self.global_parameters:
-            zeta[name] = functional.softplus(values[f"global.{name}"])
+            if name in free:
+                zeta[name] = functional.softplus(values[f"global.{name}"])
+            else:
+                like = next(iter((*values.values(), *covariates.values())))
+                zeta[name] = like.new_full(like.shape[-1:], self.given[name].begin)
         return zeta
 
 
@@ -206,6 +258,36 @@ class Rescaled(Network):
     def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
         """See ``Network.coefficients``."""
         return self.network.coefficients(values)
+
+    @property
+    def named(self) -> dict[str, float]:
+        """See ``Network.named``."""
+        return self.network.named
+
+    def with_initial(self, given: Mapping[str, Coefficient]) -> "Rescaled":
+        """See ``Network.with_initial``."""
+        own = {name: one.over(self.factors.get(name, 1.0)) for name, one in given.items()}
+        own |= {name: _in_odds(given[name], of) for name, of in self.bounds.items() if name in given}
+        return replace(self, network=self.network.with_initial(own))
+
+    def rows(self) -> list[Row]:
+        """See ``Network.rows``."""
+        return self.network.rows()
+
+
+def _in_odds(given: Coefficient, of: Logit) -> Coefficient:
+    """What is said of a parameter, of the odds of where it lies between the bounds of its distribution.
+
+    :raises InputError: it does not lie there.
+    """
+    if not of.lower < given.begin < of.upper:
+        raise InputError(
+            f"initial.{given.name} is {given.begin:g}; expected a value above {of.lower:g} and below "
+            f"{of.upper:g} (distributions.{given.name})"
+        )
+    low = of.odds(given.lower) if given.lower > of.lower else 0.0
+    high = of.odds(given.upper) if given.upper < of.upper else math.inf
+    return replace(given, begin=of.odds(given.begin), lower=low, upper=high)
 
 
 def _times(zeta: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:

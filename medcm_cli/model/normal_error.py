@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import above_zero
-from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, check_fixed, root_of
+from medcm_cli.model.residual_error import Deviance, ErrorModel, Normal, Scale, check_fixed, root_of
 from medcm_cli.numerics.normal import LOG_2PI, hazard, log_probability_below
 
 
@@ -37,10 +37,10 @@ class NormalError(Spread):
     def white(self, values: Mapping[str, Tensor], prediction: Tensor, dv: Tensor) -> Tensor:
         """(y - f) / sd, or the normal quantile of P(y' < y | y' > 0)."""
         sd, _ = self.sd(values, prediction)
-        white = (dv - prediction) / sd
-        if not self.above_zero:
-            return white
-        return -torch.special.ndtri(torch.special.ndtr(-white) / torch.special.ndtr(prediction / sd))
+        white: Tensor = (dv - prediction) / sd
+        if self.above_zero:
+            white = -torch.special.ndtri(torch.special.ndtr(-white) / torch.special.ndtr(prediction / sd))
+        return white
 
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
         """See ``ErrorModel``. The curvature of a censored observation is the observed one, of which what the
@@ -65,6 +65,13 @@ class NormalError(Spread):
                 censored, rate * excess * tilt * tilt, 1.0 if curvature is None else curvature
             )
         return Deviance(value, sd, pull, curvature)
+
+    def scale(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Scale:
+        """See ``ErrorModel``."""
+        if self.above_zero:
+            return super().scale(values, prediction, population)
+        sd, slope = self.sd(values, prediction)
+        return scale_of_normal((population.dv - prediction) / sd, slope, population)
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0
@@ -118,11 +125,29 @@ class NormalError(Spread):
         deviation = population.dv - prediction
         if self.above_zero:
             found = above_zero.deviance(deviation / sd, prediction, sd, None, population)
+            assert found.curvature is not None
             return Normal(
                 deviation, sd / root_of(found.curvature), found.value, torch.zeros_like(found.value)
             )
         censored = None if population.censored is None else population.censored > 0
         return Normal(deviation, sd, censored=censored, side=population.side)
+
+
+def scale_of_normal(white: Tensor, slope: Tensor | None, population: Population) -> Scale:
+    """``Scale`` of what is normal on some scale.
+
+    :param white: (dv - f) / sd there. :param slope: the derivative of sd in f, None for 0.
+    """
+    pull, curvature = 1 - white * white, torch.full_like(white, 2.0)
+    cross = None if slope is None else 2 * slope.expand_as(white)
+    if population.censored is not None:
+        censored, side = population.censored > 0, population.side
+        rate, excess = hazard(side * white)
+        pull = torch.where(censored, side * rate * white, pull)
+        curvature = torch.where(censored, rate * excess * white * white, curvature)
+        tilt = 1.0 if slope is None else 1 + slope * white
+        cross = torch.where(censored, rate * excess * white * tilt, 0.0 if cross is None else cross)
+    return Scale(pull, curvature, cross)
 
 
 @dataclass(frozen=True)
@@ -204,6 +229,7 @@ class PowerError(NormalError):
     size: float = 1.0
     above_zero: bool = False
     components = "power", "exponent"
+    shapes = ("exponent",)
 
     def __post_init__(self) -> None:
         check_fixed(self)
@@ -211,6 +237,13 @@ class PowerError(NormalError):
     def unit_of(self, component: str) -> float:
         """See ``ErrorModel``; an exponent begins near 1."""
         return 10.0 if component == "exponent" else 1.0
+
+    def counted_in(self, component: str, begins: Mapping[str, float]) -> float:
+        """See ``ErrorModel``."""
+        if component == "exponent":
+            return self.unit_of(component)
+        exponent = self.fixed.get("exponent", begins.get("exponent", 1.0))
+        return float(self.size ** (1 - exponent))
 
     def of_trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``ErrorModel``."""

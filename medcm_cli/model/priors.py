@@ -39,6 +39,13 @@ class PopulationPrior:
 
     def __post_init__(self) -> None:
         number("lkj", self.lkj, above=0)
+        for group in self.model.groups:
+            free = len(group.free) + len(group.free_pairs)
+            if free not in (0, len(group.names) + len(group.pairs)):
+                raise InputError(
+                    f"initial: some of {group.of.capitalize()} is known; it has a prior as a whole, or is "
+                    f"fixed.{group.of}"
+                )
         size = len(self.location)
         if not size:
             raise InputError("sigma and Omega are fixed: they have no posterior")
@@ -51,7 +58,7 @@ class PopulationPrior:
     @property
     def _groups(self) -> list[RandomEffects]:
         """The random effects whose covariance is estimated."""
-        return [group for group in self.model.groups if group.fixed is None]
+        return [group for group in self.model.groups if group.free]
 
     @property
     def location(self) -> list[float]:
@@ -88,7 +95,7 @@ class PopulationPrior:
         log_sigma, parts = self._parts(x)
         named = {"sigma": _softplus_inverse(log_sigma)}
         for group, log_sd, raw in parts:
-            named |= {group.of: _softplus_inverse(log_sd), group.correlation: raw}
+            named |= {group.of: _softplus_inverse(log_sd), group.raw_correlation: raw}
         return {name: value for name, value in named.items() if len(value)}
 
     def report(self, x: Tensor) -> dict[str, Tensor]:

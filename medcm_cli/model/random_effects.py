@@ -1,6 +1,7 @@
 """Random effects: which parameters vary between subjects, or between a subject's occasions, and their
 covariance from unconstrained values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,12 +14,15 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import EXPONENTIAL, Additive, BoxCox, Distribution
 from medcm_cli.model.initial import constant, positive_init
+from medcm_cli.model.rows import Row, correlation_row, row_of
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
 
 STRUCTURES = ("full", "diagonal")
 OMEGA, PI = "omega", "pi"
 """The covariance between subjects, and that between the occasions of one."""
+SIGMA = "sigma"
+"""The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class RandomEffects:
     """Which parameters vary between subjects: eta ~ N(0, Omega), z = zeta exp(eta), or as ``distributions``
     have it. ``names`` in the order of Omega; ``structure`` full estimates its correlations, diagonal has
     none, and blocks, of names, have those within each. ``fixed`` is Omega where it is known, and not
-    estimated. ``of`` pi: between the occasions of a subject, kappa ~ N(0, Pi), in the same way.
+    estimated; ``given``: what is said of single omegas and correlations, by name (``rows.read_initial``).
+    ``of`` pi: between the occasions of a subject, kappa ~ N(0, Pi), in the same way.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -35,6 +40,7 @@ class RandomEffects:
     structure: str | Sequence[Sequence[str]] = "full"
     fixed: Sequence[Sequence[float]] | None = None
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    given: Mapping[str, Coefficient] = field(default_factory=dict)
     of: str = OMEGA
 
     def __post_init__(self) -> None:
@@ -47,38 +53,47 @@ class RandomEffects:
                 f"fixed.{self.of} is {self.fixed!r}: expected a positive definite matrix with a row for "
                 f"each of {', '.join(self.names)}"
             )
+        if self.given and self.fixed is not None:
+            raise InputError(f"initial.{min(self.given)}: fixed.{self.of} is all of it; leave one out")
+        pairs = {self.correlation(i, j): (i, j) for i, j in self.pairs}
+        for name in self.given:
+            if name.startswith("rho_") and name not in pairs:
+                raise InputError(f"initial.{name}: {self._option}={self.structure!r} has no such correlation")
+            if name.startswith("rho_") and not self._plain(*pairs[name]):
+                raise InputError(
+                    f"initial.{name}: can be said of a correlation with the first random effect of a block, "
+                    f"or of all with fixed.{self.of}"
+                )
 
     @property
     def _option(self) -> str:
         return "omega" if self.of == OMEGA else "occasions.structure"
 
     @property
-    def correlation(self) -> str:
+    def raw_correlation(self) -> str:
         """What raw correlations are called among unconstrained values; raw sds are called ``of``."""
         return "correlation" if self.of == OMEGA else f"{self.of}_correlation"
 
+    @property
+    def sds(self) -> list[str]:
+        """Names of standard deviations in results: omega_1 .., of Pi by the parameters, pi_CL .."""
+        numbered = self.of == OMEGA
+        return [f"{self.of}_{i + 1 if numbered else name}" for i, name in enumerate(self.names)]
+
+    @property
+    def rhos(self) -> list[str]:
+        """Names of the correlations in results: rho_21 .., of Pi rho_pi_CL_V1 .."""
+        if self.of == OMEGA:
+            return [f"rho_{i + 1}{j + 1}" for i, j in self.pairs]
+        return [self.correlation(*pair) for pair in self.pairs]
+
     def reported(self, covariance: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Standard deviations and estimated correlations by the names that results have for them: omega_1,
-        rho_21; of Pi by the parameters', pi_CL, rho_pi_V1_CL."""
+        """Standard deviations and correlations of a covariance by their names in results."""
         sd = [row[place].sqrt() for place, row in enumerate(covariance)]
         found = dict(zip(self.sds, sd, strict=True))
         for name, (i, j) in zip(self.rhos, self.pairs, strict=True):
             found[name] = covariance[i][j] / (sd[i] * sd[j])
         return found
-
-    @property
-    def sds(self) -> list[str]:
-        """Names of standard deviations in results."""
-        if self.of == OMEGA:
-            return [f"omega_{place + 1}" for place in range(len(self.names))]
-        return [f"{self.of}_{name}" for name in self.names]
-
-    @property
-    def rhos(self) -> list[str]:
-        """Names of the estimated correlations in results."""
-        if self.of == OMEGA:
-            return [f"rho_{i + 1}{j + 1}" for i, j in self.pairs]
-        return [f"rho_{self.of}_{self.names[i]}_{self.names[j]}" for i, j in self.pairs]
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
         blocks = blocks if isinstance(blocks, list | tuple) else []
@@ -106,6 +121,43 @@ class RandomEffects:
         """Positions (i, j), i > j, of the estimated correlations, row by row; none where Omega is
         diagonal."""
         return sorted((i, j) for block in self.blocks for i in block for j in block if j < i)
+
+    def correlation(self, i: int, j: int) -> str:
+        """What the correlation of the random effects at positions i > j is called."""
+        kind = "rho" if self.of == OMEGA else f"rho_{self.of}"
+        return f"{kind}_{self.names[j]}_{self.names[i]}"
+
+    def _plain(self, i: int, j: int) -> bool:
+        """Whether what is trained of a correlation is that alone, and of no partial one."""
+        return next(block for block in self.blocks if i in block)[0] == j
+
+    @property
+    def free(self) -> list[int]:
+        """Positions of the random effects whose omega is estimated."""
+        if self.fixed is not None:
+            return []
+        return [i for i, name in enumerate(self.names) if self._known(f"{self.of}_{name}") is None]
+
+    @property
+    def free_pairs(self) -> list[tuple[int, int]]:
+        """Those of ``pairs`` whose correlation is estimated."""
+        if self.fixed is not None:
+            return []
+        return [pair for pair in self.pairs if self._known(self.correlation(*pair)) is None]
+
+    def _known(self, name: str) -> float | None:
+        given = self.given.get(name)
+        return None if given is None or given.estimated else given.begin
+
+    @property
+    def parameters(self) -> list[str]:
+        """Those that are of parameters, and not of the residual error."""
+        return [name for name in self.names if name != SIGMA]
+
+    @property
+    def place_of_sigma(self) -> int | None:
+        """Where the random effect of the residual error stands, if there is one."""
+        return self.names.index(SIGMA) if SIGMA in self.names else None
 
     @property
     def sizes(self) -> list[float] | None:
@@ -146,6 +198,7 @@ class RandomEffects:
         shifted = {
             name: self._of(name).individual(zeta[name], shift, self._shape(name, zeta))
             for name, shift in shifts.items()
+            if name != SIGMA
         }
         shapes = [of.name for of in self._shapes.values()]
         return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
@@ -171,18 +224,33 @@ class RandomEffects:
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw values (K, B) and, with correlations, (K (K - 1) / 2, B): omega ~ N(0.1, 0.025) above 0, raw
-        correlation ~ N(0, 0.1), none where Omega is fixed; and shapes of distributions."""
+        correlation ~ N(0, 0.1), but where they are said to begin, and none of what is known; and shapes of
+        distributions."""
         estimated = [of.trained for of in self._shapes.values() if of.estimated]
-        shapes = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
-        if self.fixed is not None:
-            return shapes
-        k = len(self.names)
-        values = {self.of: positive_init(streams, self.of, k, dtype), **shapes}
-        if self.pairs:
-            values[self.correlation] = raw_correlation_init(
-                streams, self.correlation, (len(self.pairs),), dtype
-            )
+        values = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
+        omegas, pairs = len(self.free), (len(self.free_pairs),)
+        if omegas:
+            values[self.of] = positive_init(streams, self.of, omegas, dtype)
+        if pairs[0]:
+            name = self.raw_correlation
+            values[name] = raw_correlation_init(streams, name, pairs, dtype)
         return values
+
+    def rows(self) -> list[Row]:
+        """What is trained of omegas and correlations; of these, those whose trained number is theirs
+        alone."""
+        omegas = (self.given.get(f"{self.of}_{self.names[i]}") for i in self.free)
+        sizes = self.sizes or [1.0] * len(self.names)
+        found = [
+            row_of(self.of, place, given, sizes[i])
+            for place, (i, given) in enumerate(zip(self.free, omegas, strict=True))
+        ]
+        pairs = ((pair, self.given.get(self.correlation(*pair))) for pair in self.free_pairs)
+        return found + [
+            correlation_row(self.raw_correlation, place, given)
+            for place, (pair, given) in enumerate(pairs)
+            if self._plain(*pair)
+        ]
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
         """Cholesky factor of Omega, entries (B,)."""
@@ -190,12 +258,19 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        scale: Sequence[Tensor] = functional.softplus(values[self.of]).unbind(0)
-        if (sizes := self.sizes) is not None:
-            scale = [sd * size for sd, size in zip(scale, sizes, strict=True)]
+        omegas = iter(functional.softplus(values[self.of]).unbind(0) if self.free else ())
+        known = [self._known(f"{self.of}_{name}") for name in self.names]
+        sizes = self.sizes or [1.0] * len(known)
+        scale = [
+            (next(omegas) if size == 1 else next(omegas) * size) if value is None else constant(values, value)
+            for value, size in zip(known, sizes, strict=True)
+        ]
         if not self.pairs:
             return diagonal(scale)
-        return lower_from_raw(scale, values[self.correlation].unbind(0), self.pairs)
+        raws = iter(values[self.raw_correlation].unbind(0) if self.free_pairs else ())
+        rhos = [self._known(self.correlation(*pair)) for pair in self.pairs]
+        raw = [next(raws) if rho is None else constant(values, math.atanh(rho)) for rho in rhos]
+        return lower_from_raw(scale, raw, self.pairs)
 
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:

@@ -18,6 +18,18 @@ from medcm_cli.model.initial import constant, positive_init
 from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.streams import Stream
 
+OF_SUBJECTS = "sigma.of_subjects"
+"""Among values, (S, N, B): how many times the population's the sds of each subject are."""
+
+
+class Scale(NamedTuple):
+    """What -2 log density says of the logarithm of sd, beside that of f: half its slope, ``pull``; half its
+    expected curvature, ``curvature``; and ``cross`` / sd, half the derivative in both, None for 0."""
+
+    pull: Tensor
+    curvature: Tensor
+    cross: Tensor | None
+
 
 class Deviance(NamedTuple):
     """-2 log density of each observation, without log 2 pi, as a function of its prediction f: ``value``;
@@ -69,6 +81,8 @@ class ErrorModel(Protocol):
     size: float = 1.0
     """Of a usual level, in the unit of the data: an additive sigma that is estimated begins, and has its
     prior, as a part of it."""
+    shapes: tuple[str, ...] = ()
+    """Components that are no sd, nor in proportion to one."""
     above_zero: bool = False
     """Whether its likelihood is given that levels are above 0 (Beal's M4)."""
     logged: bool = False
@@ -102,12 +116,20 @@ class ErrorModel(Protocol):
         """What an estimated sigma is counted in, where it is trained: ``size``, or 1 of a fraction."""
         return self.size if component == "additive" else 1.0
 
+    def counted_in(self, component: str, begins: Mapping[str, float]) -> float:
+        """How much of an estimated sigma one of what is trained is, where the others are as they ``begin``
+        (component -> sigma, where that is said)."""
+        del begins
+        return self.unit_of(component)
+
     def sigmas(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """component -> sigma, (B,)."""
+        """component -> sigma, (B,), or (S, N, B) of those of subjects (``OF_SUBJECTS``)."""
         free = self.free
         raw = functional.softplus(values["sigma"]).unbind(0) if free else ()
         known = {name: constant(values, sigma) for name, sigma in self.fixed.items()}
         sigmas = known | self.of_trained(dict(zip(free, raw, strict=True)))
+        if (of_subjects := values.get(OF_SUBJECTS)) is not None:
+            sigmas = {name: s if name in self.shapes else s * of_subjects for name, s in sigmas.items()}
         return {component: sigmas[component] for component in self.components}
 
     def of_trained(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,6 +148,17 @@ class ErrorModel(Protocol):
     def deviance(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Deviance:
         """See ``Deviance``; of a censored observation, which lies somewhere beyond its dv, the probability of
         that takes the place of a density."""
+
+    def scale(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Scale:
+        """See ``Scale``, for approximations with a random effect of the residual error.
+
+        :raises InputError: by default there is none.
+        """
+        del values, prediction, population
+        raise InputError(
+            f"random_effects has sigma, of which objective=foce has no likelihood with this error"
+            f"{' and dataset.blq=M4' * self.above_zero}; choose objective=vi"
+        )
 
     def without_interaction(self, values: Mapping[str, Tensor], typical: Tensor) -> "ErrorModel":
         """The same with the spread that it has at ``typical`` predictions, whatever the prediction is: what

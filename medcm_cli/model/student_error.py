@@ -10,7 +10,7 @@ from medcm_cli.checks import number
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.normal_error import SummedSpread
-from medcm_cli.model.residual_error import Deviance
+from medcm_cli.model.residual_error import Deviance, Scale
 from medcm_cli.numerics.student import (
     normal_quantile_of_t,
     t_log_density,
@@ -69,6 +69,24 @@ class StudentError(SummedSpread):
             pull = torch.where(censored, side * rate, pull)
             curvature = torch.where(censored, rate * rate, curvature)
         return Deviance(value, scale, pull, curvature)
+
+    def scale(self, values: Mapping[str, Tensor], prediction: Tensor, population: Population) -> Scale:
+        """See ``ErrorModel``: the information of t on its scale. Of a censored observation it is the square
+        of its slope."""
+        degrees = self.degrees
+        scale, slope = self.sd(values, prediction)
+        x = (population.dv - prediction) / scale
+        pull = 1 - (degrees + 1) * x * x / (degrees + x * x)
+        curvature = torch.full_like(x, 2 * degrees / (degrees + 3))
+        cross = None if slope is None else curvature * slope
+        if population.censored is not None:
+            censored, side = population.censored > 0, population.side
+            rate = torch.exp(t_log_density(x, degrees) - t_log_probability_below(side * x, degrees))
+            tilt = 1.0 if slope is None else 1 + slope * x
+            pull = torch.where(censored, side * rate * x, pull)
+            curvature = torch.where(censored, (rate * x).square(), curvature)
+            cross = torch.where(censored, rate * rate * x * tilt, 0.0 if cross is None else cross)
+        return Scale(pull, curvature, cross)
 
     def draw(
         self, values: Mapping[str, Tensor], prediction: Tensor, noise: Tensor | float, unit: float = 1.0

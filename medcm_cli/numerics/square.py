@@ -34,5 +34,27 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
     return total
 
 
+def inverse_of_saddle(matrix: Tensor) -> Tensor:
+    """The inverse of ``made_positive``; NaN where that is."""
+    return _of_saddle(matrix, -1)
+
+
+def made_positive(matrix: Tensor) -> Tensor:
+    """A symmetric (..., n, n) with its eigenvalues made positive, and the small ones at least 1e-10 of the
+    largest; NaN where it is not finite."""
+    return _of_saddle(matrix, 1)
+
+
+def _of_saddle(matrix: Tensor, power: int) -> Tensor:
+    finite = torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True)
+    if not matrix.shape[-1]:
+        return matrix
+    value, vector = torch.linalg.eigh(torch.where(finite, matrix, torch.eye(matrix.shape[-1]).to(matrix)))
+    value = value.abs()
+    value = torch.maximum(value, 1e-10 * value.amax(-1, keepdim=True)) ** power
+    found = (vector * value[..., None, :]) @ vector.mT
+    return torch.where(finite, found, torch.nan)
+
+
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])

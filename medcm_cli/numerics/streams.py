@@ -83,6 +83,11 @@ class Noise:
         self._next = 0
         self._before = self._states()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one epoch and one fit."""
+        return self._shape
+
     def draw(self) -> Tensor:
         """The next epoch's numbers, (*shape, B); zero for padded subjects."""
         if self._block is None or self._next == len(self._block):

@@ -168,3 +168,15 @@ def refuse_censored(objective: str, model: Model, population: Population) -> Non
             "-1); "
             "choose objective=foce (joint) or vi"
         )
+
+
+def refuse_sigma(objective: str, model: Model) -> None:
+    """For objectives that linearise predictions alone.
+
+    :raises InputError: the residual error has a random effect.
+    """
+    if model.random_effects.place_of_sigma is not None:
+        raise InputError(
+            f"random_effects has sigma, which moves no prediction: {objective} linearises these and would "
+            "not see it; choose objective=foce (joint) or vi"
+        )

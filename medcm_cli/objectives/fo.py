@@ -10,7 +10,7 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored
+from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored, refuse_sigma
 from medcm_cli.objectives.marginal import marginal
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.runs.description import Description
@@ -40,8 +40,10 @@ class Fo(Objective):
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
-        """See ``Objective.init``. :raises InputError: censored observations."""
+        """See ``Objective.init``. :raises InputError: censored observations, or a random effect of
+        the residual error."""
         refuse_censored("objective=fo", model, population)
+        refuse_sigma("objective=fo", model)
         return State(model.init(streams, dtype))
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:

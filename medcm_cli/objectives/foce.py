@@ -11,7 +11,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import solve_lower, total
-from medcm_cli.objectives.base import State, refuse_censored
+from medcm_cli.objectives.base import State, refuse_censored, refuse_sigma
 from medcm_cli.objectives.conditional import Conditional
 from medcm_cli.objectives.integral import around_modes
 from medcm_cli.objectives.marginal import marginal
@@ -65,6 +65,8 @@ class Foce(Conditional):
 
         :raises InputError: censored observations in the linearised formulation.
         """
+        if self.formulation != "joint":
+            refuse_sigma(f"objective.formulation={self.formulation}", model)
         if self.formulation == "linearised":
             refuse_censored("objective.formulation=linearised", model, population)
         state = super().init(model, population, streams, dtype)
@@ -82,13 +84,18 @@ class Foce(Conditional):
             eta = moving_modes(model, values, population, eta)
             state = replace(state, carried={**state.carried, "eta": torch.cat(list(eta))})
         prediction, columns = self.linearise(model, state, population)
-        seen = model.error.as_normal(values, prediction, population)
+        own = model.of_subjects(values, eta)
+        seen = model.error.as_normal(own, prediction, population)
         omega = model.prior_cholesky(values, population)
         if self.formulation == "linearised":
             shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
             terms = marginal(population, seen.shifted(shift), columns, omega)
             return terms.log_det + terms.quadratic
-        terms = marginal(population, seen, columns, omega)
+        place = model.random_effects.place_of_sigma
+        informing = None
+        if place is not None:
+            informing = place, model.error.scale(own, prediction, population).curvature
+        terms = marginal(population, seen, columns, omega, informing)
         penalty = total([white * white for white in solve_lower(omega, eta)])
         return terms.log_det + terms.residual + penalty
 

@@ -39,6 +39,43 @@ def hermite(dimensions: int, each: int) -> Nodes:
     return Nodes(torch.from_numpy(grid), torch.from_numpy(logs.reshape(dimensions, -1).sum(0)))
 
 
+class Peak(NamedTuple):
+    """What is integrated, around its mode: typical parameters ``zeta``, L of Omega = L L' as ``omega``, the
+    mode ``u`` = L^-1 eta, (1, N, B) each, and ``factor`` C, of C C' half the Hessian there."""
+
+    zeta: Values
+    omega: Lower
+    u: Sequence[Tensor]
+    factor: Lower
+
+    def away(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """u at numbers, K of (S, N, B) or broadcastable, that would be standard normal if u were normal."""
+        shift = solve_lower_transposed(self.factor, z)
+        return [x + move for x, move in zip(self.u, shift, strict=True)]
+
+
+def peak(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Peak:
+    """At modes ``eta``, one (1, N, B) per random effect; without a gradient."""
+    with torch.no_grad():
+        omega, zeta = model.prior_cholesky(values, population), model.typical(values, population)
+        still = solve_lower(omega, eta)
+    with torch.enable_grad():
+        u = [x.detach().requires_grad_() for x in still]
+        at = evaluate(model, values, zeta, omega, population, u)
+        exact = hessian(at, u, differentiable=False)
+    with torch.no_grad():
+        factor = cholesky(_positive(exact, [[entry.detach() for entry in row] for row in at.information]))
+    return Peak(zeta, omega, still, factor)
+
+
+def joint(model: Model, values: Values, population: Population, at: Peak, u: Sequence[Tensor]) -> Tensor:
+    """l = -2 log p(y, eta) at ``u``, without normal constants and log|Omega|: (S, N, B)."""
+    eta = multiply_lower(at.omega, u)
+    prediction, own = model.predict(at.zeta, population, eta), model.of_subjects(values, eta)
+    value = population.sum_observations(model.error.deviance(own, prediction, population).value)
+    return value + total([x * x for x in u])
+
+
 def around_modes(
     model: Model,
     values: Values,
@@ -74,7 +111,7 @@ def around_modes(
         if nodes is None:
             result = at.value + log_det(factor)
         else:
-            result = log_det(factor) + _quadrature(model, values, zeta, omega, population, u, factor, nodes)
+            result = quadrature(model, values, population, Peak(zeta, omega, u, factor), nodes)
     if not differentiate:
         return result.detach()
     slope = torch.autograd.grad(result.sum(), u, retain_graph=True)
@@ -117,26 +154,12 @@ def _positive(exact: Lower, expected: Lower) -> Lower:
     ]
 
 
-def _quadrature(
-    model: Model,
-    values: Values,
-    zeta: Values,
-    omega: Lower,
-    population: Population,
-    u: Sequence[Tensor],
-    factor: Lower,
-    nodes: Nodes,
-) -> Tensor:
-    """-2 log of the mean of exp(-l / 2) over exp(-z'z / 2), at u + C'^-1 z with H = C C'."""
-    like = u[0]
-    z = [row.view(-1, 1, 1) for row in nodes.points.to(like)]
-    moved = solve_lower_transposed(factor, z)
-    there = [x + shift for x, shift in zip(u, moved, strict=True)]
-    prediction = model.predict(zeta, population, multiply_lower(omega, there))
-    value = population.sum_observations(model.error.deviance(values, prediction, population).value)
-    value = value + total([x * x for x in there]) - total([x * x for x in z])
-    weight = nodes.log_weight.to(like).view(-1, 1, 1)
-    return -2 * torch.logsumexp(weight - value / 2, 0, keepdim=True)
+def quadrature(model: Model, values: Values, population: Population, at: Peak, nodes: Nodes) -> Tensor:
+    """-2 log of the integral, (1, N, B), by the mean of exp(-l / 2) over exp(-z'z / 2) at nodes z."""
+    z = [row.view(-1, 1, 1) for row in nodes.points.to(at.u[0])]
+    value = joint(model, values, population, at, at.away(z)) - total([x * x for x in z])
+    weight = nodes.log_weight.to(value).view(-1, 1, 1)
+    return log_det(at.factor) - 2 * torch.logsumexp(weight - value / 2, 0, keepdim=True)
 
 
 def _following(

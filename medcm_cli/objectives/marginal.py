@@ -32,7 +32,13 @@ class Marginal(NamedTuple):
     residual: Tensor
 
 
-def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], omega: Lower) -> Marginal:
+def marginal(
+    population: Population,
+    seen: Normal,
+    columns: Sequence[Tensor],
+    omega: Lower,
+    informing_of_sigma: tuple[int, Tensor] | None = None,
+) -> Marginal:
     """C = G Omega G' + Sigma, Sigma = diag(sd^2), by the determinant lemma and Woodbury's identity.
 
     With Omega = L L', W = Sigma^-1/2 G L and M = I + W'W: log|C| = log|Sigma| + log|M| and
@@ -45,6 +51,8 @@ def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], om
     (``Normal``).
 
     :param seen: r and Sigma, (T, 1, N, B). :param columns: those of G.
+    :param informing_of_sigma: which random effect is that of the residual error, and what information each
+        observation has on it; then too C is no matrix of data.
     """
     precision = 1 / seen.sd
     white = seen.deviation * precision
@@ -58,6 +66,12 @@ def marginal(population: Population, seen: Normal, columns: Sequence[Tensor], om
     for i, left in enumerate(loadings):
         row = [population.sum_observations(left * right) for right in informing[:i]]
         matrix.append([*row, 1 + population.sum_observations(left * informing[i])])
+    if informing_of_sigma is not None:
+        place, each = informing_of_sigma
+        known = population.sum_observations(each)
+        for i, left in enumerate(omega[place]):
+            for j, right in enumerate(omega[place][: i + 1]):
+                matrix[i][j] = matrix[i][j] + left * right * known
     projected = [population.sum_observations(loading * white) for loading in loadings]
     factor = cholesky(matrix)
     explained = total([x * x for x in solve_lower(factor, projected)])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
+from medcm_cli.model.residual_error import Scale
 from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.numerics.triangular import (
     Lower,
@@ -132,13 +133,16 @@ def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: 
     flat = predicted <= rounding * (1 + at.value.abs())
     fell = torch.where(flat, by_gradient, at.value - new.value)
     accept = (fell >= 0) & ~search.done
-    raised = torch.where(fell < 0.25 * predicted, (damping * 10).clamp(min=0.1), damping)
+    # A step that is cut off at a bound may be predicted to rise, and one too long to lead where there is no
+    # density: what is refused is damped, whatever was predicted.
+    short = (fell < 0.25 * predicted) | ~(fell >= 0)
+    raised = torch.where(short, (damping * 10).clamp(min=0.1), damping)
     return _Search(
         [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
         _merge(accept, new, at),
-        torch.where(fell > 0.75 * predicted, damping * 0.1, raised),
+        torch.where(accept & (fell > 0.75 * predicted), damping * 0.1, raised),
         search.converged,
-        search.done | ~torch.isfinite(new.value),
+        search.done | ~torch.isfinite(at.value),
     )
 
 
@@ -191,19 +195,51 @@ def evaluate(
     model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
 ) -> Point:
     """What modes minimise, at ``u`` of (S, N, B) each."""
-    prediction, columns = model.linearise(zeta, population, multiply_lower(omega, u))
-    terms, sd, pull, curvature = model.error.deviance(values, prediction, population)
+    eta = multiply_lower(omega, u)
+    prediction, columns = model.linearise(zeta, population, eta)
+    own = model.of_subjects(values, eta)
+    terms, sd, pull, curvature = model.error.deviance(own, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
     curved = loadings if curvature is None else [loading * curvature for loading in loadings]
     information = []
     for i, left in enumerate(curved):
         row = [population.sum_observations(left * right) for right in loadings[: i + 1]]
         information.append([*row[:-1], row[-1] + 1])
+    gradient = [population.sum_observations(part * pull) + x for part, x in zip(loadings, u, strict=True)]
+    if (place := model.random_effects.place_of_sigma) is not None:
+        scale = model.error.scale(own, prediction, population)
+        gradient, information = _with_scale(population, omega[place], loadings, scale, gradient, information)
     return Point(
         population.sum_observations(terms) + total([x * x for x in u]),
-        [population.sum_observations(loading * pull) + x for loading, x in zip(loadings, u, strict=True)],
+        gradient,
         information,
     )
+
+
+def _with_scale(
+    population: Population,
+    row: Sequence[Tensor],
+    loadings: Sequence[Tensor],
+    scale: Scale,
+    gradient: Sequence[Tensor],
+    information: Lower,
+) -> tuple[list[Tensor], Lower]:
+    """Gradient and information with what a random effect of the residual error, which moves the logarithm of
+    sd alone, adds. :param row: of L, that random effect's."""
+    pull, curvature = (population.sum_observations(part) for part in (scale.pull, scale.curvature))
+    across = [
+        0.0 if scale.cross is None else population.sum_observations(loading * scale.cross)
+        for loading in loadings
+    ]
+    own = [*row, *[0.0] * (len(loadings) - len(row))]
+    added = [
+        [
+            information[i][j] + own[i] * own[j] * curvature + own[i] * across[j] + own[j] * across[i]
+            for j in range(i + 1)
+        ]
+        for i in range(len(loadings))
+    ]
+    return [part + entry * pull for part, entry in zip(gradient, own, strict=True)], added
 
 
 def inside(reach: Reach, eta: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.priors import POPULATION, PopulationPrior
 from medcm_cli.model.random_effects import raw_correlation_init
-from medcm_cli.numerics.normal import normal_points
+from medcm_cli.model.rows import raw_of
+from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
@@ -42,6 +43,7 @@ class Vi(Objective):
     ``population`` variational adds a Gaussian q over the log sigmas, log omegas and raw correlations that are
     not fixed, one per fit, drawn afresh for each sample; minus the ELBO then has log q - log prior of these
     (``PopulationPrior`` with LKJ(``lkj``)), once.
+    ``initial_sd``: of q_i where it begins; None: softplus(-1).
     """
 
     samples: int = 3
@@ -50,6 +52,7 @@ class Vi(Objective):
     components: int = 2
     population: str = "point"
     lkj: float = 1.0
+    initial_sd: float | None = None
     mixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -67,11 +70,20 @@ class Vi(Objective):
                 "form; choose path_derivative or standard"
             )
         number("objective.lkj", self.lkj, above=0)
+        if self.initial_sd is not None:
+            number("objective.initial_sd", self.initial_sd, above=0, most=3)
 
     def describe(self) -> Description:
         """A lower bound of the likelihood, or of that and the prior of what has a q."""
         rank = 4 if self.samples == 1 else 3
-        return Description("-ELBO", "nats", likelihood="lower bound", scale=1.0, q=True, rank=rank)
+        return Description(
+            *("-ELBO", "nats"),
+            likelihood="lower bound",
+            scale=1.0,
+            q=True,
+            rank=rank,
+            per_observation=LOG_2PI / 2,
+        )
 
     def criterion(self, effects: int) -> Criterion:
         """With antithetic Sobol points in place of random ones, scaled so that their mean is 0 and their
@@ -111,6 +123,8 @@ class Vi(Objective):
         shape = model.size(population), population.shape[1]
         occasions = (0, 0) if model.occasions is None else (population.occasions, len(model.occasions.names))
         own = families.init(self.family, self.components, streams, shape, dtype, occasions)
+        if self.initial_sd is not None:
+            own["q.sd"] = torch.full_like(own["q.sd"], raw_of(self.initial_sd))
         return State(values | own, carried, per_subject=(*own, *carried))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
@@ -151,7 +165,9 @@ class Vi(Objective):
         prediction = model.predict(model.typical(values, population), population, eta)
         log_prior = model.log_prior(known, eta, None if model.occasions is None else population.there)
         log_q = self._log_q(q, eta, eps)
-        likelihood = model.error.log_likelihood(known, prediction, population, weights)
+        likelihood = model.error.log_likelihood(
+            model.of_subjects(known, eta), prediction, population, weights
+        )
         if weights is not None:
             return population.sum_subjects(weights * (log_q - log_prior)) - likelihood + of_population
         log_q = population.sum_subjects(log_q.mean(0))

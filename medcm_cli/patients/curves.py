@@ -12,6 +12,7 @@ from medcm_cli.data import EventTable
 from medcm_cli.data.edit import FALL, close_after, observed_at
 from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
+from medcm_cli.model import Values
 from medcm_cli.patients.measures import middle, pooled_quantiles, quantile_columns, time_above
 from medcm_cli.patients.parameters import parameter_table, posterior_table
 from medcm_cli.patients.plausibility import surprises
@@ -74,6 +75,7 @@ def _of_regimen(
         return values.gather(0, index.expand(-1, values.shape[1], -1, values.shape[3]))
 
     seen = on_grid(level)  # (T, S, N, B)
+    values = study.fits.model.of_subjects(study.single, [eta.to(level) for eta in posterior.draws])
     keys = {
         "patient": np.tile(np.asarray(observed.ids), len(grid)),
         "regimen": name,
@@ -83,7 +85,7 @@ def _of_regimen(
     if shaped:
         every = {"patient": np.tile(np.asarray(observed.ids), len(time)), "regimen": name}
         of_time = {"time": time.numpy().ravel()}
-        shape = pd.DataFrame(every | of_time | _bounds(study, level, typical, noise))
+        shape = pd.DataFrame(every | of_time | _bounds(study, values, level, typical, noise))
     spans, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
@@ -91,16 +93,19 @@ def _of_regimen(
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
     return {
-        "curve": pd.DataFrame(keys | _bounds(study, seen, on_grid(typical), noise)),
+        "curve": pd.DataFrame(keys | _bounds(study, values, seen, on_grid(typical), noise)),
         "shape": shape,
         "thresholds": pd.concat(spans, ignore_index=True) if spans else pd.DataFrame(),
         "above": pd.concat(above, ignore_index=True) if above else pd.DataFrame(),
     }
 
 
-def _bounds(study: Study, level: Tensor, typical: Tensor, noise: Tensor) -> dict[str, Any]:
-    """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost."""
-    measured = study.fits.model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
+def _bounds(study: Study, values: Values, level: Tensor, typical: Tensor, noise: Tensor) -> dict[str, Any]:
+    """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost.
+
+    :param values: the fits', with the residual sd of patients.
+    """
+    measured = study.fits.model.error.draw(values, level, noise, study.scale).clamp(min=0)
     return {
         "typical": middle(typical[:, 0]).ravel(),
         **quantile_columns(pooled_quantiles(level)),

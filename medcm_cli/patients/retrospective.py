@@ -121,7 +121,8 @@ def _predicted(
         known = posterior(model, values, first, streams, method, draws)
     level = study.levels(events, known.draws)
     noise = residual_noise(streams, draws, torch.float32)
-    measured = model.error.draw(study.single, level, noise, study.scale).clamp(min=0)
+    own = model.of_subjects(study.single, [eta.to(level) for eta in known.draws])
+    measured = model.error.draw(own, level, noise, study.scale).clamp(min=0)
     bounds = pooled_quantiles(measured, keep)  # (5, T, N)
     sd = pooled_sd(measured, keep)
     of_fits = study.levels(events, None)[:, 0]

@@ -179,6 +179,10 @@ class Study:
             "levels and targets are above the patient's baseline, which is subtracted from those in the file"
         )
         rows = [("", "baseline", words)] if steps.get("baseline") else []
+        still = sum(fit.record.converged is False for fit in self.runs)
+        if still:
+            words = f"{still} of {len(self.runs)} fits have not converged: they ended at no optimum"
+            rows.append(("", "convergence", words))
         return note_table(rows)
 
     def check(self, events: EventTable, what: str) -> None:

@@ -120,7 +120,9 @@ def misfit(model: Model, values: Values, population: Population, eta: Sequence[T
     known = population.observed > 0
     if population.censored is not None:
         known = known & (population.censored == 0)
-    return torch.where(known, model.error.white(values, prediction, population.dv).abs(), 0.0)
+    return torch.where(
+        known, model.error.white(model.of_subjects(values, eta), prediction, population.dv).abs(), 0.0
+    )
 
 
 def _modes(model: Model, values: Values, population: Population, fits: int) -> tuple[list[Tensor], Tensor]:

@@ -191,6 +191,7 @@ def failures(records: Sequence[Record]) -> Blocks:
         blocks.append(
             ("warning", f"{waiting} fits have not finished; the command that started them goes on.")
         )
+    blocks += _open(methods)
     noted = [row for label, fits in methods.items() if (row := _noted(label, fits))]
     if noted:
         headers = ["Method", "Fits", "Initialisation drawn again", "Modes not converged"]
@@ -198,6 +199,30 @@ def failures(records: Sequence[Record]) -> Blocks:
     elif done:
         blocks.append(("text", "Every mode converged, and no initialisation was drawn again."))
     return blocks
+
+
+def _open(methods: Mapping[str, Sequence[Record]]) -> Blocks:
+    """How many fits of each method have converged, and by which rules; nothing where none was asked."""
+    asked = {label: [fit for fit in fits if fit.converged is not None] for label, fits in methods.items()}
+    asked = {label: fits for label, fits in asked.items() if fits}
+    cells = [
+        [label, str(len(fits)), str(sum(fit.converged is False for fit in fits)), _rules(fits)]
+        for label, fits in asked.items()
+    ]
+    if not cells:
+        return []
+    some = sum(fit.converged is False for fits in asked.values() for fit in fits)
+    blocks: Blocks = [
+        ("table", Section("Convergence", ["Method", "Fits", "Not converged", "Converged where"], cells))
+    ]
+    if some:
+        lines = f"{some} fits have not converged: their estimates are where training ended, at no optimum."
+        blocks.append(("warning", lines))
+    return blocks
+
+
+def _rules(fits: Sequence[Record]) -> str:
+    return _distinct(str((fit.convergence or {}).get("rule", "-")) for fit in fits)
 
 
 def _failed(failed: Sequence[tuple[str, Record]]) -> Blocks:

@@ -10,6 +10,8 @@ from medcm_cli.files import one_line
 # Decimals of what is measured, the same wherever it is shown; a name's ending may number it.
 _DECIMALS = {
     "objective_value": 1,
+    "ofv": 2,  # by some method
+    "held_out_ofv": 2,
     "rmse": 2,
     "kl": 4,
     "seconds": 2,
@@ -38,7 +40,7 @@ def decimals(name: str, *values: float) -> int:
     :param name: of a column of the summary, as ``rmse`` or ``omega_1``. :param values: in one column.
     """
     base, _, ending = name.rpartition("_")
-    usual = _DECIMALS.get(base if ending.isdigit() else name)
+    usual = _DECIMALS.get(base if ending.isdigit() or base.endswith("ofv") else name)
     sizes = [abs(value) for value in values if math.isfinite(value) and value]
     if usual is None:
         return max(0, 2 - math.floor(math.log10(min(sizes)))) if sizes else 2

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, decimals, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SIGMAS, SWEEP, write_table
-from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, unit_of
+from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, scores_of, unit_of
 from medcm_cli.runs.units import NONE, resolved
 
 # -- presentation ----------------------------------------------------------------------------------
@@ -27,10 +27,11 @@ def sections(summary: Summary) -> list[Section]:
     for (study, dataset), table in summary.table.groupby(list(SWEEP), sort=True):
         unit = ", ".join(table["level_unit"].unique())
         nested = bool(table["nested"].all())
-        optional = [name for name in ("unfinished", "redrawn") if table[name].any()]
+        optional = [name for name in ("unfinished", "not_converged", "redrawn") if table[name].any()]
         optional += ["epochs"] if nested or len(table["epochs"].unique()) > 1 else []
         comparison = {
             "objective_value": "objective value",
+            **_scored(summary.fits),
             "rmse": f"RMSE, {unit}",
             "kl": "KL of Omega, nats",
             "seconds": "s per fit",
@@ -60,6 +61,14 @@ def sections(summary: Summary) -> list[Section]:
         cohorts = {name: held for (of, name), held in sorted(summary.cohorts.items()) if of == study}
         result.append(_patients(f"{study}: patients", cohorts))
     return result
+
+
+def _scored(fits: pd.DataFrame) -> dict[str, str]:
+    """Scores -> their headers."""
+    return {
+        name: f"{'held-out OFV' if name.startswith('held') else 'OFV'} by {name.rpartition('_')[2]}"
+        for name in scores_of(fits)
+    }
 
 
 def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:

@@ -20,6 +20,8 @@ class Description:
     ``scale`` times, but for a constant; empty and None where it is none. ``q``: whether it has a distribution
     of the random effects of its own, from which draws can be made. ``rank``: its place among objectives and
     in the palette of figures; None where it has none, and comes last, in a neutral colour.
+    ``per_observation``: what its value has of each observation beyond ``scale`` / 2 times the OFV, which is
+    -2 log likelihood - log(2 pi) of each.
     """
 
     value: str = "objective value"
@@ -29,6 +31,7 @@ class Description:
     scale: float | None = None
     q: bool = False
     rank: int | None = None
+    per_observation: float = 0.0
 
     def label(self, concentration: str) -> str:
         """The value and its unit, where concentrations are in ``concentration``."""

@@ -158,7 +158,15 @@ class Record:
     redraws: int = 0  # initialisations given up because their first gradient was not finite
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
     seconds: float = 0.0  # batch seconds divided by the batch's fits
+    convergence: dict[str, Any] | None = (
+        None  # converged, epoch, rule and error; none of one that was not asked
+    )
     described: dict[str, Any] | None = None  # what the objective says of itself (runs.description)
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether a complete fit has converged; None of one that was not asked, as all were before."""
+        return None if self.convergence is None else self.convergence.get("converged") is True
 
 
 def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -256,7 +264,9 @@ def estimate_rows(
 
     :raises InputError: a fit of before that was trained, and kept only the checkpoint before training.
     """
-    if record.status == "complete" and record.config.get("epochs", 1) > 1 and not np.any(epoch > 0):
+    looked_at = (record.config.get("training") or {}).get("stop") == "start"
+    trained = record.status == "complete" and record.config.get("epochs", 1) > 1 and not looked_at
+    if trained and not np.any(epoch > 0):
         raise InputError(
             f"{folder}: has one checkpoint, of epoch 0, and so no estimates: earlier versions did not keep "
             "the last epoch; the same `medcm fit` trains it again"

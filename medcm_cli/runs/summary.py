@@ -10,12 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
-from medcm_cli.runs.folder import ALIKE
+from medcm_cli.runs.folder import ALIKE, read_parquet
 from medcm_cli.runs.units import LOG, SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
 
 MEASURES = ["objective_value", "rmse", "kl", "omega_mae", "sigma_mae", "seconds"]
-COUNTS = ["complete", "failed", "unfinished", "redrawn"]
+SCORES = "ofv_", "held_out_ofv_"
+"""What columns of scores begin with; the method that they are by follows (``medcm score``)."""
+COUNTS = ["complete", "failed", "unfinished", "not_converged", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
 UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
@@ -123,11 +125,13 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "epochs": estimate["epoch"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
+        "converged": record.converged,
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
     scales = fit.effect_scales
     log_normal = [scale == LOG for scale in scales.values()]
     row |= {} if all(log_normal) else {"effect_scales": "; ".join(scales.values())}
+    row |= _scores(fit.folder)
     for name in estimate:
         # Of what is log-normal (docs/methods.md, "Protocol of the real data").
         if name.startswith("omega_") and log_normal[int(name[6:]) - 1 :][:1] != [False]:
@@ -135,6 +139,25 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
     if record.truth and "omega_1" in row:
         row |= _distances(row, record.truth, fit.units.scale)
     return row
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """What ``medcm score`` has found of a fit, by each method; nothing where it was not asked."""
+    path = folder / "score.parquet"
+    if not path.exists():
+        return {}
+    table = read_parquet(path).to_pydict()
+    found = {}
+    for prefix in SCORES:
+        for method, value in zip(table["method"], table.get(prefix[:-1], ()), strict=False):
+            if value is not None and np.isfinite(value):
+                found[f"{prefix}{method}"] = float(value)
+    return found
+
+
+def scores_of(fits: pd.DataFrame) -> list[str]:
+    """Columns of fits that are their scores."""
+    return sorted(name for name in map(str, fits) if name.startswith(SCORES))
 
 
 def _cohort(fit: Fit) -> dict[str, Any]:
@@ -224,17 +247,18 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
     """Per group: fits complete, failed and unfinished; median, mean and sd of every measure over complete
     fits or, in a nested split, over its shuffles."""
     rows = []
-    names = [*MEASURES, *estimates_of(fits)]
+    names = [*MEASURES, *scores_of(fits), *estimates_of(fits)]
     for key, group in fits.groupby(list(ALIKE), sort=True):
         status = group["status"]
         row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
+        row["not_converged"] = int((group["converged"] == False).sum()) if "converged" in group else 0  # noqa: E712
         row["redrawn"] = int((group["redraws"] > 0).sum())
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()
         row["random_effects"] = effects[0] if len(effects) == 1 else UNKNOWN
-        scales = group["effect_scales"].dropna().unique() if "effect_scales" in group else ()
+        scales = list(group["effect_scales"].dropna().unique()) if "effect_scales" in group else []
         row |= {"effect_scales": scales[0]} if len(scales) == 1 else {}
         units = group["level_unit"].unique()
         row["level_unit"] = units[0] if len(units) == 1 else "mixed units"

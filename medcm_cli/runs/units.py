@@ -62,6 +62,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "random_effects": {},
     "effects": {"x": "{covariate}", "value": "{parameters}"},
     "uncertainty": {"name": "-", "method": "-", "rse": "%", "*": _ONE_OF_EACH},
+    "score": {},
     "draws": _DRAWS,
     "population": _DRAWS,
     "diagnostics": {**_DRAWS, **dict.fromkeys(("mean", "sd"), "{model} (sigma_additive), - (others)")},

@@ -12,12 +12,32 @@ from medcm_cli.haemophilia.units import UNITS
 
 Config = Mapping[str, Any]
 
+STARTS = "starts"
+"""Where population parameters begin by the data, as a record has it beside its options: name -> value."""
+
 AXES: tuple[str, ...] = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 
 # What a result does not depend on.
-_NOT_IDENTITY = ("study", "outputs", *AXES, "variant", "overwrite", "batch", "device", "labels", "tail")
-_NOT_OF_DATA = ("path", "thresholds")  # of ``dataset``
+_NOT_IDENTITY = (
+    "study",
+    "outputs",
+    *AXES,
+    "variant",
+    "overwrite",
+    "batch",
+    "device",
+    "labels",
+    "tail",
+    STARTS,
+)
+_NOT_OF_DATA = ("path", "thresholds", "protocol")  # of ``dataset``
+PROTOCOLS: Mapping[str, Config] = {
+    "paper": {"start": "drawn", "scale": "softplus", "stop": "epochs", "polish": False},
+    "field": {"start": "data", "scale": "log", "stop": "converged", "polish": True},
+}
+"""What ``training.protocol`` stands for (docs/methods.md, "Training"): the paper's, which was all that there
+was before there were others, and one that ends where a fit has converged."""
 # Options that configurations of earlier results do not have, and what was done before there were any: no
 # defaults, which are those of conf/ and may change. At these values they are no part of what identifies a
 # result, so that the earlier ones stay valid.
@@ -29,6 +49,8 @@ LATER: Config = {
     "given": {},
     "distributions": {},
     "fixed": None,
+    "initial": {},
+    "training": PROTOCOLS["paper"],
     "redraws": 20,
     "tail": None,
     "device": "cpu",
@@ -45,10 +67,17 @@ LATER_OF: Mapping[str, Config] = {
         "batch_subjects": None,
         "thresholds": None,
         "logged": False,
+        "protocol": None,
         "blq": "M3",
     },
     "network": {"initial": {}},
-    "objective": {"mode_gradient": "fixed", "components": 2, "population": "point", "lkj": 1},
+    "objective": {
+        "mode_gradient": "fixed",
+        "components": 2,
+        "population": "point",
+        "lkj": 1,
+        "initial_sd": None,
+    },
     "pk": {
         "lag": {},
         "bioavailability": {},

@@ -20,10 +20,14 @@ from medcm_cli.study.kinds import check_made
 from medcm_cli.study.options import axis, complete, folds_of, made
 from medcm_cli.study.plan import address_of
 from medcm_cli.study.problem import Fit, Problem
+from medcm_cli.study.starts import begun_by_data
 from medcm_cli.training import results
+from medcm_cli.training.absurd import with_absurd_failed
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
+from medcm_cli.training.polish import polish_of, polished
 from medcm_cli.training.steppers import MakeOptimizer
+from medcm_cli.training.trained import Trained
 
 # How a fit is trained, and not what it is.
 _UNRECORDED = (*AXES, "batch", "overwrite", "device")
@@ -59,6 +63,8 @@ class Job:
         """
         config = complete(config)
         problem = Problem.build(config)
+        if config["training"]["start"] == "data":
+            problem = begun_by_data(problem)
         objective, device = objective_of(config), device_of(config["device"])
         if device.type == "mps":
             check_single(problem)
@@ -130,24 +136,34 @@ class Job:
         """Train fits as one batch, without writing anything but how far it is."""
         population, _ = self.problem.populations(fits)
         streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
-        return train(
-            self.problem.model,
+        model, training = self.problem.model, self.config["training"]
+        moves = training["stop"] != "start"  # else values are looked at as they begin
+        polish = polish_of(model, self.objective, population) if training["polish"] else None
+        trained = train(
+            model,
             self.objective,
             population,
             streams,
             self.make_optimizer,
             Course(
-                self.config["epochs"],
+                self.config["epochs"] if moves else 0,
                 self.config["checkpoint_every"],
                 self.config["dataset"]["batch_subjects"],
                 self.config["redraws"],
                 self.config["batch"].get("graph", True),
+                training["scale"] == "log",
+                training["stop"] == "converged" or polish is not None,
+                polish is not None and not polish.fixed,
             ),
             self.problem.dtype,
             progress,
             kept,
             self.device,
         )
+        if polish is not None:
+            double = self.problem.double([self.problem.folds[fold].train for fold, _ in fits])
+            trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
+        return trained if trained.ends is None else with_absurd_failed(self.objective, population, trained)
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
@@ -212,6 +228,7 @@ def _finished(
         unconverged_modes=float(trained.unconverged[fit]),
         redraws=int(trained.redraws[fit]),
         seconds=trained.seconds / fits,
+        convergence=trained.convergence(fit),
     )
 
 

@@ -16,7 +16,7 @@ from medcm_cli.checks import flag, name, number, one_of, shown, whole
 from medcm_cli.errors import InputError
 from medcm_cli.files import check_depth
 from medcm_cli.study.covariates import LARGEST, check_covariates
-from medcm_cli.study.identity import LATER, LATER_OF, RENAMED, Config, with_names
+from medcm_cli.study.identity import LATER, LATER_OF, PROTOCOLS, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
 from medcm_cli.study.occasions import check_occasions
 from medcm_cli.study.units import thresholds_of, with_units
@@ -46,6 +46,7 @@ PROBLEM = (
         "occasions",
         "distributions",
         "fixed",
+        "initial",
         "dtype",
     ),
     "overwrite",
@@ -56,6 +57,7 @@ JOB = (
     *PROBLEM,
     *_JOB_GROUPS,
     *("replicate", "epochs", "checkpoint_every", "learning_rate", "redraws", "tail", "device", "variant"),
+    "training",
 )
 """Those of a training job: of conf/config.yaml."""
 
@@ -105,7 +107,7 @@ def complete(config: Config) -> dict[str, Any]:
     :raises InputError: an option of another kind than expected.
     """
     _check_groups(config, _JOB_GROUPS)
-    config = {**LATER, **complete_problem(config)}
+    config = with_protocol({**LATER, **complete_problem(config)})
     _check_limits(config, (option for option in _LIMITS if option.split(".")[0] not in PROBLEM))
     if config["epochs"] // config["checkpoint_every"] > _CHECKPOINTS:
         raise InputError(
@@ -131,6 +133,37 @@ def complete(config: Config) -> dict[str, Any]:
         if isinstance(value, float):
             number(f"optimizer.{key}", value)
     return config
+
+
+def with_protocol(config: Config) -> dict[str, Any]:
+    """A job's configuration whose options of ``training`` say what its protocol stands for; and what else
+    follows from that.
+
+    :raises InputError: another protocol, or an option that is none.
+    """
+    given = config["training"]
+    if not isinstance(given, Mapping) or set(given) - {"protocol", *PROTOCOLS["paper"]}:
+        expected = ", ".join(("protocol", *PROTOCOLS["paper"]))
+        raise InputError(f"training is {shown(given)}; expected a group of {expected}")
+    protocol = given.get("protocol", "paper")
+    one_of("training.protocol", protocol, tuple(PROTOCOLS))
+    training = {**PROTOCOLS[protocol], **{k: v for k, v in given.items() if v is not None}}
+    training.pop("protocol", None)
+    one_of("training.start", training["start"], ("drawn", "data"))
+    one_of("training.scale", training["scale"], ("softplus", "log"))
+    one_of("training.stop", training["stop"], ("epochs", "converged", "start"))
+    flag("training.polish", training["polish"])
+    if training["stop"] == "start":
+        training["polish"] = False
+    ends = training["stop"] == "converged" or training["polish"]
+    # Where training ends at the estimate, the last checkpoint is that.
+    tail = 0 if ends and config["tail"] is None else config["tail"]
+    objective = dict(config["objective"])
+    if objective.get("mode_gradient", "") is None:
+        objective["mode_gradient"] = "implicit" if training["polish"] else None
+    if objective.get("initial_sd", 0) is None and training["start"] == "data":
+        objective["initial_sd"] = 0.05
+    return {**config, "training": training, "tail": tail, "objective": objective}
 
 
 # What nobody means, and a machine would choke on: whole numbers from and to, and numbers above 0 to.
@@ -269,6 +302,8 @@ def _check_dataset(dataset: Config) -> None:
     for option in ("columns", "keep", "dialect", "over_time"):
         if not isinstance(dataset[option], Mapping):
             raise InputError(f"dataset.{option} is {dataset[option]!r}; expected a group, {{}} for none")
+    if dataset["protocol"] is not None:
+        one_of("dataset.protocol", dataset["protocol"], tuple(PROTOCOLS))
     if dataset["truth"] is not None and not isinstance(dataset["truth"], Mapping):
         raise InputError(
             f"dataset.truth is {shown(dataset['truth'])}; expected null, or random_effects, omega and sigma"

@@ -1,5 +1,6 @@
 """What is to be estimated, before anything is said of how: data and folds, truth and model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,13 @@ import torch
 from medcm_cli import runs
 from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
+from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
-from medcm_cli.model import CovariateNetwork, Model, RandomEffects, Rescaled
+from medcm_cli.model import CovariateNetwork, ErrorModel, Model, Network, RandomEffects, Rescaled
+from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import Distribution, bounds_of, distributions, in_odds
 from medcm_cli.model.random_effects import PI
+from medcm_cli.model.rows import read_initial
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     check_observations,
@@ -24,7 +28,7 @@ from medcm_cli.study.dataset import (
     true_values_of,
     with_stand_in,
 )
-from medcm_cli.study.identity import Config
+from medcm_cli.study.identity import STARTS, Config
 from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
@@ -62,7 +66,8 @@ class Problem:
 
         :raises InputError: bad data, or options that are unknown or do not fit together.
         """
-        config = with_stand_in(complete_problem({key: config[key] for key in PROBLEM if key in config}))
+        own = {key: config[key] for key in (*PROBLEM, STARTS) if key in config}
+        config = with_stand_in(complete_problem(own))
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
@@ -71,7 +76,7 @@ class Problem:
         events, characteristics, preparation = read_dataset(path, dataset, needed, occasions=occasions)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
-        events = replace(events, notes=(*events.notes, *_far_to_go(events, model, config), *model.pk.notes))
+        events = replace(events, notes=(*events.notes, *far_to_go(events, model, config), *model.pk.notes))
         everyone = Population.from_events(events, dtype, not model.pk.needs_double)
         check_schedule(model.pk, everyone.schedule)
         data = {
@@ -88,8 +93,15 @@ class Problem:
         test_rows = [self.folds[fold].test for fold, _ in fits]
         return self.everyone.select(train_rows), self.everyone.select(test_rows)
 
+    def double(self, rows: Sequence[IntArray]) -> Population:
+        """The subjects of each of B fits in double precision."""
+        if self.dtype == torch.float64:
+            return self.everyone.select(rows)
+        everyone = Population.from_events(self.events, torch.float64, not self.model.pk.needs_double)
+        return everyone.select(rows)
 
-def _far_to_go(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
+
+def far_to_go(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
     """Lines where a fit begins so far from the data that it may not get there."""
     return (
         *_far_volume(events, model, config),
@@ -163,6 +175,19 @@ def model_of(config: Config) -> Model:
     network = made(options, "network", covariates=config["dataset"]["covariates"])
     omega, sigma = fixed(config)
     error = made(config["error"], "error", fixed=sigma)
+    effects = tuple(config["random_effects"])
+    if not isinstance(network, CovariateNetwork):
+        factors = {}
+    wrapped = Rescaled(network, factors, bounds) if factors or bounds else network
+    given = _initial(config, effects, error, wrapped)
+    of_network = {name: one for name, one in given.items() if name in wrapped.named}
+    of_pi = {name: one for name, one in given.items() if name.startswith(("pi_", "rho_pi_"))}
+    others = ((name, one) for name, one in given.items() if name not in of_pi)
+    of_omega = {name: one for name, one in others if name.startswith(("omega_", "rho_"))}
+    of_sigma = {name.removeprefix("sigma_"): one for name, one in given.items() if name.startswith("sigma_")}
+    known = {name: one.begin for name, one in of_sigma.items() if not one.estimated}
+    if known:
+        error = replace(error, fixed={**error.fixed, **known})
     sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
     if units.usual_level != 1 and sized:
         error = replace(error, size=units.usual_level)
@@ -170,16 +195,39 @@ def model_of(config: Config) -> Model:
         if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
             raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
         error = replace(error, above_zero=True)
-    if not isinstance(network, CovariateNetwork):
-        factors = {}
-    effects = RandomEffects(tuple(config["random_effects"]), config["omega"], omega, spread)
     return Model(
-        Rescaled(network, factors, bounds) if factors or bounds else network,
+        wrapped.with_initial(of_network),
         pk,
-        effects,
+        RandomEffects(effects, config["omega"], omega, spread, of_omega),
         error,
-        _between_occasions(config, effects.distributions),
+        {name: one for name, one in of_sigma.items() if one.estimated},
+        _between_occasions(config, spread, of_pi),
     )
+
+
+def _initial(
+    config: Config, effects: Sequence[str], error: ErrorModel, network: Network
+) -> dict[str, Coefficient]:
+    """Option ``initial`` by name, and where nothing is said there, what was found from the data."""
+    own = (config["occasions"] or {}).get("parameters", ())
+    given = read_initial(config["initial"], effects, error.components, network.named, own)
+    for name, one in given.items():
+        component = name.removeprefix("sigma_")
+        if component in error.fixed and component != name:
+            raise InputError(f"initial.{name}: fixed.sigma.{component} says it too; leave one out")
+        bounded = one.lower > 0 or one.upper < math.inf
+        if name == "sigma_power" and bounded and error.size != 1 and "exponent" in error.free:
+            raise InputError(
+                "initial.sigma_power: has no bounds of its own beside an exponent that is estimated"
+            )
+    begun = config.get(STARTS) or {}
+    of_network = config["network"].get("initial") or {}
+    more = {
+        name: value
+        for name, value in begun.items()
+        if name not in given and name not in of_network and name.removeprefix("sigma_") not in error.fixed
+    }
+    return {**read_initial(more, effects, error.components, network.named, own), **given}
 
 
 def _begins(config: Config) -> dict[str, float]:
@@ -192,10 +240,14 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
+    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
 
 
-def _between_occasions(config: Config, spread: Mapping[str, Distribution]) -> RandomEffects | None:
+def _between_occasions(
+    config: Config, spread: Mapping[str, Distribution], begins: Mapping[str, Coefficient]
+) -> RandomEffects | None:
     """What varies between the occasions of a subject."""
     given, known = config["occasions"], config["fixed"]
     if given is None:
@@ -203,7 +255,7 @@ def _between_occasions(config: Config, spread: Mapping[str, Distribution]) -> Ra
     pi = known.get("pi") if isinstance(known, Mapping) else None
     names = tuple(given["parameters"])
     own = {name: of for name, of in spread.items() if name in names}
-    return RandomEffects(names, structure_of(given), pi, own, PI)
+    return RandomEffects(names, structure_of(given), pi, own, begins, PI)
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

@@ -14,49 +14,20 @@ from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training import replay
+from medcm_cli.training.ending import Rule, Watch
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Evaluation, Layout, Minibatch, Part, cause_of
+from medcm_cli.training.loss import Evaluation, Minibatch, Part, cause_of
 from medcm_cli.training.steppers import MakeOptimizer, steppers
+from medcm_cli.training.trained import Ends, Failure, Trained
 
 Progress = Callable[[int, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why and in which epoch (from 1) a fit stopped early."""
-
-    epoch: int
-    cause: str
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What became of a batch of fits.
-
-    ``epochs`` the C checkpoints' labels; ``checkpoints`` (C, P, B) the trained values at each, laid out by
-    ``layout``; ``objective`` (C, B) its value at those values; ``failures`` one per fit, None where it ran
-    to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
-    failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
-    not found at a checkpoint (0 without modes); ``redraws`` (B,) how often its initialisation was drawn
-    again; ``seconds`` wall-clock time of the training loop; ``replayed`` how many epochs were those of a CUDA
-    graph. All tensors are on the CPU.
-    """
-
-    epochs: tuple[int, ...]
-    layout: Layout
-    checkpoints: Tensor
-    objective: Tensor
-    failures: tuple[Failure | None, ...]
-    state: State
-    unconverged: Tensor
-    redraws: Tensor
-    seconds: float
-    replayed: int = 0
-
-
 def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
     """Epoch -> label of the checkpoints: epoch 1, labelled 0, every ``every``-th and the last
-    (docs/methods.md, "Protocol of the simulation study")."""
+    (docs/methods.md, "Protocol of the simulation study"); without any epoch, the beginning."""
+    if not epochs:
+        return {0: 0}
     return {1: 0} | {epoch: epoch for epoch in (*range(every, epochs, every), epochs) if epoch > 1}
 
 
@@ -72,6 +43,10 @@ class Course:
 
     ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
     beyond any fit's (``Evaluation.sound``). ``graph``: an epoch is one CUDA graph, where it can be.
+
+    ``log``: parameters above 0 are trained as logarithms (``Scales``). ``stop``: a fit ends where it has
+    converged (``Watch``), at the mean of its last values where its objective has noise; ``brief``: early,
+    since it is polished afterwards.
     """
 
     epochs: int
@@ -79,6 +54,9 @@ class Course:
     batch_subjects: int | None = None
     redraws: int = 20
     graph: bool = True
+    log: bool = False
+    stop: bool = False
+    brief: bool = False
 
     @property
     def labels(self) -> dict[int, int]:
@@ -115,7 +93,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     if course.batch_subjects is not None and course.batch_subjects < population.shape[1]:
         there = there.by_subject()
     begun = _start(model, objective, population, there, streams, course, dtype)
-    fits = _Fits(model, objective, there, make_optimizer, begun, course.graph)
+    fits = _Fits(model, objective, there, make_optimizer, begun, course)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -134,9 +112,11 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
         if last or fits.over(due):
             break
         fits.step(epoch, total)
+        fits.look(epoch)
         if kept is not None and kept.due:
             fits.keep_all(kept, epoch, time.perf_counter() - started)
-    return fits.trained(sorted(labels.values()), time.perf_counter() - started)
+    ends = fits.ends(course, streams)
+    return fits.trained(sorted(labels.values()), time.perf_counter() - started, ends)
 
 
 @dataclass(frozen=True)
@@ -169,8 +149,10 @@ def _start(
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
         state = objective.init(model, population, drawn, dtype).to(device)
-        evaluation = Evaluation(model, objective, there, state, drawn, dtype, course.batch_subjects)
-        flat = evaluation.layout.pack(state.trained).requires_grad_()
+        evaluation = Evaluation(
+            model, objective, there, state, drawn, dtype, course.batch_subjects, course.log
+        )
+        flat = evaluation.packed(state).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)
         again = ~evaluation.sound(first).cpu() & (redrawn < course.redraws)
         if not bool(again.any()):
@@ -189,21 +171,26 @@ class _Fits:
         population: Population,
         make_optimizer: MakeOptimizer,
         begun: _Begun,
-        graph: bool,
+        course: Course,
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
         self._begun, self._evaluation = begun, begun.evaluation
-        self._flat = begun.evaluation.layout.pack(begun.state.trained).requires_grad_()
+        self._flat = begun.evaluation.packed(begun.state).requires_grad_()
         self._shared, self._own = steppers(make_optimizer, self._flat, begun.evaluation)
         count = len(begun.redraws)
         self.alive = torch.ones(count, dtype=torch.bool, device=self._flat.device)
+        self._watch: Watch | None = None
+        if course.stop:
+            scale = objective.describe().scale
+            self._watch = Watch(Rule(begun.evaluation.noisy, scale, course.brief), self._flat)
         self._failures: list[Failure | None] = [None] * count
         # Of each fit, its loss where it failed and in which epoch; 0 where it has not.
         self._lost = self._flat.detach().new_zeros(count)
         self._failed = torch.zeros_like(self.alive, dtype=torch.long)
         self._unconverged = torch.zeros_like(self._lost)
         self._replay: Callable[[], None] | None = None
-        wanted = graph and begun.evaluation.whole and not begun.evaluation.moves
+        wanted = course.graph and not course.stop and begun.evaluation.scales.plain
+        wanted = wanted and begun.evaluation.whole and not begun.evaluation.moves
         repeated = all(stepper.repeats for stepper in (*self._shared, *self._own))
         self._warm: int | None = None  # epochs until one is captured; None: none is
         if wanted and repeated and replay.repeats(model, objective, self._flat.device):
@@ -211,8 +198,10 @@ class _Fits:
         self._replayed = 0
         self._now, self._loss = torch.zeros_like(self._failed[0]), torch.zeros_like(self._lost)
         self._before: Tensor | None = None
+        self._last: tuple[Tensor, Tensor] | None = None  # loss and gradient of the epoch under way
         self._snapshots: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._unsound = torch.zeros_like(self.alive)
         self._take(1, begun.first, self.alive)
 
     def evaluate(self, epoch: int, due: bool, last: bool) -> Part | None:
@@ -253,10 +242,26 @@ class _Fits:
         self._replayed += 1
         return Part(self._loss, values, values, self._carried)
 
+    @property
+    def moving(self) -> Tensor:
+        """Which fits are, (B,): those that have neither failed nor converged."""
+        return self.alive if self._watch is None else self.alive & ~self._watch.done & ~self._unsound
+
+    def look(self, epoch: int) -> None:
+        """What an epoch says of whether fits have converged, once its steps are taken."""
+        watch = self._watch
+        if watch is None:
+            return
+        assert self._last is not None
+        if watch.see(*self._last, self._flat.detach()):
+            steppers = (*self._shared, *self._own)
+            moments = [of for of in (stepper.moments for stepper in steppers) if of is not None]
+            watch.judge(epoch, moments, ~self._evaluation.own_rows)
+
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
-        before = self._flat.detach().to(CPU, copy=True) if self._before is None else self._before
-        self._snapshots.append(before)
+        before = self._flat.detach() if self._before is None else self._before
+        self._snapshots.append(self._evaluation.scales.model(before).to(CPU, copy=True))
         self._values.append(total.loss.to(CPU, copy=self._before is not None))
         share = self._objective.unconverged(self._population, self._state())
         if share is not None:
@@ -267,21 +272,31 @@ class _Fits:
         if self._before is not None:
             return
         evaluation, flat = self._evaluation, self._flat
+        rate = None if self._watch is None else self._watch.rate
         if evaluation.whole:
             assert total is not None
+            self._last = total.loss, total.gradient
             for stepper in self._shared:
-                stepper.step(flat, total.gradient, self.alive)
+                stepper.step(flat, self._clipped(total.gradient), self.moving, rate)
             return
-        gradient = torch.zeros_like(flat)
+        gradient, loss = torch.zeros_like(flat), torch.zeros_like(self._lost)
         for minibatch in evaluation.minibatches:
             part = evaluation.part(flat, self._carried, minibatch)
-            active = self.alive & minibatch.there
+            active = self.moving & minibatch.there
             self._take(epoch, part, active, minibatch)
             for stepper in self._shared:
-                stepper.step(flat, part.gradient / minibatch.share, active & self.alive)
+                one = self._clipped(part.gradient / minibatch.share)
+                stepper.step(flat, one, active & self.moving, rate)
             evaluation.add(gradient, part.gradient, minibatch)
+            loss = loss + part.loss
         for stepper in self._own:
-            stepper.step(flat, gradient, self.alive)
+            stepper.step(flat, self._clipped(gradient), self.moving, rate)
+        self._last = loss, gradient
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        """As the history allows, of an objective with noise."""
+        watch = self._watch
+        return gradient if watch is None or not watch.rule.noise else watch.clipped(gradient)
 
     def _take(
         self, epoch: int | Tensor, part: Part, active: Tensor, minibatch: Minibatch | None = None
@@ -289,28 +304,34 @@ class _Fits:
         """What an evaluation leaves behind: failures of fits that are ``active``, (B,), what is carried, and
         values that the objective has moved, of fits that are alive."""
         self._carried = part.carried
-        failed = active & ~self._evaluation.sound(part)
+        if self._watch is not None:
+            active = active & ~self._watch.done
+        self._unsound = active & ~self._evaluation.sound(part)
+        failed = self._unsound if self._watch is None else self._watch.lost(self._unsound)
         if not nowhere(failed):
             self._lost.copy_(torch.where(failed, part.loss, self._lost))
             self._failed.copy_(torch.where(failed, epoch, self._failed))
             self.alive.logical_and_(~failed)
         if self._evaluation.moves:
             with torch.no_grad():
+                moving = self.moving
                 if minibatch is None:
-                    self._flat.copy_(torch.where(self.alive, part.values, self._flat))
+                    self._flat.copy_(torch.where(moving, part.values, self._flat))
                     return
                 before = self._evaluation.at(self._flat, minibatch)
-                self._evaluation.put(self._flat, torch.where(self.alive, part.values, before), minibatch)
+                self._evaluation.put(self._flat, torch.where(moving, part.values, before), minibatch)
 
     def over(self, due: bool) -> bool:
-        """Whether no fit is alive. Another device than the CPU is asked at checkpoints, which are ``due``,
-        since its answer has to be waited for."""
-        return (due or self.alive.device == CPU) and not bool(self.alive.any())
+        """Whether no fit moves any more. Another device than the CPU is asked at checkpoints, which are
+        ``due``, since its answer has to be waited for."""
+        still = self.alive if self._watch is None else self.alive & ~self._watch.done
+        return (due or self.alive.device == CPU) and not bool(still.any())
 
     def _settle(self) -> None:
         """The causes of failures, whose fits stand still since then."""
         failed, lost, limit = (of.cpu() for of in (self._failed, self._lost, self._evaluation.limit))
-        values = self._evaluation.layout.unpack(self._flat.detach().cpu())
+        model_values = self._evaluation.scales.model(self._flat.detach()).cpu()
+        values = self._evaluation.layout.unpack(model_values)
         for fit in failed.nonzero().flatten().tolist():
             if self._failures[fit] is None:
                 cause = cause_of(self._model, self._objective, values, lost, limit, fit)
@@ -327,6 +348,8 @@ class _Fits:
         }
         tensors = {f"carried.{name}": value for name, value in self._carried.items()}
         tensors |= {"flat": self._flat.detach(), "alive": self.alive, "unconverged": self._unconverged}
+        if self._watch is not None:
+            tensors |= {f"watch.{name}": value for name, value in self._watch.memory().items()}
         for name, values in (("snapshots", self._snapshots), ("values", self._values)):
             tensors |= {name: torch.stack(values)} if values else {}
         for number, stepper in enumerate((*self._shared, *self._own)):
@@ -360,6 +383,8 @@ class _Fits:
         self._carried = {n: v.to(self._flat.device) for n, v in _below("carried.", tensors).items()}
         self.alive.copy_(tensors["alive"])
         self._unconverged.copy_(tensors["unconverged"])
+        if self._watch is not None:
+            self._watch.remember(_below("watch.", tensors))
         self._failures = [failure and Failure(**failure) for failure in numbers["failures"]]
         self._failed.copy_(
             torch.tensor([failure.epoch if failure else 0 for failure in self._failures], device="cpu")
@@ -371,10 +396,31 @@ class _Fits:
         return int(numbers["epoch"]), float(numbers["seconds"])
 
     def _state(self) -> State:
-        trained = self._evaluation.layout.unpack(self._flat.detach())
+        trained = self._evaluation.layout.unpack(self._evaluation.scales.model(self._flat.detach()))
         return replace(self._begun.state, trained=trained, carried=self._carried)
 
-    def trained(self, labels: Sequence[int], seconds: float) -> Trained:
+    def ends(self, course: Course, streams: Sequence[Stream]) -> Ends | None:
+        """Where they have ended; None where that is after all epochs, whatever comes of it. Of an objective
+        with noise at the mean of their last values, of which a fit's own draws say what it is there."""
+        watch = self._watch
+        if watch is None:
+            return None
+        if watch.rule.noise and not watch.rule.brief:
+            with torch.no_grad():
+                there = self.alive & (watch.mean != 0).any(0)
+                self._flat.copy_(torch.where(there, watch.mean, self._flat))
+        value, error = self._evaluation.at_rest(self._flat.detach(), self._carried, streams)
+        epoch = torch.where(watch.done, watch.ended, course.epochs)
+        return Ends(
+            self._evaluation.scales.model(self._flat.detach()).cpu(),
+            value.cpu(),
+            error.cpu(),
+            epoch.cpu(),
+            (watch.done & self.alive).cpu(),
+            watch.rule.words,
+        )
+
+    def trained(self, labels: Sequence[int], seconds: float, ends: Ends | None) -> Trained:
         """What has become of them; ``labels`` of the checkpoints, as many as were reached."""
         self._settle()
         flat, count = self._flat.detach().cpu(), len(self._failures)
@@ -389,6 +435,7 @@ class _Fits:
             redraws=self._begun.redraws,
             seconds=seconds,
             replayed=self._replayed,
+            ends=ends,
         )
 
 

@@ -13,6 +13,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Noise, Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Layout:
             name: part.view(*shape, flat.shape[-1])
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Name -> the first of its rows."""
+        sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        return dict(zip(self.names, itertools.accumulate([0, *sizes[:-1]]), strict=True))
 
     def resized(self, names: Sequence[str], subjects: int) -> "Layout":
         """That of another number of subjects, of whom ``names`` have a value each."""
@@ -82,6 +89,9 @@ class Part:
     carried: dict[str, Tensor]
 
 
+DRAWS = 100
+"""Of the loss of values that do not move."""
+
 _BEYOND = 1e12
 """Of an observation's share of a loss, in units of 1/2 (y - f)^2/sd^2: on average, observations lie more than
 a million sds from their predictions."""
@@ -119,12 +129,15 @@ class Evaluation:
         streams: Sequence[Stream],
         dtype: torch.dtype,
         batch_subjects: int | None,
+        log: bool = False,
     ) -> None:
+        """:param log: train parameters above 0 as logarithms (``Scales``)."""
         self._model, self._objective, self._population = model, objective, population
         self._per_subject, self._moved = state.per_subject, state.moved
         self.limit = largest(objective, population)
         self.layout = Layout.of(state.trained, last=state.per_subject)
         device = population.present.device
+        self.scales = Scales(self.layout.places, model.rows(), log, device)
         own, moved = (self.layout.rows(of) for of in (state.per_subject, state.moved))
         self.moves, self._descends = bool(state.moved), not bool(moved.all())
         self.own_rows, self.moved_rows = own.to(device), moved.to(device)
@@ -146,6 +159,32 @@ class Evaluation:
         self.noise: Tensor | None = None
         self._order = None if self.whole else Noise(streams, shuffle, counts, torch.float64, "minibatch")
         self.draw()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the loss, or what is carried, has random numbers."""
+        return self._noise is not None or self._refresh is not None
+
+    def packed(self, state: State) -> Tensor:
+        """What is trained of a state, (P, B), each number on its scale."""
+        return self.scales.trained(self.layout.pack(state.trained))
+
+    def at_rest(
+        self, flat: Tensor, carried: dict[str, Tensor], streams: Sequence[Stream]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of all subjects at values that do not move, (B,), and its Monte Carlo error: the mean of
+        draws that no other epoch has, of each fit its own."""
+        if self._noise is None or self._refresh is not None or not self.whole:
+            loss = self.total(flat, carried, differentiate=False).loss
+            return loss, torch.zeros_like(loss)
+        counts = self._subjects.tolist()
+        source = Noise(streams, self._noise.shape, counts, flat.dtype, "rest", flat.device)
+        found = []
+        for _ in range(DRAWS):
+            self.noise = source.draw()
+            found.append(self.part(flat, carried, None, differentiate=False).loss)
+        losses = torch.stack(found)
+        return losses.mean(0), losses.std(0) / DRAWS**0.5
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
@@ -255,7 +294,7 @@ class Evaluation:
             flat = self.at(flat.detach(), minibatch)
         leaf = flat if flat.requires_grad or not differentiate else flat.detach().requires_grad_()
         with torch.set_grad_enabled(differentiate):
-            state, population, noise, refresh = self._of(leaf, carried, minibatch)
+            state, population, noise, refresh = self._of(self.scales.model(leaf), carried, minibatch)
             state = self._objective.refresh(self._model, population, state, refresh)
             loss = self._objective.loss(self._model, population, state, noise)
             if minibatch is not None:
@@ -304,9 +343,13 @@ class Evaluation:
         with torch.no_grad():
             number = self._population.shape[1] if minibatch is None else len(minibatch.index)
             layout = self.layout.resized(self._per_subject, number)
-            values = layout.unpack(flat)
+            values = layout.unpack(self.scales.model(flat))
             values |= {name: there(values[name], state.trained[name]) for name in self._moved}
-            return layout.pack(values), kept
+            packed = layout.pack(values)
+            if self.scales.plain:
+                return packed, kept
+            moved = layout.rows(self._moved).to(flat.device)[:, None]
+            return torch.where(moved, self.scales.trained(packed), flat), kept
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

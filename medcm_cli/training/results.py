@@ -17,9 +17,11 @@ from medcm_cli.objectives.base import Objective, State
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
 from medcm_cli.runs.units import NONE, amount
-from medcm_cli.training.loop import Trained
+from medcm_cli.training.trained import Trained
 
 GRID_POINTS = 40
+Kept = tuple[list[int], list[int]]
+"""Epochs of a fit's checkpoints, and their places among those of its batch."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,18 @@ def tables(
     if not trained.epochs:  # all failed at once: what the tables look like is still to be seen
         flat = trained.layout.pack(trained.state.trained)
         trained = replace(trained, checkpoints=flat[None], objective=flat.new_zeros(1, flat.shape[-1]))
-    rows = [_rows(trained, fit) for fit in range(trained.checkpoints.shape[-1])]
+    rows = [trained.kept(fit) for fit in range(trained.checkpoints.shape[-1])]
+    estimates = _at_estimates(trained, rows, reported.tail)
+    trained = replace(
+        trained, checkpoints=trained.all_checkpoints(), objective=trained.all_objectives(), ends=None
+    )
     history = _history(model, objective, test, trained, omega_true, reported.units.scale)
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
     history |= {f"{TYPICAL}{name}": value for name, (value, _) in coefficients.items()}
     at = ", ".join(f"{name} {covariates[name].at_reference}" for name in model.network.inputs)
-    posterior = objective.random_effects(model, train, _at_estimates(trained, rows, reported.tail))
+    posterior = objective.random_effects(model, train, estimates)
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
     typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
@@ -88,15 +94,16 @@ def tables(
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
     result = []
-    for fit, keep in enumerate(rows):
-        epochs = np.asarray(trained.epochs[:keep], dtype=np.int32)
+    for fit, (labels, keep) in enumerate(rows):
+        epochs = np.asarray(labels, dtype=np.int32)
+        place = torch.tensor(keep, dtype=torch.long)
         of_fit = {
             "history": pa.table(
-                {"epoch": epochs} | {name: _array(v[:keep, fit]) for name, v in history.items()},
+                {"epoch": epochs} | {name: _array(v[place, fit]) for name, v in history.items()},
                 metadata={REFERENCE: at},
             ),
-            "parameters": _parameters(trained, fit, epochs, int(train.present[:, fit].sum())),
-            "effects": _effects_table(effects, _grids(model, covariates), fit, epochs),
+            "parameters": _parameters(trained, fit, (epochs, place), int(train.present[:, fit].sum())),
+            "effects": _effects_table(effects, _grids(model, covariates), fit, (epochs, place)),
         }
         if posterior is not None:
             own = _random_effects(model, train, *posterior, fit)
@@ -112,7 +119,7 @@ def tables(
 
 def _of_effects(units: Sequence[str]) -> dict[str, str]:
     """The units of columns of Omega, random effects and their covariances, of those that have one."""
-    found = {}
+    found: dict[str, str] = {}
     for i, one in enumerate(units):
         found |= dict.fromkeys((f"omega_{i + 1}", f"eta_{i + 1}"), one) if one != NONE else {}
         for j, other in enumerate(units[: i + 1]):
@@ -121,22 +128,19 @@ def _of_effects(units: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _rows(trained: Trained, fit: int) -> int:
-    """How many checkpoints of a fit are valid."""
-    failure = trained.failures[fit]
-    return sum(1 for epoch in trained.epochs if failure is None or max(epoch, 1) < failure.epoch)
-
-
-def _at_estimates(trained: Trained, rows: Sequence[int], tail: int | None) -> State:
+def _at_estimates(trained: Trained, rows: Sequence[Kept], tail: int | None) -> State:
     """The state of fits with their estimates, as ``study.restore`` has them.
 
-    :param rows: how many checkpoints of each are valid.
+    :param rows: which checkpoints of each are valid.
     """
-    epochs = np.asarray(trained.epochs or (0,))
-    weight = torch.from_numpy(tail_weights(epochs, np.asarray(rows), tail))[:, None]  # (C, 1, B)
+    checkpoints = trained.all_checkpoints()
+    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64)
+    for fit, (epochs, place) in enumerate(rows):
+        own = tail_weights(np.asarray(epochs or (0,)), np.asarray([len(epochs)]), tail)[:, 0]
+        weight[place or [0], 0, fit] = torch.from_numpy(own)
     # Of a fit that has failed, what comes later may be no number.
-    values = torch.where(weight > 0, trained.checkpoints[: len(epochs)].double(), 0.0)
-    mean = (values * weight).sum(0).to(trained.checkpoints.dtype)
+    values = torch.where(weight > 0, checkpoints.double(), 0.0)
+    mean = (values * weight).sum(0).to(checkpoints.dtype)
     return replace(trained.state, trained=trained.layout.unpack(mean))
 
 
@@ -179,9 +183,12 @@ def _history(
     }
 
 
-def _parameters(trained: Trained, fit: int, epochs: np.ndarray, subjects: int) -> pa.Table:
-    """What a posterior q has for subjects that the fit does not have, but another of its batch, is left
-    out."""
+def _parameters(
+    trained: Trained, fit: int, checkpoints: tuple[np.ndarray, Tensor], subjects: int
+) -> pa.Table:
+    """Of the epochs and places of some ``checkpoints``. What a posterior q has for subjects that the fit does
+    not have, but another of its batch, is left out."""
+    epochs, place = checkpoints
     name, position, kept = [], [], []
     for number, (label, shape) in enumerate(zip(trained.layout.names, trained.layout.shapes, strict=True)):
         index = np.arange(torch.Size(shape).numel())
@@ -199,7 +206,7 @@ def _parameters(trained: Trained, fit: int, epochs: np.ndarray, subjects: int) -
             "epoch": np.repeat(epochs, own.sum()),
             "name": names,
             "index": np.tile(np.concatenate(position), len(epochs)),
-            "value": _array(trained.checkpoints[: len(epochs), torch.from_numpy(own), fit].reshape(-1)),
+            "value": _array(trained.checkpoints[place, :, fit][:, torch.from_numpy(own)].reshape(-1)),
         }
     )
 
@@ -276,8 +283,9 @@ def _effects_table(
     effects: dict[tuple[str, str], tuple[Tensor, Tensor]],
     grids: Mapping[str, np.ndarray],
     fit: int,
-    epochs: np.ndarray,
+    checkpoints: tuple[np.ndarray, Tensor],
 ) -> pa.Table:
+    epochs, place = checkpoints
     parts = []
     for (name, parameter), (absolute, relative) in effects.items():
         points = len(grids[name])
@@ -289,8 +297,8 @@ def _effects_table(
                     "covariate": _repeated(name, count),
                     "parameter": _repeated(parameter, count),
                     "x": np.tile(grids[name], len(epochs)),
-                    "value": _array(absolute[: len(epochs), :, fit].reshape(-1)),
-                    "relative": _array(relative[: len(epochs), :, fit].reshape(-1)),
+                    "value": _array(absolute[place, :, fit].reshape(-1)),
+                    "relative": _array(relative[place, :, fit].reshape(-1)),
                 }
             )
         )

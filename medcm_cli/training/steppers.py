@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.devices import everywhere
+from medcm_cli.training.ending import Moments
 from medcm_cli.training.loss import Evaluation
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -51,14 +52,39 @@ class Stepper:
                 for name, value in memory.items()
             }
 
-    def step(self, flat: Tensor, gradient: Tensor, moving: Tensor) -> None:
+    @property
+    def moments(self) -> Moments | None:
+        """What the optimiser remembers of gradients; None of one that has no such memory."""
+        mean, first = self.memory.get("exp_avg_sq"), self.memory.get("exp_avg")
+        if mean is None or first is None:
+            return None
+        rows, fits = (torch.arange(size, device=mean.device) for size in mean.shape)
+        if self._where is not None:
+            places, fits = self._where
+            rows = places[:, 0]
+        (group,) = self._optimizer.param_groups
+        decay = float(group["betas"][1]) if "betas" in group else 0.0
+        return Moments(first, mean, rows, fits, 1 - decay ** float(self.memory.get("step", 1)))
+
+    def step(self, flat: Tensor, gradient: Tensor, moving: Tensor, rate: Tensor | None = None) -> None:
         """One step that leaves the values of fits that are not ``moving`` exactly as they are; of ``some``,
-        none where no fit is."""
+        none where no fit is.
+
+        :param rate: (B,), what the steps of each fit are multiplied by.
+        """
         if self._where is not None:
             gradient, moving = gradient[self._where], moving[self._where[1]]
+            rate = None if rate is None else rate[self._where[1]]
             if not bool(moving.any()):
                 return
-        if everywhere(moving):
+        if rate is not None:
+            before = self._values.detach().clone()
+            self._values.grad = torch.where(moving, gradient, 0)
+            self._optimizer.step()
+            with torch.no_grad():
+                there = torch.lerp(before, self._values, rate)
+                self._values.copy_(torch.where(moving, there, before))
+        elif everywhere(moving):
             self._values.grad = gradient
             self._optimizer.step()
         else:

@@ -1,5 +1,6 @@
 """Public data with estimates by NONMEM: the objective there, and at the optimum nearby, is NONMEM's."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,32 +40,30 @@ class Case:
     keep: Mapping[str, int] = field(default_factory=dict)
 
 
-ONE = {"file": "phenobarbital.csv", "pk": "one_compartment"}
-BOLUS = {
-    "file": "bolus_1cpt.csv",
-    "pk": "one_compartment",
-    "units": "{time: h, amount: ug, level: ug/L}",
-    "keep": {"SD": 1},
-}
+ONE = functools.partial(Case, "phenobarbital.csv", "one_compartment")
+BOLUS = functools.partial(
+    Case,
+    "bolus_1cpt.csv",
+    "one_compartment",
+    units="{time: h, amount: ug, level: ug/L}",
+    keep={"SD": 1},
+)
 CASES = {
-    "phenobarbital, fo": Case(
-        **ONE,
+    "phenobarbital, fo": ONE(
         objective=Fo(),
         ofv=742.051,
         typical={"CL": 0.0055536, "V1": 1.33638},
         omega={"CL": 0.49707, "V1": 0.37627},
         sigma=0.12812,
     ),
-    "phenobarbital, focei": Case(
-        **ONE,
+    "phenobarbital, focei": ONE(
         objective=Focei(),
         ofv=730.895,
         typical={"CL": 0.005818, "V1": 1.4456},
         omega={"CL": 0.333, "V1": 0.449},
         sigma=0.128,
     ),
-    "phenobarbital, focei, full Omega": Case(
-        **ONE,
+    "phenobarbital, focei, full Omega": ONE(
         objective=Focei(),
         ofv=688.522,
         typical={"CL": 0.006803, "V1": 1.4048},
@@ -82,16 +81,14 @@ CASES = {
         {"V1": 0.1219, "CL": 0.1413, "V2": 0.1709, "Q": 0.1523},
         0.0940,
     ),
-    "bolus, focei": Case(
-        **BOLUS,
+    "bolus, focei": BOLUS(
         objective=Focei(),
         ofv=20058.47,
         typical={"CL": 3.926, "V1": 67.11},
         omega={"CL": 0.269, "V1": 0.302},
         sigma=0.198,
     ),
-    "bolus, fo": Case(  # of which only the value is published
-        **BOLUS,
+    "bolus, fo": BOLUS(  # of which only the value is published
         objective=Fo(),
         ofv=21444.73,
         typical={"CL": 3.5, "V1": 72.0},

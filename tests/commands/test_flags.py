@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hydra._internal.utils import get_args_parser
 
+from medcm_cli.analysis.scores import METHODS as OF_SCORES
 from medcm_cli.analysis.uncertainty import METHODS as OF_UNCERTAINTY
 from medcm_cli.cli import COMMANDS
 from medcm_cli.commands import parser as flags
@@ -167,6 +168,7 @@ def test_the_parsers_name_what_the_modules_that_they_do_not_import_know() -> Non
         assert takes(command, "--method", *METHODS) == [True] * len(METHODS)
         assert takes(command, "--draws", 19, 20, MOST_DRAWS, MOST_DRAWS + 1) == [False, True, True, False]
     assert takes("uncertainty", "--method", *OF_UNCERTAINTY) == [True] * len(OF_UNCERTAINTY)
+    assert takes("score", "--by", *OF_SCORES) == [True] * len(OF_SCORES)
     assert takes("simulate", "--cohort", *TRUTHS) == [True] * len(TRUTHS)
     assert takes("plot", "--format", *FORMATS, ",".join(FORMATS)) == [True] * (len(FORMATS) + 1)
     for flag, least in (("--n", 1), ("--folds", 0), ("--fold-size", 1)):

@@ -223,6 +223,7 @@ def found(place: Path, mixed_fits: Path) -> dict[str, list[Section]]:
         "status": (str(mixed_fits),),
         "data": ("check", str(place / "p.csv"), "--level-unit", "IU/mL", "--amount-unit", "IU"),
         "uncertainty": (str(place / "outputs"),),
+        "score": (str(place / "outputs"), "--by", "fo"),
         "calibrate": (str(mixed_fits), "--sets", "1"),
         "distance": (str(place / "draws"), str(mixed_fits)),
         "predict": (*patient, "--draws", "20", "--regimen", str(place / "plan.yaml")),
@@ -251,7 +252,7 @@ def sections(found: dict[str, list[Section]]) -> Iterator[Section]:
     draws = pd.DataFrame({"quantity": quantities, "position": [1, 2, 1, 2, np.nan]})
     numbers = ("mean", "sd", "r_hat", "ess_bulk", "ess_tail")
     shown = draws.assign(divergences=3, **dict.fromkeys(numbers, 1234.567))
-    yield _summary(shown, LONG, [LONG], Units("mg/L", 1.0, "mg/L", "mg"))
+    yield _summary(shown, LONG, {LONG: "log scale"}, Units("mg/L", 1.0, "mg/L", "mg"))
     yield Section(LONG, ["what", "median", "ratio", "aim"], [[LONG, "12.5 ms (10.25 to 30)", "1.25", LONG]])
 
 

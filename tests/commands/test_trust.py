@@ -19,6 +19,7 @@ MANY = {
     "plot": ("plot", "bad", "--format", "svg"),
     "report": ("report", "bad"),
     "uncertainty": ("uncertainty", "bad"),
+    "score": ("score", "bad"),
     "calibrate": ("calibrate", "bad", "--sets", "2"),
     "distance": ("distance", "draws", "bad"),
 }

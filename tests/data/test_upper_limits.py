@@ -1,6 +1,7 @@
 """Observations above an upper limit of quantification, and those below the lower one left out."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from medcm_cli.data import Format, read_events
 from medcm_cli.errors import InputError
 
 
-def write(path: Path, **columns: list[object]) -> Path:
+def write(path: Path, **columns: list[Any]) -> Path:
     frame = pd.DataFrame({"id": ["a"] * 5 + ["b"] * 2, "time": [0, 1, 2, 3, 4, 0, 1], "amt": 0, "evid": 0})
     frame.loc[[0, 5], ["amt", "evid"]] = [10, 1]
     frame["dv"] = ["", "9", "5", "1", "0.2", "", "4"]
@@ -29,7 +30,7 @@ def write(path: Path, **columns: list[object]) -> Path:
         {"dv": ["", "> 9", "5", "1", "<0.2", "", "4"]},
     ],
 )
-def test_limits_of_both_sides_are_read(tmp_path: Path, columns: dict[str, list[object]]) -> None:
+def test_limits_of_both_sides_are_read(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
     table = read_events(write(tmp_path / "t.csv", **columns), {})
     seen = ~table.is_dose
     assert table.censored[seen].tolist() == [True, False, False, True, False]
@@ -60,7 +61,7 @@ def test_m1_leaves_out_those_below_and_says_so(tmp_path: Path) -> None:
         ({"dv": ["", ">9", "5", "1", "0.2", "", "4"], "uloq": [8] * 7}, "is another limit"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, columns: dict[str, list[object]], says: str) -> None:
+def test_what_is_refused(tmp_path: Path, columns: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(InputError, match=says):
         read_events(write(tmp_path / "t.csv", **columns), {})
 

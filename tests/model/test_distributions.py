@@ -213,7 +213,7 @@ def test_typical_values_lie_between_the_bounds() -> None:
     bounds = {"F": Logit(0.2, 0.9)}
     weight = np.array([20.0, 70.0, 200.0])
     covariates = {"weight": torch.from_numpy(weight)[None, :, None].expand(-1, -1, FITS)}
-    options = {"equations": {"F": {"typical": {"initial": 0.6}, "weight": {"power": 3.0}}}}
+    options: dict[str, Any] = {"equations": {"F": {"typical": {"initial": 0.6}, "weight": {"power": 3.0}}}}
     built = Equations.build(in_odds(options, bounds)["equations"], COVARIATES)
     network = Rescaled(built, {}, bounds)
     values = network.init(STREAMS, F64)

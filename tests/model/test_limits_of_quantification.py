@@ -1,6 +1,7 @@
 """Observations beyond a limit, below or above it, and errors given that levels are above 0 (M4)."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ ERRORS: dict[str, ErrorModel] = {
     "student": StudentError(("additive", "proportional")),
 }
 POSITIVE = {
-    name: replace(error, above_zero=True)
+    name: replace(error, above_zero=True)  # type: ignore[type-var]
     for name, error in ERRORS.items()
     if name in ("additive", "combined", "variances", "power")
 }
@@ -71,6 +72,7 @@ def test_the_probability_of_lying_beyond_a_limit_is_scipys(name: str, kind: str)
     limit = torch.full_like(f, 0.9)
     population, prediction = observed(limit, kind), f[:, None, None, None].expand(-1, 1, 1, 2)
     found = error.log_density(values_of(error), prediction, population)[:, 0, 0, 0].numpy()
+    law: Any
     if name == "log-normal":
         sigma = float(error.sigmas(values_of(error))["log"][0])
         law = stats.lognorm(sigma, scale=f.numpy())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_fo_and_foce_equal_the_exact_marginal(k: int, structure: str) -> None:
     without_constant = -2 * log_marginal - population.observation_count.numpy() * np.log(2 * np.pi)
     objectives: list[Objective] = [Fo(mode_tolerance=1e-11)]
     for g in ("fixed", "implicit"):
-        at = {"mode_tolerance": 1e-11, "mode_gradient": g}
+        at: dict[str, Any] = {"mode_tolerance": 1e-11, "mode_gradient": g}
         objectives += [Foce(formulation, **at) for formulation in ("joint", "linearised", "nonmem")]
         objectives += [Focei(**at), Laplace(**at), Agq(nodes=3 if k < 6 else 2, **at)]
     for objective in objectives:

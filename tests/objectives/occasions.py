@@ -56,7 +56,7 @@ def model_of(
         one_compartment(amount_per_level=1.0),
         RandomEffects(("CL", "V1")),
         ResidualError(tuple(error)),
-        RandomEffects(tuple(own), structure, of=PI),
+        occasions=RandomEffects(tuple(own), structure, of=PI),
     )
 
 

@@ -1,6 +1,7 @@
 """NONMEM's objectives at the modes, and quadrature around them, against numpy, subject by subject."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tests.helpers import (
 )
 
 FITS, SUBJECTS = 2, 5
-TIGHT = {"mode_tolerance": 1e-10, "mode_iterations": 500}
+TIGHT: dict[str, Any] = {"mode_tolerance": 1e-10, "mode_iterations": 500}
 
 
 def plausible(model: Model, population: Population) -> dict[str, torch.Tensor]:
@@ -72,7 +73,8 @@ class Subject:
         return whole
 
     def f(self, eta: np.ndarray) -> np.ndarray:
-        return at_eta(self.model, self.values, self.population, self._put(eta))[self.seen, self.n, self.b]
+        whole = at_eta(self.model, self.values, self.population, self._put(eta))
+        return np.asarray(whole[self.seen, self.n, self.b])
 
     def g(self, eta: np.ndarray) -> np.ndarray:
         return slopes(self.model, self.values, self.population, self._put(eta))[:, self.seen, self.n, self.b]
@@ -98,7 +100,7 @@ class Subject:
         variance = self.sd(f) ** 2
         h = 1e-6
         c = g * (self.sd(f + h) ** 2 - self.sd(f - h) ** 2) / (2 * h) / variance
-        return np.linalg.inv(self.omega) + (g / variance) @ g.T + c @ c.T / 2
+        return np.asarray(np.linalg.inv(self.omega) + (g / variance) @ g.T + c @ c.T / 2)
 
     def hessian(self, eta: np.ndarray) -> np.ndarray:
         """Half that of l, by central differences of two steps (Richardson)."""
@@ -124,7 +126,7 @@ def each(state: State, model: Model, population: Population, frozen: bool = Fals
 
 
 def summed(values: list[float]) -> np.ndarray:
-    return np.reshape(values, (FITS, -1)).sum(1)
+    return np.asarray(np.reshape(values, (FITS, -1)).sum(1))
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -186,7 +186,7 @@ class Linear(Model):
 def linear() -> tuple[Linear, Population]:
     base = known.model_of(("CL",))
     random_effects = replace(base.random_effects, names=("CL",))
-    model = Linear(base.network, base.pk, random_effects, base.error, base.occasions)
+    model = Linear(base.network, base.pk, random_effects, base.error, occasions=base.occasions)
     population = known.population_of(known.table((1, 2, 1, 2, 2)))
     # So near that modes lie within the bounds of their search.
     return model, replace(population, dv=12 + 0.1 * (population.dv - 12))

@@ -73,7 +73,7 @@ def test_columns_have_the_unit_of_what_is_added(outputs: Path) -> None:
 
 def test_a_coefficient_of_variation_is_of_what_is_log_normal(outputs: Path) -> None:
     summary = summarize([outputs])
-    assert not {name for name in summary.fits if name.startswith("cv_")}
+    assert not {name for name in map(str, summary.fits) if name.startswith("cv_")}
     (section,) = [one for one in sections(summary) if one.title.endswith("estimates")]
     assert {"omega CL, log scale before Box-Cox", "omega V1, L", "omega F, logit scale"} <= set(
         section.headers

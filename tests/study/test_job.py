@@ -187,16 +187,8 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
 
 
 LATER = (
-    "outer",
-    "inner",
-    "omega",
-    "occasions",
-    "given",
-    "distributions",
-    "fixed",
-    "redraws",
-    "tail",
-    "device",
+    *("outer", "inner", "omega", "occasions", "given", "distributions", "fixed", "redraws", "tail", "device"),
+    *("initial", "training"),
 )
 LATER_OF_DATASET = (
     "logged",
@@ -210,6 +202,7 @@ LATER_OF_DATASET = (
     "batch_subjects",
     "dialect",
     "thresholds",
+    "protocol",
 )
 
 

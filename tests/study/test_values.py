@@ -41,12 +41,12 @@ PARTNERS = {
     ),
 }
 ADDED = {  # entries of groups that are empty
-    "": ("fixed.omega", "fixed.sigma.additive"),
+    "": ("fixed.omega", "fixed.sigma.additive", "initial.CL", "initial.omega_CL", "initial.rho_CL_V1"),
     "dataset=simulated": ("dataset.columns.dv", "dataset.keep.DVID", "dataset.over_time.weight"),
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "occasions", "fixed"), "network") | {
+OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "occasions", "fixed", "initial"), "network") | {
     "seed": "split",
     "fold": "split",
 }
@@ -98,7 +98,9 @@ def walked(choice: str, config: Mapping[str, Any]) -> list[str]:
     names = [name for name in scalars(config) if not name.startswith("labels.")]
     if group:
         return [name for name in names if name.startswith(f"{group}.")] + list(ADDED.get(choice, ()))
-    return [name for name in names if "." not in name or name.startswith("batch.")] + list(ADDED[""])
+    return [name for name in names if "." not in name or name.startswith(("batch.", "training."))] + list(
+        ADDED[""]
+    )
 
 
 def given(config: Mapping[str, Any], option: str, value: object) -> dict[str, Any]:
@@ -163,6 +165,11 @@ TAKEN = {
     **dict.fromkeys((f"network.equations.{name}.typical" for name in ("CL", "V1", "Q", "V2")), LARGE),
     "network.equations.CL.weight.power": f"-1 0 {LARGE}",
     "network.equations.CL.vwf.power.initial": f"-1 0 {LARGE}",
+    **dict.fromkeys(("initial.CL", "initial.omega_CL"), LARGE),
+    "initial.rho_CL_V1": "0",
+    **dict.fromkeys((f"training.{name}" for name in ("start", "scale", "stop", "polish")), "null"),
+    **dict.fromkeys(("objective.mode_gradient", "objective.initial_sd"), "null"),
+    "dataset.protocol": "null",
     "dataset.cohort": "null",
     "dataset.name": NAMES,
     **dict.fromkeys(("dataset.path", "dataset.events"), "null abc"),

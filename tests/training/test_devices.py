@@ -13,7 +13,8 @@ from medcm_cli.model import Model
 from medcm_cli.objectives import Mse
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import conf_dir
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
+from medcm_cli.training.trained import Trained
 from tests.helpers import STREAMS, configuration, make_population
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -63,6 +64,7 @@ CASES: dict[str, tuple[str, ...]] = {
         *("network.initial={Q: 0.2}", "objective.mode_gradient=implicit"),
         "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
     ),
+    "sigma": ("objective=foce", "random_effects=[CL,sigma]", "error=combined", "dataset.truth=null"),
     "distributions, vi": (
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),

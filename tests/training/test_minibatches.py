@@ -14,8 +14,9 @@ from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Laplace, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.trained import Trained
 from tests.helpers import make_events, make_population, schedule_of
 
 F64 = torch.float64

@@ -19,8 +19,9 @@ from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
 from medcm_cli.runs import REFERENCE, Units
 from medcm_cli.runs.units import named_in
-from medcm_cli.training.loop import Course, Trained, train
+from medcm_cli.training.loop import Course, train
 from medcm_cli.training.results import Covariate, Reported, tables
+from medcm_cli.training.trained import Trained
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
 
 EVENTS = make_events(12, seed=4, ragged=True)

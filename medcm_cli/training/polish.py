@@ -1,0 +1,257 @@
+"""The end of a fit whose objective is a function of its values: Newton's method, all fits of a batch at once.
+
+The Hessian is that of finite differences of the gradient where a search begins and where it seems to be over,
+and is brought up to date by each step in between (BFGS with Powell's damping; Nocedal and Wright 2006,
+sections 6.1 and 18.3). A direction of negative curvature is taken as if it were positive (Dauphin et al.
+2014), no step is longer than 1 in all, and one that does not lower the objective is halved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medcm_cli.data.population import Population
+from medcm_cli.model import Model
+from medcm_cli.model.priors import POPULATION
+from medcm_cli.numerics.square import inverse_of_saddle, made_positive
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.objectives.base import Criterion, Objective, State
+from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.trained import Ends, Trained
+
+LEAST = 1e-3
+"""OFV that a step of Newton's method would still gain where a fit has converged, at most."""
+FEW = 40
+"""Values of a fit, at most, of which those of networks are polished too."""
+STEPS = 200
+_DIFFERENCE = 1e-4
+_HALVINGS = 15
+_ASIDE = 0.3  # how far it is gone from a saddle
+_ENOUGH = 1e-4  # of the fall that the gradient foretells
+RULE = f"Newton's method would lower the OFV by less than {LEAST:g}"
+
+
+@dataclass(frozen=True)
+class Polish:
+    """A ``criterion`` without noise, or an objective that is no likelihood, and the names of the values that
+    stay as they are: those of networks, unless they are few."""
+
+    criterion: Criterion | Objective
+    fixed: tuple[str, ...]
+
+
+def polish_of(model: Model, objective: Objective, population: Population) -> Polish | None:
+    """How fits by an objective are polished; None where that has noise, or moves values itself, or subjects
+    have values of their own."""
+    noise = objective.noise_shape(model, population), objective.refresh_shape(model, population)
+    state = objective.init(model, population, [Stream(0, 1, 1)], torch.float64)
+    if noise != (None, None) or state.moved or set(state.per_subject) & set(state.trained):
+        return None
+    chosen: Criterion | Objective = objective
+    if objective.describe().scale is not None:
+        chosen = objective.criterion(model.size(population))
+        if chosen.noise is not None:
+            return None
+    sizes = {name: value[..., 0].numel() for name, value in state.trained.items()}
+    weights = [name for name in sizes if not _outside(name)]
+    few = sum(sizes.values()) <= FEW
+    return None if len(weights) == len(sizes) and not few else Polish(chosen, () if few else tuple(weights))
+
+
+def _outside(name: str) -> bool:
+    """Whether a trained value is outside networks."""
+    return name in POPULATION or name.startswith("global.")
+
+
+def polished(
+    model: Model,
+    polish: Polish,
+    population: Population,
+    streams: Sequence[Stream],
+    trained: Trained,
+    log: bool,
+) -> Trained:
+    """Fits that have not failed, with their end at the optimum nearby.
+
+    :param population: their subjects in double precision. :param log: see ``Course``.
+    """
+    assert trained.ends is not None
+    chosen, fixed = polish.criterion, polish.fixed
+    objective = chosen.objective if isinstance(chosen, Criterion) else chosen
+    dtype = torch.float64
+    begun = objective.init(model, population, streams, dtype)
+    values = trained.layout.unpack(trained.ends.values.to(dtype))
+    carried = {
+        name: _as(trained.state.carried[name], value) if name in trained.state.carried else value
+        for name, value in begun.carried.items()
+    }
+    state = replace(begun, trained=values, carried=carried)
+    evaluation = Evaluation(model, objective, population, state, streams, dtype, None, log)
+    alive = torch.tensor([failure is None for failure in trained.failures], device="cpu")
+    free = ~evaluation.layout.rows(fixed)
+    if isinstance(chosen, Criterion):
+        unit = torch.full_like(trained.ends.objective.to(dtype), 2 / chosen.scale)
+    else:  # as if it were that of a normal error
+        unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
+    search = _Search(evaluation, state, unit, free, alive)
+    found = search.run()
+    arrived = found.gain < LEAST
+    values_there = evaluation.scales.model(found.x).to(trained.ends.values.dtype)
+    ends = Ends(
+        torch.where(alive, values_there, trained.ends.values),
+        torch.where(alive, found.loss, trained.ends.objective).to(trained.ends.objective.dtype),
+        torch.zeros_like(trained.ends.error),
+        trained.ends.epoch,
+        arrived & alive & (trained.ends.converged if fixed else torch.ones_like(alive)),
+        f"{trained.ends.rule}; then {RULE}" if fixed else RULE,
+    )
+    kept = {name: _as(value, trained.state.carried.get(name, value)) for name, value in found.carried.items()}
+    last = replace(
+        trained.state,
+        trained=trained.layout.unpack(ends.values),
+        carried={**trained.state.carried, **kept},
+    )
+    return replace(trained, ends=ends, state=last)
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype) if value.is_floating_point() else value
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where the search has ended: ``x`` (P, B), its ``loss`` (B,), the ``gain`` (B,) in OFV that one more
+    step would have, by a Hessian at or near that place, and what is ``carried`` there."""
+
+    x: Tensor
+    loss: Tensor
+    gain: Tensor
+    carried: dict[str, Tensor]
+
+
+class _Search:
+    """See the module. ``unit`` (B,): OFV in one of the loss; ``free`` (P,): what moves; ``alive`` (B,):
+    whose."""
+
+    def __init__(
+        self, evaluation: Evaluation, state: State, unit: Tensor, free: Tensor, alive: Tensor
+    ) -> None:
+        self._evaluation, self._unit = evaluation, unit
+        self._free = free.nonzero()[:, 0]
+        self._x = evaluation.packed(state)
+        self._loss, self._gradient, self._carried = self._at(self._x, state.carried)
+        self._gain = torch.full_like(self._loss, torch.inf)
+        self._hessian = self._differences()
+        self._seen = self._hessian  # by differences, where it was last
+        self._fresh = torch.ones_like(alive)
+        self._going = alive & torch.isfinite(self._loss)
+
+    def run(self) -> _Found:
+        """Until no fit goes on."""
+        for _ in range(STEPS):
+            self._hessian = made_positive(self._hessian)
+            inverse = inverse_of_saddle(self._hessian)
+            step = -(inverse @ self._gradient.T[..., None])[..., 0].T  # (F, B)
+            slope = (step * self._gradient).sum(0)
+            gain = -0.5 * slope * self._unit
+            self._gain = torch.where(self._going, gain, self._gain)
+            over = ~(gain >= LEAST / 1000)
+            self._going &= torch.isfinite(gain)
+            arrived = over & self._fresh & self._going
+            left = self._leave_saddles(arrived) if bool(arrived.any()) else arrived
+            self._going &= ~arrived | left
+            if not bool(self._going.any()):
+                break
+            moved = self._along(_bounded(step), slope, self._going & ~over)
+            self._going &= moved | ~self._fresh | left
+            again = self._going & (over | ~moved)
+            if bool(again.any()):
+                self._hessian = torch.where(again[:, None, None], self._differences(), self._hessian)
+                self._seen = torch.where(again[:, None, None], self._hessian, self._seen)
+            self._fresh = again
+        return _Found(self._x, self._loss, self._gain, self._carried)
+
+    def _at(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        part = self._evaluation.part(x, carried, None)
+        return part.loss, part.gradient[self._free], part.carried
+
+    def _differences(self) -> Tensor:
+        """The Hessian, (B, F, F), in the numbers that move."""
+        columns = []
+        for place in self._free.tolist():
+            there = self._x.detach().clone()
+            there[place] += _DIFFERENCE
+            columns.append((self._at(there, self._carried)[1] - self._gradient) / _DIFFERENCE)
+        hessian = torch.stack(columns).permute(2, 0, 1)
+        return (hessian + hessian.mT) / 2
+
+    def _leave_saddles(self, arrived: Tensor) -> Tensor:
+        """Where there is a direction along which the objective is lower on either side, go there; who has,
+        (B,)."""
+        matrix = torch.where(arrived[:, None, None], self._seen, torch.eye(len(self._free)).to(self._seen))
+        value, vector = torch.linalg.eigh(matrix)
+        fall = -0.5 * value[:, 0] * _ASIDE**2 * self._unit
+        left = torch.zeros_like(arrived)
+        if not bool((arrived & (fall > LEAST)).any()):
+            return left
+        for side in (_ASIDE, -_ASIDE):
+            there = self._x.index_add(0, self._free, side * vector[:, :, 0].T)
+            loss, gradient, carried = self._at(there, self._carried)
+            lower = (self._loss - loss) * self._unit > LEAST
+            taken = arrived & (fall > LEAST) & lower & torch.isfinite(gradient).all(0) & ~left
+            self._take(taken, there, loss, gradient, carried)
+            left = left | taken
+        return left
+
+    def _take(
+        self, taken: Tensor, x: Tensor, loss: Tensor, gradient: Tensor, carried: dict[str, Tensor]
+    ) -> None:
+        """Go where ``x`` is, whose that is ``taken``."""
+        self._x = torch.where(taken, x, self._x)
+        self._loss = torch.where(taken, loss, self._loss)
+        self._gradient = torch.where(taken, gradient, self._gradient)
+        self._carried = {
+            name: torch.where(taken, value, self._carried[name]) for name, value in carried.items()
+        }
+
+    def _along(self, step: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
+        """Go along a step as far as the objective falls; who has moved, (B,)."""
+        length = wanted.to(step.dtype)
+        waiting, moved = wanted.clone(), torch.zeros_like(wanted)
+        full = (step * self._gradient).sum(0)
+        slope = torch.where(slope < 0, full, slope)
+        for _ in range(_HALVINGS):
+            there = self._x.index_add(0, self._free, length * step)
+            loss, gradient, carried = self._at(there, self._carried)
+            good = torch.isfinite(loss) & torch.isfinite(gradient).all(0)
+            # Where rounding is all that is left of a fall, a gradient that has shrunk tells it.
+            rounding = 1e-12 * self._loss.abs()
+            lower = loss <= self._loss + _ENOUGH * length * slope + rounding
+            taken = waiting & good & lower
+            self._update(length * step, gradient, taken)
+            self._take(taken, there, loss, gradient, carried)
+            moved, waiting = moved | taken, waiting & ~taken
+            if not bool(waiting.any()):
+                break
+            length = torch.where(waiting, length / 2, length)
+        return moved
+
+    def _update(self, step: Tensor, gradient: Tensor, taken: Tensor) -> None:
+        """The Hessian after a step that is ``taken``."""
+        s, y = step.T[..., None], (gradient - self._gradient).T[..., None]  # (B, F, 1)
+        hs = self._hessian @ s
+        curve, shown = (s * hs).sum((1, 2)), (s * y).sum((1, 2))
+        damped = torch.where(shown < 0.2 * curve, 0.8 * curve / (curve - shown), 1.0)[:, None, None]
+        y = damped * y + (1 - damped) * hs
+        new = (
+            self._hessian - hs @ hs.mT / curve[:, None, None] + y @ y.mT / (s * y).sum((1, 2))[:, None, None]
+        )
+        sound = torch.isfinite(new).all(-1).all(-1) & (curve > 0) & taken
+        self._hessian = torch.where(sound[:, None, None], new, self._hessian)
+
+
+def _bounded(step: Tensor) -> Tensor:
+    """No longer than 1, as the sum of what each number moves by."""
+    return step / step.abs().sum(0).clamp(min=1.0)

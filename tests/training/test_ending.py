@@ -1,0 +1,251 @@
+"""Fits end where they have converged, each as if it were alone, and one that has not says so."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medcm_cli.data import Population
+from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.numerics.streams import Stream
+from medcm_cli.objectives import Fo, Foce, Mse, Objective, Vi
+from medcm_cli.pk import one_compartment
+from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
+from medcm_cli.training.ending import Moments, Rule, Watch
+from medcm_cli.training.kept import Kept
+from medcm_cli.training.loop import Course, train
+from medcm_cli.training.polish import LEAST, polish_of, polished
+from medcm_cli.training.trained import Ends, Trained
+from tests.helpers import F64, table_of
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)
+STREAMS = [Stream(5, 1, replicate) for replicate in (1, 2, 3)]
+COURSE = Course(2000, 100, log=True, stop=True)
+
+
+@pytest.fixture
+def plain() -> Model:
+    """Without a network, so that everything has an optimum."""
+    network = CovariateNetwork.build([], ["CL", "V1"], {}, {"CL": 0.2, "V1": 2.0})
+    return Model(network, one_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
+
+
+def make_population(subjects: int, fits: int) -> Population:
+    """Subjects who differ in CL and V1, eight levels after one dose each."""
+    generator = np.random.default_rng(4)
+    rows: list[tuple[float, ...]] = []
+    times = np.array([0.5, 1, 2, 4, 8, 12, 18, 24])
+    for subject in range(subjects):
+        clearance, volume = np.array([0.2, 2.0]) * np.exp([0.3, 0.2] * generator.standard_normal(2))
+        rows.append((subject, 0.0, True, 2000.0 / 0.01, 0.01, np.nan))
+        level = np.exp(-clearance / volume * times) / volume + 0.02 * generator.standard_normal(8)
+        rows += [(subject, time, False, np.nan, np.nan, one) for time, one in zip(times, level, strict=True)]
+    covariates = {"weight": generator.uniform(50, 100, subjects), "vwf": generator.uniform(50, 150, subjects)}
+    everyone = Population.from_events(table_of([str(i) for i in range(subjects)], rows, covariates), F64)
+    return everyone.select([np.arange(subjects)] * fits)
+
+
+def ends_of(trained: Trained) -> Ends:
+    assert trained.ends is not None
+    return trained.ends
+
+
+def polished_fits(
+    model: Model, objective: Objective, streams: list[Stream], course: Course = COURSE
+) -> Trained:
+    population = make_population(8, len(streams))
+    polish = polish_of(model, objective, population)
+    assert polish is not None
+    brief = replace(course, brief=not polish.fixed)
+    trained = train(model, objective, population, streams, ADAM, brief, F64)
+    return polished(model, polish, population, streams, trained, log=True)
+
+
+# -- the optimum -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective", [Fo(), Foce(mode_gradient="implicit", mode_tolerance=1e-9), Mse()], ids=["fo", "foce", "mse"]
+)
+def test_a_polished_fit_is_where_every_gradient_is_zero(plain: Model, objective: Objective) -> None:
+    trained = polished_fits(plain, objective, STREAMS)
+    ends = ends_of(trained)
+    assert bool(ends.converged.all())
+    # From three drawn starts the same optimum, by gradients of the objective itself in the model's values.
+    assert float(ends.objective.max() - ends.objective.min()) < 0.01
+    values = ends.values.clone().requires_grad_()
+    state = replace(trained.state, trained=trained.layout.unpack(values))
+    population = make_population(8, 3)
+    state = objective.refresh(plain, population, state)
+    loss = objective.loss(plain, population, state, None)
+    (gradient,) = torch.autograd.grad(loss.sum(), values)
+    assert torch.allclose(loss, ends.objective, atol=1e-6)
+    assert float(gradient.abs().max()) < 0.05
+
+
+def test_the_optimum_is_that_of_scipy(plain: Model) -> None:
+    from scipy.optimize import minimize
+
+    trained = polished_fits(plain, Fo(), STREAMS[:1])
+    population = make_population(8, 1)
+
+    def loss(x: np.ndarray) -> float:
+        values = trained.layout.unpack(torch.from_numpy(x)[:, None])
+        return float(Fo().loss(plain, population, replace(trained.state, trained=values), None))
+
+    begin = ends_of(trained).values[:, 0].numpy() + 0.05
+    found = minimize(loss, begin, method="Nelder-Mead", options={"maxiter": 4000, "fatol": 1e-7})
+    assert float(ends_of(trained).objective) == pytest.approx(found.fun, abs=0.01)
+
+
+def test_values_of_a_large_network_stay_and_the_others_are_polished(model: Model) -> None:
+    polish = polish_of(model, Fo(), make_population(8, 1))
+    assert polish is not None
+    assert {"weight.hidden_1.weight"} <= set(polish.fixed)
+    assert not {"omega", "sigma", "correlation", "global.Q"} & set(polish.fixed)
+    few = CovariateNetwork.build(
+        [{"inputs": ["weight"], "hidden": [2], "heads": ["CL"]}],
+        ["V1"],
+        {"weight": {"scale": 150, "reference": 70}},
+    )
+    small = Model(few, one_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
+    of_few = polish_of(small, Fo(), make_population(8, 1))
+    assert of_few is not None
+    assert of_few.fixed == ()
+    assert polish_of(model, Vi(), make_population(8, 1)) is None
+
+
+# -- the rule --------------------------------------------------------------------------------------
+
+
+def watched(rule: Rule, losses: Tensor, gradient: float = 1.0) -> Watch:
+    """Losses (E, B) of epochs, with gradients that stay as they are."""
+    values = torch.zeros(1, losses.shape[1], dtype=F64)
+    watch = Watch(rule, values)
+    slope = torch.full_like(values, gradient)
+    for epoch, loss in enumerate(losses, 1):
+        if watch.see(loss, slope, values):
+            watch.judge(epoch, [], torch.ones(1, dtype=torch.bool))
+    return watch
+
+
+def test_a_fit_converges_once_its_objective_no_longer_falls() -> None:
+    epochs = torch.arange(1500, dtype=F64)[:, None]
+    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 3, (1500, 1)))
+    flat, falling = 100 + 0 * epochs, 500 - 0.1 * epochs
+    still = watched(Rule(noise=False, scale=2.0, brief=False), torch.cat([flat, falling], 1))
+    assert still.done.tolist() == [True, False]
+    noisy = watched(Rule(noise=True, scale=1.0, brief=False), torch.cat([flat, falling], 1) + noise)
+    assert noisy.done.tolist() == [True, False]
+    assert float(noisy.rate[1]) == 1.0
+
+
+def test_a_draw_that_goes_astray_says_nothing_of_convergence() -> None:
+    losses = torch.full((1500, 1), 100.0, dtype=F64)
+    losses[::7] = 1e20
+    assert bool(watched(Rule(noise=True, scale=1.0, brief=False), losses).done.all())
+
+
+def test_huge_first_gradients_are_forgotten() -> None:
+    """Adam on a quadratic whose first gradient was 1e10 as long: the mean square that it remembers lets it
+    not move for hundreds of epochs."""
+    flat = torch.tensor([[5.0]], dtype=F64, requires_grad=True)
+    adam = torch.optim.Adam([flat], lr=0.1)
+    watch = Watch(Rule(noise=False, scale=1.0, brief=False), flat)
+    for epoch in range(1, 301):
+        gradient = flat.detach().clone() * (1e10 if epoch == 1 else 1)
+        flat.grad = gradient
+        adam.step()
+        if watch.see(0.5 * flat.detach()[0] ** 2, gradient, flat.detach()):
+            place = torch.arange(1)
+            memory = adam.state[flat]
+            share = 1 - 0.999**epoch
+            moments = [Moments(memory["exp_avg"], memory["exp_avg_sq"], place, place, share)]
+            watch.judge(epoch, moments, torch.ones(1, dtype=torch.bool))
+    assert abs(float(flat.detach())) < 0.5
+
+
+@pytest.mark.parametrize("objective", [Vi(samples=2), Fo()], ids=["vi", "fo"])
+def test_a_fit_ends_as_if_it_were_alone(plain: Model, objective: Objective) -> None:
+    course = Course(1200, 100, log=True, stop=True)
+    together = train(plain, objective, make_population(6, 3), STREAMS, ADAM, course, F64)
+    alone = train(plain, objective, make_population(6, 1), STREAMS[1:2], ADAM, course, F64)
+    one, other = ends_of(together), ends_of(alone)
+    assert one.epoch[1] == other.epoch[0]
+    assert bool(one.converged[1]) == bool(other.converged[0])
+    assert len({int(epoch) for epoch in one.epoch}) > 1
+    assert torch.allclose(one.values[:, 1], other.values[:, 0], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(one.objective[1], other.objective[0], rtol=1e-8)
+
+
+def test_a_fit_that_goes_on_ends_as_one_that_was_never_stopped(plain: Model, tmp_path: Path) -> None:
+    """With everything that the rule remembers."""
+    population, course = make_population(6, 3), Course(700, 100, log=True, stop=True)
+
+    class Often(Kept):
+        @property
+        def due(self) -> bool:
+            return True
+
+    kept = Often(tmp_path / "kept.npz", {})
+    whole = ends_of(train(plain, Vi(), population, STREAMS, ADAM, course, F64))
+    train(plain, Vi(), population, STREAMS, ADAM, replace(course, epochs=333), F64, kept=kept)
+    again = ends_of(train(plain, Vi(), population, STREAMS, ADAM, course, F64, kept=kept))
+    assert torch.equal(whole.values, again.values)
+    assert torch.equal(whole.epoch, again.epoch)
+    assert torch.equal(whole.converged, again.converged)
+
+
+def test_who_has_had_too_few_epochs_has_not_converged(plain: Model) -> None:
+    course = Course(60, 20, log=True, stop=True)
+    trained = train(plain, Vi(), make_population(6, 3), STREAMS, ADAM, course, F64)
+    assert not bool(ends_of(trained).converged.any())
+    found = trained.convergence(0)
+    assert found is not None
+    assert found["converged"] is False
+    assert found["epoch"] == 60
+    epochs, places = trained.kept(0)
+    assert epochs == [0, 20, 40, 60]
+    assert places == [0, 1, 2, len(trained.epochs)]
+
+
+def test_the_paper_ends_after_all_epochs(plain: Model) -> None:
+    trained = train(plain, Fo(), make_population(6, 3), STREAMS, ADAM, Course(60, 20), F64)
+    assert trained.ends is None
+    assert trained.convergence(0) is None
+    assert trained.kept(1) == ([0, 20, 40, 60], [0, 1, 2, 3])
+
+
+# -- absurd fits -----------------------------------------------------------------------------------
+
+
+def test_a_fit_worse_than_one_normal_has_failed(plain: Model) -> None:
+    population = make_population(6, 3)
+    trained = polished_fits(plain, Fo(), STREAMS)
+    ends = ends_of(trained)
+    dv = population.dv[:, 0, :, 0].numpy()
+    expected = dv.size * (np.log(dv.var()) + 1)
+    assert ofv_of_one_normal(population).numpy() == pytest.approx(expected)
+    assert with_absurd_failed(Fo(), population, trained).failures == (None, None, None)
+    worse = replace(ends, objective=torch.tensor([expected - 1, expected + 1, 1e200], dtype=F64))
+    first, second, third = with_absurd_failed(Fo(), population, replace(trained, ends=worse)).failures
+    assert first is None
+    assert second is not None
+    assert third is not None
+    assert third.cause.startswith("objective is absurd: an OFV of 1e+200 is above that of one normal")
+
+
+def test_a_bound_is_compared_on_the_scale_of_a_likelihood(plain: Model) -> None:
+    """-ELBO has log(2 pi) of each observation, and is a half of -2 log L."""
+    population = make_population(6, 3)
+    most = ofv_of_one_normal(population) + population.observation_count * np.log(2 * np.pi)
+    course = Course(120, 20, log=True, stop=True)
+    trained = train(plain, Vi(), population, STREAMS, ADAM, course, F64)
+    shifted = replace(ends_of(trained), objective=most / 2 + torch.tensor([-1.0, 1.0, -1.0], dtype=F64))
+    failures = with_absurd_failed(Vi(), population, replace(trained, ends=shifted)).failures
+    assert [failure is None for failure in failures] == [True, False, True]
+    assert LEAST > 0
