@@ -41,8 +41,8 @@ def begin(p: Any) -> dict[str, Tensor]:
 
 def seen(t: Tensor, a: Any, p: Any) -> Tensor:
     del t
-    root: Tensor = torch.sqrt(a.drug / p.V1 + 1e-3)
-    return root * p.KM
+    found: Tensor = torch.sqrt(a.drug / p.V1 + 1e-3) * p.KM
+    return found
 
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10, "amount_per_level": 1.0}

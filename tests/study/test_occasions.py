@@ -111,11 +111,11 @@ def test_the_standard_error_of_pi(restored: Restored) -> None:
     def closure() -> Tensor:
         search.zero_grad()
         value = loss(flat)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    search.step(closure)  # type: ignore[no-untyped-call]
-    information = torch.autograd.functional.hessian(loss, flat.detach()) / 2  # type: ignore[no-untyped-call]
+    search.step(closure)
+    information = torch.autograd.functional.hessian(loss, flat.detach()) / 2
     place = int(layout.rows(["pi"]).nonzero()[0, 0])
     raw = flat.detach()[place]
     slope = torch.sigmoid(raw)  # of pi by its raw value
