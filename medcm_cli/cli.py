@@ -19,6 +19,7 @@ COMMANDS = {
     "simulate": "write virtual patients",
     "fit": "train models, one or a whole study",
     "data": "check an event table",
+    "new": "write a configuration to start from, for an event table",
     "status": "say how far a study is, on whatever machines it runs",
     "summarize": "compare finished fits in tables",
     "plot": "draw what is in run folders",

@@ -82,6 +82,7 @@ def table_of(
         segment=nothing,
         occasion=nothing + 1,
         regime=nothing - 1,
+        endpoint=nothing,
         reset_subject=np.zeros(0, dtype=np.int64),
         reset_clock=np.zeros(0),
         reset_time=np.zeros(0),
@@ -134,6 +135,39 @@ def configuration(data: Path | None, outputs: Path, *overrides: str) -> dict[str
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
     labels = {"objective": "vi", "error": "additive", "variant": ""}
     return as_config(config) | {"labels": {name: groups.get(name, label) for name, label in labels.items()}}
+
+
+# Of the choices of conf/pk that do not list them.
+PARAMETERS = {
+    "one_compartment": "CL,V1",
+    "one_compartment_oral": "CL,V1,KA",
+    "two_compartment_oral": "CL,V1,Q,V2,KA",
+    "three_compartment": "CL,V1,Q,V2,Q3,V3",
+    "three_compartment_oral": "CL,V1,Q,V2,Q3,V3,KA",
+    "absorption_zero_order": "CL,V1,D",
+    "absorption_parallel": "CL,V1,KA,D,ODDS",
+    "absorption_sequential": "CL,V1,KA,D,ODDS",
+    "absorption_transit": "CL,V1,KA,NTR,MTT",
+}
+
+
+@functools.cache
+def needs_of_models() -> dict[str, tuple[str, ...]]:
+    """Choice of conf/pk -> the options of a network that has its parameters and reads no covariate."""
+    parameters = dict(PARAMETERS)
+    for path in sorted((conf_dir() / "pk").glob("*.yaml")):
+        listed = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(listed, dict) and "parameters" in listed:
+            parameters[path.stem] = ",".join(listed["parameters"])
+    return {
+        name: (
+            "network=none",
+            f"network.global_parameters=[{of}]",
+            f"random_effects=[{','.join(of.split(',')[:2])}]",
+            "dataset.truth=null",
+        )
+        for name, of in parameters.items()
+    }
 
 
 F64 = torch.float64

@@ -4,6 +4,7 @@ import itertools
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,35 +18,34 @@ from medcm_cli.pk import LinearModel, OdeModel
 from medcm_cli.study import options
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import JOB, PROBLEM, conf_dir
-from tests.helpers import composed, configuration
+from tests.helpers import composed, configuration, needs_of_models
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in ROOT.glob("conf/*/*.yaml"))
 NAMES = [leaf.as_posix() for leaf in LEAVES]
 # What a choice needs beside it.
+OF_DOSES = ("pk.column=time", "random_effects=[E0]", "dataset.truth=null")
+DIRECT = {
+    "linear": ("network.global_parameters=[E0,SLOPE]",),
+    "emax": ("network.global_parameters=[E0,EMAX,ED50]",),
+    "hill": ("network.global_parameters=[E0,EMAX,ED50,GAMMA]",),
+}
 PARTNERS = {
     "network/equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
         "V1: {typical: 2, weight: {power: 1}}, Q: {typical: 0.1}, V2: {typical: 0.5}}",
     ),
-    "pk/one_compartment": ("network.global_parameters=[]",),
-    "pk/one_compartment_oral": ("network.global_parameters=[KA]",),
-    "pk/two_compartment_oral": ("network.global_parameters=[Q,V2,KA]",),
-    "pk/three_compartment": ("network.global_parameters=[Q,V2,Q3,V3]",),
-    "pk/three_compartment_oral": ("network.global_parameters=[Q,V2,Q3,V3,KA]",),
-    "pk/michaelis_menten": (
-        "network=none",
-        "network.global_parameters=[VM,KM,V1]",
-        "random_effects=[VM,V1]",
-        "dataset.truth=null",
-    ),
-    "pk/neural_ode": (
-        "network.global_parameters=[]",
-        "random_effects=[V1]",
-        "dataset.truth=null",
+    **{f"pk/{name}": needs for name, needs in needs_of_models().items()},
+    "pk/absorption_transit": (
+        *needs_of_models()["absorption_transit"],
+        *("dataset.columns.rate=null", "dataset.columns.duration=null", "dataset.bolus_duration=0"),
     ),
     "split/blocks": ("split.size=15",),
+    "split/column": ("split.column=set",),
+    **{f"pk/dose_response_{form}": ("network=none", *OF_DOSES, *given) for form, given in DIRECT.items()},
+    "error/endpoints": ("endpoints={level: {error: additive}}",),
     "dataset/table": ("split=bootstrap",),
+    "dataset/events": ("split=all", "network=none", "network.global_parameters=[CL,V1,Q,V2]"),
     "dataset/prophylaxis": ("network=real_data", "split=nested"),
     "dataset/perioperative": ("network=real_data", "split=nested"),
     "network/real_data": ("dataset=prophylaxis", "split=nested"),
@@ -94,7 +94,15 @@ def test_a_leaf_has_one_target_that_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_leaf_works_with_the_defaults(data: Path, tmp_path: Path, name: str) -> None:
-    path = {"dataset/table": data / "simulation.csv", "network/real_data": None}.get(name, data)
+    path = {
+        "dataset/table": data / "simulation.csv",
+        "dataset/events": data / "simulation.csv",
+        "network/real_data": None,
+    }.get(name, data)
+    if name == "split/column":
+        path = tmp_path / "sets.csv"
+        frame = pd.read_csv(data / "simulation.csv")
+        frame.assign(set=1 + frame["id"].str.len() % 2).to_csv(path, index=False)
     path = None if name in ("dataset/prophylaxis", "dataset/perioperative") else path
     choice = name.replace("/", "=")
     job = Job.build(configuration(path, tmp_path, choice, "epochs=1", *PARTNERS.get(name, ())))

@@ -23,6 +23,7 @@ ROWS = [
 PLAIN = "network.equations={CL: {typical: 4}, V1: {typical: 50}}"
 COVARIATES = (
     "dataset.covariates={weight: {column: WT, scale: 150, reference: 70, unit: kg}, "
+    "icl: {column: ICL, scale: 10, reference: 1, unit: L/h}, "
     "age: {column: AGE, scale: 80, reference: 40, unit: a}, "
     "sex: {column: SEX, scale: 1, reference: 0, unit: -, values: {M: 0, F: 1}}}"
 )
@@ -41,7 +42,8 @@ def write_table(path: Path, logged: bool, until_parameter: bool) -> None:
             dv = np.log(level) if logged else level
             rows.append({**of, "TIME": time, "DV": dv, "EVID": 0, "DVID": 1, "OCC": 1 + (time > 4)})
     table = pd.DataFrame(rows)
-    table["CONC"] = table["DV"]
+    table["ICL"], table["DOSE"], table["NSIM"] = 4 + table["ID"], table["TIME"], 1
+    table["CONC"], table["FLAG"] = table["DV"], 1 + table["ID"] % 2
     table.to_csv(path, index=False)
 
 

@@ -17,6 +17,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Noise, Stream
 from medcm_cli.objectives import Objective, State
+from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.objectives.vi import Vi
 from medcm_cli.posteriors.individual import posterior
 from medcm_cli.study.restore import Restored
@@ -70,6 +71,8 @@ def rank(
     # Sets become fits: everything else has a fit dimension of 1, which stands for all.
     several = replace(population, dv=drawn.permute(0, 3, 2, 1))
     streams = [replace(stream, attempt=number + 1) for number in range(sets)]
+    if isinstance(objective, Penalised):  # whose priors are of the population alone
+        objective = objective.objective
     if isinstance(objective, Vi):
         own = replace(objective, population="point")
         draws, what = own_draws(own, model, values, several, streams), f"q, {own.family}"

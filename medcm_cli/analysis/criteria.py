@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
-from medcm_cli.model.priors import POPULATION
+from medcm_cli.numerics.streams import Stream
 
 
 class Counts(NamedTuple):
@@ -32,23 +32,26 @@ def count(model: Model, values: Values, population: Population) -> Counts:
     """Of estimates ``values`` with Omega and sigma among them, as the model lays them out.
 
     A value of the network belongs to random effects where a typical parameter that has one moves with it, at
-    the covariates of ``population``.
+    the covariates of ``population``; sigma does where the residual error has one.
     """
+    effects = model.random_effects
+    of_effects = {n for group in model.groups for n in group.init([Stream(0, 1, 1)], torch.float64)}
+    if effects.place_of_sigma is not None:
+        of_effects.add("sigma")
     own = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
         zeta = model.typical(own, population)
         varies = dict.fromkeys(name for group in model.groups for name in group.parameters)
-        varying = sum((zeta[name].log().sum() for name in varies), torch.zeros(()))
+        varying = sum((zeta[name].sum() for name in varies), torch.zeros(()))
     slopes: tuple[Tensor, ...] = tuple(map(torch.zeros_like, own.values()))
     if varying.requires_grad:
         slopes = torch.autograd.grad(varying, list(own.values()), allow_unused=True, materialize_grads=True)
     random = fixed = weights = 0
     for (name, value), slope in zip(own.items(), slopes, strict=True):
         size = value[..., 0].numel()
-        of_omega = name in POPULATION and name != "sigma"
-        own_size = size if of_omega else int((slope != 0).reshape(size, -1).any(1).sum())
+        own_size = size if name in of_effects else int((slope != 0).reshape(size, -1).any(1).sum())
         random, fixed = random + own_size, fixed + size - own_size
-        named = of_omega or name == "sigma" or name.startswith("global.")
+        named = name in of_effects or name == "sigma" or name.startswith("global.")
         weights += 0 if named else size
     variances = sum(len(values[group.of]) for group in model.groups if group.of in values)
     return Counts(random, fixed, weights, variances)

@@ -2,7 +2,7 @@
 effects and individual curves. Numbers in data frames, for figures or for a look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medcm_cli.analysis import bins
 from medcm_cli.analysis.npde import needed, npde
-from medcm_cli.data import Population
+from medcm_cli.data import EventTable, Population
 from medcm_cli.data.edit import dose_corners, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia.cohorts import drawn_from
@@ -36,7 +36,8 @@ _TOLERANCE, _ITERATIONS = 1e-5, 200
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Of one fit. Levels in the reported unit, times in h.
+    """Of one fit. Levels in the reported unit, times in h. Of several endpoints, ``endpoints`` with the unit
+    of each, the frames have a column ``endpoint``; ``endpoint`` and ``unit`` are those of what it is about.
 
     ``observations``: ``subject``, ``time``, ``dv``, ``censored`` (``above`` its limit), ``typical``,
     ``individual`` (NaN without random effects), ``residual``: CWRES, NaN where censored, or dv - typical
@@ -59,13 +60,43 @@ class Diagnosis:
     simulations: int = SIMULATIONS
     kappas: pd.DataFrame = field(default_factory=pd.DataFrame)
     pi: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+    endpoint: str = ""
+    endpoints: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def quantity(self) -> str:
+        """What is observed, in a word."""
+        return self.endpoint or "level"
+
+    @property
+    def of_endpoints(self) -> "list[Diagnosis]":
+        """That of each endpoint; itself where there is one."""
+
+        def part(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+            if "endpoint" not in frame:
+                return frame
+            return frame[frame["endpoint"] == name].drop(columns="endpoint").reset_index(drop=True)
+
+        return [
+            replace(
+                self,
+                observations=part(self.observations, name),
+                curves=part(self.curves, name),
+                check=part(self.check, name),
+                unit=unit,
+                endpoint=name,
+                endpoints=(),
+            )
+            for name, unit in self.endpoints
+        ] or [self]
 
 
 @torch.no_grad()
 def diagnose(restored: Restored) -> Diagnosis:
     """Of a single fit, B = 1; its first ``MOST_SUBJECTS`` subjects."""
     problem, whole = restored.problem, restored.population
-    model, scale = problem.model, Units.of(problem.config["dataset"]).scale
+    model, units = problem.model, Units.of_config(problem.config)
     rows = whole.subject[whole.present[:, 0] > 0, 0].numpy()
     subjects, first = np.unique(rows, return_index=True)
     subjects, places = subjects[:MOST_SUBJECTS], torch.from_numpy(first[:MOST_SUBJECTS])
@@ -73,9 +104,11 @@ def diagnose(restored: Restored) -> Diagnosis:
     posterior = restored.objective.random_effects(model, whole, restored.state)
     eta = None if posterior is None else [part[places][None] for part in posterior[0]]
     observations = _observations(restored, population, subjects, eta)
+    named = tuple((name, units.endpoint(place).reported) for place, (name, _) in enumerate(units.endpoints))
+    about: dict[str, Any] = {"unit": units.reported, "endpoints": named}
     if posterior is None:
-        curves = _curves(restored, subjects, None, scale)
-        return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame())
+        curves = _curves_of_each(restored, subjects, None, units)
+        return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame(), **about)
     mean, spread = posterior
     names, ids = model.random_effects.names, np.array(problem.events.ids)
     of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=False)}
@@ -85,22 +118,18 @@ def diagnose(restored: Restored) -> Diagnosis:
     if needed(population) <= SIMULATIONS:
         errors = npde(simulated, population, restored.streams[0])
         observations["npde"] = errors[:, 0, :, 0].T[seen].numpy()
-    check = predictive_check(
-        observations["time"].to_numpy(),
-        observations["dv"].to_numpy(),
-        observations["typical"].to_numpy(),
-        np.asarray((simulated[..., 0].permute(1, 2, 0)[:, seen] * scale).double().numpy()),
-    )
+    flat = simulated[..., 0].permute(1, 2, 0)[:, seen].double().numpy()
     draws = _draws(mean[:, places, 0], spread[:, :, places, 0], restored.streams[0])
     return Diagnosis(
         True,
         observations,
-        _curves(restored, subjects, draws, scale),
+        _curves_of_each(restored, subjects, draws, units),
         pd.DataFrame({"subject": ids[rows]} | of_subjects),
         dict(zip(names, omega.tolist(), strict=True)),
-        check,
+        _check(observations, np.asarray(flat), units),
         kappas=_kappas(restored, mean, ids[rows]),
         pi=_pi(restored),
+        **about,
     )
 
 
@@ -125,9 +154,26 @@ def _pi(restored: Restored) -> dict[str, float]:
     return dict(zip(occasions.names, sd.tolist(), strict=True))
 
 
+def _check(observations: pd.DataFrame, simulated: FloatArray, units: Units) -> pd.DataFrame:
+    """``predictive_check`` of each endpoint. :param simulated: (S, M), in the model's unit."""
+    parts = []
+    for place, name in enumerate([name for name, _ in units.endpoints] or [""]):
+        own = (observations["endpoint"] == name).to_numpy() if name else np.ones(len(observations), bool)
+        if own.any():
+            time, dv, typical = (observations.loc[own, of].to_numpy() for of in ("time", "dv", "typical"))
+            found = predictive_check(time, dv, typical, simulated[:, own] * units.endpoint(place).scale)
+            parts.append(found.assign(endpoint=name) if name else found)
+    return pd.concat(parts, ignore_index=True)
+
+
 def _seen(population: Population) -> Tensor:
     """Where there are observations, (N, T): in the order of subjects."""
     return (population.observed[:, 0, :, 0] > 0).T
+
+
+def _flat(of: Tensor, seen: Tensor) -> FloatArray:
+    """Values (T, 1, N, 1) of what is ``seen`` (N, T), in the order of subjects."""
+    return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
 
 
 def _observations(
@@ -135,11 +181,16 @@ def _observations(
 ) -> pd.DataFrame:
     """``Diagnosis.observations`` of ``subjects`` (N,), with their random effects (1, N, 1) each, if any."""
     setup, values = restored.problem, restored.estimates
-    model, scale = setup.model, Units.of(setup.config["dataset"]).scale
+    model, units = setup.model, Units.of_config(setup.config)
     seen = _seen(population)
+    scale: FloatArray | float = units.scale
+    number = torch.zeros_like(population.dv) if population.endpoint is None else population.endpoint
+    if units.endpoints:
+        scales = [units.endpoint(place).scale for place in range(len(units.endpoints))]
+        scale = np.asarray(scales)[_flat(number, seen).astype(np.int64)]
 
     def flat(of: Tensor) -> FloatArray:
-        return np.asarray(of[:, 0, :, 0].T[seen].double().numpy(), dtype=np.float64)
+        return _flat(of, seen)
 
     zeta = model.typical(values, population)
     nobody = torch.zeros_like(population.dv)
@@ -155,6 +206,9 @@ def _observations(
         }
     )
     found["npde"] = np.nan
+    if units.endpoints:
+        names = np.array([name for name, _ in units.endpoints], dtype=object)
+        found = found.assign(endpoint=names[flat(number).astype(np.int64)])
     if eta is None:
         return found.assign(individual=np.nan, residual=found["dv"] - found["typical"])
     individual = flat(model.predict(zeta, population, eta)) * scale
@@ -228,7 +282,8 @@ def simulated(
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)
     noise = per_fit([stream], lambda g: g.standard_normal((t, count, n)), "check.error", dtype)
-    return eta, model.error.draw(model.of_subjects(values, eta), prediction, noise)
+    error = model.error.of_endpoint(population.endpoint)
+    return eta, error.draw(model.of_subjects(values, eta), prediction, noise)
 
 
 def predictive_check(
@@ -271,17 +326,44 @@ def predictive_check(
     return pd.concat(frames, ignore_index=True)
 
 
-def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float) -> pd.DataFrame:
-    """Levels on a fine grid of each subject, from its first record to its last observation, and where doses
-    begin and end."""
-    problem, values = restored.problem, restored.estimates
-    spans = problem.model.spans(values, problem.everyone)
+def _curves(
+    restored: Restored, subjects: IntArray, draws: list[Tensor] | None, scale: float, endpoint: int = 0
+) -> pd.DataFrame:
+    """Levels, or values of another ``endpoint``, on a fine grid of each subject, from its first record to its
+    last observation, and where doses begin and end."""
+    problem = restored.problem
+    spans = problem.model.spans(restored.estimates, problem.everyone)
     turns = None if spans is None else dose_corners(problem.events, spans.numpy())
     table, grid = on_grid(problem.events, CURVE_POINTS, turns)
+    table = replace(table, endpoint=np.full_like(table.endpoint, endpoint))
+    grid = grid[np.isin(grid["subject"], subjects)]
+    ids = np.array(problem.events.ids)
+    columns = _curve(restored, table, subjects, draws, scale)
+    return grid.assign(subject=ids[grid["subject"].to_numpy()], **columns)
+
+
+def _curves_of_each(
+    restored: Restored, subjects: IntArray, draws: list[Tensor] | None, units: Units
+) -> pd.DataFrame:
+    """``Diagnosis.curves``."""
+    if not units.endpoints:
+        return _curves(restored, subjects, draws, units.scale)
+    parts = [
+        _curves(restored, subjects, draws, units.endpoint(place).scale, place).assign(endpoint=name)
+        for place, (name, _) in enumerate(units.endpoints)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _curve(
+    restored: Restored, table: EventTable, subjects: IntArray, draws: list[Tensor] | None, scale: float
+) -> dict[str, FloatArray]:
+    """Columns of ``Diagnosis.curves`` at the observations of a table."""
+    problem = restored.problem
     population = Population.from_events(table, problem.dtype, not problem.model.pk.needs_double).select(
         [subjects]
     )
-    zeta = problem.model.typical(values, population)
+    zeta = problem.model.typical(restored.estimates, population)
     columns = {"typical": problem.model.predict(zeta, population)[:, 0, :, 0]}
     if draws is not None:
         levels = problem.model.predict(zeta, population, draws)[..., 0]  # (T, S, N)
@@ -291,12 +373,7 @@ def _curves(restored: Restored, subjects: IntArray, draws: list[Tensor] | None, 
         place = (at * (levels.shape[1] - 1)).round().long()
         columns |= dict(zip(names, ordered[:, place].unbind(1), strict=True))
     exists = (population.observed[:, 0, :, 0] > 0).T
-    grid = grid[np.isin(grid["subject"], subjects)]
-    ids = np.array(problem.events.ids)
-    return grid.assign(
-        subject=ids[grid["subject"].to_numpy()],
-        **{name: of.T[exists].double().numpy() * scale for name, of in columns.items()},
-    )
+    return {name: of.T[exists].double().numpy() * scale for name, of in columns.items()}
 
 
 def covariates(restored: Restored) -> dict[str, FloatArray]:

@@ -17,6 +17,7 @@ from medcm_cli.data import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.objectives import Criterion, State
+from medcm_cli.objectives.penalised import SHARE, Penalised
 from medcm_cli.training.loss import Layout
 
 STEP = 1e-4  # of the central differences, in the unconstrained values
@@ -114,7 +115,13 @@ class Subjects:
 
     def whole_curvature(self, theta: Tensor, own: Tensor, carried: Mapping[str, Tensor]) -> Curvature:
         """At shared values (P, B) and own (L, M), of all shared values, by central differences of the
-        gradient; those of a network in its typical parameters, which the chain rule leads through."""
+        gradient; those of a network in its typical parameters, which the chain rule leads through. Priors,
+        which are of the network itself, add their own curvature, and nothing to the outer products."""
+        objective = self.criterion.objective
+        if isinstance(objective, Penalised):
+            plain = replace(self, criterion=replace(self.criterion, objective=objective.objective))
+            of_data = {name: value for name, value in carried.items() if name != SHARE}
+            return self._with_priors(objective, theta, plain.whole_curvature(theta, own, of_data))
         parts = []
         for part, population in self._pieces:
             fit, flat = self.fit[part], self._flat(theta, own, part)
@@ -132,6 +139,26 @@ class Subjects:
                 row[:] = (ends[0] - ends[1]) / (2 * STEP)
             parts.append(self._profiled(fit, loss, *through.back(gradient, hessian)))
         return _together(parts)
+
+    def _with_priors(self, objective: Penalised, theta: Tensor, found: Curvature) -> Curvature:
+        """With what they add at shared values (P, B)."""
+        leaf = theta.detach().requires_grad_()
+        rest = sum(map(_size, self.layout.shapes)) - self.shared
+        values = self.layout.unpack(torch.cat([leaf, leaf.new_zeros(rest, leaf.shape[1])]))
+        loss = objective.penalty(self.model, values)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+        rows = [
+            torch.autograd.grad(
+                row.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            for row in slope
+        ]
+        scale = self.criterion.scale
+        return found._replace(
+            loss=found.loss + loss.detach(),
+            score=found.score + slope.detach().T / scale,
+            information=found.information + torch.stack(rows).permute(2, 0, 1) / scale,
+        )
 
     def _profiled(self, fit: Tensor, loss: Tensor, gradient: Tensor, hessian: Tensor) -> Curvature:
         """Of the subjects of a part, of these fits (m,), from gradient (D, m) and Hessian (D, D, m) of their

@@ -107,7 +107,9 @@ def intervals(restored: Restored, estimates: Estimates, level: float) -> list[pd
 def units_of(restored: Restored, at: Quantities) -> Tensor:
     """What quantities are multiplied by to be in the reported unit, (R,)."""
     scale = Units.of(restored.problem.config["dataset"]).scale
-    return torch.tensor([scale if name == "sigma_additive" else 1.0 for name in at.names]).double()
+    first = next(iter(restored.problem.config["endpoints"] or {}), "")
+    leveled = ("sigma_additive", f"sigma_additive_{first}")
+    return torch.tensor([scale if name in leveled else 1.0 for name in at.names]).double()
 
 
 def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:

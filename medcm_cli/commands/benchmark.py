@@ -21,14 +21,17 @@ def command(arguments: list[str]) -> None:
         help="measure one fit of thousands of subjects, once, instead of these",
     )
     parser.add_argument("--ode", action="store_true", help="measure models given as dA/dt instead of these")
+    parser.add_argument("--compile", action="store_true", help="with --ode, also batch.compile=true")
     options = parser.read(arguments)
 
     from medcm_cli.commands import ode_speed, speed
 
     if options.large and options.ode:
         raise InputError("--large and --ode measure different things; give one of them")
+    if options.compile and not options.ode:
+        raise InputError("--compile is of models given as dA/dt; give --ode, too")
     if options.ode:
-        show(ode_speed.measure(options.repeats, ERR.print))
+        show(ode_speed.measure(options.repeats, ERR.print, options.compile))
     elif options.large:
         show(speed.large_study(options.epochs, ERR.print))
     else:

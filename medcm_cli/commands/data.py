@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from medcm_cli.commands.parser import Parser, add_dialect, pair, path, text
+from medcm_cli.commands.parser import Parser, add_dialect, add_units, pair, path, text
 from medcm_cli.commands.terminal import ERR, OUT, show
 from medcm_cli.errors import InputError
 
@@ -104,7 +104,7 @@ def _parser() -> Parser:
         metavar="ROLE=NAME",
         help="the name of a column, where it is not that of its role, or null of a role that no column is to "
         "have; may be given several times. Roles: id, time, date, "
-        "amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq",
+        "amt, rate, duration, dv, evid, mdv, addl, ii, ss, cmt, occ, cens, lloq, uloq",
         **_REPEATED,
     )
     parser.add_argument(
@@ -123,8 +123,6 @@ def _parser() -> Parser:
         **_REPEATED,
     )
     add_dialect(parser)
-    parser.add_argument("--time-unit", type=text, help="unit of TIME, as dataset.units.time")
-    parser.add_argument("--amount-unit", type=text, help="unit of AMT, as dataset.units.amount")
-    parser.add_argument("--level-unit", type=text, help="unit of DV, as dataset.units.level")
+    add_units(parser)
     parser.add_argument("--predose", action="store_true", help="allow observations before the first dose")
     return parser

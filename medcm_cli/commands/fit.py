@@ -278,12 +278,14 @@ def _words(job: _Left, finished: Sequence["Record"], seconds: float) -> list[str
 
 def _converged(finished: Sequence["Record"]) -> list[str]:
     """How many fits have converged, and by which rule; nothing where none was asked."""
-    asked = [record for record in finished if record.converged is not None]
+    from medcm_cli.runs.description import converged
+
+    asked = [record for record in finished if converged(record) is not None]
     if not asked:
         return []
-    done = sum(record.converged is True for record in asked)
+    done = sum(converged(record) is True for record in asked)
     rules = dict.fromkeys(str((record.convergence or {})["rule"]) for record in asked)
-    still = [record for record in asked if record.converged is False]
+    still = [record for record in asked if converged(record) is False]
     lines = [f"  converged: {done} of {len(asked)}; rule: {' or '.join(rules)}"]
     if still:
         places = [(record.address.place, "ended after all epochs, at no optimum") for record in still]

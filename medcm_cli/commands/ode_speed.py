@@ -65,18 +65,27 @@ def binding_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     }
 
 
-def measure(repeats: int, report: Callable[[str], None]) -> Section:
+def measure(repeats: int, report: Callable[[str], None], compiled: bool = False) -> Section:
     """CPU time of predictions and their derivatives in one thread, the least of ``repeats`` in turn; of
-    stiff equations by torchdiffeq, which is slow, one measurement."""
+    stiff equations by torchdiffeq, which is slow, one measurement. With ``compiled`` steps, too, where there
+    is a C++ compiler.
+
+    :raises InputError: there is none.
+    """
     prepare(threads=1)
     tasks, ratios = dict[str, Task](), list[Ratio]()
-    for of in (*(_models(fits) for fits in FITS), *(_foce(fits) for fits in FITS), _steady(), _stiff()):
+    groups = [*(_models(fits) for fits in FITS), *(_foce(fits) for fits in FITS), _steady(), _stiff()]
+    for of in (*groups, *(_compiled(fits) for fits in FITS if compiled)):
         tasks |= of[0]
         ratios += of[1]
     quick = {name: task for name, task in tasks.items() if name != SLOW}
     for name, task in quick.items():  # warm up
-        if "torchdiffeq" not in name:
-            task()
+        if "torchdiffeq" in name:
+            continue
+        started = time.process_time()
+        task()
+        if "compiled" in name:
+            report(f"{name}: compiled in {time.process_time() - started:.0f} s")
     seconds = dict.fromkeys(tasks, float("inf"))
     for repeat in range(1, repeats + 1):
         report(f"measurement {repeat} of {repeats}")
@@ -119,6 +128,16 @@ def _models(fits: int) -> tuple[dict[str, Task], list[Ratio]]:
             Ratio(f"{name}, fo{of}", single, "at most 4"),
             Ratio(f"{name}, fo by torchdiffeq{of}", f"{name}, fo{of}", "at least 5"),
         ]
+    return tasks, ratios
+
+
+def _compiled(fits: int) -> tuple[dict[str, Task], list[Ratio]]:
+    """Predictions by steps in machine code."""
+    schedule, tasks, ratios = _once(fits), dict[str, Task](), list[Ratio]()
+    for name, values in (("two compartments", _TWO), ("Michaelis-Menten", _SATURABLE)):
+        what = f"{name}, compiled, {fits} fits"
+        tasks[what] = _gradient(MODELS[name].with_compiled_steps(), schedule, values, SAMPLES, fits)
+        ratios.append(Ratio(what, f"closed form, {fits} fits", "at most 15"))
     return tasks, ratios
 
 

@@ -206,6 +206,12 @@ def add_dialect(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_units(parser: argparse.ArgumentParser) -> None:
+    """The units of a table's columns."""
+    for kind, column in (("time", "TIME"), ("amount", "AMT"), ("level", "DV")):
+        parser.add_argument(f"--{kind}-unit", type=text, help=f"unit of {column}, as dataset.units.{kind}")
+
+
 def _dialect(given: str) -> tuple[str, str | None]:
     name, value = pair(given)
     return name, None if value == "null" else value

@@ -26,6 +26,7 @@ from medcm_cli.patients.results import DISCLAIMER, GIVEN
 from medcm_cli.patients.study import Study
 from medcm_cli.report.section import Section
 from medcm_cli.runs import columns, study_folder, write_table
+from medcm_cli.study.endpoints import told_by
 
 _WARNINGS = 10  # that are shown
 _LONGEST = 120  # bytes of a folder's name, which that of files is made of
@@ -112,7 +113,8 @@ def write(
         for name, frame in tables.items():
             table = pa.Table.from_pandas(frame, preserve_index=False)
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **said})
-            units = columns(f"{kind}/{name}", study.units.named)
+            several = "endpoint" in table
+            units = columns(f"{kind}/{name}", study.units.of_each if several else study.units.named)
             write_table(partial / f"{name}.parquet", table, units)
         if origins is not None:
             write_table(partial / "preparation.parquet", origins)
@@ -168,6 +170,7 @@ def warn(warnings: pd.DataFrame, path: Path, study: Study, notes: Sequence[str])
     sheet = read_sheet(path, study.dataset["columns"], {}, study.dataset["dialect"])
     names = [*study.dataset["keep"], *(entry["column"] for entry in study.dataset["covariates"].values())]
     names += [entry.get("by") for entry in study.dataset["covariates"].values()]
+    names += [told_by(one)[0] for one in (study.fits.config["endpoints"] or {}).values()]
     steps = study.dataset["preparation"]
     if steps is not None:
         names += [*steps["columns"].values(), steps["baseline"]]

@@ -73,9 +73,9 @@ def run(
         "warnings": poor,
         "versions": {**versions(), **{name: version(name) for name in ("numpyro", "jax", "arviz-stats")}},
     }
-    draws.write(folder, made, record, runs.Units.of(source.problem.config["dataset"]))
+    units = runs.Units.of_config(source.problem.config)
+    draws.write(folder, made, record, units)
     title = f"{folder.name}: {own['chains']} chains of {own['draws']} draws"
-    units = runs.Units.of(source.problem.config["dataset"])
     scales = effect_scales(source.problem.config, units.of_parameters(source.model.pk.units))
     between = occasion_scales(source.problem.config, units.of_parameters(source.model.pk.units))
     show(_summary(found, title, scales, units, between))

@@ -13,6 +13,7 @@ from medcm_cli import runs
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
+from medcm_cli.model.penalty import Priors, priors_of
 from medcm_cli.model.priors import POPULATION, PopulationPrior
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation
@@ -99,6 +100,12 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     )
 
 
+def _priors(source: Source) -> Priors | None:
+    covariates = source.problem.config["dataset"]["covariates"]
+    references = {name: float(entry["reference"]) for name, entry in covariates.items()}
+    return priors_of(source.problem.config["priors"], references)
+
+
 def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulation | JointPopulation:
     """What is sampled, of the subjects in ``rows`` of the event table."""
     dtype, model = getattr(torch, own["dtype"]), source.model
@@ -117,7 +124,9 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulat
             "give run=..., or a number"
         )
     if own["population"] == "joint":
-        return JointPopulation(model, values, population, zeta, PopulationPrior(model, own["lkj"]))
+        return JointPopulation(
+            model, values, population, zeta, PopulationPrior(model, own["lkj"], _priors(source))
+        )
     unknown = (
         []
         if values

@@ -90,8 +90,9 @@ def _draw(found: Prediction, folder: Path) -> None:
     from medcm_cli.report.figures import individual, style  # matplotlib takes a second
 
     taken: dict[str, int] = {}
-    for name in dict.fromkeys(found.curve["patient"]):
-        drawn = individual.patient(found, name)
+    several = [(name, *one) for name in dict.fromkeys(found.curve["patient"]) for one in found.of_endpoints]
+    for name, quantity, part in several:
+        drawn = individual.patient(part, name, quantity)
         taken[drawn.stem] = taken.get(drawn.stem, 0) + 1
         number = taken[drawn.stem]
         named = drawn if number == 1 else replace(drawn, stem=f"{drawn.stem}_{number}")
@@ -114,8 +115,18 @@ def sections(found: Prediction) -> list[Section]:
     ]
     result = [Section(f"Parameters{words}", ["patient", "parameter", *bands], cells)]
     times = _chosen(found.times, found.units.hours)
-    curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
     order = _order(shown, found.curve["regimen"])
+    for name, part in found.of_endpoints:
+        title = f"{'Levels' if name == 'level' else name}, {part.unit}{words}"
+        result.append(_levels(title, part, shown, times, order))
+    if len(found.thresholds):
+        result.append(_above(found, shown, times, words, order))
+    return result
+
+
+def _levels(title: str, found: Prediction, shown: Sequence[str], times: FloatArray, order: Order) -> Section:
+    """Of some patients at some times."""
+    curve = found.curve[found.curve["patient"].isin(shown) & found.curve["time"].isin(times)]
     curve = curve.sort_values(["patient", "regimen"], key=order, kind="stable")
     cells = [
         [
@@ -127,11 +138,10 @@ def sections(found: Prediction) -> list[Section]:
         ]
         for row in curve.to_dict("records")
     ]
-    headers = ["patient", "regimen", f"time, {found.units.time}", *bands, "90 %, as measured"]
-    result.append(Section(f"Levels, {found.unit}{words}", headers, cells))
-    if len(found.thresholds):
-        result.append(_above(found, shown, times, words, order))
-    return result
+    bands = ["typical", "median", "50 %", "90 %"]
+    return Section(
+        title, ["patient", "regimen", f"time, {found.units.time}", *bands, "90 %, as measured"], cells
+    )
 
 
 def _above(found: Prediction, shown: Sequence[str], times: FloatArray, words: str, order: Order) -> Section:

@@ -76,6 +76,7 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
         f"fo, {FITS} fits": (hundred, 2.0),
         f"foce, {FITS} fits": (hundred, 4.0),
         f"mse, {FITS} fits": (hundred, 1.0),
+        f"iw, {FITS} fits": (hundred, 3.0),
         f"focei, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 1.3),
         f"laplace, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 3.0),
         f"vi, {FITS} fits, kept on disk": (hundred, 1.02),
@@ -100,6 +101,7 @@ def _jobs(epochs: int, folder: str) -> dict[str, Job]:
     # Those that follow the modes, with an error whose sd moves with the prediction.
     implicit = "objective=foce", "objective.mode_gradient=implicit"
     following = {FOLLOWING: implicit, "focei": ("objective=focei",), "laplace": ("objective=laplace",)}
+    jobs["iw"] = _job(epochs, folder, "objective=iw")
     return jobs | {name: _job(epochs, folder, "error=combined", *own) for name, own in following.items()}
 
 

@@ -140,7 +140,7 @@ def _write(restored: Restored, found: Sequence[pd.DataFrame | str], skipped: lis
 
 def named_units(restored: Restored) -> dict[str, str]:
     """What stands in braces in the units of a table of estimates."""
-    units = runs.Units.of(restored.problem.config["dataset"])
+    units = runs.Units.of_config(restored.problem.config)
     always = ("sigma_additive", "sigma_proportional")  # whichever error there is
     return units.named | {
         "parameters": runs.by_row({name: u for name, u in _units(restored).items() if name not in always})
@@ -149,7 +149,7 @@ def named_units(restored: Restored) -> dict[str, str]:
 
 def _units(restored: Restored) -> dict[str, str]:
     """Estimate -> its unit, of parameters, coefficients of equations and the error's sigmas."""
-    units, model = runs.Units.of(restored.problem.config["dataset"]), restored.problem.model
+    units, model = runs.Units.of_config(restored.problem.config), restored.problem.model
     parameters = units.of_parameters(model.pk.units)
     effects = model.random_effects.units(parameters)
     coefficients = model.coefficients(restored.state.trained)
@@ -164,7 +164,7 @@ def _units(restored: Restored) -> dict[str, str]:
 
 def _section(restored: Restored, rows: pd.DataFrame, method: str, level: float) -> Section:
     record = restored.records[0]
-    units = runs.Units.of(restored.problem.config["dataset"])
+    units = runs.Units.of_config(restored.problem.config)
     truth = true_values(record.truth, units.scale)
     unit_of = _units(restored)
     effects = list(map(str, restored.problem.config["random_effects"]))

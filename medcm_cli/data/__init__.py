@@ -2,7 +2,16 @@
 
 from medcm_cli.data.describe import describe
 from medcm_cli.data.events import EventTable, read_events, read_plain
-from medcm_cli.data.folds import Fold, all_subjects, blocks, bootstrap, deletion, from_files, nested
+from medcm_cli.data.folds import (
+    Fold,
+    all_subjects,
+    blocks,
+    bootstrap,
+    by_column,
+    deletion,
+    from_files,
+    nested,
+)
 from medcm_cli.data.format import Format
 from medcm_cli.data.magnitudes import apparent_volume, units_assumed, with_magnitudes
 from medcm_cli.data.occasions import Rule, with_occasions
@@ -18,6 +27,7 @@ __all__ = [
     "apparent_volume",
     "blocks",
     "bootstrap",
+    "by_column",
     "deletion",
     "describe",
     "from_files",

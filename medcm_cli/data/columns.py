@@ -19,18 +19,28 @@ from medcm_cli.data.regimen import Regimen
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray, Sheet, label, opens_of
 
 _FARTHEST_LOG = 80.0  # of a level: exp of it is near what single precision holds
+_AT_REST = "dataset.predose_observations=keep, of a model that predicts something without doses"
 _ROUNDED = 0.01  # of an amount; how far rate times duration may lie from it
 
 
-def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
-    """Number of the subject, from 0 in order of first appearance, and the name of each of the N subjects."""
+def subjects(sheet: Sheet, group: str | None = None) -> tuple[IntArray, tuple[str, ...]]:
+    """Number of the subject, from 0 in order of first appearance, and the name of each of the N subjects.
+
+    :param group: a column of data sets, in each of which ids may begin anew.
+    """
     column = sheet.named("id")
     if column not in sheet.frame:
         raise sheet.absent(column)
     raw = sheet.frame[column]
     sheet.first(raw.isna().to_numpy(), column, "is missing")
     codes, cells = pd.factorize(raw, sort=False)
-    of_cell, labels = pd.factorize(np.array(list(map(label, cells)), dtype=object), sort=False)
+    named = np.array(list(map(label, cells)), dtype=object)
+    if group is not None:
+        own, sets = pd.factorize(_of_group(sheet, group), sort=False)
+        codes, pairs = pd.factorize(own * len(cells) + codes, sort=False)
+        of_set = np.array(list(map(label, sets)), dtype=object)
+        named = of_set[pairs // len(cells)] + "/" + named[pairs % len(cells)]
+    of_cell, labels = pd.factorize(named, sort=False)
     subject = of_cell[codes].astype(np.int64)
     opens = opens_of(subject)
     most = np.maximum.accumulate(subject[opens])  # who comes for the first time has a higher number
@@ -42,6 +52,14 @@ def subjects(sheet: Sheet) -> tuple[IntArray, tuple[str, ...]]:
         "{value!r} appears in more than one block of rows; keep a subject's rows together",
     )
     return subject, tuple(labels)
+
+
+def _of_group(sheet: Sheet, group: str) -> pd.Series:
+    column = sheet.find(group) or group
+    if column not in sheet.frame:
+        raise sheet.absent(column, says="split.column names it")
+    sheet.first(sheet.frame[column].isna().to_numpy(), column, "is missing")
+    return sheet.frame[column]
 
 
 def kinds(sheet: Sheet) -> tuple[IntArray, BoolArray]:
@@ -117,7 +135,8 @@ def assumed(sheet: Sheet, of_times: str) -> tuple[str, ...]:
     :param of_times: how its times came about, in words (``clock.Times``).
     """
     words = [*sheet.assumed, *([of_times] if of_times else [])]
-    if not sheet.has("evid") and not sheet.has("mdv"):
+    doses = sheet.columns.get("amt", "amt") is not None
+    if doses and not sheet.has("evid") and not sheet.has("mdv"):
         words.append("rows with an amount as doses, others with a level as observations")
     column = sheet.named("dv")
     for sign, where in (("<", "below"), (">", "above")):
@@ -313,15 +332,22 @@ def occasions(sheet: Sheet, subject: IntArray, needed: bool = False) -> IntArray
 
 
 def coverage(
-    sheet: Sheet, ids: tuple[str, ...], subject: IntArray, is_dose: BoolArray, is_observation: BoolArray
+    sheet: Sheet,
+    ids: tuple[str, ...],
+    subject: IntArray,
+    is_dose: BoolArray | None,
+    is_observation: BoolArray,
 ) -> None:
-    """Every one of the N subjects ``ids`` has a dose and an observation."""
+    """Every one of the N subjects ``ids`` has an observation and, where ``is_dose`` is given, a dose."""
     first_row = opens_of(subject)
     for mask, role, what in ((is_observation, "dv", "observation"), (is_dose, "amt", "dose")):
+        if mask is None:
+            continue
         without = np.bincount(subject[mask], minlength=len(ids)) == 0
         if without.any():
             row = int(first_row[int(np.argmax(without))])
-            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}")
+            hint = f" ({_AT_REST})" if role == "amt" else ""
+            raise sheet.refuse(row, sheet.named(role), f"subject {ids[subject[row]]!r} has no {what}{hint}")
 
 
 def no_negative(sheet: Sheet, dv: FloatArray, is_observation: BoolArray) -> None:
@@ -345,5 +371,5 @@ def no_predose(
     early = is_observation & (regimen.clock < first_dose[subject])
     if early.any():
         row = int(np.argmax(early))
-        what = f"an observation at {time[row]:g} {unit} comes before the subject's first dose"
+        what = f"an observation at {time[row]:g} {unit} comes before the subject's first dose ({_AT_REST})"
         raise sheet.refuse(row, sheet.named("time"), what)

@@ -39,7 +39,7 @@ def describe(table: EventTable) -> dict[str, Any]:
         "observations_per_subject": _spread(_count(table, observation)),
         "below_limit": int((table.censored & ~table.above).sum()),
         "above_limit": int(table.above.sum()),
-        "level": _spread(table.dv[observation & ~table.censored]),
+        "level": _spread(table.dv[observation & ~table.censored & (table.endpoint == 0)]),
         "follow_up": _spread((last - first)[np.isfinite(first)]),
         "covariates": {
             name: {"missing": float(np.isnan(values).mean()), "values": _spread(values[~np.isnan(values)])}
@@ -53,6 +53,12 @@ def _occasions(table: EventTable) -> FloatArray:
     """How many each subject has: rises of a number that never falls."""
     rises = np.r_[True, (np.diff(table.subject) != 0) | (np.diff(table.occasion) != 0)]
     return _count(table, rises[: len(table.subject)])
+
+
+def describe_endpoint(table: EventTable, number: int) -> dict[str, Any]:
+    """Of one of several endpoints, from 0, how many ``observations`` there are, and their ``values``."""
+    own = ~table.is_dose & (table.endpoint == number)
+    return {"observations": int(own.sum()), "values": _spread(table.dv[own & ~table.censored])}
 
 
 def _count(table: EventTable, rows: np.ndarray) -> FloatArray:

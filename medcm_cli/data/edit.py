@@ -348,6 +348,7 @@ def _observed(
         **dict.fromkeys(("compartment", "regime"), np.full(len(clock), -1)),
         "rated": np.zeros(len(clock), dtype=np.int64),
         "segment": segment,
+        **dict.fromkeys(("endpoint",), np.zeros(len(clock), dtype=np.int64)),
         "occasion": np.ones(len(clock), dtype=np.int64),
         **dict.fromkeys(("is_dose", "added", "censored", "above"), none),
     }

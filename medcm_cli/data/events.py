@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from medcm_cli.data import columns, names
+from medcm_cli.data.abscissa import without_time
 from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers, to_read
+from medcm_cli.data.endpoints import endpoints, kind_columns
 from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
@@ -48,13 +50,14 @@ class EventTable:
     at observations; ``added`` and ``rated`` as there. Of observations: ``dv``, NaN at doses, and
     ``censored``: whether the level is somewhere beyond ``dv``, below or, where ``above``, above it. Of both:
     ``compartment`` from 0, -1 for the model's own choice; ``segment`` between resets; ``occasion``;
-    ``regime``, which of the subject's ``regimes`` its record has, from 0, -1 where the time decides. Of
-    resets, in the order of subjects and segments: ``reset_subject``; ``reset_clock``, when compartments are
-    emptied; ``reset_time`` of the record that each comes with, the file's, and ``reset_shift``, by which the
-    clock is ahead of the file's time from then on. ``superposed``: whether a steady state is added to what is
-    there (SS 2). ``notes``: what has to be said of the file, in lines; ``left_out``: subjects without an
-    observation. ``covariates`` has one value per subject, NaN where missing and optional, and ``labels`` one
-    text, empty where missing. ``time_unit``: in which all that is time is.
+    ``regime``, which of the subject's ``regimes`` its record has, from 0, -1 where the time decides;
+    ``endpoint`` of observations, from 0, of no meaning at doses. Of resets, in the order of subjects and
+    segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
+    that each comes with, the file's, and ``reset_shift``, by which the clock is ahead of the file's time from
+    then on. ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to
+    be said of the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value
+    per subject, NaN where missing and optional, and ``labels`` one text, empty where missing. ``time_unit``:
+    in which all that is time is.
     """
 
     source: str
@@ -74,6 +77,7 @@ class EventTable:
     segment: IntArray
     occasion: IntArray
     regime: IntArray
+    endpoint: IntArray
     reset_subject: IntArray
     reset_clock: FloatArray
     reset_time: FloatArray
@@ -117,7 +121,10 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    rows = _read(read_sheet(path, how.columns, how.keep, how.dialect), covariates, how)
+    sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    rows = _read(
+        sheet if how.abscissa is None else without_time(sheet, how.abscissa, how.group), covariates, how
+    )
     release()  # the sheet, of which nothing is needed any more
     return _written(rows)
 
@@ -174,6 +181,7 @@ class _Rows:
     compartment: IntArray
     occasion: IntArray
     regime: IntArray
+    endpoint: IntArray
     regimen: Regimen
     once: dict[str, Any]
 
@@ -182,9 +190,9 @@ def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     covariates, how = to_read(sheet, covariates, how)
     used = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
     used |= set(covariates.values()) | set(map(sheet.find, how.labels))
-    names.check_present(sheet, covariates, how.options, how.patients)
+    names.check_present(sheet, covariates, how.options, how.patients, how.abscissa is None)
     notes = names.unused(sheet, used)
-    subject, ids = columns.subjects(sheet)
+    subject, ids = columns.subjects(sheet, how.group)
     kinds = columns.kinds(sheet)
     if how.blq == "M1":
         sheet, said = columns.without_below(sheet, kinds[1], how.logged)
@@ -194,7 +202,7 @@ def _read(sheet: Sheet, covariates: Mapping[str, str], how: Format) -> _Rows:
     if empty.any() and not empty.all() and not how.patients:  # as NONMEM does
         rows = _read(sheet.rows(~empty[subject]), covariates, how)
         return replace(rows, once=rows.once | _left_out(ids, empty, rows.once))
-    columns.one_kind(sheet, kinds[1], used)
+    columns.one_kind(sheet, kinds[1], used | kind_columns(sheet, how.endpoints))
     return _checked(sheet, covariates, how, notes, (subject, ids), kinds)
 
 
@@ -214,15 +222,18 @@ def _checked(
     dv, censored, above = columns.observations(sheet, is_observation, how.logged)
     occasion = columns.occasions(sheet, subject, how.by_occasion)
     compartment = compact(sheet.whole("cmt") - 1)
+    endpoint = compact(endpoints(sheet, is_observation, how.endpoints))
     repeats = columns.repeats(sheet, is_dose)
     rated = columns.rated(sheet, is_dose)
     records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
     regimen = _written_out(sheet, records, how)
     if how.patients:
-        columns.no_negative(sheet, dv, is_observation)
+        columns.no_negative(sheet, dv, is_observation & (endpoint == 0))
     else:
-        columns.coverage(sheet, ids, subject, is_dose, is_observation)
-    if how.predose_observations == "error":
+        needed = is_dose if how.predose_observations == "error" else None
+        needed = needed if how.abscissa is None else is_observation
+        columns.coverage(sheet, ids, subject, needed, is_observation)
+    if how.predose_observations == "error" and how.abscissa is None:
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
     values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock, occasion)
     once = {
@@ -236,7 +247,8 @@ def _checked(
         "time_unit": how.time_unit,
     }
     seen = np.flatnonzero(is_observation)
-    return _Rows(subject, time, seen, dv, censored, above, compartment, occasion, regime, regimen, once)
+    of_rows = compartment, occasion, regime, endpoint
+    return _Rows(subject, time, seen, dv, censored, above, *of_rows, regimen, once)
 
 
 def _written(rows: _Rows) -> EventTable:
@@ -260,6 +272,7 @@ def _written(rows: _Rows) -> EventTable:
         compartment=compact(rows.compartment[row]),
         segment=compact(regimen.segment[row]),
         occasion=compact(rows.occasion[row]),
+        endpoint=compact(rows.endpoint[row]),
         regime=compact(joined(np.where(doses.added, -1, rows.regime[doses.record]), rows.regime[seen])),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,

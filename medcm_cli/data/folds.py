@@ -2,6 +2,7 @@
 appearance."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,27 @@ def blocks(fold: int, n_subjects: int, size: int, **_: object) -> Fold:
         )
     block = np.arange(size)
     return Fold(block + (fold - 1) * size, block + fold % count * size)
+
+
+def by_column(fold: int, n_subjects: int, column: str, groups: Sequence[str] = (), **_: object) -> Fold:
+    """The subjects whose value in a column is ``fold``, to train on and to test: data sets in one file, whose
+    subjects may have the same ids.
+
+    :param groups: the value of each subject (N,), as text.
+    :raises InputError: a value that is no whole number from 1, or no subject has this one.
+    """
+    if not column.strip():
+        raise InputError(f"split.column is {column!r}; expected the name of a column")
+    assert len(groups) == n_subjects
+    wrong = next((value for value in groups if not value.isdecimal() or int(value) < 1), None)
+    if wrong is not None:
+        raise InputError(
+            f"split.column={column}: has {wrong!r}; expected whole numbers from 1, which are folds"
+        )
+    own = np.flatnonzero(np.array([int(value) for value in groups]) == fold)
+    if not len(own):
+        raise InputError(f"fold={fold}: no subject has {column} {fold}, which split.column says of a fold")
+    return Fold(own, own)
 
 
 def nested(outer: int, inner: int, n_subjects: int, inner_folds: int, seed: int, **_: object) -> Fold:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medcm_cli.checks import flag, number, one_of, shown
+from medcm_cli.data.endpoints import Selector
 from medcm_cli.data.names import ROLES
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import HOUR
@@ -33,8 +34,10 @@ class Format:
     negative level is refused; and additional doses after a subject's last record are given ``until``, in
     the file's time (all of them by default). ``time_unit``: of TIME and all that is counted in it.
     ``logged``: DV and limits are natural logarithms of levels. ``blq``: M1 leaves out observations below the
-    limit of quantification, M3 and M4 keep them. ``by_occasion``: the column OCC has to be there, and parts
-    a subject's record in regimes as a covariate that changes does.
+    limit of quantification, M3 and M4 keep them. ``endpoints``: which observations are of each, where there
+    are several; ``group``: a column that tells subjects of one id apart; ``abscissa``: the column that
+    observations depend on in place of time, of a table without doses. ``by_occasion``: the column OCC has to
+    be there, and parts a subject's record in regimes as a covariate that changes does.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -55,6 +58,9 @@ class Format:
     time_unit: str = HOUR
     logged: bool = False
     blq: str = "M3"
+    endpoints: Sequence[Selector] = ()
+    group: str | None = None
+    abscissa: str | None = None
     by_occasion: bool = False
 
     def __post_init__(self) -> None:

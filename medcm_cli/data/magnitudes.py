@@ -49,7 +49,7 @@ def _volumes(events: EventTable, units: Units) -> tuple[FloatArray, FloatArray]:
     """L, in which all that was given makes the level of each row, NaN where that is not known, and the least
     of each subject, inf likewise."""
     given, per_litre = _given_before(events), factor(units.level, f"{units.amount}/L") or np.nan
-    known = ~events.is_dose & ~events.censored & (events.dv > 0) & (given > 0) & np.isfinite(given)
+    known = _levels(events) & ~events.censored & (events.dv > 0) & (given > 0) & np.isfinite(given)
     volume, least = np.full(len(given), np.nan), np.full(len(events.ids), np.inf)
     volume[known] = given[known] / (per_litre * events.dv[known])
     np.fmin.at(least, events.subject[known], volume[known])
@@ -66,13 +66,19 @@ def _check_density(events: EventTable, units: Units) -> None:
     dense = factor(units.level, "kg/L")
     if dense is None:
         return
-    solid = ~events.is_dose & (events.dv * dense > _DENSEST)
+    solid = _levels(events) & (events.dv * dense > _DENSEST)
     if solid.any():
         row = int(np.argmax(solid))
         raise InputError(
             f"{events.source}: subject {events.ids[events.subject[row]]!r} has a level of "
             f"{events.dv[row]:g} {units.level}, which is denser than any matter; {_MEND}"
         )
+
+
+def _levels(events: EventTable) -> BoolArray:
+    """Observations of levels, the first endpoint."""
+    levels: BoolArray = ~events.is_dose & (events.endpoint == 0)
+    return levels
 
 
 def _given_before(events: EventTable) -> FloatArray:

@@ -57,17 +57,21 @@ def meaning(name: object) -> str | None:
 
 
 def check_present(
-    sheet: Sheet, covariates: Mapping[str, str], options: Mapping[str, Sequence[str]], patients: bool
+    sheet: Sheet,
+    covariates: Mapping[str, str],
+    options: Mapping[str, Sequence[str]],
+    patients: bool,
+    doses: bool = True,
 ) -> None:
     """All columns without which there is no table are there.
 
     :param covariates: name -> column of those that are needed.
     :param options: covariate -> the option that names its column, where it is not its own.
-    :param patients: who may have no dose.
+    :param patients: who may have no dose. :param doses: whether there are any.
     :raises InputError: names all that are not, and the options that say what they are called.
     """
     kinds = sheet.has("evid") or sheet.has("mdv")
-    amount = ("amt",) if not sheet.has("rate") and not (patients and kinds) else ()
+    amount = ("amt",) if doses and not sheet.has("rate") and not (patients and kinds) else ()
     roles = [role for role in ("id", "time", *amount, "dv") if sheet.named(role) not in sheet.frame]
     others = [name for name, column in covariates.items() if column not in sheet.frame]
     if not roles and not others:

@@ -33,11 +33,11 @@ class Population:
     padding; ``time`` (T, 1, N, B) h as in the file; ``dv`` (T, 1, N, B); ``observed`` (T, 1, N, B) 1 for an
     observation, 0 for padding; ``censored`` (T, 1, N, B) 1 for an observation somewhere beyond ``dv``: below
     it, or above where ``above`` is 1; None where there is none, of either; ``blank`` (N, B): whether a
-    subject has no observation that its padding could repeat, None where all have one; ``covariates`` name ->
-    (1, N, B), or (P, 1, N, B) of one that changes in time, with an entry per regime of the schedule;
-    ``occasion`` (P, 1, N, B): the subject's occasion in each regime, from 0, None where nothing depends on
-    it, and ``occasions``, how many a subject has at most;
-    ``ragged``: whether anything is padded at all.
+    subject has no observation that its padding could repeat, None where all have one; ``endpoint`` (T, 1, N,
+    B), from 0, of each observation, None where all are of the first; ``covariates`` name -> (1, N, B), or (P,
+    1, N, B) of one that changes in time, with an entry per regime of the schedule; ``occasion`` (P, 1, N, B):
+    the subject's occasion in each regime, from 0, None where nothing depends on it, and ``occasions``, how
+    many a subject has at most; ``ragged``: whether anything is padded at all.
     """
 
     subject: Tensor
@@ -51,6 +51,7 @@ class Population:
     censored: Tensor | None = None
     blank: Tensor | None = None
     above: Tensor | None = None
+    endpoint: Tensor | None = None
     occasion: Tensor | None = None
     occasions: int = 1
 
@@ -86,6 +87,7 @@ class Population:
             censored=torch.nan_to_num(observations(table.censored)) if table.censored.any() else None,
             above=torch.nan_to_num(observations(table.above)) if table.above.any() else None,
             blank=None if bool(observed.any(0).all()) else ~observed.any(0)[0],
+            endpoint=_endpoint(table, observations),
             occasion=occasion,
             occasions=occasions,
         )
@@ -231,6 +233,7 @@ def _schedule(table: EventTable, n: int, group: bool = False) -> Schedule:
         "interval": interval if bool(torch.isfinite(interval).any()) else None,
         "modelled": modelled if bool(modelled.any()) else None,
         "rated": rated if bool(rated.any()) else None,
+        "endpoint": _endpoint(table, observations),
         "visible": _visible(table, doses, observations, time, start, duration),
         "reset": (
             torch.nan_to_num(
@@ -245,6 +248,13 @@ def _schedule(table: EventTable, n: int, group: bool = False) -> Schedule:
         own = doses(table.regime, -1), _repeat_last(observations(table.regime))
         features = _with_regimes(features, table.regimes, n, (start, time), own)
     return Schedule.build(time, start, duration, amount, features=features, group=group)
+
+
+def _endpoint(table: EventTable, observations: Callable[[npt.NDArray[Any]], Tensor]) -> Tensor | None:
+    """(T, 1, N, 1), of padding that of the last observation; None where all are of the first."""
+    if not (table.endpoint[~table.is_dose] > 0).any():
+        return None
+    return _repeat_last(observations(table.endpoint)).long()
 
 
 def _with_regimes(

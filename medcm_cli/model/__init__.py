@@ -1,5 +1,6 @@
 """Covariates -> typical -> individual parameters -> prediction, with Omega, residual error and priors."""
 
+from medcm_cli.model.endpoint_errors import EndpointErrors
 from medcm_cli.model.equations import Equations
 from medcm_cli.model.log_normal_error import LogNormalError
 from medcm_cli.model.model import Model, Values
@@ -12,6 +13,7 @@ from medcm_cli.model.student_error import StudentError
 __all__ = [
     "CombinedVariancesError",
     "CovariateNetwork",
+    "EndpointErrors",
     "Equations",
     "ErrorModel",
     "LogNormalError",

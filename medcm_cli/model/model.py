@@ -69,6 +69,8 @@ class Model:
                 f"occasions.parameters is {list(own)}: expected distinct names of {list(self.pk.parameters)}"
             )
 
+        if own is not None and self.pk.abscissa is not None:
+            raise InputError("occasions: are parts of a record over time, which this pk has not")
         for name in self.random_effects.distributions:
             if name not in needed:
                 raise InputError(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from medcm_cli.checks import number
 from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
+from medcm_cli.model.penalty import Priors
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
@@ -30,15 +31,23 @@ class PopulationPrior:
     raw correlations, whose tanh are the canonical partial correlations (``variability.lower_from_raw``); then
     the same of Pi.
 
-    :raises InputError: a shape of LKJ's that is not above 0, or everything is fixed.
+    Those that are ``given`` take the place of these, of sigma_* and omega_*, and of the correlations.
+
+    :raises InputError: a shape of LKJ's that is not above 0, everything is fixed, or one is given of all of
+        Omega.
     """
 
     model: Model
     lkj: float = 1.0
+    given: Priors | None = None
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
         number("lkj", self.lkj, above=0)
+        if self.given is not None and self.given.wishart is not None:
+            raise InputError("priors.omega.inverse_wishart is of fits; expected omega_* and rho here")
+        if self.given is not None and self.given.lkj is not None:
+            object.__setattr__(self, "lkj", self.given.lkj)
         for group in self.model.groups:
             free = len(group.free) + len(group.free_pairs)
             if free not in (0, len(group.names) + len(group.pairs)):
@@ -81,14 +90,27 @@ class PopulationPrior:
     def log_density(self, x: Tensor) -> Tensor:
         """Log prior density of coordinates (P, ...), Jacobians included: (...)."""
         log_sigma, parts = self._parts(x)
-        terms = [_normal(log_sigma, *SIGMA).sum(0)]
+        terms = [_normal(log_sigma[:0], *SIGMA).sum(0)]
+        for name, part in zip(self._free, log_sigma, strict=True):
+            terms.append(self._of(f"sigma_{name}", part, self.model.error.unit_of(name), SIGMA))
         for group, log_sd, raw in parts:
-            terms.append(_normal(log_sd, *OMEGA).sum(0))
+            sizes = group.sizes or [1.0] * len(log_sd)
+            for name, part, size in zip(group.names, log_sd, sizes, strict=True):
+                terms.append(self._of(f"{group.of}_{name}", part, size, OMEGA))
             terms += [
                 lkj_partial(value, column, size, self.lkj)
                 for value, (column, size) in zip(raw, _columns(group), strict=True)
             ]
         return total(terms)
+
+    def _of(self, name: str, log_part: Tensor, unit: float, usual: tuple[float, float]) -> Tensor:
+        """Log density of the logarithm of a part of what is reported, which is ``unit`` times as large."""
+        given = None if self.given is None else self.given.numbers.get(name)
+        if given is None:
+            return _normal(log_part, *usual)
+        log_value = log_part + math.log(unit)
+        density = given.log_density(log_value.exp())
+        return density if given.kind == "log_normal" else density + log_value
 
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """The model's unconstrained values at coordinates (P, B)."""

@@ -108,6 +108,23 @@ class ErrorModel(Protocol):
         """Whether an observation of 0 or less has no density, whatever is predicted."""
         return False
 
+    @property
+    def each(self) -> "tuple[ErrorModel, ...]":
+        """That of each endpoint, in the order of their numbers: itself where there is one."""
+        return (self,)
+
+    def of_endpoint(self, endpoint: Tensor | int | None) -> "ErrorModel":
+        """The same, whose ``white`` and ``draw`` are of observations of these endpoints, (T, 1, N, B) or one
+        of all, from 0 (``Population.endpoint``)."""
+        del endpoint
+        return self
+
+    def relative(self, deviation: Tensor, population: Population) -> Tensor:
+        """Deviations (T, S, N, B) from predictions as they can be added up: relative to the size of their
+        endpoints where there are several."""
+        del population
+        return deviation
+
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """Raw sigmas (free components, B); none where all are fixed."""
         return {"sigma": positive_init(streams, "sigma", len(self.free), dtype)} if self.free else {}

@@ -5,6 +5,7 @@ from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.fo import Fo
 from medcm_cli.objectives.foce import Foce
 from medcm_cli.objectives.focei import Focei
+from medcm_cli.objectives.iw import Iw
 from medcm_cli.objectives.laplace import Laplace
 from medcm_cli.objectives.mse import Mse
 from medcm_cli.objectives.vi import Vi
@@ -17,6 +18,7 @@ __all__ = [
     "Fo",
     "Foce",
     "Focei",
+    "Iw",
     "Laplace",
     "Mse",
     "Objective",

@@ -17,7 +17,8 @@ from medcm_cli.runs.description import Description
 @dataclass(frozen=True)
 class Mse(Objective):
     """mean over all observations of (y - f(zeta))^2, the unit of DV squared (docs/methods.md, "Objectives").
-    Censored ones are left out (Beal's method M1)."""
+    Censored ones are left out (Beal's method M1). Of several endpoints each deviation is relative to the size
+    of its own, so that the mean has no unit."""
 
     mixed: ClassVar[bool] = False
     effort: ClassVar[float] = 1.0
@@ -37,7 +38,7 @@ class Mse(Objective):
         """See ``Objective.loss``."""
         del noise
         prediction = model.predict(model.typical(state.trained, population), population)
-        squared = (prediction - population.dv).square()
+        squared = model.error.relative(prediction - population.dv, population).square()
         if population.censored is not None:
             squared = torch.where(population.censored > 0, 0.0, squared)
         return population.sum_all(squared) / self.divisor(population)

@@ -1,6 +1,7 @@
 """Curves of patients under a regimen, and the time above thresholds, as tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,13 @@ def tables_of(
         after = close_after(table, grid) if shaped else FALL
         observed, place = observed_at(table, grid, study.corners(table), after)
         there = np.isin(np.arange(len(table.ids)), table.subject[table.is_dose])
-        frames = _of_regimen(study, name, observed, place, posterior, noise, thresholds, shaped)
-        for kind, frame in frames.items():
-            several[kind].append(frame[np.tile(there, len(frame) // len(there))] if len(frame) else frame)
+        for number in range(max(1, len(study.units.endpoints))):
+            asked = () if number else thresholds
+            own = replace(observed, endpoint=np.full_like(observed.endpoint, number))
+            frames = _of_regimen(study, name, own, place, posterior, noise, asked, shaped)
+            for kind, frame in frames.items():
+                whole = np.tile(there, len(frame) // len(there))
+                several[kind].append(frame[whole] if len(frame) else frame)
     return tables | {kind: pd.concat(parts, ignore_index=True) for kind, parts in several.items()}
 
 
@@ -64,9 +69,13 @@ def _of_regimen(
     thresholds: Sequence[float],
     shaped: bool,
 ) -> dict[str, pd.DataFrame]:
-    """The curve, the time above thresholds and the probabilities of it, patients innermost."""
-    n = len(observed.ids)
-    level, typical = study.levels(observed, posterior.draws), study.levels(observed, None)
+    """The curve, the time above thresholds and the probabilities of it, patients innermost.
+
+    :param observed: all of one endpoint.
+    """
+    n, number = len(observed.ids), int(observed.endpoint.max())
+    factor = study.units.endpoint(number).scale / study.scale
+    level, typical = (study.levels(observed, eta) * factor for eta in (posterior.draws, None))
     time = torch.from_numpy(observed.time[~observed.is_dose].reshape(n, -1).T.copy())  # (T', N)
     grid = time[:, 0].numpy()[place[:, 0]]  # the same of all patients
     index = torch.from_numpy(place)[:, None, :, None]
@@ -85,27 +94,35 @@ def _of_regimen(
     if shaped:
         every = {"patient": np.tile(np.asarray(observed.ids), len(time)), "regimen": name}
         of_time = {"time": time.numpy().ravel()}
-        shape = pd.DataFrame(every | of_time | _bounds(study, values, level, typical, noise))
+        shape = pd.DataFrame(every | of_time | _bounds(study, values, level, typical, noise, number))
     spans, above = list[pd.DataFrame](), list[pd.DataFrame]()
     for threshold in map(float, thresholds):
         of_patient = {"patient": observed.ids, "regimen": name}
         spans.append(pd.DataFrame(of_patient | _time_above(level, typical, time, threshold)))
         chance = (seen > threshold).float().mean((1, 3)).numpy().ravel()
         above.append(pd.DataFrame({**keys, "threshold": threshold, "probability": chance}))
+    curve = pd.DataFrame(keys | _bounds(study, values, seen, on_grid(typical), noise, number))
+    if study.units.endpoints:
+        named = study.units.endpoints[number][0]
+        curve, shape = curve.assign(endpoint=named), shape.assign(endpoint=named) if shaped else shape
     return {
-        "curve": pd.DataFrame(keys | _bounds(study, values, seen, on_grid(typical), noise)),
+        "curve": curve,
         "shape": shape,
         "thresholds": pd.concat(spans, ignore_index=True) if spans else pd.DataFrame(),
         "above": pd.concat(above, ignore_index=True) if above else pd.DataFrame(),
     }
 
 
-def _bounds(study: Study, values: Values, level: Tensor, typical: Tensor, noise: Tensor) -> dict[str, Any]:
+def _bounds(
+    study: Study, values: Values, level: Tensor, typical: Tensor, noise: Tensor, number: int
+) -> dict[str, Any]:
     """Columns of ``Prediction.curve`` of levels (T, S, N, B), patients innermost.
 
-    :param values: the fits', with the residual sd of patients.
+    :param values: the fits', with the residual sd of patients. :param number: of the endpoint, from 0.
     """
-    measured = study.fits.model.error.draw(values, level, noise, study.scale).clamp(min=0)
+    error = study.fits.model.error.of_endpoint(number)
+    measured = error.draw(values, level, noise, study.units.endpoint(number).scale)
+    measured = measured if number else measured.clamp(min=0)
     return {
         "typical": middle(typical[:, 0]).ravel(),
         **quantile_columns(pooled_quantiles(level)),
@@ -124,17 +141,21 @@ def _time_above(level: Tensor, typical: Tensor, time: Tensor, threshold: float) 
 
 
 def _observations(study: Study, events: EventTable) -> pd.DataFrame:
-    rows = ~events.is_dose
-    return pd.DataFrame(
+    rows, units = ~events.is_dose, study.units
+    scales = np.array([units.endpoint(place).scale for place in range(max(1, len(units.endpoints)))])
+    number = events.endpoint[rows]
+    found = pd.DataFrame(
         {
             "patient": np.asarray(events.ids)[events.subject[rows]],
             "time": events.time[rows],
-            "level": events.dv[rows] * study.scale,
+            "level": events.dv[rows] * scales[number],
             "censored": events.censored[rows],
             "above": events.above[rows],
             "on_curve": in_force(events)[rows],
         }
     )
+    names = np.array([name for name, _ in units.endpoints], dtype=object)
+    return found.assign(endpoint=names[number]) if len(names) else found
 
 
 def dose_table(regimen: str, table: EventTable) -> pd.DataFrame:

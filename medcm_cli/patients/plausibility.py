@@ -72,8 +72,8 @@ def _plausible(
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
     eta = multiply_lower(model.prior_cholesky(values, population), list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)
-    own = model.of_subjects(values, eta)
-    high, low = (model.error.draw(own, level, far) for far in (4.0, -4.0))
+    error, own = model.error.of_endpoint(population.endpoint), model.of_subjects(values, eta)
+    high, low = (error.draw(own, level, far) for far in (4.0, -4.0))
     return high.amax((1, 3)), low.amin((1, 3))
 
 

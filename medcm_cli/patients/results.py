@@ -1,6 +1,6 @@
 """What predictions and doses are handed over as: tables with a row for each thing, and words about them."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -29,7 +29,8 @@ class Prediction:
       effective size of the weighted sample as a fraction;
     - ``doses``: patient, regimen and dose; its time, ``amount`` and ``duration``;
     - ``observations``: patient and time of the levels in the file;
-      (both have ``on_curve``, false where the file's time begins again later, over what the curve shows);
+      (of several endpoints ``curve``, ``shape`` and these have a column ``endpoint``, and values in its unit;
+      both have ``on_curve``, false where the file's time begins again later, over what the curve shows);
     - ``warnings``: patient (empty: all), kind and message.
 
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
@@ -54,12 +55,27 @@ class Prediction:
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        name_units(self, "predictions", self.units.named)
+        name_units(self, "predictions", self.units.of_each)
 
     @property
     def unit(self) -> str:
         """Of levels and thresholds."""
         return self.units.reported
+
+    @property
+    def of_endpoints(self) -> "list[tuple[str, Prediction]]":
+        """Name of each endpoint and its part, in its units; of one alone "level" and itself."""
+        found = []
+        for number, (name, _) in enumerate(self.units.endpoints):
+            own: dict[str, Any] = {"units": self.units.endpoint(number)._replace(endpoints=())}
+            for table in ("curve", "shape", "observations"):
+                frame: pd.DataFrame = getattr(self, table)
+                if "endpoint" in frame:
+                    own[table] = frame[frame["endpoint"] == name].drop(columns="endpoint")
+            if number:  # thresholds are levels
+                own |= {table: getattr(self, table).iloc[:0] for table in ("thresholds", "above")}
+            found.append((name, replace(self, **own)))
+        return found or [("level", self)]
 
     def __repr__(self) -> str:
         return contents(self)

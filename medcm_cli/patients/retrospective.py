@@ -81,6 +81,8 @@ def check(
     levels = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if levels.empty:
         raise InputError(f"{events.source}: nobody has a level after the first {min(uses)}")
+    if study.units.endpoints:
+        note += f"; later levels are those of {study.units.endpoints[0][0]}"
     return Check(study.label, study.units, summarise(levels), levels, note)
 
 
@@ -130,6 +132,8 @@ def _predicted(
         of_fits = torch.where(keep, of_fits, torch.nan)
     typical = np.asarray(of_fits.nanquantile(0.5, dim=-1).numpy())
     future = ((population.observed > 0) & (rank >= used))[:, 0, :, 0]
+    if population.endpoint is not None:  # of levels, the first endpoint
+        future &= population.endpoint[:, 0, :, 0] == 0
     if population.censored is not None:
         future &= population.censored[:, 0, :, 0] == 0
     time, number = torch.nonzero(future, as_tuple=True)

@@ -26,9 +26,10 @@ from medcm_cli.patients.ranges import Ranges, ranges_of
 from medcm_cli.pk import check_schedule
 from medcm_cli.posteriors.individual import Posterior, posterior
 from medcm_cli.runs import ALIKE, Record, Units, frames
+from medcm_cli.runs.description import converged
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
-from medcm_cli.study.dataset import check_observations, read_dataset
+from medcm_cli.study.dataset import Also, check_observations, read_dataset
 from medcm_cli.study.restore import Ensemble, ensemble
 from medcm_cli.study.units import level_of, thresholds_of
 
@@ -90,7 +91,7 @@ class Study:
     @cached_property
     def units(self) -> Units:
         """Of its data and results. Times, rates and intervals are in ``units.time``, h by default."""
-        return Units.of(self.dataset)
+        return Units.of_config(self.fits.config)
 
     @property
     def unit(self) -> str:
@@ -165,8 +166,12 @@ class Study:
         path = patients if isinstance(patients, pd.DataFrame) else Path(patients)
         needed = self.fits.model.network.inputs
         known = self.fits.records[0].data.get("characteristics", {})
-        occasions = self.fits.config["occasions"]
-        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, occasions)
+        if self.fits.model.pk.abscissa is not None:
+            raise InputError(
+                f"{self.label}: has no doses over time to predict; `medcm plot` shows its curves"
+            )
+        also = Also(self.fits.config["endpoints"], occasions=self.fits.config["occasions"])
+        events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, also)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
         return events, origins
@@ -179,7 +184,7 @@ class Study:
             "levels and targets are above the patient's baseline, which is subtracted from those in the file"
         )
         rows = [("", "baseline", words)] if steps.get("baseline") else []
-        still = sum(fit.record.converged is False for fit in self.runs)
+        still = sum(converged(fit.record) is False for fit in self.runs)
         if still:
             words = f"{still} of {len(self.runs)} fits have not converged: they ended at no optimum"
             rows.append(("", "convergence", words))

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medcm_cli.pk import dosing
+from medcm_cli.pk import dosing, library
+from medcm_cli.pk.absorption import MixedAbsorption
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
 from medcm_cli.pk.derivatives import Along, Direction, parted
+from medcm_cli.pk.direct import DirectModel
 from medcm_cli.pk.equations import (
     learned_elimination_rate,
     michaelis_menten_rate,
@@ -24,17 +26,22 @@ from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.ode import OdeModel
 from medcm_cli.pk.ragged import Ragged
 from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.transit import TransitAbsorption
 
 __all__ = [
     "Along",
+    "DirectModel",
     "Direction",
     "LinearModel",
+    "MixedAbsorption",
     "OdeModel",
     "PkModel",
     "Ragged",
     "Schedule",
+    "TransitAbsorption",
     "check_schedule",
     "learned_elimination_rate",
+    "library",
     "michaelis_menten_rate",
     "neural_elimination_rate",
     "one_compartment",
@@ -99,4 +106,4 @@ def check_schedule(pk: PkModel, schedule: Schedule | Ragged) -> None:
         model that cannot add it, infusions of a steady state too many of which overlap.
     """
     for part, _ in schedule.apart({}):
-        dosing.check_doses(pk, part, superposed=pk.scales_with_dose)
+        pk.check(part)

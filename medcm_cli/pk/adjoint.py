@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import times
+from medcm_cli.pk.compiled import CompiledMarch
 from medcm_cli.pk.stages import Call, Slopes, pieces, slopes_of, solver
 from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import coefficients
@@ -17,6 +18,10 @@ def adjoint(
     """The gradient by the amounts at the beginning, from that by those at the end, and by ``tensors``."""
     grads: list[Tensor | None] = [None] * len(tensors)
     bar = sound(march, bar)
+    if isinstance(march, CompiledMarch):
+        bar, all_of_them = march.gradients(path, bar, [tensor.shape for tensor in tensors])
+        grads = [grad if need else None for grad, need in zip(all_of_them, needs, strict=True)]
+        return bar, [None if grad is None else sound(march, grad) for grad in grads]
     for numbers in reversed(pieces(march, path)):
         at = slopes_of(call, march, path, numbers, tensors, needs)
         bars, bar = backwards(march, path, numbers, at.slope, bar)

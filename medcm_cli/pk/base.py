@@ -6,9 +6,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk.derivatives import Direction
-from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.dosing import Values, check_doses
 from medcm_cli.pk.schedule import Schedule
 
 _UNITS = {
@@ -48,6 +49,17 @@ class PkModel(Protocol):
         """The compartment, from 0, that is observed; None where CMT of an observation says nothing."""
         return None
 
+    def with_compiled_steps(self) -> "PkModel":
+        """The same, integrated by compiled steps. :raises InputError: it is not integrated so."""
+        raise InputError(
+            "batch.compile=true is of models that are integrated by pk.method=tsit5; leave it out"
+        )
+
+    def check(self, schedule: Schedule) -> None:
+        """Whether it can take the doses of a schedule. :raises InputError: see
+        ``medcm_cli.pk.check_schedule``."""
+        check_doses(self, schedule, superposed=self.scales_with_dose)
+
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
 
@@ -65,6 +77,31 @@ class PkModel(Protocol):
         """Those of ``init`` among trained values; ``z`` of ``predict`` and of the others has them, too."""
         del values
         return {}
+
+    @property
+    def abscissa(self) -> str | None:
+        """The column that it depends on in place of time, which schedules then have as their time; None of
+        time."""
+        return None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What an endpoint can be of (``observing``)."""
+        return ("central",)
+
+    def observing(self, outputs: Sequence[str]) -> "PkModel":
+        """The same, of which an observation of endpoint k (``Schedule.endpoint``) is the k-th of ``outputs``,
+        all predicted along one integration.
+
+        :param outputs: of ``self.outputs``.
+        """
+        del outputs
+        return self
+
+    def silent(self, endpoint: int) -> bool:
+        """Whether predictions of an endpoint, from 0, are 0 until something is given."""
+        del endpoint
+        return self.begins_empty
 
     @property
     def notes(self) -> tuple[str, ...]:

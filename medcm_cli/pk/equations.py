@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcm_cli.pk.library.kinetics import kinetics_rate
+
 
 def two_compartment_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     """dA/dt of the two-compartment model, h^-1 (docs/methods.md, "Units and symbols"); t is not used."""
@@ -13,14 +15,14 @@ def two_compartment_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
     return {"central": -p.CL / p.V1 * a.central - to_peripheral, "peripheral": to_peripheral}
 
 
-def michaelis_menten_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
-    """dA/dt = -VM C / (KM + C) with C = A / V1: one compartment, elimination that saturates.
+def michaelis_menten_rate(t: Tensor, a: Any, p: Any) -> dict[str, Any]:
+    """dA/dt = -VM C / (KM + C) with C = A / V1: elimination that saturates; from a depot where there is
+    KA, with a peripheral compartment where there are Q and V2, and linear elimination, too, where there is
+    CL.
 
     VM in amount/time, KM in amount/L (which is 1/1000 of the amount per mL), V1 in L; t is not used.
     """
-    del t
-    concentration = a.central / p.V1
-    return {"central": -p.VM * concentration / (p.KM + concentration)}
+    return kinetics_rate(t, a, p)
 
 
 def learned_elimination_rate(t: Tensor, a: Any, p: Any, f: Any) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A compartment model with some of its parameters given through others, such as KA = KE + KD."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
@@ -74,9 +74,26 @@ class Given(PkModel):
         return self.model.begins_empty
 
     @property
+    def abscissa(self) -> str | None:
+        """See ``PkModel``."""
+        return self.model.abscissa
+
+    def silent(self, endpoint: int) -> bool:
+        """See ``PkModel``."""
+        return self.model.silent(endpoint)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """See ``PkModel``."""
         return self.model.notes
+
+    def with_compiled_steps(self) -> "Given":
+        """See ``PkModel``."""
+        return replace(self, model=self.model.with_compiled_steps())
+
+    def check(self, schedule: Schedule) -> None:
+        """See ``PkModel``."""
+        self.model.check(schedule)
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:
         """See ``PkModel``."""

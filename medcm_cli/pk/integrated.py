@@ -47,6 +47,8 @@ class Integrable(Dosed, Protocol):
     def steady_state_doses(self) -> int: ...
     @property
     def control(self) -> Control: ...
+    @property
+    def compiled(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,14 @@ class _Run:
         if stretch.inflow is not None:
             tensors.append(stretch.inflow)
         if state.ndim == 4:
-            call = Call(self.right, control, stretch.inflow is not None, fit, notes=self.notes)
+            call = Call(
+                self.right,
+                control,
+                stretch.inflow is not None,
+                fit,
+                notes=self.notes,
+                compiled=self.pk.compiled,
+            )
             return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
         for k, one in enumerate(self.wrt):

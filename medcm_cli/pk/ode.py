@@ -1,6 +1,7 @@
 """Compartment models given as dA/dt: integrated with every dose and observation as an exact breakpoint
 (``medcm_cli.pk.timeline``), or, where dA/dt is linear, by the exponential of its matrix."""
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,18 +13,17 @@ from torch import Tensor
 from medcm_cli.checks import flag, number, one_of, whole
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import integrated, reference, stepwise
+from medcm_cli.pk import integrated, outputs, reference, stepwise
 from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.compiled import check_compiler
 from medcm_cli.pk.derivatives import Along, Direction, moves, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.steady import Tolerance, settle
 from medcm_cli.pk.steps import Control, leaf
 from medcm_cli.pk.tableaux import TABLEAUX
-from medcm_cli.pk.timeline import Series, follow, timeline
 from medcm_cli.pk.trial import Facts, facts_of
 
 METHODS = ("auto", *TABLEAUX, *reference.METHODS)
@@ -42,7 +42,8 @@ class OdeModel(PkModel):
     the prediction. ``start(p)``: state ->
     amount that there is at first and after a reset, 0 of a state that it does not name. ``terms``: name ->
     options of a learned ``Term``; a rate has these as its fourth argument. ``parameter_units``: parameter ->
-    unit, in braces ``time`` and ``amount``, those of the data.
+    unit, in braces ``time`` and ``amount``, those of the data. ``endpoints``: the output of each, where there
+    are several (``medcm_cli.pk.outputs``).
 
     Doses go into ``dose_compartment`` unless they say otherwise; compartments count from 1 or have their
     names. ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment -> the parameter of
@@ -51,12 +52,12 @@ class OdeModel(PkModel):
     longer or shorter, or the ``duration``. A steady state is solved for (``medcm_cli.pk.steady``), where that
     fails again from what ``steady_state_doses`` doses lead to.
 
-    ``method``: tsit5, or kvaerno5 for stiff equations, of ``medcm_cli.pk.interval``, one of torchdiffeq's, or
-    auto: the matrix exponential of a linear rate (``medcm_cli.pk.trial``), tsit5 of any other. ``rtol`` and
-    ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in ``Control``. ``adjoint``:
-    gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5), whose memory does not grow
-    with the steps taken; df/dlog z, whose own gradient objectives such as foce need, then comes by
-    backpropagation through these.
+    ``method``: tsit5, or kvaerno5, in double precision, for stiff equations, of ``medcm_cli.pk.interval``,
+    one of torchdiffeq's, or auto: the matrix exponential of a linear rate (``medcm_cli.pk.trial``), tsit5 of
+    any other. ``rtol`` and ``atol`` (amounts): its tolerances; ``norm``: what is kept within them, as in
+    ``Control``. ``adjoint``: gradients by the adjoint equations of torchdiffeq (dopri5 in place of tsit5),
+    whose memory does not grow with the steps taken; df/dlog z, whose own gradient objectives such as foce
+    need, then comes by backpropagation through these.
 
     :raises InputError: an option that is not of its kind or does not fit the method, a function that does not
         do what is said here, a dose parameter of a compartment that is not there.
@@ -83,6 +84,7 @@ class OdeModel(PkModel):
     start: Function | None = None
     terms: Mapping[str, Any] = field(default_factory=dict)
     parameter_units: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _check_solver(self)
@@ -107,12 +109,15 @@ class OdeModel(PkModel):
         put("_output", self.output and Output(self.output, self.states, self.parameters))
         put("_start", self.start and Start(self.start, self.states, self.parameters))
         put("facts", facts_of(self.right_side, self._output, self._start))
+        put("_several", outputs.several(self, self._output) if self.endpoints else None)
 
     states: tuple[str, ...] = field(init=False, repr=False, compare=False)
     right_side: Written = field(init=False, repr=False, compare=False)
     facts: Facts = field(init=False, repr=False, compare=False)
+    compiled: bool = field(init=False, repr=False, compare=False, default=False)
     _output: Output | None = field(init=False, repr=False, compare=False)
     _start: Start | None = field(init=False, repr=False, compare=False)
+    _several: outputs.Several | None = field(init=False, repr=False, compare=False)
 
     @property
     def by_torchdiffeq(self) -> bool:
@@ -132,7 +137,7 @@ class OdeModel(PkModel):
     @property
     def seen(self) -> int | None:
         """The compartment, from 0, that is observed; None where an output may depend on all."""
-        return None if self.output else int(self.observed) - 1
+        return None if self.output or self.endpoints else int(self.observed) - 1
 
     @property
     def observes(self) -> int | None:
@@ -157,7 +162,22 @@ class OdeModel(PkModel):
     @property
     def scales_with_dose(self) -> bool:
         """Where its rate is linear and solved as such."""
-        return self.by_exponential and self.output is None and self.facts.empty
+        return self.by_exponential and self.seen is not None and self.facts.empty
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See ``medcm_cli.pk.outputs``."""
+        return outputs.names_of(self)
+
+    def observing(self, outputs: Sequence[str]) -> "OdeModel":
+        """See ``PkModel``."""
+        return replace(self, endpoints=tuple(outputs))
+
+    def silent(self, endpoint: int) -> bool:
+        """See ``PkModel``: what a function gives may be something without any amount."""
+        if not self.endpoints or self.facts.source or self._start:
+            return self.facts.empty
+        return not self.facts.outputs.get(self.endpoints[endpoint], False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -173,7 +193,16 @@ class OdeModel(PkModel):
     @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
-        return {**PkModel.units.fget(self), **self.parameter_units}  # type: ignore[attr-defined]
+        of_rate = getattr(self.rate, "units", {})  # of those of medcm_cli.pk.library
+        known = {name: unit for name, unit in of_rate.items() if name in self.parameters}
+        return {**PkModel.units.fget(self), **known, **self.parameter_units}  # type: ignore[attr-defined]
+
+    @property
+    def above_zero(self) -> tuple[str, ...]:
+        """See ``PkModel.above_zero``: also those of medcm's own rates, but for effects."""
+        of_rate = {name for name in getattr(self.rate, "units", {}) if name not in ("E0", "EMAX", "SLOPE")}
+        known = {*PkModel.above_zero.fget(self), *of_rate}  # type: ignore[attr-defined]
+        return tuple(name for name in self.parameters if name in known)
 
     @property
     def control(self) -> Control:
@@ -191,6 +220,22 @@ class OdeModel(PkModel):
         """Those of learned terms."""
         return {name: values[name] for term in self.right_side.terms for name in term.weights}
 
+    def with_compiled_steps(self) -> "OdeModel":
+        """See ``PkModel.with_compiled_steps``."""
+        why = ""
+        if self.by_torchdiffeq or self.method == "kvaerno5":
+            why = "pk.method=tsit5"
+        elif self.by_exponential:
+            why = "one that is integrated (pk.method=tsit5)"
+        elif self.right_side.terms:
+            why = "a model without learned terms"
+        if why:
+            raise InputError(f"batch.compile=true: expected {why}")
+        check_compiler()
+        copied = copy.copy(self)
+        object.__setattr__(copied, "compiled", True)
+        return copied
+
     def begin(self, z: Values) -> Tensor | None:
         """Amounts at first, (C, S, N, B), or (I, C, S, N, B) of z (I, S, N, B); None for 0."""
         return None if self._start is None else self._start(z).movedim(0, -4)
@@ -201,9 +246,11 @@ class OdeModel(PkModel):
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
+        if self._lacks_digits(schedule):
+            return self.predict(*_doubled(schedule, z)).to(schedule.amount.dtype)
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
-            return _predict(self, schedule, values, weights)
+            return self._observed(schedule, *reference.amounts(self, schedule, values, weights))
         if self.by_exponential:
             return _exactly(self, schedule, values)
         amounts, then = integrated.amounts(self, schedule, values, weights)
@@ -213,17 +260,23 @@ class OdeModel(PkModel):
         self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
     ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
+        if self._lacks_digits(schedule):
+            prediction, slopes = self.sensitivities(*_doubled(schedule, z), wrt)
+            dtype = schedule.amount.dtype
+            return prediction.to(dtype), [slope.to(dtype) for slope in slopes]
         values, weights = _expanded(self, schedule, z), _terms(self, z)
         if self.by_torchdiffeq:
-            direct = replace(self, adjoint=False, method=_options(self)[0])
-            return reverse_over_reverse(
-                lambda z: _predict(direct, schedule, z, weights), schedule, values, wrt
-            )
+            direct = replace(self, adjoint=False, method=reference.options(self)[0])
+
+            def predict(z: Values) -> Tensor:
+                return self._observed(schedule, *reference.amounts(direct, schedule, z, weights))
+
+            return reverse_over_reverse(predict, schedule, values, wrt)
         if self.by_exponential:
             return reverse_over_reverse(lambda z: _exactly(self, schedule, z), schedule, values, wrt)
         wrt = [one if isinstance(one, str) else _whole(one, values) for one in wrt]
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
-        if self._output:
+        if self.seen is None:
             return _turned(self, schedule, amounts, then, wrt)
         levels = amounts / (self._per_level * then[self.volume]).unsqueeze(-4)
         prediction, *slopes = levels.unbind(1)
@@ -232,12 +285,18 @@ class OdeModel(PkModel):
                 slopes[place] = slopes[place] - prediction * integrated.share(then, place)
         return prediction, slopes
 
+    def _lacks_digits(self, schedule: Schedule) -> bool:
+        """In float32 what stiff equations leave of nearly equal numbers is rounding, at any step."""
+        return self.method == "kvaerno5" and schedule.amount.dtype != torch.float64
+
     def _observed(self, schedule: Schedule, amounts: Tensor, z: Values) -> Tensor:
         """The prediction, from amounts (T, S, N, B), or (T, C, S, N, B) for an output, and the parameters in
         force then."""
+        time = schedule.time.to(amounts.dtype)
+        if self._several is not None:
+            return self._several(time, amounts.movedim(1, 0), z, schedule.endpoint)
         if self._output is None:
             return amounts / (self._per_level * z[self.volume])
-        time = schedule.time.to(amounts.dtype)
         found: Tensor = self._output(time, amounts.movedim(1, 0), z) / self._per_level
         return found
 
@@ -263,6 +322,10 @@ def _check_solver(pk: OdeModel) -> None:
         raise InputError("pk.adjoint=true is of torchdiffeq, which has no kvaerno5; choose pk.adjoint=false")
     if pk.by_torchdiffeq and pk.norm != "rms":
         raise InputError(f"pk.norm={pk.norm} is of pk.method=tsit5 and kvaerno5 with pk.adjoint=false")
+
+
+def _doubled(schedule: Schedule, z: Values) -> tuple[Schedule, dict[str, Tensor]]:
+    return schedule.to(torch.float64), {name: value.double() for name, value in z.items()}
 
 
 def _terms(pk: OdeModel, z: Values) -> dict[str, Tensor]:
@@ -326,56 +389,3 @@ def _whole(one: Along, values: Values) -> Along:
     """A direction whose share has the dimensions of parameters that are expanded."""
     shape = values[one.name].shape[-3:]
     return Along(one.name, one.share.expand(*one.share.shape[:-3], *shape))
-
-
-def _predict(pk: OdeModel, schedule: Schedule, z: Values, weights: Values) -> Tensor:
-    """By torchdiffeq, of values expanded."""
-    states = len(pk.states)
-    line = timeline(pk, pk.seen, states, schedule, z)
-    line = replace(line, z={**line.z, **weights}, start=pk.begin(line.z), superposed=False)
-
-    def advance(interval: int, amounts: Tensor) -> Tensor:
-        here = line.z_of(interval)
-        at = line.left[interval], line.width[interval], line.inflow[interval]
-        return reference.integrate(pk.right_side, _options(pk), amounts, here, *at)
-
-    def steady(series: Series) -> tuple[Tensor, Tensor]:
-        series, start = replace(series, z={**series.z, **weights}), pk.begin(series.z)
-        nothing = torch.zeros_like(line.jump[0])
-        return _steady(pk, series, nothing if start is None else start.detach().expand_as(nothing))
-
-    amounts = follow(line, pk.seen, advance, steady)
-    return pk._observed(schedule, amounts, line.z_seen)
-
-
-def _options(pk: OdeModel) -> tuple[str, float, float, bool]:
-    method = pk.method if pk.method in reference.METHODS else reference.METHODS[0]
-    return method, pk.rtol, pk.atol, pk.adjoint
-
-
-def _steady(pk: OdeModel, series: Series, nothing: Tensor) -> tuple[Tensor, Tensor]:
-    """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
-    # A slow elimination multiplies the solver's error by the number of doses that add up.
-    search = Tolerance(pk.rtol / 100, pk.atol / 100, pk.rtol, pk.atol)
-    fine = replace(pk, rtol=search.rtol, atol=search.atol)
-
-    def after(model: OdeModel, here: Series, amounts: Tensor, hours: Tensor) -> Tensor:
-        amounts = amounts + here.at_once(len(pk.states))
-        # A rate that depends on t is taken at 0: a steady state needs one that does not.
-        begin = torch.zeros_like(amounts[0])
-        for width, inflow in here.stretches(len(pk.states), hours.expand_as(begin)):
-            amounts = reference.integrate(
-                model.right_side, _options(model), amounts, here.z, begin, width, inflow
-            )
-        return amounts
-
-    known, direct = series.detached(), replace(fine, adjoint=False)
-    before, settled = settle(
-        functools.partial(after, fine, series, hours=series.interval),
-        functools.partial(after, direct, known, hours=known.interval),
-        nothing,
-        series.present.expand_as(nothing[0]),
-        search,
-        pk.steady_state_doses,
-    )
-    return after(fine, series, before, series.latest), settled

@@ -24,7 +24,7 @@ def name_of(function: Function) -> str:
 
 
 @functools.cache
-def _record(kind: str, names: tuple[str, ...]) -> Callable[..., Any]:
+def record(kind: str, names: tuple[str, ...]) -> Callable[..., Any]:
     """A type of named tuples."""
     return namedtuple(kind, names)
 
@@ -49,20 +49,20 @@ class Written:
 
     def raw(self, t: Tensor, amounts: Tensor, z: Values) -> Any:
         """What the function gives."""
-        return self.given(t, _record("State", self.states)(*amounts.unbind(0)), z)
+        return self.given(t, record("State", self.states)(*amounts.unbind(0)), z)
 
     def given(self, t: Tensor, a: Any, z: Values) -> Any:
         """The same of named amounts."""
         if not self.terms:
             return self.function(t, a, parameters_of(self.parameters, z))
-        learned = _record("Learned", tuple(term.name for term in self.terms))
+        learned = record("Learned", tuple(term.name for term in self.terms))
         each = (functools.partial(term, [z[name] for name in term.weights]) for term in self.terms)
         return self.function(t, a, parameters_of(self.parameters, z), learned(*each))
 
 
 def parameters_of(names: tuple[str, ...], z: Values) -> Any:
     """``p`` of functions."""
-    return _record("Parameters", names)(*[z[name] for name in names])
+    return record("Parameters", names)(*[z[name] for name in names])
 
 
 def stacked(found: Mapping[str, Any], states: Sequence[str], like: Tensor) -> Tensor:
@@ -78,19 +78,28 @@ def stacked(found: Mapping[str, Any], states: Sequence[str], like: Tensor) -> Te
 
 @dataclass(frozen=True)
 class Output:
-    """An ``output(t, a, p)``: what is observed, from (t, amounts (C, T, S, N, B), z)."""
+    """An ``output(t, a, p)``: what is observed, from (t, amounts (C, T, S, N, B), z): one value or, of
+    several outputs, name -> value."""
 
     function: Function
     states: tuple[str, ...]
     parameters: tuple[str, ...]
 
     def __call__(self, t: Tensor, amounts: Tensor, z: Values) -> Tensor:
+        return self.rows(t, amounts, z)[""]
+
+    def rows(self, t: Tensor, amounts: Tensor, z: Values) -> dict[str, Tensor]:
+        """Each output by its name, that of a single value empty."""
         found = self.raw(t, amounts, z)
-        return found if isinstance(found, Tensor) else torch.full_like(amounts[0], found)
+        each = found if isinstance(found, Mapping) else {"": found}
+        return {
+            name: value if isinstance(value, Tensor) else torch.full_like(amounts[0], value)
+            for name, value in each.items()
+        }
 
     def raw(self, t: Tensor, amounts: Tensor, z: Values) -> Any:
         """What the function gives."""
-        a = _record("State", self.states)(*amounts.unbind(0))
+        a = record("State", self.states)(*amounts.unbind(0))
         return self.function(t, a, parameters_of(self.parameters, z))
 
 

@@ -29,7 +29,8 @@ class Features:
     padding; ``change`` (P, 1, N, B), when each regime of parameters that change ends (it holds until then,
     that time included), the last infinite. What is evaluated at a record has the regime of that record, which
     its time alone does not tell: ``of_dose`` (E, 1, N, B) and ``of_time`` (T, 1, N, B), from 0; None: that
-    of its time.
+    of its time. ``endpoint`` (T, 1, N, B): the number, from 0, of the model's output that an
+    observation is of; None: the first.
     """
 
     compartment: Tensor | None = None
@@ -41,6 +42,7 @@ class Features:
     change: Tensor | None = None
     of_dose: Tensor | None = None
     of_time: Tensor | None = None
+    endpoint: Tensor | None = None
 
     @property
     def plain(self) -> bool:

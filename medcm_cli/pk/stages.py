@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse
+from medcm_cli.pk.compiled import CompiledMarch
 from medcm_cli.pk.steps import Control, March, Path, Right, Where, rows_of
 
 _ELEMENTS = 200_000  # about, of the amounts at stages that are evaluated at once
@@ -18,7 +19,7 @@ class Call:
     """What an interval is followed with; ``fit`` as in ``March``; ``inflow``: whether there is one.
 
     ``moves``: pairs of a tangent and of which of the tensors of ``Where`` changes along it. ``notes`` on
-    trajectories that had no way are added to.
+    trajectories that had no way are added to. ``compiled``: steps are, where nothing moves.
     """
 
     right: Right
@@ -27,6 +28,7 @@ class Call:
     fit: tuple[Tensor, int] | None = None
     moves: tuple[tuple[int, int], ...] = ()
     notes: list[str] = field(default_factory=list)
+    compiled: bool = False
 
     @property
     def moving(self) -> list[int]:
@@ -39,7 +41,8 @@ class Call:
         :param keep: what derivatives need.
         """
         still = [tensor.detach() for tensor in tensors]
-        march = March(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)
+        kind = CompiledMarch if self.compiled and not self.moves else March
+        march = kind(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)
         path = march.path(keep)
         self.notes.extend(march.notes)
         return march, path

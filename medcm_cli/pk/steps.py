@@ -160,6 +160,7 @@ class March:
         self.k = self.x.new_empty(len(self.rows), *amounts.shape)
         self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
+        self.most_kept = _KEPT // (self.k.nbytes + 1)
         self.size = self.x.abs()
         there = (where.width > 0).expand(amounts.shape[1:])
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
@@ -171,7 +172,7 @@ class March:
         :param keep: what derivatives need.
         """
         path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
-        most = _KEPT // (self.k.nbytes + 1) if keep else 0
+        most = self.most_kept if keep else 0
         self._change(0.0, self.x, 0)
         self._lose(torch.isfinite(self.k[0] + self.x).all(0))
         h = self._first()
@@ -220,7 +221,7 @@ class March:
         if kept.ndim == self.k.ndim:
             return kept
         self._change(step[0], kept, 0)
-        return self.step(*step, kept)[0][: self.tableau.used]
+        return March.step(self, *step, kept)[0][: self.tableau.used]
 
     def _change(self, s: float, amounts: Tensor, stage: int) -> None:
         self.right(s, amounts, self.where, out=self.changes[stage])
@@ -242,12 +243,14 @@ class March:
         return self._norm(self._errors(end, h))
 
     def _norm(self, errors: Tensor) -> Tensor:
-        each = errors.abs().amax().reshape(1)
+        return self._size(errors.abs().amax().reshape(1), errors.square_)
+
+    def _size(self, largest: Tensor, squares: Callable[[], Tensor]) -> Tensor:
         if self.control.largest:
-            return each
+            return largest
         # A few whose elimination is no longer saturated, while others' is, do not show in a mean.
-        mean = (self._by_fit(errors.square_()) / self.count).sqrt_()
-        return torch.maximum(mean, each.div_(_SINGLE))
+        mean = (self._by_fit(squares()) / self.count).sqrt_()
+        return torch.maximum(mean, largest / _SINGLE)
 
     def _steepest(self, s: float) -> Tensor:
         """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""

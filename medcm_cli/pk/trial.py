@@ -54,12 +54,14 @@ def states_of(written: Written) -> tuple[str, ...]:
 
 class Facts(NamedTuple):
     """Of a model, whether its rate depends on the time, is linear in amounts, and is not 0 where these are,
-    and whether nothing is observed as long as nothing is given."""
+    and whether nothing is observed as long as nothing is given. ``outputs``: of a function that gives
+    several, each and whether it is something without any amount."""
 
     timed: bool
     linear: bool
     source: bool
     empty: bool
+    outputs: Mapping[str, bool] = {}
 
 
 @functools.lru_cache(64)
@@ -76,8 +78,11 @@ def facts_of(written: Written, output: Output | None, start: Start | None) -> Fa
     t, amounts, z = _points(len(written.states), written.parameters, 0)
     nothing = torch.zeros_like(amounts)
     source = bool((written(t, nothing, z | _examples(written)) != 0).any())
-    seen = output is not None and bool((output(t, nothing, z) != 0).any())
-    return Facts(is_timed(written), is_linear(written), source, not (source or seen or start))
+    rows = {} if output is None else output.rows(t, nothing, z)
+    seen = {name: bool((row != 0).any()) for name, row in rows.items()}
+    empty = not (source or any(seen.values()) or start)
+    several = seen if "" not in seen else {}
+    return Facts(is_timed(written), is_linear(written), source, empty, several)
 
 
 def _examples(written: Written | Output) -> dict[str, Tensor]:
@@ -96,6 +101,8 @@ def check(written: Written | Output, start: Start | None = None) -> None:
     found = _called(what, function, lambda: written.raw(t, amounts, z))
     if what == "rate":
         _check_mapping(what, function, found, states, whole=True)
+    elif isinstance(found, Mapping):
+        _check_outputs(function, found)
     else:
         _check_value(what, function, "", found)
     _check_shapes(what, written, (t, amounts, z))
@@ -229,6 +236,15 @@ def _check_mapping(what: str, function: Function, found: object, states: Sequenc
         _check_value(what, function, f" for {state!r}", value)
 
 
+def _check_outputs(function: Function, found: Mapping[Any, object]) -> None:
+    for name, value in found.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise _refused("output", function, f"gives {name!r}; expected names, as in 'response'")
+        _check_value("output", function, f" for {name!r}", value)
+    if not found:
+        raise _refused("output", function, "gives no output; expected {name: value}")
+
+
 def _check_value(what: str, function: Function, of: str, value: object) -> None:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if not plain and not (isinstance(value, Tensor) and value.is_floating_point()):
@@ -243,8 +259,10 @@ def _check_value(what: str, function: Function, of: str, value: object) -> None:
 
 
 def _at(written: Written | Output, t: Tensor, amounts: Tensor, z: Values) -> Tensor:
-    found = written(t, amounts, z)
-    return found if isinstance(written, Written) else found[None]
+    if isinstance(written, Written):
+        return written(t, amounts, z)
+    like = amounts[0]
+    return torch.stack([row.expand_as(like) for row in written.rows(t, amounts, z).values()])
 
 
 def _check_shapes(

@@ -120,9 +120,8 @@ def misfit(model: Model, values: Values, population: Population, eta: Sequence[T
     known = population.observed > 0
     if population.censored is not None:
         known = known & (population.censored == 0)
-    return torch.where(
-        known, model.error.white(model.of_subjects(values, eta), prediction, population.dv).abs(), 0.0
-    )
+    error, own = model.error.of_endpoint(population.endpoint), model.of_subjects(values, eta)
+    return torch.where(known, error.white(own, prediction, population.dv).abs(), 0.0)
 
 
 def _modes(model: Model, values: Values, population: Population, fits: int) -> tuple[list[Tensor], Tensor]:

@@ -127,13 +127,16 @@ def _ground(record: Record) -> str:
     return json.dumps([record.data.get("fingerprint"), split, chosen, units.reported, units.scale])
 
 
-def measures(unit: str, truth: Mapping[str, object] | None) -> list[Measure]:
+def measures(unit: str, truth: Mapping[str, object] | None, endpoints: Mapping[str, str]) -> list[Measure]:
     """What methods of any objective can be compared by.
 
-    :param unit: of levels in results.
+    :param unit: of levels in results. :param endpoints: estimate of one of several -> its unit.
     """
+    words = "RMSE of typical predictions for test subjects"
+    each = {n.removeprefix("rmse_"): u for n, u in endpoints.items() if n.startswith("rmse_")}
     found = [
-        Measure("rmse", "RMSE of typical predictions for test subjects", unit),
+        *(Measure(f"rmse_{name}", f"{words}, {name}", own) for name, own in each.items()),
+        *([] if each else [Measure("rmse", words, unit)]),
         Measure("kl", "KL divergence of Omega from the truth", "nats", ratio=True),
         Measure("omega_mae", "absolute error of omega", "log scale"),
     ]

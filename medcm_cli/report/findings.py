@@ -35,11 +35,20 @@ def comparisons(records: Sequence[Record], fits: pd.DataFrame) -> list[tuple[str
     :param fits: one of ``comparison.comparable``. :param records: of its study and data set.
     """
     unit, truth = str(fits["level_unit"].iloc[0]), records[0].truth
-    found = [(_QUESTIONS[measure.name], compare(fits, measure)) for measure in measures(unit, truth)]
+    endpoints = Units.of_config(records[0].config).by_endpoint
+    found = [(_question(m.name), compare(fits, m)) for m in measures(unit, truth, endpoints)]
     for measure, labels in of_one_objective(records):
         asked = f"Which way of fitting has the lowest {measure.title}?"
         found.append((asked, compare(fits[fits["label"].isin(labels)], measure)))
     return [(asked, compared) for asked, compared in found if compared is not None]
+
+
+def _question(measure: str) -> str:
+    """What a measure answers."""
+    kind, _, endpoint = measure.partition("_")
+    if measure in _QUESTIONS or kind != "rmse":
+        return _QUESTIONS[measure]
+    return f"Which method predicts {endpoint} of test subjects best from their covariates?"
 
 
 def answers(records: Sequence[Record], sets: Sequence[pd.DataFrame]) -> list[tuple[str, str]]:

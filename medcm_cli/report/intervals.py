@@ -75,7 +75,7 @@ def table(compared: Comparison) -> Section:
 def estimates(fits: pd.DataFrame, typical: Mapping[str, str]) -> Section | None:
     """A row per method: the mean of each estimate with its interval; None without any.
 
-    :param typical: column of a typical parameter -> its unit.
+    :param typical: column of a typical parameter, or of one of several endpoints -> its unit.
     """
     columns, means = [], {}
     for name in estimates_of(fits):

@@ -255,7 +255,8 @@ def _intervals(held: summary.Summary | None, group: Sequence[runs.Record]) -> li
     typical = (held.typical if held else {}).get(group[0].address.sweep) or Typical({}, "")
     for place, fits in enumerate(sets, 1):
         compared = [intervals.table(one) for _, one in findings.comparisons(group, fits)]
-        estimated = intervals.estimates(fits, typical.units)
+        endpoints = (held.endpoints if held else {}).get(group[0].address.sweep, {})
+        estimated = intervals.estimates(fits, {**typical.units, **endpoints})
         which = f"; data and folds {place} of {len(sets)}" if len(sets) > 1 else ""
         for section in [*compared, *([estimated] if estimated else [])]:
             blocks.append(("table", section._replace(title=f"{section.title}{which}")))

@@ -11,6 +11,7 @@ import numpy as np
 from medcm_cli import runs
 from medcm_cli.report.section import Section
 from medcm_cli.runs import SIGMAS, Record, Units
+from medcm_cli.runs.description import converged
 from medcm_cli.runs.sweeps import by_method, by_sweep
 
 Blocks = list[tuple[str, Any]]
@@ -203,21 +204,21 @@ def failures(records: Sequence[Record]) -> Blocks:
 
 def _open(methods: Mapping[str, Sequence[Record]]) -> Blocks:
     """How many fits of each method have converged, and by which rules; nothing where none was asked."""
-    asked = {label: [fit for fit in fits if fit.converged is not None] for label, fits in methods.items()}
+    asked = {label: [fit for fit in fits if converged(fit) is not None] for label, fits in methods.items()}
     asked = {label: fits for label, fits in asked.items() if fits}
     cells = [
-        [label, str(len(fits)), str(sum(fit.converged is False for fit in fits)), _rules(fits)]
+        [label, str(len(fits)), str(sum(converged(fit) is False for fit in fits)), _rules(fits)]
         for label, fits in asked.items()
     ]
     if not cells:
         return []
-    some = sum(fit.converged is False for fits in asked.values() for fit in fits)
+    some = sum(converged(fit) is False for fits in asked.values() for fit in fits)
     blocks: Blocks = [
         ("table", Section("Convergence", ["Method", "Fits", "Not converged", "Converged where"], cells))
     ]
     if some:
-        lines = f"{some} fits have not converged: their estimates are where training ended, at no optimum."
-        blocks.append(("warning", lines))
+        who = "1 fit has" if some == 1 else f"{some} fits have"
+        blocks.append(("warning", f"{who} not converged: training ended at no optimum."))
     return blocks
 
 

@@ -29,10 +29,11 @@ def sections(summary: Summary) -> list[Section]:
         nested = bool(table["nested"].all())
         optional = [name for name in ("unfinished", "not_converged", "redrawn") if table[name].any()]
         optional += ["epochs"] if nested or len(table["epochs"].unique()) > 1 else []
+        own = summary.endpoints.get((str(study), str(dataset)), {})
         comparison = {
             "objective_value": "objective value",
             **_scored(summary.fits),
-            "rmse": f"RMSE, {unit}",
+            **_rmse(own, unit),
             "kl": "KL of Omega, nats",
             "seconds": "s per fit",
         }
@@ -47,7 +48,7 @@ def sections(summary: Summary) -> list[Section]:
         )
         mixed = table[table["omega_1_median"].notna()]
         if len(mixed):
-            result.append(_section(f"{title}: estimates", mixed, [], _estimates(mixed, unit)))
+            result.append(_section(f"{title}: estimates", mixed, [], _estimates(mixed, unit, own)))
         if (typical := summary.typical.get((str(study), str(dataset)))) is not None:
             at = f" at {typical.reference}" if typical.reference else ""
             measures = _typical(typical.units)
@@ -71,8 +72,17 @@ def _scored(fits: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
-    """Estimates -> their headers, in the order in which they are shown."""
+def _rmse(endpoints: Mapping[str, str], unit: str) -> dict[str, str]:
+    """That of levels in ``unit``, or of each endpoint -> its header."""
+    each = {n: f"RMSE {n.removeprefix('rmse_')}, {u}" for n, u in endpoints.items() if n.startswith("rmse_")}
+    return each or {"rmse": f"RMSE, {unit}"}
+
+
+def _estimates(table: pd.DataFrame, unit: str, endpoints: Mapping[str, str]) -> dict[str, str]:
+    """Estimates -> their headers, in the order in which they are shown.
+
+    :param endpoints: estimate of one of several endpoints -> its unit.
+    """
     names = [str(name).removesuffix("_median") for name in table]
     places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
     single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
@@ -88,6 +98,11 @@ def _estimates(table: pd.DataFrame, unit: str) -> dict[str, str]:
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
+        **{
+            name: label_of(name, []) if of == NONE else f"{label_of(name, [])}, {of}"
+            for name, of in endpoints.items()
+            if name.startswith("sigma_") and name in names
+        },
         **{
             f"sigma_{part}": _sigma(part, unit) for part in SIGMAS if part not in ("additive", "proportional")
         },
@@ -164,6 +179,7 @@ def _patients(title: str, cohorts: Mapping[str, Mapping[str, Any]]) -> Section:
 
 def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, str]:
     """Label -> text. What hardly any table has stands there only where this one has it."""
+    endpoints = held.get("endpoints") or {}
     rows = {
         "subjects": str(held["subjects"]),
         "doses": str(held["doses"]),
@@ -178,7 +194,9 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         "observations": str(held["observations"]),
         "observations per subject": _spread(held["observations_per_subject"]),
         "observations below the limit of quantification": str(held["below_limit"]),
-        f"level, {units['level']}": _spread(held["level"]),
+        **{f"observations of {name}": str(of["observations"]) for name, of in endpoints.items()},
+        **{f"{name}, {of['unit']}": _spread(of["values"]) for name, of in endpoints.items()},
+        **({} if endpoints else {f"level, {units['level']}": _spread(held["level"])}),
         f"follow-up, {units['time']}": _spread(held["follow_up"]),
     }
     if above := held.get("above_limit", 0):  # which records of before do not have

@@ -54,6 +54,11 @@ def described(record: Record) -> Description:
     return _asked(json.dumps(options, sort_keys=True)) if isinstance(options, Mapping) else Description()
 
 
+def converged(record: Record) -> bool | None:
+    """Whether a complete fit has; None of one that was not asked, as all were before."""
+    return None if record.convergence is None else record.convergence.get("converged") is True
+
+
 @functools.cache
 def _asked(text: str) -> Description:
     options: dict[str, Any] = json.loads(text)

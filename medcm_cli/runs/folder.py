@@ -163,11 +163,6 @@ class Record:
     )
     described: dict[str, Any] | None = None  # what the objective says of itself (runs.description)
 
-    @property
-    def converged(self) -> bool | None:
-        """Whether a complete fit has converged; None of one that was not asked, as all were before."""
-        return None if self.convergence is None else self.convergence.get("converged") is True
-
 
 def config_hash(config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """A short hash of everything that determines a result: configuration and data."""
@@ -264,9 +259,10 @@ def estimate_rows(
 
     :raises InputError: a fit of before that was trained, and kept only the checkpoint before training.
     """
-    looked_at = (record.config.get("training") or {}).get("stop") == "start"
-    trained = record.status == "complete" and record.config.get("epochs", 1) > 1 and not looked_at
-    if trained and not np.any(epoch > 0):
+    trained = (record.config.get("training") or {}).get("stop") != "start" and record.config.get(
+        "epochs", 1
+    ) > 1
+    if record.status == "complete" and trained and not np.any(epoch > 0):
         raise InputError(
             f"{folder}: has one checkpoint, of epoch 0, and so no estimates: earlier versions did not keep "
             "the last epoch; the same `medcm fit` trains it again"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from medcm_cli.errors import InputError
+from medcm_cli.runs.description import converged
 from medcm_cli.runs.folder import ALIKE, read_parquet
 from medcm_cli.runs.units import LOG, SIGMAS, TYPICAL, by_row, columns
 from medcm_cli.runs.walk import DAMAGED, Fault, Fit, Typical, damage, walk
@@ -21,7 +22,7 @@ COUNTS = ["complete", "failed", "unfinished", "not_converged", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
 UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
-_ESTIMATED = ("omega_", "rho_", "pi_", "sigma_", TYPICAL)
+_ESTIMATED = ("omega_", "rho_", "pi_", "sigma_", "rmse_", TYPICAL)
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -31,13 +32,14 @@ class Summary:
     parameters whose random effects are 1, 2 ...; ``skipped``: folders that could not be read, and why;
     ``cohorts``: (study, dataset) -> the characteristics of its subjects (``medcm_cli.data.describe``), levels
     in the reported unit, where the fits' records have them; ``typical``: the same -> what is known of its
-    typical parameters."""
+    typical parameters; ``endpoints``: the same, of several endpoints -> estimate of one and its unit."""
 
     fits: pd.DataFrame
     table: pd.DataFrame
     skipped: list[str]
     cohorts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     typical: dict[tuple[str, str], Typical] = field(default_factory=dict)
+    endpoints: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
 
 def summarize(
@@ -60,6 +62,7 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
     skipped: list[str] = []
     cohorts: dict[tuple[str, str], dict[str, Any]] = {}
     typical: dict[tuple[str, str], Typical] = {}
+    endpoints: dict[tuple[str, str], dict[str, str]] = {}
     # One folder at a time: memory holds one short row per fit, however many there are.
     for one in found:
         if isinstance(one, Fault):
@@ -71,6 +74,8 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
             skipped.append(damage(one.folder, error))
             continue
         rows.append(row)
+        if one.units.endpoints:
+            endpoints.setdefault(one.record.address.sweep, {}).update(one.units.by_endpoint)
         if cohort:
             cohorts.setdefault(one.record.address.sweep, cohort)
         if one.record.status == "complete" and one.typical.units:
@@ -83,7 +88,7 @@ def summary_of(found: Iterable[Fit | Fault], roots: Sequence[Path], tail: int | 
             )
         raise InputError(f"{where}: no run folder below it; `medcm fit` writes them")
     fits = pd.DataFrame(rows)
-    return Summary(fits, _table(fits), skipped, cohorts, typical)
+    return Summary(fits, _table(fits), skipped, cohorts, typical, endpoints)
 
 
 def _joined(one: Typical | None, other: Typical) -> Typical:
@@ -125,7 +130,7 @@ def _row(fit: Fit, tail: int | None) -> dict[str, Any]:
         "epochs": estimate["epoch"],
         "seconds": record.seconds,
         "unconverged_modes": record.unconverged_modes,
-        "converged": record.converged,
+        "converged": converged(record),
     }
     row |= {n: value for n, value in estimate.items() if n.startswith(_ESTIMATED)}
     scales = fit.effect_scales
@@ -209,8 +214,11 @@ def estimates_of(fits: pd.DataFrame) -> list[str]:
     names = map(str, fits)
     more = sorted(name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
     more += [name for name in map(str, fits) if name.startswith(("pi_", "rho_pi_"))]
+    sigmas = [name for name in map(str, fits) if name.startswith("sigma_")]
+    of_endpoints = [name for name in sigmas if name not in (*ESTIMATES, "sigma_mae")]
     typical = [name for name in map(str, fits) if name.startswith(TYPICAL)]
-    return [*ESTIMATES, *(name for name in dict.fromkeys(more) if name not in ESTIMATES), *typical]
+    more = [name for name in dict.fromkeys(more) if name not in ESTIMATES]
+    return [*ESTIMATES, *more, *of_endpoints, *typical]
 
 
 def label_of(name: str, random_effects: Sequence[str]) -> str:
@@ -232,8 +240,9 @@ def columns_units(summary: Summary) -> dict[str, str]:
     reported = summary.fits["level_unit"].unique()
     level = str(reported[0]) if len(reported) == 1 else "see level_unit"
     found: dict[str, dict[str, str]] = {}
-    for sweep, typical in summary.typical.items():
-        for name, unit in typical.units.items():
+    named = [(sweep, typical.units) for sweep, typical in summary.typical.items()]
+    for sweep, of_sweep in [*named, *summary.endpoints.items()]:
+        for name, unit in of_sweep.items():
             found.setdefault(name, {})[", ".join(sweep)] = unit
     units = {
         name: next(iter(of.values())) if len(set(of.values())) == 1 else by_row(of)
@@ -247,13 +256,14 @@ def _table(fits: pd.DataFrame) -> pd.DataFrame:
     """Per group: fits complete, failed and unfinished; median, mean and sd of every measure over complete
     fits or, in a nested split, over its shuffles."""
     rows = []
-    names = [*MEASURES, *scores_of(fits), *estimates_of(fits)]
+    of_endpoints = [name for name in map(str, fits) if name.startswith("rmse_")]
+    names = [*MEASURES, *scores_of(fits), *of_endpoints, *estimates_of(fits)]
     for key, group in fits.groupby(list(ALIKE), sort=True):
         status = group["status"]
         row: dict[str, Any] = dict(zip(ALIKE, key, strict=True))
         row |= {"complete": int((status == "complete").sum()), "failed": int((status == "failed").sum())}
         row["unfinished"] = len(group) - row["complete"] - row["failed"]
-        row["not_converged"] = int((group["converged"] == False).sum()) if "converged" in group else 0  # noqa: E712
+        row["not_converged"] = sum(one is False for one in group.get("converged", ()))
         row["redrawn"] = int((group["redraws"] > 0).sum())
         row["nested"] = bool(group["outer"].notna().any())
         effects = group["random_effects"].unique()

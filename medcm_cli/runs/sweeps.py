@@ -67,7 +67,7 @@ class Sweep:
     @property
     def units(self) -> Units:
         """In which units its concentrations are."""
-        return Units.of(self.described)
+        return Units.of_config(self.methods[0].config)
 
     @property
     def random_effects(self) -> list[str]:

@@ -53,6 +53,7 @@ _DOSE = {
 COLUMNS: dict[str, dict[str, str]] = {
     "history": {
         "objective_value": "{objective}",
+        "penalty": "{objective}",
         "rmse": "{reported}",
         "sigma_additive": "{model}",
         **_OTHERS,
@@ -94,7 +95,8 @@ class Units(NamedTuple):
     """The units of a data set: ``time``, ``amount`` and ``level`` of its event table, which are the model's,
     and ``reported``, that of concentrations in results, of which one of ``level`` is ``scale``.
     ``stated``: the configuration says so, and a fit begins where it would in h and with levels of a usual
-    size, whatever the units."""
+    size, whatever the units. ``endpoints``: name and unit in the event table of each, where there are
+    several, of which the first is that of levels. ``axis``: what observations depend on in place of time."""
 
     reported: str
     scale: float
@@ -102,6 +104,8 @@ class Units(NamedTuple):
     amount: str
     time: str = quantities.HOUR
     stated: bool = True
+    endpoints: tuple[tuple[str, str], ...] = ()
+    axis: str = ""
 
     @classmethod
     def of(cls, dataset: Mapping[str, Any]) -> "Units":
@@ -114,6 +118,54 @@ class Units(NamedTuple):
             return cls(reported, scale, level, level.split("/")[0], stated=False)
         return cls(reported, scale, str(given["level"]), str(given["amount"]), str(given["time"]))
 
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Units":
+        """As a whole configuration has them, its endpoints too."""
+        units, endpoints = cls.of(config["dataset"]), config.get("endpoints") or {}
+        pk = config.get("pk") or {}
+        if pk.get("_target_") == "medcm_cli.pk.DirectModel":
+            unit = str(pk.get("x_unit", "{amount}")).format_map(units.named)
+            units = units._replace(axis=f"{pk.get('column', 'dose')}, {unit}")
+        return units._replace(
+            endpoints=tuple((name, str(one.get("unit") or units.level)) for name, one in endpoints.items())
+        )
+
+    def endpoint(self, number: int) -> "Units":
+        """Those of an endpoint, from 0, as those of levels: what is no level is reported as it is."""
+        if not self.endpoints or self.endpoints[number][1] == self.level:
+            return self
+        unit = self.endpoints[number][1]
+        return self._replace(reported=unit, scale=1.0, level=unit)
+
+    @property
+    def along(self) -> str:
+        """The label of what observations depend on."""
+        return self.axis or f"time, {self.time}"
+
+    @property
+    def of_each(self) -> dict[str, str]:
+        """``named``, where a column holds values of all endpoints."""
+        each = {name: self.endpoint(number).reported for number, (name, _) in enumerate(self.endpoints)}
+        return {**self.named, "reported": by_row(each)} if each else self.named
+
+    @property
+    def by_endpoint(self) -> dict[str, str]:
+        """Estimate -> its unit in results, of those that each of several endpoints has."""
+        found = dict[str, str]()
+        for number, (name, _) in enumerate(self.endpoints):
+            own = self.endpoint(number).named
+            found |= {f"rmse_{name}": own["reported"]}
+            found |= {f"sigma_{part}_{name}": unit.format_map(own) for part, unit in SIGMAS.items()}
+        return found
+
+    @property
+    def of_endpoints(self) -> dict[str, str]:
+        """Column of a history -> the unit that it has there, likewise: that of the model for a sigma."""
+        units = dict(self.by_endpoint)
+        for name, unit in self.endpoints:
+            units |= {f"sigma_{part}_{name}": said.format(reported=unit) for part, said in SIGMAS.items()}
+        return units
+
     @property
     def named(self) -> dict[str, str]:
         """What stands in braces in ``COLUMNS``."""
@@ -122,7 +174,8 @@ class Units(NamedTuple):
     @property
     def of_sigmas(self) -> dict[str, str]:
         """The sigma of each component of residual errors -> its unit in results."""
-        return {f"sigma_{name}": unit.format_map(self.named) for name, unit in SIGMAS.items()}
+        found = {f"sigma_{name}": unit.format_map(self.named) for name, unit in SIGMAS.items()}
+        return found | self.by_endpoint
 
     def of_parameters(self, patterns: Mapping[str, str]) -> dict[str, str]:
         """Parameter -> its unit, of those that a compartment model names (``PkModel.units``)."""

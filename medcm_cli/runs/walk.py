@@ -45,7 +45,7 @@ class Fit:
     @property
     def units(self) -> Units:
         """In which units its concentrations are."""
-        return Units.of(self.record.config["dataset"])
+        return Units.of_config(self.record.config)
 
     @property
     def failed_at(self) -> float | None:

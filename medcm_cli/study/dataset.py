@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,10 @@ from medcm_cli.data import (
     with_magnitudes,
     with_occasions,
 )
+from medcm_cli.data.describe import describe_endpoint
+from medcm_cli.data.endpoints import Selector
 from medcm_cli.data.missing import filled, origin_table, statistics
-from medcm_cli.data.sheet import folded
+from medcm_cli.data.sheet import BoolArray, folded
 from medcm_cli.errors import InputError
 from medcm_cli.files import remove_partial, replaced
 from medcm_cli.haemophilia.cohorts import made_cohort, truth_of
@@ -43,6 +45,7 @@ from medcm_cli.model import Model
 from medcm_cli.pk import PkModel
 from medcm_cli.runs import SIGMAS, Units
 from medcm_cli.study.covariates import STATISTICS, rules_of, texts_of
+from medcm_cli.study.endpoints import told_by
 from medcm_cli.study.identity import Config, dataset_name
 
 
@@ -123,17 +126,28 @@ def true_values_of(
     return {"omega": omega.tolist() if same else None, "sigma": sigma}
 
 
+class Also(NamedTuple):
+    """What other options say of a file: ``endpoints``, where several things are observed; ``group``, a column
+    that tells subjects of one id apart, whose ``labels`` the table keeps; ``abscissa``, the column that
+    observations depend on in place of time; ``occasions``, where something varies between them."""
+
+    endpoints: Config | None = None
+    group: str | None = None
+    abscissa: str | None = None
+    occasions: Config | None = None
+
+
 def format_of(
     columns: Mapping[str, str],
     dataset: Config,
     needed: Collection[str],
     patients: bool,
     until: float,
-    occasions: Config | None = None,
+    also: Also | None = None,
 ) -> Format:
-    """How the file is to be read. :param columns: covariate -> its column. :param occasions: the option."""
-    rules = rules_of(dataset["covariates"], needed)
-    rule = None if occasions is None else Rule.of(occasions)
+    """How the file is to be read. :param columns: covariate -> its column."""
+    rules, also = rules_of(dataset["covariates"], needed), also or Also()
+    rule = None if also.occasions is None else Rule.of(also.occasions)
     of_occasions = {"occ": rule.column} if rule is not None and rule.column is not None else {}
     return Format(
         columns={**dataset["columns"], **of_occasions},
@@ -145,7 +159,9 @@ def format_of(
         texts=texts_of(dataset["covariates"]),
         optional=frozenset(name for name, (rule, _) in rules.items() if rule in STATISTICS),
         forward=frozenset(name for name, (rule, _) in rules.items() if rule == "forward"),
-        labels=tuple(dict.fromkeys(by for _, by in rules.values() if by is not None)),
+        labels=tuple(
+            dict.fromkeys(by for by in (also.group, *(by for _, by in rules.values())) if by is not None)
+        ),
         spare=frozenset(columns) - set(needed),
         limits={name: limits(entry) for name, entry in dataset["covariates"].items()},
         patients=patients,
@@ -153,6 +169,9 @@ def format_of(
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
         blq=dataset["blq"],
+        endpoints=[Selector(name, *told_by(one)) for name, one in (also.endpoints or {}).items()],
+        group=also.group,
+        abscissa=also.abscissa,
         by_occasion=rule is not None and rule.by_column,
     )
 
@@ -164,26 +183,32 @@ def read_dataset(
     patients: bool = False,
     until: float = np.inf,
     known: Mapping[str, Any] | None = None,
-    occasions: Config | None = None,
+    also: Also | None = None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """The events that fits see; what the file holds; and, of covariates that may be missing, what was done.
 
     :param needed: covariates that the model reads; others may be absent.
     :param patients: read for prediction, ``until`` so long (``Format.patients``).
+    :param also: what options beside ``dataset`` say of the file.
     :param known: what a study's data held, whose subjects' values those of patients are taken from.
-    :param occasions: the option, of a model in which something varies between them.
     :raises InputError: a fault in the file, or options of ``dataset`` that do not fit it.
     """
-    columns = {name: str(entry["column"]) for name, entry in dataset["covariates"].items()}
-    how, units = format_of(columns, dataset, needed, patients, until, occasions), Units.of(dataset)
+    columns, also = (
+        {name: str(entry["column"]) for name, entry in dataset["covariates"].items()},
+        also or Also(),
+    )
+    endpoints, group = also.endpoints, also.group
+    how, units = format_of(columns, dataset, needed, patients, until, also), Units.of(dataset)
     if dataset["preparation"] is not None:
-        return _prepared(path, dataset, columns, how, needed, occasions)
-    events = _parted(with_magnitudes(read_events(path, columns, how), units), occasions, patients)
+        if endpoints is not None:
+            raise InputError("endpoints: are not there for a dataset whose covariates have a preparation")
+        return _prepared(path, dataset, columns, how, needed, also.occasions)
+    events = _parted(with_magnitudes(read_events(path, columns, how), units), also.occasions, patients)
     of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
     ours = dataset["cohort"] is not None or dataset["truth"] is not None
     if not patients and not ours and dataset["units"] == UNITS:
         events = replace(events, notes=(*events.notes, units_assumed(events.source, units)))
-    held = _held(events, of_covariates)
+    held = _held(events, of_covariates, endpoints, units.level)
     rules = rules_of(dataset["covariates"], needed)
     if not rules:
         return events, held, None
@@ -192,7 +217,8 @@ def read_dataset(
     whole, origins = filled(events, found, of_covariates)
     origins |= {name: np.full(len(events.ids), "measured") for name in set(rules) - set(origins)}
     table = origin_table(whole, origins, of_covariates)
-    return replace(whole, labels={}), held | {"filled": found, "origins": _counted(table)}, table
+    labels = {name: whole.labels[name] for name in (group,) if name is not None}
+    return replace(whole, labels=labels), held | {"filled": found, "origins": _counted(table)}, table
 
 
 def _parted(events: EventTable, occasions: Config | None, patients: bool) -> EventTable:
@@ -200,9 +226,16 @@ def _parted(events: EventTable, occasions: Config | None, patients: bool) -> Eve
     return events if occasions is None else with_occasions(events, Rule.of(occasions), patients)
 
 
-def _held(events: EventTable, units: Mapping[str, str]) -> dict[str, Any]:
-    """What a table holds, covariates with their units."""
+def _held(
+    events: EventTable, units: Mapping[str, str], endpoints: Config | None = None, level: str = ""
+) -> dict[str, Any]:
+    """What a table holds, covariates and endpoints with their units. :param level: that of levels."""
     held = describe(events)
+    if endpoints is not None:
+        held["endpoints"] = {
+            name: {"unit": one.get("unit") or level, **describe_endpoint(events, place)}
+            for place, (name, one) in enumerate(endpoints.items())
+        }
     for name, covariate in held["covariates"].items():
         covariate["unit"] = units.get(name) or "-"
     return held
@@ -271,10 +304,12 @@ def check_observations(events: EventTable, model: Model, dataset: Config) -> Non
     _check_categories(events, model.network.categories)
     if dataset["logged"] and not model.error.logged:
         raise InputError("dataset.logged=true: the levels are logarithms; expected error=log_normal")
-    if model.error.needs_positive:
-        _check_positive(events)
-    if not model.error.allows_zero and model.pk.begins_empty:
-        _check_predose(events, model.pk)
+    for place, error in enumerate(model.error.each):
+        own = ~events.is_dose & (events.endpoint == place)
+        if error.needs_positive:
+            _check_positive(events, own)
+        if not error.allows_zero and model.pk.silent(place):
+            _check_predose(events, model.pk, own)
 
 
 def _check_compartments(events: EventTable, pk: PkModel, dataset: Config) -> None:
@@ -311,8 +346,8 @@ def _check_categories(events: EventTable, categories: Mapping[str, tuple[float, 
             )
 
 
-def _check_positive(events: EventTable) -> None:
-    wrong = ~events.is_dose & (events.dv <= 0)
+def _check_positive(events: EventTable, seen: BoolArray) -> None:
+    wrong = seen & (events.dv <= 0)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InputError(
@@ -323,7 +358,7 @@ def _check_positive(events: EventTable) -> None:
         )
 
 
-def _check_predose(events: EventTable, pk: PkModel) -> None:
+def _check_predose(events: EventTable, pk: PkModel, observed: BoolArray) -> None:
     # Of each segment: a reset empties the compartments too.
     part = events.subject * (events.segment.max() + 1) + events.segment
     first_dose = np.full(part.max() + 1, np.inf)
@@ -339,7 +374,7 @@ def _check_predose(events: EventTable, pk: PkModel) -> None:
     row, begins = np.arange(len(part)), np.full(part.max() + 1, len(part))
     np.minimum.at(begins, part[at_once], row[at_once])
     early = (events.clock < first_dose[part]) | (at_first & (row < begins[part]))
-    early &= ~events.is_dose
+    early &= observed
     if early.any():
         subject = events.ids[events.subject[int(np.argmax(early))]]
         raise InputError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.errors import InputError
+from medcm_cli.model.penalty import priors_of
 from medcm_cli.numerics.devices import CPU, described, device_of
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
+from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.pk import Ragged
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
 from medcm_cli.study.interrupted import kept_of
@@ -65,6 +68,9 @@ class Job:
         problem = Problem.build(config)
         if config["training"]["start"] == "data":
             problem = begun_by_data(problem)
+        if config["batch"]["compile"]:
+            pk = problem.model.pk.with_compiled_steps()
+            problem = replace(problem, model=replace(problem.model, pk=pk))
         objective, device = objective_of(config), device_of(config["device"])
         if device.type == "mps":
             check_single(problem)
@@ -124,8 +130,13 @@ class Job:
             truth=self.problem.truth,
             seed=int(config["seed"]),
             versions=dict(versions()),
-            described=asdict(self.objective.describe()),
+            described=self._described(),
         )
+
+    def _described(self) -> dict[str, Any]:
+        """What the objective says of itself; of several endpoints a mean squared error has no unit."""
+        description = self.objective.describe()
+        return asdict(replace(description, power=0) if self.config["endpoints"] else description)
 
     def train(
         self,
@@ -154,6 +165,7 @@ class Job:
                 training["scale"] == "log",
                 training["stop"] == "converged" or polish is not None,
                 polish is not None and not polish.fixed,
+                training["start"] == "data",
             ),
             self.problem.dtype,
             progress,
@@ -163,7 +175,12 @@ class Job:
         if polish is not None:
             double = self.problem.double([self.problem.folds[fold].train for fold, _ in fits])
             trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
-        return trained if trained.ends is None else with_absurd_failed(self.objective, population, trained)
+        if trained.ends is None:
+            return trained
+        penalty: Tensor | float = 0.0
+        if isinstance(self.objective, Penalised):
+            penalty = self.objective.penalty(model, trained.layout.unpack(trained.ends.values)).detach()
+        return with_absurd_failed(self.objective, population, trained, penalty)
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
@@ -208,7 +225,7 @@ class Job:
             trained,
             covariates,
             torch.tensor(known, dtype=self.problem.dtype) if known else None,
-            results.Reported(runs.Units.of(dataset), self.config["tail"]),
+            results.Reported(runs.Units.of_config(self.config), self.config["tail"]),
         )
 
 
@@ -252,7 +269,9 @@ def objective_of(config: Config) -> Objective:
     fit."""
     options = {key: value for key, value in config["objective"].items() if key != "learning_rate"}
     objective: Objective = made(options, "objective")
-    return objective
+    covariates = config["dataset"]["covariates"]
+    priors = priors_of(config["priors"], {name: float(of["reference"]) for name, of in covariates.items()})
+    return objective if priors is None else Penalised(objective, priors)
 
 
 def optimizer_of(config: Config) -> MakeOptimizer:

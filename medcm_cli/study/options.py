@@ -1,5 +1,6 @@
 """Options of a problem and of a job: composed by Hydra, completed and checked. Loads no torch."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from medcm_cli.checks import flag, name, number, one_of, shown, whole
 from medcm_cli.errors import InputError
 from medcm_cli.files import check_depth
 from medcm_cli.study.covariates import LARGEST, check_covariates
+from medcm_cli.study.endpoints import complete_endpoints
 from medcm_cli.study.identity import LATER, LATER_OF, PROTOCOLS, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
 from medcm_cli.study.occasions import check_occasions
@@ -42,9 +44,11 @@ PROBLEM = (
         "seed",
         "random_effects",
         "given",
+        "endpoints",
         "omega",
         "occasions",
         "distributions",
+        "priors",
         "fixed",
         "initial",
         "dtype",
@@ -117,14 +121,18 @@ def complete(config: Config) -> dict[str, Any]:
         "processes": "auto",
         "fits": None,
         "graph": True,
+        "compile": False,
         **config["batch"],
     }  # a restored fit needs none of them
     if batch["processes"] != "auto":
         whole("batch.processes", batch["processes"], 1, 1024, other="auto")
     _whole_or_null("batch.fits", batch["fits"], 1)
     flag("batch.graph", batch["graph"])
+    flag("batch.compile", batch["compile"])
     _whole_or_null("tail", config["tail"], 0)
     one_of("device", config["device"], DEVICES)
+    if batch["compile"] and config["device"] != "cpu":
+        raise InputError("batch.compile=true is of device=cpu; leave it out")
     if config["device"] == "mps" and config["dtype"] == "float64":
         raise InputError("dtype=float64: device=mps has no such numbers; choose dtype=float32 or device=cpu")
     if config["variant"] is not None:
@@ -215,7 +223,7 @@ def complete_problem(config: Config) -> dict[str, Any]:
     if absent:
         raise InputError(f"dataset.{absent[0]}: is missing; `--help` lists the options")
     config = {**later, **config, "dataset": {**_DATASET, **LATER_OF["dataset"], **config["dataset"]}}
-    config = with_units(config)
+    config = complete_endpoints(with_units(config), _error_choices())
     config = {key: with_names(value, RENAMED) for key, value in config.items()}
     if config["pk"].get("bioavailability"):
         rule = {"bioavailability_keeps": LATER_OF["pk"]["bioavailability_keeps"]}
@@ -241,6 +249,13 @@ _DATASET: Config = {
     "truth": None,
     "predose_observations": "error",
 }
+
+
+@functools.cache
+def _error_choices() -> Mapping[str, Any]:
+    """Choice of the group ``error`` -> its options."""
+    files = sorted((conf_dir() / "error").glob("*.yaml"))
+    return {file.stem: OmegaConf.load(file) for file in files if file.stem != "endpoints"}
 
 
 def _check_groups(config: Config, groups: Iterable[str]) -> None:

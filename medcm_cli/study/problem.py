@@ -22,6 +22,7 @@ from medcm_cli.model.random_effects import PI
 from medcm_cli.model.rows import read_initial
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
+    Also,
     check_observations,
     dataset_path,
     read_dataset,
@@ -29,6 +30,7 @@ from medcm_cli.study.dataset import (
     with_stand_in,
 )
 from medcm_cli.study.identity import STARTS, Config
+from medcm_cli.study.observed import error_of, fixing, observing
 from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
@@ -72,8 +74,9 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
-        needed, occasions = model.network.inputs, config["occasions"]
-        events, characteristics, preparation = read_dataset(path, dataset, needed, occasions=occasions)
+        split, occasions = config["split"], config["occasions"]
+        also = Also(config["endpoints"], split.get("column"), model.pk.abscissa, occasions)
+        events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs, also=also)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
         events = replace(events, notes=(*events.notes, *far_to_go(events, model, config), *model.pk.notes))
@@ -105,31 +108,36 @@ def far_to_go(events: EventTable, model: Model, config: Config) -> tuple[str, ..
     """Lines where a fit begins so far from the data that it may not get there."""
     return (
         *_far_volume(events, model, config),
-        *_far_error(events, model, runs.Units.of(config["dataset"]).level),
+        *_far_error(events, model, runs.Units.of_config(config)),
     )
 
 
-def _far_error(events: EventTable, model: Model, unit: str) -> tuple[str, ...]:
-    """Where the sd of the additive error begins far above the levels, or is next to nothing beside them."""
-    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0)]
-    size = getattr(model.error, "size", None)
-    if size is None or not len(seen) or "additive" not in model.error.free:
-        return ()
-    level, begins = float(np.median(seen)), _FIRST_SD * size
-    if begins < _FAR * level and begins * _FAR**3 > level:
-        return ()
-    rounded = float(f"{level:.2g}")
-    better = f"+error.size={rounded:g}"
-    words = f"levels are about {rounded:g} {unit}, and the additive error begins near {begins:g} {unit}"
-    return (f"{events.source}: {words}, which may take very long; {better} begins nearer",)
+def _far_error(events: EventTable, model: Model, units: runs.Units) -> tuple[str, ...]:
+    """Where the sd of an additive error begins far above the levels, or is next to nothing beside them."""
+    notes = []
+    for number, error in enumerate(model.error.each):
+        seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0) & (events.endpoint == number)]
+        size = getattr(error, "size", None)
+        if size is None or not len(seen) or "additive" not in error.free:
+            continue
+        level, begins, unit = float(np.median(seen)), _FIRST_SD * size, units.endpoint(number).level
+        if begins < _FAR * level and begins * _FAR**3 > level:
+            continue
+        rounded = float(f"{level:.2g}")
+        name = units.endpoints[number][0] if units.endpoints else ""
+        better = f"endpoints.{name}.size={rounded:g}" if name else f"+error.size={rounded:g}"
+        of, is_of = (f"values of {name}", f"error of {name}") if name else ("levels", "error")
+        words = f"{of} are about {rounded:g} {unit}, and the additive {is_of} begins near {begins:g} {unit}"
+        notes.append(f"{events.source}: {words}, which may take very long; {better} begins nearer")
+    return tuple(notes)
 
 
 def _far_volume(events: EventTable, model: Model, config: Config) -> tuple[str, ...]:
-    """Where the central volume begins far from that of the levels."""
+    """Where the central volume begins far from that of the levels, which an output need not be."""
     volume = next((name for name, unit in model.pk.units.items() if unit == "L"), None)
     found = apparent_volume(events, runs.Units.of(config["dataset"]))
     initial = config["network"].get("initial")
-    if volume is None or not isinstance(initial, dict):
+    if volume is None or model.pk.observes is None or not isinstance(initial, dict):
         return ()
     begins = float(initial.get(volume, 1.0))
     if not (found > _FAR * begins or found < begins / _FAR):
@@ -147,8 +155,11 @@ def _folds(config: Config, events: EventTable, folder: Path) -> dict[int, Fold]:
             f"{events.source}: subject {events.left_out[0]!r} has no observation, and split=files counts the "
             "file's subjects; expected an observation of each, or another split"
         )
+    groups = events.labels.get(str(config["split"].get("column")), ())
     folds: dict[int, Fold] = {
-        number: made(config["split"], "split", **name, n_subjects=len(events.ids), folder=folder)
+        number: made(
+            config["split"], "split", **name, n_subjects=len(events.ids), folder=folder, groups=groups
+        )
         for number, name in folds_of(config).items()
     }
     for number, fold in folds.items():
@@ -163,8 +174,8 @@ def model_of(config: Config) -> Model:
     :raises InputError: options that are unknown or do not fit together.
     """
     # Where a record says of no method, it is of before there was another.
-    units, pk = runs.Units.of(config["dataset"]), made(with_method(config, "dopri5")["pk"], "pk")
-    pk = with_given(pk, config["given"])
+    units, pk = runs.Units.of_config(config), made(with_method(config, "dopri5")["pk"], "pk")
+    pk = with_given(observing(pk, config["endpoints"]), config["given"])
     spread = distributions(config["distributions"], config["random_effects"], _begins(config), pk.above_zero)
     bounds = bounds_of(spread)
     factors = {name: of for name, of in _of_hours(pk, units.hours).items() if name not in bounds}
@@ -174,7 +185,7 @@ def model_of(config: Config) -> Model:
         options = {**options, "initial": begin}
     network = made(options, "network", covariates=config["dataset"]["covariates"])
     omega, sigma = fixed(config)
-    error = made(config["error"], "error", fixed=sigma)
+    error = error_of(config, sigma, units)
     effects = tuple(config["random_effects"])
     if not isinstance(network, CovariateNetwork):
         factors = {}
@@ -187,14 +198,7 @@ def model_of(config: Config) -> Model:
     of_sigma = {name.removeprefix("sigma_"): one for name, one in given.items() if name.startswith("sigma_")}
     known = {name: one.begin for name, one in of_sigma.items() if not one.estimated}
     if known:
-        error = replace(error, fixed={**error.fixed, **known})
-    sized = "size" in getattr(error, "__dataclass_fields__", {}) and "size" not in config["error"]
-    if units.usual_level != 1 and sized:
-        error = replace(error, size=units.usual_level)
-    if config["dataset"]["blq"] == "M4" and not error.needs_positive:  # of which all levels are above 0
-        if "above_zero" not in getattr(error, "__dataclass_fields__", {}):
-            raise InputError("dataset.blq=M4 is there for normal errors and log_normal; expected M3 or M1")
-        error = replace(error, above_zero=True)
+        error = fixing(error, known)
     return Model(
         wrapped.with_initial(of_network),
         pk,
@@ -240,7 +244,10 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
-    for name, given in {**(config.get(STARTS) or {}), **config["initial"]}.items():
+    said = config["initial"] if isinstance(config["initial"], dict) else {}
+    for name, given in {**(config.get(STARTS) or {}), **said}.items():
+        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
+    for name, given in {**(config.get(STARTS) or {}), **_mapping(config["initial"])}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
 
@@ -256,6 +263,11 @@ def _between_occasions(
     names = tuple(given["parameters"])
     own = {name: of for name, of in spread.items() if name in names}
     return RandomEffects(names, structure_of(given), pi, own, begins, PI)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """Itself, nothing of what is refused elsewhere."""
+    return value if isinstance(value, dict) else {}
 
 
 def _of_hours(pk: PkModel, hours: float) -> dict[str, float]:

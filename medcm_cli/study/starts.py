@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Population, apparent_volume
 from medcm_cli.model import CovariateNetwork, Model, Rescaled
+from medcm_cli.model.distributions import bounds_of
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import solve
@@ -70,6 +71,9 @@ def starts_of(problem: Problem) -> dict[str, float]:
         **{f"sigma_{name}": sigmas[name] for name in model.error.free if name in sigmas},
     }
     sound = {name: value for name, value in found.items() if value > 0 and math.isfinite(value)}
+    for name, of in bounds_of(model.random_effects.distributions).items():
+        if name in sound and not of.lower < float(f"{sound[name]:.2g}") < of.upper:
+            del sound[name]  # the search does not know of bounds, between which a fit begins by itself
     return {name: float(f"{value:.2g}") for name, value in sound.items()}
 
 

@@ -12,18 +12,22 @@ from medcm_cli.training.trained import Failure, Trained
 _EPOCHS = 100  # of which a fit that has not converged has had fewer says nothing yet
 
 
-def with_absurd_failed(objective: Objective, population: Population, trained: Trained) -> Trained:
+def with_absurd_failed(
+    objective: Objective, population: Population, trained: Trained, penalty: Tensor | float = 0.0
+) -> Trained:
     """Fits, of which those have failed whose likelihood is below that of one normal with the mean and the
     variance of their own observations; not those that have neither converged nor had time to.
 
-    :param population: their subjects.
+    :param population: their subjects. :param penalty: what priors have added to the objective, (B,).
     """
     assert trained.ends is not None
     described = objective.describe()
     if described.scale is None or population.censored is not None:
         return trained
     count = population.observation_count.double()
-    ofv = 2 / described.scale * (trained.ends.objective.double() - described.per_observation * count)
+    ofv = (
+        2 / described.scale * (trained.ends.objective.double() - penalty - described.per_observation * count)
+    )
     most = ofv_of_one_normal(population)
     asked = trained.ends.converged | (trained.ends.epoch >= _EPOCHS)
     failures = list(trained.failures)

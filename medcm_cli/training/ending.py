@@ -47,11 +47,13 @@ class Moments(NamedTuple):
 @dataclass(frozen=True)
 class Rule:
     """What a history is judged by: whether an objective has ``noise``; its ``scale`` in log likelihoods, None
-    of one that is none; and whether the fit is ``brief``, since it is polished afterwards."""
+    of one that is none; whether the fit is ``brief``, since it is polished afterwards; and whether it begins
+    ``near`` the data, from where an objective with noise needs short steps only."""
 
     noise: bool
     scale: float | None
     brief: bool
+    near: bool = False
 
     @property
     def window(self) -> int:
@@ -81,7 +83,7 @@ class Watch:
         self.rule = rule
         flat = values.detach()
         nothing = flat.new_zeros(count)
-        self.rate = nothing + 1
+        self.rate = nothing + (SHORTER if rule.noise and rule.near else 1)
         self.done = torch.zeros_like(nothing, dtype=torch.bool)
         self.ended = torch.zeros_like(nothing, dtype=torch.long)
         self.mean, self._count = torch.zeros_like(flat), nothing.clone()

@@ -14,9 +14,10 @@ from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training import replay
+from medcm_cli.training.beginning import Begun, How, begun
 from medcm_cli.training.ending import Rule, Watch
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Evaluation, Minibatch, Part, cause_of
+from medcm_cli.training.loss import Minibatch, Part, cause_of
 from medcm_cli.training.steppers import MakeOptimizer, steppers
 from medcm_cli.training.trained import Ends, Failure, Trained
 
@@ -46,7 +47,7 @@ class Course:
 
     ``log``: parameters above 0 are trained as logarithms (``Scales``). ``stop``: a fit ends where it has
     converged (``Watch``), at the mean of its last values where its objective has noise; ``brief``: early,
-    since it is polished afterwards.
+    since it is polished afterwards; ``near``: it begins where the data say.
     """
 
     epochs: int
@@ -57,6 +58,7 @@ class Course:
     log: bool = False
     stop: bool = False
     brief: bool = False
+    near: bool = False
 
     @property
     def labels(self) -> dict[int, int]:
@@ -92,8 +94,9 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     there = population.to(device)
     if course.batch_subjects is not None and course.batch_subjects < population.shape[1]:
         there = there.by_subject()
-    begun = _start(model, objective, population, there, streams, course, dtype)
-    fits = _Fits(model, objective, there, make_optimizer, begun, course)
+    how = How(course.batch_subjects, course.log, course.redraws)
+    start = begun(model, objective, population, there, streams, dtype, how)
+    fits = _Fits(model, objective, there, make_optimizer, start, course)
     before, seconds = fits.resumed(kept)
     labels, started = course.labels, time.perf_counter() - seconds
     # Epoch e evaluates the loss of the values after e - 1 steps: a checkpoint after epoch c is complete at
@@ -103,7 +106,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     for epoch in range(before + 1, course.epochs + 2):
         last = epoch > course.epochs
         due = epoch - 1 in labels
-        total = begun.first if epoch == 1 else fits.evaluate(epoch, due, last)
+        total = start.first if epoch == 1 else fits.evaluate(epoch, due, last)
         if due:
             assert total is not None
             fits.keep(total)
@@ -119,47 +122,6 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     return fits.trained(sorted(labels.values()), time.perf_counter() - started, ends)
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """Where fits begin: their initial ``state``, how it is evaluated, the ``first`` of these evaluations, and
-    how often each fit's initial values were drawn again, (B,)."""
-
-    state: State
-    evaluation: Evaluation
-    first: Part
-    redraws: Tensor
-
-
-def _start(
-    model: Model,
-    objective: Objective,
-    population: Population,
-    there: Population,
-    streams: Sequence[Stream],
-    course: Course,
-    dtype: torch.dtype,
-) -> _Begun:
-    """Initial values whose loss and gradient are sound, as far as the course allows; ``there`` are the
-    subjects where they are trained.
-
-    Fits are drawn again by a stream of their own, so that the others get the same values as before.
-    """
-    redrawn = torch.zeros(len(streams), dtype=torch.long, device="cpu")
-    device = there.present.device
-    while True:
-        drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
-        state = objective.init(model, population, drawn, dtype).to(device)
-        evaluation = Evaluation(
-            model, objective, there, state, drawn, dtype, course.batch_subjects, course.log
-        )
-        flat = evaluation.packed(state).requires_grad_()
-        first = evaluation.total(flat, state.carried, differentiate=True)
-        again = ~evaluation.sound(first).cpu() & (redrawn < course.redraws)
-        if not bool(again.any()):
-            return _Begun(state, evaluation, first, redrawn)
-        redrawn += again
-
-
 class _Fits:
     """A batch of fits on their way: their values (P, B), what is carried, which are alive, and what has been
     kept of them."""
@@ -170,7 +132,7 @@ class _Fits:
         objective: Objective,
         population: Population,
         make_optimizer: MakeOptimizer,
-        begun: _Begun,
+        begun: Begun,
         course: Course,
     ) -> None:
         self._model, self._objective, self._population = model, objective, population
@@ -182,7 +144,7 @@ class _Fits:
         self._watch: Watch | None = None
         if course.stop:
             scale = objective.describe().scale
-            self._watch = Watch(Rule(begun.evaluation.noisy, scale, course.brief), self._flat)
+            self._watch = Watch(Rule(begun.evaluation.noisy, scale, course.brief, course.near), self._flat)
         self._failures: list[Failure | None] = [None] * count
         # Of each fit, its loss where it failed and in which epoch; 0 where it has not.
         self._lost = self._flat.detach().new_zeros(count)
@@ -318,20 +280,20 @@ class _Fits:
                 if minibatch is None:
                     self._flat.copy_(torch.where(moving, part.values, self._flat))
                     return
-                before = self._evaluation.at(self._flat, minibatch)
-                self._evaluation.put(self._flat, torch.where(moving, part.values, before), minibatch)
+                there = torch.where(moving, part.values, self._evaluation.at(self._flat, minibatch))
+                self._evaluation.put(self._flat, there, minibatch)
 
     def over(self, due: bool) -> bool:
-        """Whether no fit moves any more. Another device than the CPU is asked at checkpoints, which are
-        ``due``, since its answer has to be waited for."""
-        still = self.alive if self._watch is None else self.alive & ~self._watch.done
-        return (due or self.alive.device == CPU) and not bool(still.any())
+        """Whether no fit moves any more. Another device than the CPU, whose answer has to be waited for, is
+        asked at checkpoints, which are ``due``."""
+        if not due and self.alive.device != CPU:
+            return False
+        return not bool((self.alive if self._watch is None else self.alive & ~self._watch.done).any())
 
     def _settle(self) -> None:
-        """The causes of failures, whose fits stand still since then."""
+        """The causes of failures."""
         failed, lost, limit = (of.cpu() for of in (self._failed, self._lost, self._evaluation.limit))
-        model_values = self._evaluation.scales.model(self._flat.detach()).cpu()
-        values = self._evaluation.layout.unpack(model_values)
+        values = {name: value.cpu() for name, value in self._state().trained.items()}
         for fit in failed.nonzero().flatten().tolist():
             if self._failures[fit] is None:
                 cause = cause_of(self._model, self._objective, values, lost, limit, fit)
@@ -411,14 +373,10 @@ class _Fits:
                 self._flat.copy_(torch.where(there, watch.mean, self._flat))
         value, error = self._evaluation.at_rest(self._flat.detach(), self._carried, streams)
         epoch = torch.where(watch.done, watch.ended, course.epochs)
-        return Ends(
-            self._evaluation.scales.model(self._flat.detach()).cpu(),
-            value.cpu(),
-            error.cpu(),
-            epoch.cpu(),
-            (watch.done & self.alive).cpu(),
-            watch.rule.words,
-        )
+        values = self._evaluation.scales.model(self._flat.detach())
+        parts = values, value, error, epoch, watch.done & self.alive
+        values, value, error, epoch, done = (part.cpu() for part in parts)
+        return Ends(values, value, error, epoch, done, watch.rule.words)
 
     def trained(self, labels: Sequence[int], seconds: float, ends: Ends | None) -> Trained:
         """What has become of them; ``labels`` of the checkpoints, as many as were reached."""

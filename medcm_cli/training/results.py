@@ -14,6 +14,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
 from medcm_cli.runs.units import NONE, amount
@@ -73,7 +74,10 @@ def tables(
     trained = replace(
         trained, checkpoints=trained.all_checkpoints(), objective=trained.all_objectives(), ends=None
     )
-    history = _history(model, objective, test, trained, omega_true, reported.units.scale)
+    history = _history(model, objective, test, trained, omega_true, reported.units)
+    if isinstance(objective, Penalised):  # which is no part of the likelihood
+        history["penalty"] = _penalty(model, objective, trained)
+        history["objective_value"] = history["objective_value"] - history["penalty"]
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
@@ -82,14 +86,14 @@ def tables(
     posterior = objective.random_effects(model, train, estimates)
     parameters = reported.units.of_parameters(model.pk.units)
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
-    typical = {f"{TYPICAL}{name}": unit for name, unit in units.items()}
-    typical |= _of_effects(model.random_effects.units(parameters))
+    named = {f"{TYPICAL}{name}": unit for name, unit in units.items()} | reported.units.of_endpoints
+    named |= _of_effects(model.random_effects.units(parameters))
     if model.occasions is not None:
         for name, unit in zip(model.occasions.names, model.occasions.units(parameters), strict=True):
             columns_of = (f"pi_{name}", f"kappa_{name}_*", f"sd_kappa_{name}_*")
-            typical |= dict.fromkeys(columns_of, unit) if unit != NONE else {}
+            named |= dict.fromkeys(columns_of, unit) if unit != NONE else {}
     known = {
-        "objective": objective.describe().unit_in(reported.units.level),
+        "objective": "-" if reported.units.endpoints else objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
         "covariate": by_row({name: covariate.unit for name, covariate in covariates.items()}),
     }
@@ -110,11 +114,19 @@ def tables(
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
-                name: with_units(table, typical | columns(name, reported.units.named | known))
+                name: with_units(table, named | columns(name, reported.units.named | known))
                 for name, table in of_fit.items()
             }
         )
     return result
+
+
+def _penalty(model: Model, objective: Penalised, trained: Trained) -> Tensor:
+    """What priors have added to the objective at each checkpoint, (C, B)."""
+    checkpoints, _, fits = trained.checkpoints.shape
+    values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
+    shared = {name: of for name, of in values.items() if name not in trained.state.per_subject}
+    return objective.penalty(model, shared).reshape(checkpoints, fits)
 
 
 def _of_effects(units: Sequence[str]) -> dict[str, str]:
@@ -154,7 +166,7 @@ def _history(
     test: Population,
     trained: Trained,
     omega_true: Tensor | None,
-    level_scale: float,
+    units: Units,
 ) -> dict[str, Tensor]:
     """Columns of the history, (C, B) each."""
     columns: dict[str, list[Tensor]] = {}
@@ -162,7 +174,7 @@ def _history(
     known = test.observed if test.censored is None else test.observed * (1 - test.censored)
     for values in map(trained.layout.unpack, trained.checkpoints):
         prediction = model.predict(model.typical(values, test), test)
-        row = {"rmse": rmse(prediction, test.dv, known) * level_scale}
+        row = _rmse_of_each(prediction, test, known, units)
         if objective.mixed:
             estimates = objective.estimates(model, values)
             omega = dense(covariance(model.omega_cholesky(estimates)))  # (K, K, B)
@@ -171,7 +183,7 @@ def _history(
             row |= {
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
-            row |= model.error.reported(estimates, level_scale)
+            row |= model.error.reported(estimates, units.scale)
             if model.occasions is not None:
                 row |= model.occasions.reported(covariance(model.occasions.cholesky(estimates)))
             if omega_true is not None:
@@ -181,6 +193,18 @@ def _history(
     return {"objective_value": trained.objective} | {
         name: torch.stack(values) for name, values in columns.items()
     }
+
+
+def _rmse_of_each(prediction: Tensor, test: Population, known: Tensor, units: Units) -> dict[str, Tensor]:
+    """That of levels, the first endpoint, and of several that of each, in its reported unit."""
+    if not units.endpoints:
+        return {"rmse": rmse(prediction, test.dv, known) * units.scale}
+    number = torch.zeros_like(test.dv) if test.endpoint is None else test.endpoint
+    found = {
+        f"rmse_{name}": rmse(prediction, test.dv, known * (number == place)) * units.endpoint(place).scale
+        for place, (name, _) in enumerate(units.endpoints)
+    }
+    return {"rmse": found[f"rmse_{units.endpoints[0][0]}"], **found}
 
 
 def _parameters(

@@ -77,8 +77,8 @@ def test_a_profile_rises_by_the_quantile_at_its_ends(outputs: Path) -> None:
         found = rows(restored, "profile", fit).loc["omega_1"]
         place = int(around.layout.rows(["omega"]).nonzero()[0, 0])
 
-        for end in ("lower", "upper"):
-            rise = least(around, place, fit, float(found[end])) - float(around.loss[fit])
+        for omega in found[["lower", "upper"]].to_numpy(np.float64):
+            rise = least(around, place, fit, float(omega)) - float(around.loss[fit])
             assert rise == pytest.approx(3.8415, abs=0.02)
 
 

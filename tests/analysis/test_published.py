@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.analysis.information import optimum, separate
+from medcm_cli.analysis.scores import Score, score
+from medcm_cli.analysis.uncertainty import covariances
 from medcm_cli.data import Population
-from medcm_cli.objectives import Fo, Focei, Objective
+from medcm_cli.objectives import Agq, Fo, Focei, Objective
 from medcm_cli.study.problem import Problem
 from tests.helpers import F64, SHARED, STREAMS, configuration
 
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the published data 
 @dataclass(frozen=True)
 class Case:
     """``typical`` parameters, ``omega`` and ``sigma`` as published, or near the optimum (``rough``), and the
-    published ``ofv`` there."""
+    published ``ofv`` there; ``se``, sandwich standard errors of the first of typical parameters, then of the
+    first omegas."""
 
     file: str
     pk: str
@@ -36,6 +39,7 @@ class Case:
     error: str = "proportional"
     rho: float | None = None
     rough: bool = False
+    se: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     units: str = "{time: h, amount: mg, level: mg/L}"
     keep: Mapping[str, int] = field(default_factory=dict)
 
@@ -55,6 +59,7 @@ CASES = {
         typical={"CL": 0.0055536, "V1": 1.33638},
         omega={"CL": 0.49707, "V1": 0.37627},
         sigma=0.12812,
+        se=((0.000395, 0.0799), (0.156, 0.0464)),
     ),
     "phenobarbital, focei": ONE(
         objective=Focei(),
@@ -80,6 +85,7 @@ CASES = {
         {"V1": 9.760, "CL": 3.877, "V2": 30.82, "Q": 8.774},
         {"V1": 0.1219, "CL": 0.1413, "V2": 0.1709, "Q": 0.1523},
         0.0940,
+        se=((0.243, 0.107, 1.283, 0.273), ()),
     ),
     "bolus, focei": BOLUS(
         objective=Focei(),
@@ -123,6 +129,41 @@ def raw(*values: float) -> Tensor:
 LONG = ("two compartments, focei", "phenobarbital, focei")
 
 
+def known_of(case: Case, given: Problem) -> dict[str, Tensor]:
+    """Trained values of one fit that are the published estimates."""
+    known = {f"global.{name}": raw(value)[0] for name, value in case.typical.items()}
+    known["omega"] = raw(*case.omega.values())
+    known["sigma"] = raw(case.sigma / given.model.error.unit_of(case.error))
+    if case.rho:
+        known["correlation"] = torch.tensor([[np.arctanh(case.rho)]])
+    return known
+
+
+def test_nodes_that_quadrature_needs_and_the_scores_by_all_methods(tmp_path: Path) -> None:
+    """What the manual says of phenobarbital."""
+    case = CASES["phenobarbital, focei"]
+    given = problem(case, tmp_path)
+    (population, _) = given.populations([(1, 1)])
+    known = known_of(case, given)
+
+    def by(method: str) -> Score:
+        return score(given.model, known, population, STREAMS[:1], method)
+
+    assert float(by("focei").total) == pytest.approx(730.895, abs=0.01)
+    assert float(by("laplace").total) == pytest.approx(730.45, abs=0.01)
+    agq, imp = by("agq"), by("imp")
+    assert agq.nodes == 32
+    assert float(agq.total) == pytest.approx(729.57, abs=0.01)
+    assert abs(float(imp.total - agq.total)) < 3 * float(imp.error)
+    for nodes, want in ((1, 730.45), (3, 731.96), (5, 729.90), (9, 729.59)):
+        objective = Agq(nodes=nodes, mode_tolerance=1e-8)
+        state = objective.init(given.model, population, STREAMS[:1], F64)
+        state = objective.refresh(given.model, population, replace(state, trained=known))
+        with torch.no_grad():
+            got = float(objective.loss(given.model, population, state, None))
+        assert got == pytest.approx(want, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
 )
@@ -134,14 +175,8 @@ def test_the_objective_is_nonmems(name: str, tmp_path: Path) -> None:
     (population, _) = given.populations([(1, 1)])
     criterion = case.objective.criterion(len(case.omega))
     state = criterion.objective.init(given.model, population, STREAMS[:1], F64)
-    known = {f"global.{name}": raw(value)[0] for name, value in case.typical.items()}
-    known |= {
-        "omega": raw(*case.omega.values()),
-        "sigma": raw(case.sigma / given.model.error.unit_of(case.error)),
-    }
-    if case.rho:
-        known["correlation"] = torch.tensor([[np.arctanh(case.rho)]])
-    assert {n: v.shape for n, v in state.trained.items()} == {n: v.shape for n, v in known.items()}
+    known = known_of(case, given)
+    known = {name: known[name].view_as(value) for name, value in state.trained.items()}
     state = criterion.objective.refresh(given.model, population, replace(state, trained=known))
     with torch.no_grad():
         there = float(criterion.objective.loss(given.model, population, state, None))
@@ -150,9 +185,18 @@ def test_the_objective_is_nonmems(name: str, tmp_path: Path) -> None:
     best = optimum(subjects, theta, own, carried, torch.ones(len(theta), dtype=torch.bool))
     assert bool(best.found.all())
     assert float(subjects.losses(best.theta, own, carried)) == pytest.approx(case.ofv, abs=0.01)
-    if not case.rough:
-        assert there == pytest.approx(case.ofv, abs=0.01)
-        typical = torch.nn.functional.softplus(best.theta[: len(case.typical), 0])
-        order = [name.removeprefix("global.") for name in state.trained if name.startswith("global.")]
-        want = [case.typical[name] for name in order]
-        np.testing.assert_allclose(typical.numpy(), want, rtol=2e-3)
+    if case.rough:
+        return
+    assert there == pytest.approx(case.ofv, abs=0.01)
+    sizes = [value.numel() for value in known.values()]
+    matrix = covariances(best.information, best.outer, torch.zeros(len(theta), dtype=torch.bool))[0]
+    raw_error = matrix["sandwich"][0].diagonal().sqrt()
+    natural = torch.nn.functional.softplus(best.theta[:, 0])
+    error = raw_error * torch.sigmoid(best.theta[:, 0])
+    parts, errors = (dict(zip(known, of.split(sizes), strict=True)) for of in (natural, error))
+    for name, value in case.typical.items():
+        assert float(parts[f"global.{name}"]) == pytest.approx(value, rel=2e-3)
+    for name, value in zip(case.typical, case.se[0], strict=False):
+        assert float(errors[f"global.{name}"]) == pytest.approx(value, rel=0.005)
+    if case.se[1]:
+        np.testing.assert_allclose(errors["omega"].numpy(), case.se[1], rtol=0.005)

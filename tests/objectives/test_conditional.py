@@ -13,6 +13,7 @@ from medcm_cli.model import ErrorModel, LogNormalError, Model, StudentError, Val
 from medcm_cli.objectives import Agq, Foce, Focei, Laplace, State
 from medcm_cli.objectives.conditional import Conditional
 from medcm_cli.pk import OdeModel, two_compartment_rate
+from medcm_cli.study.identity import identity
 from tests.helpers import (
     ERRORS,
     F64,
@@ -290,3 +291,16 @@ def test_more_nodes_than_anybody_can_wait_for_are_refused(model: Model) -> None:
         Agq(nodes=50).init(model, make_population(2, FITS), STREAMS, F64)
     with pytest.raises(InputError, match=r"objective.nodes is 0"):
         Agq(nodes=0)
+
+
+def test_what_the_gradient_does_is_part_of_what_a_fit_is_by_what_it_is_by_default() -> None:
+    """Of fits of before there was a choice it is fixed."""
+    foce = {"_target_": "medcm_cli.objectives.Foce", "formulation": "joint"}
+    before = identity({"objective": foce})
+    for name, same in ((None, True), ("fixed", True), ("implicit", False)):
+        assert (identity({"objective": {**foce, "mode_gradient": name}}) == before) == same
+    nonmem = {**foce, "formulation": "nonmem"}
+    given = [identity({"objective": {**nonmem, "mode_gradient": n}}) for n in (None, "implicit", "fixed")]
+    assert given[0] == given[1] != given[2]
+    for formulation, follows in (("joint", False), ("linearised", False), ("nonmem", True)):
+        assert Foce(formulation).follows == follows

@@ -187,8 +187,8 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
 
 
 LATER = (
-    *("outer", "inner", "omega", "occasions", "given", "distributions", "fixed", "redraws", "tail", "device"),
-    *("initial", "training"),
+    *("outer", "inner", "omega", "occasions", "given", "endpoints", "distributions", "priors", "fixed"),
+    *("redraws", "tail", "device", "initial", "training"),
 )
 LATER_OF_DATASET = (
     "logged",

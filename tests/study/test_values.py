@@ -14,12 +14,15 @@ from medcm_cli.study.dataset import format_of, true_values_of, with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
 from medcm_cli.study.options import axis, complete, conf_dir, folds_of, made
 from medcm_cli.study.problem import model_of
-from tests.helpers import configuration
+from tests.helpers import configuration, needs_of_models
 
 TEXTS = ("-1", "0", "1e9", "1000000000", "nan", "inf", "null", "''", "[1,2]", "abc")
 VALUES = {text: OverridesParser.create().parse_override(f"option={text}").value() for text in TEXTS}
 PARTNERS = {
     "dataset=table": ("dataset.path=events.csv",),
+    "dataset=events": ("dataset.path=events.csv", "network=none"),
+    "split=column": ("split.column=set",),
+    "error=endpoints": ("endpoints={level: {error: additive}}",),
     "network=real_data": ("dataset=prophylaxis",),
     "network=equations": (
         "network.equations={CL: {typical: 0.2, weight: {power: 0.75}, vwf: {power: {initial: -0.5}}}, "
@@ -27,18 +30,15 @@ PARTNERS = {
     ),
     "dataset=prophylaxis": ("network=real_data",),
     "dataset=perioperative": ("network=real_data",),
-    "pk=one_compartment": ("network=none", "network.global_parameters=[CL,V1]"),
-    "pk=one_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,KA]"),
-    "pk=two_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,Q,V2,KA]"),
-    "pk=three_compartment": ("network=none", "network.global_parameters=[CL,V1,Q,V2,Q3,V3]"),
-    "pk=three_compartment_oral": ("network=none", "network.global_parameters=[CL,V1,Q,V2,Q3,V3,KA]"),
-    "pk=michaelis_menten": (
-        *("network=none", "network.global_parameters=[VM,KM,V1]", "random_effects=[VM,V1]"),
-    ),
-    "pk=neural_ode": (
-        "network=none",
-        "network.global_parameters=[CL,V1]",
-    ),
+    **{f"pk={name}": needs for name, needs in needs_of_models().items()},
+    **{
+        f"pk=dose_response_{form}": (
+            "network=none",
+            f"network.global_parameters=[{names}]",
+            "random_effects=[E0]",
+        )
+        for form, names in (("linear", "E0,SLOPE"), ("emax", "E0,EMAX,ED50"), ("hill", "E0,EMAX,ED50,GAMMA"))
+    },
 }
 ADDED = {  # entries of groups that are empty
     "": ("fixed.omega", "fixed.sigma.additive", "initial.CL", "initial.omega_CL", "initial.rho_CL_V1"),
@@ -46,8 +46,11 @@ ADDED = {  # entries of groups that are empty
     "network=multi_branch": ("network.initial.Q",),
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
-OF_WHAT = dict.fromkeys(("random_effects", "given", "omega", "occasions", "fixed", "initial"), "network") | {
+OF_WHAT = dict.fromkeys(
+    ("random_effects", "given", "omega", "occasions", "distributions", "fixed", "initial"), "network"
+) | {
     "seed": "split",
+    "priors": "objective",
     "fold": "split",
 }
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/[!_]*.yaml"))
@@ -70,7 +73,7 @@ def checked(config: Mapping[str, Any], folder: Path, group: str = "") -> None:
     folds = folds_of(config)
     if group in ("", "split"):
         for fold in folds.values():
-            made(config["split"], "split", **fold, n_subjects=200, folder=folder)
+            made(config["split"], "split", **fold, n_subjects=200, folder=folder, groups=["1"] * 200)
     if group in ("", "network", "pk", "error"):
         model_of(config)
     if group in ("", "objective"):
@@ -144,7 +147,7 @@ def taken(config: Mapping[str, Any], option: str, folder: Path) -> str:
 # read.
 LARGE, NAMES = "1e9 1000000000", "-1 0 1e9 1000000000 nan inf abc"
 TAKEN = {
-    **dict.fromkeys(("outer", "inner", "fixed", "occasions", "dataset.thresholds"), "null"),
+    **dict.fromkeys(("outer", "inner", "fixed", "endpoints", "occasions", "dataset.thresholds"), "null"),
     **dict.fromkeys(("batch.fits", "dataset.batch_subjects"), "1000000000 null"),
     **dict.fromkeys(("seed", "split.seed"), "0 1000000000"),
     "redraws": "0",
@@ -153,6 +156,7 @@ TAKEN = {
     "study": NAMES,
     "variant": f"{NAMES} null",
     "outputs": "abc",
+    **dict.fromkeys(("split.column", "pk.column", "pk.x_unit"), "abc"),
     **dict.fromkeys(("pk.amount_per_level", "dataset.level_scale", "dataset.level_unit"), "null"),
     **dict.fromkeys(("fixed.sigma.additive", "dataset.truth.sigma.additive", "network.initial.Q"), LARGE),
     **dict.fromkeys(("dataset.truth", "dataset.preparation", "fixed.omega"), "null"),
@@ -193,9 +197,9 @@ OF_A_COVARIATE = {"scale": LARGE, "reference": f"-1 0 {LARGE}", "unit": "'' abc"
 
 
 # These take a second each; the others of their groups have the same options.
+QUICK = ("pk=one_compartment", "pk=two_compartment", "pk=absorption_parallel")
 LONG = (
-    *("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode", "pk=one_compartment_oral"),
-    *("pk=three_compartment", "pk=three_compartment_oral", "pk=two_compartment_oral"),
+    *(choice for choice in CHOICES if choice.startswith("pk=") and choice not in QUICK),
     *("dataset=perioperative", "dataset=prophylaxis"),
 )
 

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "power": ("objective=fo", "error=power"),
     "log-normal": ("objective=foce", "error=log_normal", "network=fully_connected"),
     "fo": ("objective=fo", "error=combined"),
+    "endpoints": ("objective=mse", "error=endpoints", "endpoints={level: {error: combined, size: 2}}"),
     "foce": ("objective=foce", "error=additive", "network=multi_branch", "pk=two_compartment"),
     "foce, implicit": ("objective=foce", "objective.mode_gradient=implicit", "error=proportional"),
     "foce, linearised": ("objective=foce", "objective.formulation=linearised", "network=truth"),
@@ -58,6 +59,7 @@ CASES: dict[str, tuple[str, ...]] = {
         *("objective=vi", "objective.population=variational", "occasions={parameters: [CL], times: [20]}"),
     ),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
+    "iw": ("objective=iw", "error=combined"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
     "distributions": (
         *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),
@@ -65,6 +67,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "distributions={CL: {boxcox: {initial: 0.3}}, V1: additive, Q: {logit: [0.1, 0.9]}}",
     ),
     "sigma": ("objective=foce", "random_effects=[CL,sigma]", "error=combined", "dataset.truth=null"),
+    "priors": (
+        *("objective=focei", "error=combined", "dataset.truth=null", "dataset.batch_subjects=3"),
+        "priors={CL: {log_normal: [0.2, 0.3]}, rho: {lkj: 2}, sigma_additive: {half_normal: 0.3}}",
+    ),
     "distributions, vi": (
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),

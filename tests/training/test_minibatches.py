@@ -13,7 +13,7 @@ from torch.nn import functional
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Laplace, Mse, Objective, State, Vi
+from medcm_cli.objectives import Fo, Foce, Iw, Laplace, Mse, Objective, State, Vi
 from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.trained import Trained
@@ -27,6 +27,7 @@ OBJECTIVES = {
     "foce": Foce(mode_tolerance=1e-9),
     "implicit": Foce(mode_tolerance=1e-9, mode_gradient="implicit"),
     "laplace": Laplace(mode_tolerance=1e-9),
+    "iw": Iw(),
     "vi": Vi(),
 }
 
@@ -93,7 +94,7 @@ def test_minibatches_add_up_to_the_whole(model: Model, name: str) -> None:
     shared = int((~cut.own_rows).sum())  # which come first
     torch.testing.assert_close(steps.mean(0)[:shared], want.gradient[:shared], rtol=1e-8, atol=1e-9)
     assert bool((steps[0][:shared] != steps[1][:shared]).any())
-    assert bool(cut.own_rows.any()) == (name == "vi")
+    assert bool(cut.own_rows.any()) == (name in ("vi", "iw"))
 
 
 @pytest.mark.parametrize("folds", [[[4, 1, 7]], [[4, 1, 7, 0], [2, 3, 8, 6]]])

@@ -50,16 +50,37 @@ def figures(
     diagnosed: list[tuple[Method, Fit, Diagnosis]] = []
     for method, fit, restored in chosen:
         diagnosed.append((method, fit, diagnose(restored)))
+    yield from _diagnosed(sweep, diagnosed)
+
+
+def _diagnosed(sweep: Sweep, diagnosed: Sequence[tuple[Method, Fit, "Diagnosis"]]) -> Iterator[style.Drawn]:
+    """How fits meet their data, each endpoint apart."""
     for method, fit, diagnosis in diagnosed:
-        yield from goodness.of_method(sweep, method, fit, diagnosis)
-    for drawn in (
-        goodness.predictive_check(sweep, diagnosed),
-        goodness.random_effects(sweep, diagnosed),
-        goodness.between_occasions(sweep, diagnosed),
-    ):
+        for part in diagnosis.of_endpoints:
+            yield from goodness.of_method(sweep, method, fit, part)
+    by_endpoint = _by_endpoint(diagnosed)
+    checks = [goodness.predictive_check(sweep, chosen) for chosen in by_endpoint]
+    effects = [goodness.random_effects(sweep, diagnosed), goodness.between_occasions(sweep, diagnosed)]
+    for drawn in (*checks, *effects):
         if drawn is not None:
             yield drawn
-    mixed = [one for one in diagnosed if one[2].mixed]
+    for chosen in by_endpoint:
+        yield from _subjects(sweep, [one for one in chosen if one[2].mixed])
+
+
+def _by_endpoint(
+    diagnosed: Sequence[tuple[Method, Fit, "Diagnosis"]],
+) -> list[list[tuple[Method, Fit, "Diagnosis"]]]:
+    """Of each endpoint the methods that have it."""
+    found: dict[str, list[tuple[Method, Fit, Diagnosis]]] = {}
+    for method, fit, diagnosis in diagnosed:
+        for part in diagnosis.of_endpoints:
+            found.setdefault(part.endpoint, []).append((method, fit, part))
+    return list(found.values())
+
+
+def _subjects(sweep: Sweep, mixed: Sequence[tuple[Method, Fit, "Diagnosis"]]) -> Iterator[style.Drawn]:
+    """The pages of subjects of methods with random effects."""
     ends = subjects.limits([diagnosis for _, _, diagnosis in mixed]) if mixed else (0.1, 1.0)
     for method, fit, diagnosis in mixed:
         for page in range(1, subjects.pages(diagnosis) + 1):

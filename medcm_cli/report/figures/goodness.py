@@ -37,13 +37,14 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
     seen = diagnosis.observations
     seen = seen[~seen["censored"]]
     mixed = diagnosis.mixed
-    unit = sweep.units.reported
+    unit, own = diagnosis.unit, f", {diagnosis.endpoint}" if diagnosis.endpoint else ""
     residual = "CWRES (-)" if mixed else f"residual, {unit}"
     typical = f"typical prediction, {unit}"
-    plots = [("typical", "dv", typical, f"observed, {unit}")]
-    plots += [("individual", "dv", f"individual prediction, {unit}", f"observed, {unit}")] if mixed else []
+    seen_as = " ".join(filter(None, ["observed", diagnosis.endpoint])) + f", {unit}"
+    plots = [("typical", "dv", typical, seen_as)]
+    plots += [("individual", "dv", f"individual prediction, {unit}", seen_as)] if mixed else []
     plots += [
-        ("time", "residual", f"time, {sweep.units.time}", residual),
+        ("time", "residual", sweep.units.along, residual),
         ("typical", "residual", typical, residual),
     ]
     with style.styled():
@@ -64,11 +65,11 @@ def observed_and_predicted(sweep: Sweep, method: Method, fit: Fit, diagnosis: "D
     left_out = int(diagnosis.observations["censored"].sum())
     censored = f" {left_out} observations beyond a limit are left out." if left_out else ""
     return style.Drawn(
-        f"goodness_{style.slug(method.label)}",
-        f"Goodness of fit, {method.label}",
+        f"goodness_{style.slug(method.label + own)}",
+        f"Goodness of fit, {method.label}{own}",
         figure,
-        f"Goodness of fit of {method.label} ({sweep.study}, {sweep.dataset}; {fit.record.address.place}), "
-        f"training subjects. {words}.{censored}",
+        f"Goodness of fit of {method.label}{own} ({sweep.study}, {sweep.dataset}; "
+        f"{fit.record.address.place}), training subjects. {words}.{censored}",
         f"Scatter plots of {len(seen)} observations of {seen['subject'].nunique()} subjects against "
         "predictions, and of their residuals against time and prediction. Correlation with the typical "
         f"prediction {np.corrcoef(seen['typical'], seen['dv'])[0, 1]:z.2f}. {words}.",
@@ -140,14 +141,15 @@ def _prediction_errors(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagn
     seen = diagnosis.observations[diagnosis.observations["npde"].notna()]
     if len(seen) < 3:
         return None
+    own = f", {diagnosis.endpoint}" if diagnosis.endpoint else ""
     ordered = np.sort(seen["npde"].to_numpy(np.float64))
     normal = norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
     with style.styled():
         figure, axes = style.panels(3, 3, 1.9)
         panels: list[tuple[Any, Any, str]] = [
             (pd.Series(normal), pd.Series(ordered), "standard normal quantile (-)"),
-            (seen["time"], seen["npde"], f"time, {sweep.units.time}"),
-            (seen["typical"], seen["npde"], f"typical prediction, {sweep.units.reported}"),
+            (seen["time"], seen["npde"], sweep.units.along),
+            (seen["typical"], seen["npde"], f"typical prediction, {diagnosis.unit}"),
         ]
         for axis, (x, y, label) in zip(axes, panels, strict=True):
             _scatter(axis, method, x, y)
@@ -168,10 +170,10 @@ def _prediction_errors(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagn
         f"together p {found.together:.2g}"
     )
     return style.Drawn(
-        f"npde_{style.slug(method.label)}",
+        f"npde_{style.slug(method.label + own)}",
         f"Prediction distribution errors, {method.label}",
         figure,
-        f"Normalised prediction distribution errors (npde; Brendel et al. 2006) of {method.label} "
+        f"Normalised prediction distribution errors (npde; Brendel et al. 2006) of {method.label}{own} "
         f"({sweep.study}, {sweep.dataset}; {fit.record.address.place}), {len(seen)} observations of "
         f"{seen['subject'].nunique()} training subjects, from {diagnosis.simulations} simulated data sets. "
         f"Of a right model they are standard normal: {words}.",
@@ -198,8 +200,8 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
         for axis, (method, _, diagnosis) in zip(axes, shown, strict=True):
             handles += _check_panel(axis, diagnosis.check, method)
             axis.set_title(method.label)
-            axis.set_xlabel(f"time, {sweep.units.time}")
-            axis.set_ylabel(f"level, {sweep.units.reported}")
+            axis.set_xlabel(sweep.units.along)
+            axis.set_ylabel(f"{diagnosis.quantity}, {diagnosis.unit}")
             axis.tick_params(labelbottom=True, labelleft=True)
             out = (diagnosis.check["observed"] < diagnosis.check["low"]) | (
                 diagnosis.check["observed"] > diagnosis.check["high"]
@@ -214,11 +216,12 @@ def predictive_check(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     first = shown[0][2]
     bins = first.check["time"].nunique()
     bins_said = f"{bins} bin{'s' if bins > 1 else ''} of time"
+    own = f" of {first.endpoint}" if first.endpoint else ""
     return style.Drawn(
-        "predictive_check",
-        "Prediction-corrected visual predictive check",
+        "_".join(filter(None, ["predictive_check", style.slug(first.endpoint) if own else ""])),
+        f"Prediction-corrected visual predictive check{own}",
         figure,
-        f"Prediction-corrected visual predictive check (Bergstrand et al. 2011) of {sweep.study}, "
+        f"Prediction-corrected visual predictive check{own} (Bergstrand et al. 2011) of {sweep.study}, "
         f"{sweep.dataset} ({fits}): 5, 50 and 95 % percentiles of {len(first.observations)} observations of "
         f"{first.observations['subject'].nunique()} subjects in {bins_said} (points, at the median time of a "
         f"bin), and 90 % intervals of the same of {first.simulations} simulated data sets (shaded). "

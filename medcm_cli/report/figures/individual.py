@@ -20,9 +20,13 @@ _WARNINGS = 4  # that are written out
 _DECADES, _DECADES_MEASURED = 3.5, 6.0
 
 
-def patient(prediction: Prediction, name: str) -> style.Drawn:
+def patient(prediction: Prediction, name: str, quantity: str = "level") -> style.Drawn:
     """One patient's figure: median and 50 and 90 % bands of the level, the 90 % band of a measured one,
-    the typical curve, doses along the bottom and thresholds across."""
+    the typical curve, doses along the bottom and thresholds across.
+
+    :param quantity: what the prediction is of, "level" or an endpoint's name.
+    """
+    what, ending = ("levels", "") if quantity == "level" else (quantity, f"_{style.slug(quantity)}")
     curve = _shape(prediction, name)
     regimens = list(dict.fromkeys(curve["regimen"]))
     seen = prediction.observations[prediction.observations["patient"] == name]
@@ -47,22 +51,25 @@ def patient(prediction: Prediction, name: str) -> style.Drawn:
             _days(axis, prediction.units.hours)
             axis.set_xlabel(f"time, {prediction.units.time}")
             axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
-        axes[0].set_ylabel(f"level, {prediction.unit}")
+        axes[0].set_ylabel(f"{quantity}, {prediction.unit}")
         style.legend(figure, _handles(seen[seen["on_curve"]], floor, bool(thresholds), colour))
         figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
         figure.suptitle(style.named(name, 60), fontsize=9, x=0.01, ha="left")
     words = (
-        f"Predicted levels of {name} ({prediction.label}): median, 50 and 90 % bands over the patient's "
+        f"Predicted {what} of {name} ({prediction.label}): median, 50 and 90 % bands over the patient's "
         "posterior and the fits (shaded), 90 % band of a measured level (dotted), typical patient of the "
         f"same covariates (dashed). {prediction.disclaimer}"
     )
     last = curve.groupby("regimen", sort=False).tail(1)
-    alt = f"Line chart of level against time for {name}. " + " ".join(
+    alt = f"Line chart of {quantity} against time for {name}. " + " ".join(
         f"Regimen {row.regimen}: {row.median:.3g} {prediction.unit} at {row.time:g} {prediction.units.time}."
         for row in last[["regimen", "median", "time"]].itertuples()
     )
     numbers = curve.assign(study=prediction.label, disclaimer=prediction.disclaimer)
-    return style.Drawn(f"patient_{style.slug(name)}", f"Levels of {name}", figure, words, alt, numbers)
+    title = f"{what[0].upper()}{what[1:]}" if quantity == "level" else what
+    return style.Drawn(
+        f"patient_{style.slug(name)}{ending}", f"{title} of {name}", figure, words, alt, numbers
+    )
 
 
 def _range(

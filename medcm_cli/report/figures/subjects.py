@@ -70,18 +70,19 @@ def subjects(
             _curves(axis, curves[curves["subject"] == subject], colour, floor)
             _points(axis, seen[seen["subject"] == subject], floor)
             axis.set_title(style.named(subject, 28), pad=2, fontsize=7)
-        _label(axes, sweep.units)
+        _label(axes, sweep.units, diagnosis)
         low, high = (bool(rows.any()) for rows in style.beyond(seen, "dv", floor))
         handles = _handles(method.label, colour, low, high)
         figure.legend(handles=handles, loc="upper center", ncols=len(handles), columnspacing=1.2)
-    triangles = f" Open triangles: below {floor:.3g} {sweep.units.reported} or a limit." if low else ""
+    triangles = f" Open triangles: below {floor:.3g} {diagnosis.unit} or a limit." if low else ""
     triangles += " Open triangles that point up: above a limit." if high else ""
+    own = f", {diagnosis.endpoint}" if diagnosis.endpoint else ""
     where = f"page {page} of {pages(diagnosis)}" if pages(diagnosis) > 1 else ""
     return style.Drawn(
-        f"individuals_{style.slug(method.label)}_{page:02d}",
-        ", ".join(filter(None, ["Individual fits", method.label, where])),
+        f"individuals_{style.slug(method.label + own)}_{page:02d}",
+        ", ".join(filter(None, ["Individual fits", method.label, diagnosis.endpoint, where])),
         figure,
-        f"Individual fits of {method.label} ({sweep.study}, {sweep.dataset}; {fit.record.address.place})"
+        f"Individual fits of {method.label}{own} ({sweep.study}, {sweep.dataset}; {fit.record.address.place})"
         f"{', ' if where else ''}{where}: {_BANDS}.{triangles}",
         f"{len(shown)} panels of level against time, one per subject, with {len(seen)} observations: "
         f"{_BANDS}.",
@@ -134,15 +135,15 @@ def _points(axis: Axes, points: pd.DataFrame, floor: float) -> None:
             axis.plot(some["time"], some["dv"].clip(lower=floor), **look, clip_on=False, zorder=4)
 
 
-def _label(axes: list[Axes], units: Units) -> None:
+def _label(axes: list[Axes], units: Units, diagnosis: "Diagnosis") -> None:
     """Labels and numbers at the edges of the page, of panels that are alike."""
     for place, axis in enumerate(axes):
         lowest, first = place + _COLUMNS >= len(axes), place % _COLUMNS == 0
         axis.tick_params(labelbottom=lowest, labelleft=first)
         if lowest:
-            axis.set_xlabel(f"time, {units.time}")
+            axis.set_xlabel(units.along)
         if first:
-            axis.set_ylabel(f"level, {units.reported}")
+            axis.set_ylabel(f"{diagnosis.quantity}, {diagnosis.unit}")
 
 
 def _handles(label: str, colour: str, low: bool, high: bool) -> list[Artist]:

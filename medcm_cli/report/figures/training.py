@@ -131,6 +131,12 @@ def _panels(sweep: Sweep, measure: str) -> list[_Panel]:
             _objective(sweep, [m for m in every if m.objective == name])
             for name in dict.fromkeys(m.objective for m in every)
         ]
+    if measure == "rmse" and (own := sweep.units.by_endpoint):
+        return [
+            _Panel(name, f"RMSE of {name.removeprefix('rmse_')}, typical, {unit}", every)
+            for name, unit in own.items()
+            if name.startswith("rmse_")
+        ]
     if measure == "rmse":
         return [_Panel("rmse", f"RMSE, typical, {sweep.units.reported}", every)]
     if measure == "kl":
@@ -177,10 +183,13 @@ def _errors(sweep: Sweep) -> list[_Panel]:
         "proportional": ("fraction of level", 1.0),
     }
     known = (sweep.truth or {}).get("sigma", {})
+    if own := sweep.units.by_endpoint:
+        named = {name.removeprefix("sigma_"): unit for name, unit in own.items() if name.startswith("sigma_")}
+        units |= {part: (unit, 1.0) for part, unit in named.items()}
     return [
         _Panel(
             f"sigma_{part}",
-            style.symbol("sigma", part) + ("" if unit == NONE else f", {unit}"),
+            style.symbol("sigma", *part.rsplit("_", 1)) + ("" if unit == NONE else f", {unit}"),
             sweep.methods,
             known[part] * factor if part in known else None,
         )
