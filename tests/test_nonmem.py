@@ -42,7 +42,7 @@ def write_table(path: Path, logged: bool, until_parameter: bool) -> None:
             dv = np.log(level) if logged else level
             rows.append({**of, "TIME": time, "DV": dv, "EVID": 0, "DVID": 1, "OCC": 1 + (time > 4)})
     table = pd.DataFrame(rows)
-    table["ICL"], table["DOSE"], table["NSIM"] = 4 + table["ID"], table["TIME"], 1
+    table["ICL"], table["DOSE"], table["NSIM"] = 4 + table["ID"], 24 - table["TIME"], 1
     table["CONC"], table["FLAG"] = table["DV"], 1 + table["ID"] % 2
     table.to_csv(path, index=False)
 

@@ -49,7 +49,8 @@ def _of_saddle(matrix: Tensor, power: int) -> Tensor:
     finite = torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True)
     if not matrix.shape[-1]:
         return matrix
-    value, vector = torch.linalg.eigh(torch.where(finite, matrix, torch.eye(matrix.shape[-1]).to(matrix)))
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    value, vector = torch.linalg.eigh(torch.where(finite, matrix, identity))
     value = value.abs()
     value = torch.maximum(value, 1e-10 * value.amax(-1, keepdim=True)) ** power
     found = (vector * value[..., None, :]) @ vector.mT

@@ -104,6 +104,11 @@ class Objective(Protocol):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
 
+    def penalty(self, model: Model, values: Values) -> Tensor | None:
+        """What priors of the population add to the value, (B,), in its unit; None where there are none."""
+        del model, values
+        return None
+
     def divisor(self, population: Population) -> Tensor | float:
         """What the loss of ``population`` is divided by, (B,) or 1: with it, losses of parts of a population
         can be put together to that of the whole."""

@@ -11,7 +11,7 @@ from medcm_cli.checks import one_of, whole
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.numerics.normal import normal_points
+from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, State
@@ -45,7 +45,12 @@ class Iw(Objective):
 
     def describe(self) -> Description:
         """A lower bound of the likelihood, which no distribution of its own belongs to."""
-        return Description("-IW-ELBO", "nats", likelihood="importance-weighted lower bound", scale=1.0)
+        return Description(
+            *("-IW-ELBO", "nats"),
+            likelihood="importance-weighted lower bound",
+            scale=1.0,
+            per_observation=LOG_2PI / 2,
+        )
 
     def criterion(self, effects: int) -> Criterion:
         """:raises InputError: always. With samples that stay the same, a q that misses what lies between them

@@ -227,11 +227,11 @@ def _with_scale(
     """Gradient and information with what a random effect of the residual error, which moves the logarithm of
     sd alone, adds. :param row: of L, that random effect's."""
     pull, curvature = (population.sum_observations(part) for part in (scale.pull, scale.curvature))
-    across = [
+    across: list[Tensor | float] = [
         0.0 if scale.cross is None else population.sum_observations(loading * scale.cross)
         for loading in loadings
     ]
-    own = [*row, *[0.0] * (len(loadings) - len(row))]
+    own: list[Tensor | float] = [*row, *[0.0] * (len(loadings) - len(row))]
     added = [
         [
             information[i][j] + own[i] * own[j] * curvature + own[i] * across[j] + own[j] * across[i]

@@ -84,7 +84,7 @@ def _steps_of(right: Right, tableau: Tableau) -> _Steps:
         def ends(x: Parts, where: _Where) -> Parts:
             return step(begin, h, x, where)[0]
 
-        _, pulled = torch.func.vjp(ends, x.unbind(0), where)
+        pulled = torch.func.vjp(ends, x.unbind(0), where)[1]
         by_x, by = pulled(bar.unbind(0))
         added = (
             tuple(a + b for a, b in zip(*both, strict=True)) for both in zip(so_far[2:], by[2:], strict=True)

@@ -24,7 +24,7 @@ from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.steps import Control, leaf
 from medcm_cli.pk.tableaux import TABLEAUX
-from medcm_cli.pk.trial import Facts, facts_of
+from medcm_cli.pk.trial import Facts, facts_of, unread
 
 METHODS = ("auto", *TABLEAUX, *reference.METHODS)
 NORMS = ("rms", "largest")
@@ -110,6 +110,7 @@ class OdeModel(PkModel):
         put("_start", self.start and Start(self.start, self.states, self.parameters))
         put("facts", facts_of(self.right_side, self._output, self._start))
         put("_several", outputs.several(self, self._output) if self.endpoints else None)
+        _check_read(self)
 
     states: tuple[str, ...] = field(init=False, repr=False, compare=False)
     right_side: Written = field(init=False, repr=False, compare=False)
@@ -326,6 +327,21 @@ def _check_solver(pk: OdeModel) -> None:
 
 def _doubled(schedule: Schedule, z: Values) -> tuple[Schedule, dict[str, Tensor]]:
     return schedule.to(torch.float64), {name: value.double() for name, value in z.items()}
+
+
+def _check_read(pk: OdeModel) -> None:
+    """:raises InputError: of a rate of medcm's own, which parameters choose between, one that means nothing
+    beside the others."""
+    if not hasattr(pk.rate, "units"):
+        return
+    of_doses = {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}
+    named = of_doses if pk.output else {*of_doses, pk.volume}
+    idle = [name for name in unread(pk.right_side, pk._output, pk._start) if name not in named]
+    if idle:
+        raise InputError(
+            f"pk.parameters has {idle[0]}, which means nothing to {name_of(pk.rate)} beside "
+            f"{', '.join(name for name in pk.parameters if name not in idle)}"
+        )
 
 
 def _terms(pk: OdeModel, z: Values) -> dict[str, Tensor]:

@@ -85,6 +85,19 @@ def facts_of(written: Written, output: Output | None, start: Start | None) -> Fa
     return Facts(is_timed(written), is_linear(written), source, empty, several)
 
 
+def unread(written: Written, output: Output | None, start: Start | None) -> list[str]:
+    """Parameters that no function of a model depends on."""
+    t, amounts, z = _points(len(written.states), written.parameters, 0)
+    with torch.enable_grad():
+        leaves = {name: value.requires_grad_() for name, value in z.items()}
+        found = [written(t, amounts, leaves | _examples(written))]
+        found += [output(t, amounts, leaves)] if output is not None else []
+        found += [start(leaves)] if start is not None else []
+        total = torch.stack([of.sum() for of in found]).sum()
+        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return [name for name, slope in zip(leaves, slopes, strict=True) if slope is None]
+
+
 def _examples(written: Written | Output) -> dict[str, Tensor]:
     return {n: value for term in getattr(written, "terms", ()) for n, value in term.example().items()}
 

@@ -177,10 +177,10 @@ class Job:
             trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
         if trained.ends is None:
             return trained
-        penalty: Tensor | float = 0.0
-        if isinstance(self.objective, Penalised):
-            penalty = self.objective.penalty(model, trained.layout.unpack(trained.ends.values)).detach()
-        return with_absurd_failed(self.objective, population, trained, penalty)
+        penalty = self.objective.penalty(model, trained.layout.unpack(trained.ends.values))
+        return with_absurd_failed(
+            self.objective, population, trained, 0.0 if penalty is None else penalty.detach()
+        )
 
     def run(
         self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None

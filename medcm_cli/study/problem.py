@@ -20,6 +20,7 @@ from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import Distribution, bounds_of, distributions, in_odds
 from medcm_cli.model.random_effects import PI
 from medcm_cli.model.rows import read_initial
+from medcm_cli.numerics.devices import CPU
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.study.dataset import (
     Also,
@@ -100,7 +101,8 @@ class Problem:
         """The subjects of each of B fits in double precision."""
         if self.dtype == torch.float64:
             return self.everyone.select(rows)
-        everyone = Population.from_events(self.events, torch.float64, not self.model.pk.needs_double)
+        with CPU:  # where tables are, whatever is trained elsewhere
+            everyone = Population.from_events(self.events, torch.float64, not self.model.pk.needs_double)
         return everyone.select(rows)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable, Population, apparent_volume
-from medcm_cli.model import CovariateNetwork, Model, Rescaled
+from medcm_cli.data.sheet import BoolArray
+from medcm_cli.model import CovariateNetwork, EndpointErrors, ErrorModel, Model, Rescaled
 from medcm_cli.model.distributions import bounds_of
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.pk import solve
 from medcm_cli.quantities import factor
 from medcm_cli.runs import Units
 from medcm_cli.study.identity import STARTS
@@ -49,12 +49,13 @@ def starts_of(problem: Problem) -> dict[str, float]:
     typical = dict(zip(pooled.free, x.exp().tolist(), strict=True))
     spread = float(deviation.square().mean().sqrt())
     omega = min(max(0.6 * spread, 0.1), 0.7)
-    level = _usual(events)
     relative = min(max(0.5 * spread, 0.05), 0.5)
     additive = 0.5 * float(difference.square().mean().sqrt())
-    if len(model.error.components) > 1:
-        additive = 0.1 * level
-    sigmas = {"additive": additive, "proportional": relative, "log": relative, "power": relative}
+    error = model.error
+    if isinstance(error, EndpointErrors):
+        sigmas = _sigmas_of_each(error.errors, events, additive, relative)
+    else:
+        sigmas = _sigmas(error, _usual(events), additive, relative)
     found = {
         **typical,
         **{
@@ -77,12 +78,33 @@ def starts_of(problem: Problem) -> dict[str, float]:
     return {name: float(f"{value:.2g}") for name, value in sound.items()}
 
 
+def _sigmas(error: ErrorModel, usual: float, additive: float, relative: float) -> dict[str, float]:
+    """Component -> where its sigma begins, of observations of a ``usual`` size.
+
+    :param additive: the sd that is left, for an error that has no other component.
+    """
+    own = 0.1 * usual if len(error.components) > 1 else additive
+    return {"additive": own, "proportional": relative, "log": relative, "power": relative}
+
+
+def _sigmas_of_each(
+    errors: Mapping[str, ErrorModel], events: EventTable, additive: float, relative: float
+) -> dict[str, float]:
+    """The same of several endpoints; ``additive`` is that of one alone."""
+    found = dict[str, float]()
+    for number, (name, error) in enumerate(errors.items()):
+        usual = _usual(events, events.endpoint == number)
+        own = additive if len(errors) == 1 else 0.1 * usual
+        found |= {f"{part}_{name}": of for part, of in _sigmas(error, usual, own, relative).items()}
+    return found
+
+
 @dataclass(frozen=True)
 class _Pooled:
     """Typical predictions of some subjects against their levels: ``known`` parameters, the ``free`` ones, and
     the ``anchors`` (K,) and ``widths`` (K,) of their logarithms. Levels are compared as asinh(level /
-    ``unit``), which is a logarithm of high ones and straight of those near 0. ``doses``: of a subject, at
-    most."""
+    c), c of ``units`` by endpoint, which is a logarithm of high ones and straight of those near 0.
+    ``doses``: of a subject, at most."""
 
     model: Model
     everyone: Population
@@ -90,7 +112,7 @@ class _Pooled:
     free: tuple[str, ...]
     anchors: Tensor
     widths: Tensor
-    unit: float
+    units: Tensor
     doses: int
 
     @classmethod
@@ -120,7 +142,7 @@ class _Pooled:
             free,
             torch.tensor([math.log(anchor) for anchor, _ in anchors], dtype=torch.float64),
             torch.tensor([width for _, width in anchors], dtype=torch.float64),
-            0.1 * _usual(problem.events),
+            0.1 * _usual_by_endpoint(problem.events),
             max(1, int(np.bincount(problem.events.subject[problem.events.is_dose], minlength=1).max())),
         )
 
@@ -158,10 +180,12 @@ class _Pooled:
         population = self.everyone.select([rows] * count)
         z = {name: value.expand(*value.shape[:-1], count) for name, value in self.known.items()}
         z |= {name: value.exp() for name, value in zip(self.free, x, strict=True)}
-        level = population.padded(solve(self.model.pk, population.schedule, z))[:, 0]  # (T, N, C)
+        level = self.model.predict(z, population)[:, 0]  # (T, N, C)
         there = self.everyone.observed[:, 0, :, 0] > 0
         seen, level = self.everyone.dv[:, 0][there], level[there]  # (M, 1), (M, C)
-        own = torch.asinh(seen / self.unit) - torch.asinh(level / self.unit)
+        endpoint = self.everyone.endpoint
+        unit = self.units[:1] if endpoint is None else self.units[endpoint[:, 0, :, 0][there]][:, None]
+        own = torch.asinh(seen / unit) - torch.asinh(level / unit)
         found = torch.isfinite(own)
         return torch.where(found, own, _LOST), torch.where(found, seen - level, _LOST)
 
@@ -190,10 +214,18 @@ def _some(subjects: int) -> np.ndarray:
     return np.unique(np.linspace(0, subjects - 1, min(subjects, _SUBJECTS)).round().astype(int))
 
 
-def _usual(events: EventTable) -> float:
-    """A usual level, 1 where there is none above 0."""
-    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0)]
+def _usual(events: EventTable, rows: BoolArray | bool = True) -> float:
+    """A usual level among some rows (R,), 1 where there is none above 0."""
+    seen = events.dv[~events.is_dose & ~events.censored & (events.dv > 0) & rows]
     return float(np.median(seen)) if len(seen) else 1.0
+
+
+def _usual_by_endpoint(events: EventTable) -> Tensor:
+    """Likewise of each endpoint, by its number."""
+    seen = ~events.is_dose & ~events.censored & (events.dv > 0)
+    numbers = range(int(events.endpoint[~events.is_dose].max(initial=0)) + 1)
+    of = [events.dv[seen & (events.endpoint == number)] for number in numbers]
+    return torch.tensor([float(np.median(one)) if len(one) else 1.0 for one in of], dtype=torch.float64)
 
 
 def _anchor(unit: str | None, events: EventTable, units: Units) -> tuple[float, float]:

@@ -120,13 +120,16 @@ class Watch:
             if name != "filled":
                 getattr(self, name).copy_(value)
 
-    def clipped(self, gradient: Tensor) -> Tensor:
-        """Gradients (P, B) no longer than those of the last epochs allow, which this one is then among."""
-        logs = _log_square(gradient)
-        usual = torch.where(torch.isnan(self._usual), logs, self._usual)
+    def clipped(self, gradient: Tensor, rows: slice) -> Tensor:
+        """Gradients (P, B), of which some ``rows`` are no longer than those of the last epochs, or
+        minibatches, allow, which they are then among."""
+        found, logs = gradient[rows], _log_square(gradient[rows])
+        usual = torch.where(torch.isnan(self._usual[rows]), logs, self._usual[rows])
         most = _CLIP * (0.5 * usual + 0.5 * math.log(_OF_LOGS)).exp()
-        self._usual = usual.lerp(torch.where(torch.isfinite(logs), logs, usual), 1 - _MEMORY)
-        return torch.nan_to_num(torch.minimum(torch.maximum(gradient, -most), most))
+        self._usual[rows] = usual.lerp(torch.where(torch.isfinite(logs), logs, usual), 1 - _MEMORY)
+        clipped = gradient.clone()
+        clipped[rows] = torch.nan_to_num(torch.minimum(torch.maximum(found, -most), most))
+        return clipped
 
     def lost(self, unsound: Tensor) -> Tensor:
         """Who has failed, (B,), of those whose objective or gradient is ``unsound`` in this epoch: with noise

@@ -211,14 +211,12 @@ class _Fits:
 
     def look(self, epoch: int) -> None:
         """What an epoch says of whether fits have converged, once its steps are taken."""
-        watch = self._watch
-        if watch is None:
+        if (watch := self._watch) is None:
             return
         assert self._last is not None
         if watch.see(*self._last, self._flat.detach()):
-            steppers = (*self._shared, *self._own)
-            moments = [of for of in (stepper.moments for stepper in steppers) if of is not None]
-            watch.judge(epoch, moments, ~self._evaluation.own_rows)
+            found = (stepper.moments for stepper in (*self._shared, *self._own))
+            watch.judge(epoch, [of for of in found if of is not None], ~self._evaluation.own_rows)
 
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""
@@ -247,18 +245,19 @@ class _Fits:
             active = self.moving & minibatch.there
             self._take(epoch, part, active, minibatch)
             for stepper in self._shared:
-                one = self._clipped(part.gradient / minibatch.share)
+                one = self._clipped(part.gradient / minibatch.share, slice(evaluation.shared))
                 stepper.step(flat, one, active & self.moving, rate)
             evaluation.add(gradient, part.gradient, minibatch)
             loss = loss + part.loss
         for stepper in self._own:
-            stepper.step(flat, self._clipped(gradient), self.moving, rate)
+            rows = slice(evaluation.shared, None)
+            stepper.step(flat, self._clipped(gradient, rows), self.moving, rate)
         self._last = loss, gradient
 
-    def _clipped(self, gradient: Tensor) -> Tensor:
+    def _clipped(self, gradient: Tensor, rows: slice = slice(None)) -> Tensor:
         """As the history allows, of an objective with noise."""
-        watch = self._watch
-        return gradient if watch is None or not watch.rule.noise else watch.clipped(gradient)
+        noisy = self._watch is not None and self._watch.rule.noise
+        return self._watch.clipped(gradient, rows) if noisy and self._watch else gradient
 
     def _take(
         self, epoch: int | Tensor, part: Part, active: Tensor, minibatch: Minibatch | None = None
@@ -364,8 +363,7 @@ class _Fits:
     def ends(self, course: Course, streams: Sequence[Stream]) -> Ends | None:
         """Where they have ended; None where that is after all epochs, whatever comes of it. Of an objective
         with noise at the mean of their last values, of which a fit's own draws say what it is there."""
-        watch = self._watch
-        if watch is None:
+        if (watch := self._watch) is None:
             return None
         if watch.rule.noise and not watch.rule.brief:
             with torch.no_grad():

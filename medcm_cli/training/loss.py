@@ -116,7 +116,8 @@ class Evaluation:
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
     cut at all. Everything is where ``population`` is, but ``count``, which is on the CPU. ``limit`` (B,): see
-    ``largest``. ``own_rows`` and ``moved_rows`` (P,): which of the trained
+    ``largest``. ``shared`` of the P rows are of what subjects
+    share, and come first; ``own_rows`` and ``moved_rows`` (P,): which of the trained
     values each subject has for itself, and which the objective moves; ``moves`` whether it moves any.
     """
 
@@ -141,7 +142,7 @@ class Evaluation:
         own, moved = (self.layout.rows(of) for of in (state.per_subject, state.moved))
         self.moves, self._descends = bool(state.moved), not bool(moved.all())
         self.own_rows, self.moved_rows = own.to(device), moved.to(device)
-        self._shared = int((~own).sum())  # rows of what subjects share, which come first
+        self.shared = int((~own).sum())  # rows of what subjects share, which come first
         self._present = population.present.cpu()
         self._subjects = self._present.sum(0).long()
         size = population.shape[1] if batch_subjects is None else batch_subjects
@@ -261,24 +262,24 @@ class Evaluation:
     def at(self, flat: Tensor, minibatch: Minibatch) -> Tensor:
         """Of the values (P, B) of all those of a minibatch, a copy; anything where it has no subject."""
         n = self._population.shape[1]
-        shared, own = flat.split([self._shared, len(flat) - self._shared])
+        shared, own = flat.split([self.shared, len(flat) - self.shared])
         gathered = _gather(own.view(-1, n, flat.shape[-1]), minibatch.index)
         return torch.cat([shared, gathered.flatten(0, 1)])
 
     def put(self, flat: Tensor, values: Tensor, minibatch: Minibatch) -> None:
         """The opposite, in place."""
-        flat[: self._shared] = values[: self._shared]
+        flat[: self.shared] = values[: self.shared]
         self._put_own(flat, values, minibatch)
 
     def add(self, total: Tensor, gradient: Tensor, minibatch: Minibatch) -> None:
         """To what other minibatches of an epoch have added the gradient of one, in place."""
-        total[: self._shared] += gradient[: self._shared]
+        total[: self.shared] += gradient[: self.shared]
         self._put_own(total, gradient, minibatch)
 
     def _put_own(self, flat: Tensor, values: Tensor, minibatch: Minibatch) -> None:
         fits = flat.shape[-1]
-        own = flat[self._shared :].view(-1, self._population.shape[1], fits)
-        _put(own, values[self._shared :].view(-1, len(minibatch.index), fits), minibatch.index)
+        own = flat[self.shared :].view(-1, self._population.shape[1], fits)
+        _put(own, values[self.shared :].view(-1, len(minibatch.index), fits), minibatch.index)
 
     def part(
         self,

@@ -190,7 +190,8 @@ class _Search:
     def _leave_saddles(self, arrived: Tensor) -> Tensor:
         """Where there is a direction along which the objective is lower on either side, go there; who has,
         (B,)."""
-        matrix = torch.where(arrived[:, None, None], self._seen, torch.eye(len(self._free)).to(self._seen))
+        identity = torch.eye(len(self._free), dtype=self._seen.dtype, device=self._seen.device)
+        matrix = torch.where(arrived[:, None, None], self._seen, identity)
         value, vector = torch.linalg.eigh(matrix)
         fall = -0.5 * value[:, 0] * _ASIDE**2 * self._unit
         left = torch.zeros_like(arrived)

@@ -14,7 +14,6 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.metrics import kl_zero_mean, rmse
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Objective, State
-from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.runs import REFERENCE, TYPICAL, Units, by_row, columns, with_units
 from medcm_cli.runs.checkpoints import AVERAGED, tail_weights
 from medcm_cli.runs.units import NONE, amount
@@ -75,9 +74,8 @@ def tables(
         trained, checkpoints=trained.all_checkpoints(), objective=trained.all_objectives(), ends=None
     )
     history = _history(model, objective, test, trained, omega_true, reported.units)
-    if isinstance(objective, Penalised):  # which is no part of the likelihood
-        history["penalty"] = _penalty(model, objective, trained)
-        history["objective_value"] = history["objective_value"] - history["penalty"]
+    if (penalty := _penalty(model, objective, trained)) is not None:  # which is no part of the likelihood
+        history |= {"penalty": penalty, "objective_value": history["objective_value"] - penalty}
     effects, reference = _effects(model, trained, covariates)
     history |= {f"{TYPICAL}{name}": value for name, value in reference.items()}
     coefficients = _coefficients(model, trained)
@@ -100,7 +98,7 @@ def tables(
     result = []
     for fit, (labels, keep) in enumerate(rows):
         epochs = np.asarray(labels, dtype=np.int32)
-        place = torch.tensor(keep, dtype=torch.long)
+        place = torch.tensor(keep, dtype=torch.long, device="cpu")
         of_fit = {
             "history": pa.table(
                 {"epoch": epochs} | {name: _array(v[place, fit]) for name, v in history.items()},
@@ -121,12 +119,13 @@ def tables(
     return result
 
 
-def _penalty(model: Model, objective: Penalised, trained: Trained) -> Tensor:
-    """What priors have added to the objective at each checkpoint, (C, B)."""
+def _penalty(model: Model, objective: Objective, trained: Trained) -> Tensor | None:
+    """What priors have added to the objective at each checkpoint, (C, B); None where there are none."""
     checkpoints, _, fits = trained.checkpoints.shape
     values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
     shared = {name: of for name, of in values.items() if name not in trained.state.per_subject}
-    return objective.penalty(model, shared).reshape(checkpoints, fits)
+    found = objective.penalty(model, shared)
+    return None if found is None else found.reshape(checkpoints, fits)
 
 
 def _of_effects(units: Sequence[str]) -> dict[str, str]:
@@ -146,7 +145,7 @@ def _at_estimates(trained: Trained, rows: Sequence[Kept], tail: int | None) -> S
     :param rows: which checkpoints of each are valid.
     """
     checkpoints = trained.all_checkpoints()
-    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64)
+    weight = torch.zeros(len(checkpoints), 1, len(rows), dtype=torch.float64, device="cpu")
     for fit, (epochs, place) in enumerate(rows):
         own = tail_weights(np.asarray(epochs or (0,)), np.asarray([len(epochs)]), tail)[:, 0]
         weight[place or [0], 0, fit] = torch.from_numpy(own)

@@ -175,6 +175,15 @@ def test_parameters_are_counted_by_what_they_move(model: Model) -> None:
     assert count(of_q, alone, population) == Counts(2, weights + 2, weights, 1)
 
 
+def test_sigma_is_of_random_effects_where_it_has_one(model: Model) -> None:
+    population = make_population(3, FITS)
+    both = replace(model, random_effects=RandomEffects(("CL", "sigma")))
+    without, counted = (count(of, of.init(STREAMS, F64), population) for of in (model, both))
+    assert counted.all == without.all
+    # V1 alone moves with the second head of the first branch: 12 weights and a bias.
+    assert counted.random == without.random - 13 + 1
+
+
 def test_criteria_are_their_definitions() -> None:
     population, counts = make_population(5, FITS, ragged=True), Counts(3, 2, 0, 1)
     ofv = torch.tensor([10.0, 20.0], dtype=F64)

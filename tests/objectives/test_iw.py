@@ -136,6 +136,7 @@ def test_it_tightens_and_stays_a_bound_of_the_exact_likelihood(model: Model) -> 
         bound = Iw(samples=samples).loss(linear, population, State(trained), noise)
         assert float(bound.mean() + 3 * bound.std() / count**0.5) >= exact
         means.append(float(bound.mean()))
+    assert Iw().describe().per_observation == pytest.approx(np.log(2 * np.pi) / 2)
     assert means[0] > means[1] > means[2]
     assert means[2] - exact < 0.1 * (means[0] - exact)
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from medcm_cli.errors import InputError
 from medcm_cli.pk import OdeModel, check_schedule, sensitivities, solve
 from medcm_cli.study.options import conf_dir, made
 from tests.pk.regimens import Dose, Regimen, built, close
@@ -405,6 +406,27 @@ def test_parameters_have_units(case: Case) -> None:
 def test_parameters_of_a_choice_are_those_of_a_case(choice: str) -> None:
     own = named(choice)
     assert any(set(case.values) == set(own.parameters) for case in CASES if case.choice == choice)
+
+
+@pytest.mark.parametrize(
+    ("choice", "parameters", "idle"),
+    [
+        ("effect_emax", ("CL", "V1", "E0", "EMAX", "EC50", "IC50"), "EMAX"),
+        ("effect_linear", ("CL", "V1", "E0", "SLOPE", "HILL"), "HILL"),
+        ("response_inhibited_loss", ("CL", "V1", "KIN", "BASE", "KOUT", "IC50"), "KIN"),
+        ("binding", ("CL", "V1", "KON", "KOFF", "KDEG", "KINT", "R0", "KSS"), "KSS"),
+    ],
+)
+def test_a_parameter_that_means_nothing_is_refused(
+    choice: str, parameters: tuple[str, ...], idle: str
+) -> None:
+    with pytest.raises(InputError, match=rf"pk\.parameters has {idle}, which means nothing"):
+        named(choice, parameters)
+
+
+def test_a_parameter_that_is_missing_is_named() -> None:
+    with pytest.raises(InputError, match="reads parameter 'EC50'"):
+        named("effect_emax", ("CL", "V1", "E0", "EMAX"))
 
 
 DRUGS = [

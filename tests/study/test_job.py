@@ -401,3 +401,17 @@ def test_kl_compares_the_same_random_effects(data: Path, tmp_path: Path, names: 
                 MultivariateNormal(zero, true), MultivariateNormal(zero, torch.from_numpy(estimated))
             )
             assert last["kl"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_compiled_steps_are_those_of_plain_ones(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is integrated; a closed form has none."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with pytest.raises(InputError, match=r"batch\.compile=true is of models that are integrated"):
+        Job.build(configuration(data, tmp_path, "batch.compile=true"))
+    found = []
+    for compiled in ("false", "true"):
+        options = ("pk=two_compartment_ode", "epochs=2", f"batch.compile={compiled}", "dtype=float64")
+        found.append(Job.build(configuration(data, tmp_path, *options)).train([(1, 1)]).objective)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=0)

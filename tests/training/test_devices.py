@@ -15,7 +15,7 @@ from medcm_cli.study.job import Job
 from medcm_cli.study.options import conf_dir
 from medcm_cli.training.loop import Course, train
 from medcm_cli.training.trained import Trained
-from tests.helpers import STREAMS, configuration, make_population
+from tests.helpers import STREAMS, configuration, make_population, needs_of_models
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)
@@ -75,6 +75,13 @@ CASES: dict[str, tuple[str, ...]] = {
         *("objective=vi", "network=none", "random_effects=[CL,V1]", "dataset.truth=null"),
         *("network.initial={V1: 2}", "distributions={CL: {boxcox: 0.3}, V1: additive}"),
     ),
+    "field": ("objective=vi", "training.protocol=field", "error=combined"),
+    "field, minibatches": ("objective=vi", "training.protocol=field", "dataset.batch_subjects=3"),
+    "field, polished": (
+        *("objective=fo", "training.protocol=field", "training.start=drawn", "network=none"),
+        "initial={CL: {initial: 0.2, upper: 2}, omega_CL: {fixed: 0.3}, rho_CL_V1: {initial: 0.1, lower: 0}}",
+    ),
+    "field, network": ("objective=foce", "training.protocol=field", "error=proportional"),
     "one": ("objective=foce", "pk=one_compartment", "[CL,V1]"),
     "one, oral": ("objective=vi", "pk=one_compartment_oral", "[CL,V1,KA]"),
     "two, oral": ("objective=fo", "pk=two_compartment_oral", "[CL,V1,Q,V2,KA]"),
@@ -90,6 +97,16 @@ SLOW: dict[str, tuple[str, ...]] = {
         "[CL,V1]",
     ),
 }
+# The other models of conf/pk, of which some are quick.
+AT_ONCE = ("dataset.columns.rate=null", "dataset.columns.duration=null", "dataset.bolus_duration=0")
+REST = {
+    name: ("objective=vi", f"pk={name}", *needs, *(AT_ONCE if name == "absorption_transit" else ()))
+    for name, needs in needs_of_models().items()
+    if not any(f"pk={name}" in case for case in (*CASES.values(), *SLOW.values()))
+}
+QUICK = ("absorption_parallel", "absorption_transit", "response_inhibited_formation", "effect_emax")
+CASES |= {name: REST.pop(name) for name in QUICK}
+SLOW |= REST
 # Everything that a regimen can have, on few rows: additional doses, a steady state, a reset, an infusion, a
 # limit of quantification, a covariate that changes.
 TABLE = """id,time,evid,amt,rate,ii,ss,addl,dv,cens,wt,vwf
@@ -134,12 +151,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+INTEGRATED = ("_ode", "michaelis", "pk=response", "pk=tumour", "pk=binding")
+
+
 def built(data: Path, choices: tuple[str, ...], outputs: Path, *more: str) -> Job:
     options = [option if "=" in option.split("[")[0] else f"{GLOBAL}={option}" for option in choices]
     names = [option.partition("=")[0] for option in options]
     if "pk" in names and "network" not in names:
         options += ["network=none"]
-    if any(name in option for option in options for name in ("_ode", "michaelis")):
+    if any(name in option for option in options for name in INTEGRATED):
         options += ["epochs=1"]
         options += [] if "dtype" in names else ["pk.rtol=0.01", "pk.atol=1"]
     return Job.build(configuration(data, outputs, *options, *more, "replicate=[1,2]"))
