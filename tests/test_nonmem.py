@@ -34,8 +34,13 @@ def write_table(path: Path, logged: bool, until_parameter: bool) -> None:
     generator = np.random.default_rng(1)
     rows = []
     for patient in range(1, 9):
-        of = {"ID": patient, "WT": 55 + 5 * patient, "AGE": 12 + 6 * patient, "SEX": "MF"[patient % 2]}
-        given = {"AMT": 100.0, "EVID": 1, "RATE": -2.0 * until_parameter, "DVID": 1}
+        of: dict[str, object] = {
+            "ID": patient,
+            "WT": 55 + 5 * patient,
+            "AGE": 12 + 6 * patient,
+            "SEX": "MF"[patient % 2],
+        }
+        given: dict[str, object] = {"AMT": 100.0, "EVID": 1, "RATE": -2.0 * until_parameter, "DVID": 1}
         rows.append({**of, "TIME": 0.0, "OCC": 1, **given})
         for time in (0.5, 2.0, 6.0, 24.0):
             level = 2 * np.exp(-0.08 * time + 0.1 * generator.standard_normal())
