@@ -35,11 +35,12 @@ def write_table(path: Path, logged: bool, until_parameter: bool) -> None:
     rows = []
     for patient in range(1, 9):
         of = {"ID": patient, "WT": 55 + 5 * patient, "AGE": 12 + 6 * patient, "SEX": "MF"[patient % 2]}
-        rows.append({**of, "TIME": 0.0, "AMT": 100.0, "EVID": 1, "RATE": -2.0 * until_parameter, "DVID": 1})
+        given = {"AMT": 100.0, "EVID": 1, "RATE": -2.0 * until_parameter, "DVID": 1}
+        rows.append({**of, "TIME": 0.0, "OCC": 1, **given})
         for time in (0.5, 2.0, 6.0, 24.0):
             level = 2 * np.exp(-0.08 * time + 0.1 * generator.standard_normal())
             dv = np.log(level) if logged else level
-            rows.append({**of, "TIME": time, "DV": dv, "EVID": 0, "DVID": 1})
+            rows.append({**of, "TIME": time, "DV": dv, "EVID": 0, "DVID": 1, "OCC": 1 + (time > 4)})
     table = pd.DataFrame(rows)
     table["ICL"], table["DOSE"], table["NSIM"] = 4 + table["ID"], 24 - table["TIME"], 1
     table["CONC"], table["FLAG"] = table["DV"], 1 + table["ID"] % 2

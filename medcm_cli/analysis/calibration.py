@@ -81,7 +81,8 @@ def rank(
         draws, what = torch.stack(found.draws), "Laplace's"
     truth = torch.stack(eta).permute(0, 3, 2, 1)  # (K, 1, N, S)
     ranks = (draws < truth).sum(1).flatten(1)
-    return Ranks(model.random_effects.names, ranks.numpy(), what)
+    names = model.random_effects.names  # and not the kappas of occasions
+    return Ranks(names, ranks[: len(names)].numpy(), what)
 
 
 def own_draws(

@@ -35,24 +35,26 @@ def count(model: Model, values: Values, population: Population) -> Counts:
     the covariates of ``population``; sigma does where the residual error has one.
     """
     effects = model.random_effects
-    of_effects = set(effects.init([Stream(0, 1, 1)], torch.float64))
+    of_effects = {n for group in model.groups for n in group.init([Stream(0, 1, 1)], torch.float64)}
     if effects.place_of_sigma is not None:
         of_effects.add("sigma")
     own = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     with torch.enable_grad():
         zeta = model.typical(own, population)
-        varying = sum((zeta[name].sum() for name in effects.parameters), torch.zeros(()))
+        varies = dict.fromkeys(name for group in model.groups for name in group.parameters)
+        varying = sum((zeta[name].sum() for name in varies), torch.zeros(()))
     slopes: tuple[Tensor, ...] = tuple(map(torch.zeros_like, own.values()))
     if varying.requires_grad:
         slopes = torch.autograd.grad(varying, list(own.values()), allow_unused=True, materialize_grads=True)
     random = fixed = weights = 0
     for (name, value), slope in zip(own.items(), slopes, strict=True):
         size = value[..., 0].numel()
-        varies = size if name in of_effects else int((slope != 0).reshape(size, -1).any(1).sum())
-        random, fixed = random + varies, fixed + size - varies
+        own_size = size if name in of_effects else int((slope != 0).reshape(size, -1).any(1).sum())
+        random, fixed = random + own_size, fixed + size - own_size
         named = name in of_effects or name == "sigma" or name.startswith("global.")
         weights += 0 if named else size
-    return Counts(random, fixed, weights, len(values["omega"]) if "omega" in values else 0)
+    variances = sum(len(values[group.of]) for group in model.groups if group.of in values)
+    return Counts(random, fixed, weights, variances)
 
 
 def aic(ofv: Tensor, counts: Counts) -> Tensor:

@@ -2,7 +2,7 @@
 effects and individual curves. Numbers in data frames, for figures or for a look."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.haemophilia.cohorts import drawn_from
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
-from medcm_cli.numerics.triangular import covariance, dense, multiply_lower
+from medcm_cli.numerics.triangular import covariance, dense, multiply_lower, multiply_lower_transposed
 from medcm_cli.objectives.modes import find_modes
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
@@ -47,6 +47,8 @@ class Diagnosis:
     subject once, however often it was drawn; ``etas`` (``subject`` and a column per random effect) as often
     as it was drawn. ``omega``: name -> sd. ``check``: per bin of time (``from``, ``to``; ``time``, its
     median) and ``percentile``: ``observed``, and ``low``, ``median``, ``high`` of the ``simulations``.
+    ``kappas`` (``subject``, ``occasion`` and a column per parameter that varies between occasions), of those
+    that a subject has, and ``pi``: name -> sd; empty without occasions.
     """
 
     mixed: bool
@@ -56,6 +58,8 @@ class Diagnosis:
     omega: Mapping[str, float]
     check: pd.DataFrame
     simulations: int = SIMULATIONS
+    kappas: pd.DataFrame = field(default_factory=pd.DataFrame)
+    pi: Mapping[str, float] = field(default_factory=dict)
     unit: str = ""
     endpoint: str = ""
     endpoints: tuple[tuple[str, str], ...] = ()
@@ -107,7 +111,7 @@ def diagnose(restored: Restored) -> Diagnosis:
         return Diagnosis(False, observations, curves, pd.DataFrame(), {}, pd.DataFrame(), **about)
     mean, spread = posterior
     names, ids = model.random_effects.names, np.array(problem.events.ids)
-    of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=True)}
+    of_subjects = {n: m[: len(rows), 0].double().numpy() for n, m in zip(names, mean, strict=False)}
     omega = dense(covariance(model.omega_cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
     simulated = simulations(model, restored.estimates, population, restored.streams[0])
     seen = _seen(population)
@@ -123,8 +127,31 @@ def diagnose(restored: Restored) -> Diagnosis:
         pd.DataFrame({"subject": ids[rows]} | of_subjects),
         dict(zip(names, omega.tolist(), strict=True)),
         _check(observations, np.asarray(flat), units),
+        kappas=_kappas(restored, mean, ids[rows]),
+        pi=_pi(restored),
         **about,
     )
+
+
+def _kappas(restored: Restored, mean: Tensor, ids: np.ndarray) -> pd.DataFrame:
+    """``Diagnosis.kappas``, from the mean (R, N, 1) of random effects; ``ids`` of the first subjects."""
+    model, population = restored.problem.model, restored.population
+    if model.occasions is None:
+        return pd.DataFrame()
+    kappas = model.kappas(list(mean[:, None]))
+    occasion, place = (population.there[:, 0, : len(ids), 0] > 0).nonzero().T
+    return pd.DataFrame(
+        {"subject": ids[place.numpy()], "occasion": occasion.numpy() + 1}
+        | {name: of[occasion, 0, place, 0].double().numpy() for name, of in kappas.items()}
+    ).sort_values(["subject", "occasion"], ignore_index=True)
+
+
+def _pi(restored: Restored) -> dict[str, float]:
+    occasions = restored.problem.model.occasions
+    if occasions is None:
+        return {}
+    sd = dense(covariance(occasions.cholesky(restored.estimates)))[..., 0].diagonal().sqrt()
+    return dict(zip(occasions.names, sd.tolist(), strict=True))
 
 
 def _check(observations: pd.DataFrame, simulated: FloatArray, units: Units) -> pd.DataFrame:
@@ -209,7 +236,7 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
 
     :returns: (T, 1, N, B), 0 where there is no observation; a censored one has no part in the others'.
     """
-    start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
+    start = [torch.zeros_like(population.present)[None]] * model.size(population)
     eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
     seen = model.error.as_normal(model.of_subjects(values, eta), prediction, population)
@@ -222,7 +249,8 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     deviation = seen.deviation * kept
     for column, effect in zip(columns, eta, strict=True):
         deviation = deviation + column * effect
-    loadings = torch.stack([*_times_cholesky(model, values, columns)])[:, :, 0].permute(2, 3, 1, 0).double()
+    lower = model.prior_cholesky(values, population)
+    loadings = torch.stack(multiply_lower_transposed(lower, columns))[:, :, 0].permute(2, 3, 1, 0).double()
     variance = (
         torch.where(kept > 0, seen.sd.expand_as(prediction).square(), 1.0)[:, 0].permute(1, 2, 0).double()
     )
@@ -232,16 +260,6 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     white = vector @ (rotated / eigenvalue.sqrt()[..., None])
     result: Tensor = white[..., 0].permute(2, 0, 1)[:, None].to(prediction.dtype)
     return result
-
-
-def _times_cholesky(model: Model, values: Values, columns: list[Tensor]) -> list[Tensor]:
-    """Columns of G L."""
-    lower = model.omega_cholesky(values)
-    size = len(lower)
-    return [
-        sum((columns[i] * lower[i][j] for i in range(j, size)), torch.zeros_like(columns[0]))
-        for j in range(size)
-    ]
 
 
 def simulations(
@@ -256,10 +274,10 @@ def simulated(
 ) -> tuple[list[Tensor], Tensor]:
     """``simulations``, and the random effects behind them, (S, N, 1) each, first."""
     t, n, _ = population.shape
-    k = len(model.random_effects.names)
+    k = model.size(population)
     dtype = population.dv.dtype
     normal = per_fit([stream], lambda g: g.standard_normal((k, count, n)), "check.eta", dtype)
-    eta = multiply_lower(model.omega_cholesky(values), normal.unbind(0))
+    eta = multiply_lower(model.prior_cholesky(values, population), normal.unbind(0))
     zeta = model.typical(values, population)
     parts = zip(*(effect.split(_AT_ONCE) for effect in eta), strict=True)
     prediction = torch.cat([model.predict(zeta, population, part) for part in parts], 1)

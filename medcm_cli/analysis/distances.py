@@ -15,6 +15,7 @@ from torch import Tensor
 from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.metrics import sliced_wasserstein, squared_wasserstein
+from medcm_cli.objectives import State
 from medcm_cli.runs.checkpoints import is_averaged
 from medcm_cli.runs.draws import Draws, read
 from medcm_cli.runs.sweeps import finished
@@ -70,8 +71,7 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
     drawn = torch.tensor(draws.eta)
     mean, cov = _moments(drawn)
     state = objective.refresh(model, batch.population, batch.state)
-    found = objective.random_effects(model, batch.population, state)
-    assert found is not None
+    found = _between_subjects(batch, state)
     at_estimates = _to_each(*found, mean, cov)
     at_last = _at_last(batch, mean, cov)
     columns = {"eta": at_estimates.mean(0), "eta_last": at_last.mean(0)}
@@ -81,7 +81,7 @@ def _of_batch(draws: Draws, batch: Restored, posterior: Path) -> list[dict[str, 
         every = len(draws.eta) // (2 * count)
         nuts = drawn[: 2 * count * every : 2 * every]
         others = drawn[every : 2 * count * every : 2 * every]
-        own = of_q.permute(1, 2, 3, 0).double()  # (S, N, B, K)
+        own = of_q[: draws.eta.shape[-1]].permute(1, 2, 3, 0).double()  # (S, N, B, K)
         columns["eta_sliced"] = sliced_wasserstein(own, nuts[:, :, None]).mean(0)
         columns["floor"] = sliced_wasserstein(others, nuts).mean().expand(len(batch.records))
     columns |= _population(draws, batch)
@@ -106,12 +106,19 @@ def _to_each(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor) -
     return squared_wasserstein(*own, other_mean[:, None], other_cov[:, None])
 
 
+def _between_subjects(batch: Restored, state: State) -> tuple[Tensor, Tensor]:
+    """Mean (K, N, B) and covariance (K, K, N, B) of eta, without the kappas of occasions."""
+    found = batch.objective.random_effects(batch.problem.model, batch.population, state)
+    assert found is not None
+    k = len(batch.problem.model.random_effects.names)
+    return found[0][:k], found[1][:k, :k]
+
+
 def _at_last(batch: Restored, mean: Tensor, cov: Tensor) -> Tensor:
     """Squared distances (N, B) at the last epoch: of tables of before, which are of it, from the table; of
     others at the last checkpoint, as the posterior then was."""
     state = at_last_checkpoint(batch)
-    found = batch.objective.random_effects(batch.problem.model, batch.population, state)
-    assert found is not None
+    found = _between_subjects(batch, state)
     computed = _to_each(*found, mean, cov)
     of_tables = [
         _of_table(runs.read_table(folder, record, "random_effects"), mean, cov)

@@ -57,7 +57,7 @@ def more_intervals(
 
 
 def _around(restored: Restored, estimates: Estimates, method: str) -> Around:
-    criterion = restored.objective.criterion(len(restored.problem.model.random_effects.names))
+    criterion = restored.objective.criterion(restored.problem.model.size(restored.population))
     subjects, _, own, carried, layout, weights = begun(restored, criterion)
     if len(own) or estimates.theta is None:
         raise InputError(f"--method {method} is for fo, foce and their like, not for a q")

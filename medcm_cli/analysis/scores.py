@@ -78,7 +78,7 @@ def score(
     whole("--draws", draws, 100, 1_000_000)
     if method in _OBJECTIVES:
         return _by_objective(model, values, population, streams, method)
-    effects = len(model.random_effects.names)
+    effects = model.size(population)
     if method == "agq" and _NODES[1] ** effects > _MOST:
         raise InputError(f"--by=agq: the nodes of {effects} random effects are too many; choose --by=imp")
     start = [torch.zeros_like(population.present)[None] for _ in range(effects)]

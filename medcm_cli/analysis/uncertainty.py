@@ -22,6 +22,7 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.distributions import Logit, bounds_of
+from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
@@ -31,7 +32,7 @@ from medcm_cli.training.loss import Layout
 
 METHODS = ("hessian", "sandwich")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega
-AT_BOUNDARY = "Omega is on its boundary"  # why a fit has no standard errors
+AT_BOUNDARY = "Omega is on its boundary"  # or Pi: why a fit has no standard errors
 FLAT = 1e-6  # directions of network weights with less of the largest curvature than this are held
 BOUNDARY = 1e-4  # least sd, and least eigenvalue of the correlations, of an Omega that is not on its boundary
 
@@ -124,7 +125,7 @@ def estimate(restored: Restored, chosen: Criterion | None = None) -> Estimates:
         q = objective.population_posterior(model, shared)
         if q is not None:
             return _of_q(restored, shared, q)
-        chosen = objective.criterion(len(model.random_effects.names))
+        chosen = objective.criterion(model.size(restored.population))
     return _at_optimum(restored, chosen)
 
 
@@ -202,11 +203,10 @@ def quantities(restored: Restored, layout: Layout, theta: Tensor, rows: Tensor |
     model, covariates = restored.problem.model, restored.problem.config["dataset"]["covariates"]
     leaf = theta.detach().requires_grad_()
     values = restored.objective.estimates(model, layout.unpack(leaf))
-    omega = dense(covariance(model.omega_cholesky(values)))
-    sd = omega.diagonal().T.sqrt()
-    found = {f"omega_{i + 1}": sd[i].log() for i in range(len(sd))}
-    for i, j in model.random_effects.pairs:
-        found[f"rho_{i + 1}{j + 1}"] = torch.atanh(omega[i, j] / (sd[i] * sd[j]))
+    found: dict[str, Tensor] = {}
+    for group in model.groups:
+        reported = group.reported(covariance(group.cholesky(values)))
+        found |= {n: v.atanh() if n.startswith("rho_") else v.log() for n, v in reported.items()}
     scale = Units.of(restored.problem.config["dataset"]).scale
     found |= {name: sigma.log() for name, sigma in model.error.reported(values, scale).items()}
     shape = 1, 1, theta.shape[1]
@@ -273,16 +273,18 @@ def covariances(
 
 
 def _is_weight(name: str) -> bool:
-    return name not in ("omega", "correlation", "sigma") and not name.startswith("global.")
+    return name not in POPULATION and not name.startswith("global.")
 
 
 def _on_boundary(model: Model, layout: Layout, theta: Tensor) -> Tensor:
-    """Whether Omega of each fit is all but singular, (B,)."""
-    omega = dense(covariance(model.omega_cholesky(layout.unpack(theta)))).permute(2, 0, 1)
-    sd = omega.diagonal(dim1=1, dim2=2).sqrt()
-    correlation = torch.nan_to_num(omega / (sd[:, :, None] * sd[:, None, :]))
-    singular: Tensor = torch.linalg.eigvalsh(correlation)[:, 0] < BOUNDARY
-    return singular | (sd.amin(1) < BOUNDARY)
+    """Whether Omega, or Pi, of each fit is all but singular, (B,)."""
+    found = torch.zeros(theta.shape[1], dtype=torch.bool)
+    for group in model.groups:
+        omega = dense(covariance(group.cholesky(layout.unpack(theta)))).permute(2, 0, 1)
+        sd = omega.diagonal(dim1=1, dim2=2).sqrt()
+        correlation = torch.nan_to_num(omega / (sd[:, :, None] * sd[:, None, :]))
+        found |= (torch.linalg.eigvalsh(correlation)[:, 0] < BOUNDARY) | (sd.amin(1) < BOUNDARY)
+    return found
 
 
 def _fault(best: Optimum, regular: Tensor, boundary: Tensor, fit: int) -> str:

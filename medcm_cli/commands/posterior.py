@@ -26,7 +26,7 @@ SUBJECTS = ("train", "test", "all")
 # Options that describe a model and its data, which a run has its own of.
 _OF_MODEL = (
     *("dataset", "split", "network", "pk", "error", "fold", "outer", "inner"),
-    *("random_effects", "omega", "distributions", "priors", "fixed", "initial"),
+    *("random_effects", "given", "omega", "occasions", "distributions", "priors", "fixed", "initial"),
 )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from medcm_cli.posteriors.sampling import complaints, sample, tables
 from medcm_cli.report.section import Section
 from medcm_cli.runs import draws
 from medcm_cli.runs.summary import label_of
-from medcm_cli.runs.units import LOG, NONE, effect_scales
+from medcm_cli.runs.units import LOG, NONE, effect_scales, occasion_scales
 from medcm_cli.study.identity import versions
 
 
@@ -50,6 +51,12 @@ def run(
     begun, seeds = time.perf_counter(), (own["seed"], source.fold, source.replicate)
     with _bar(own) as progress:
         sampled = sample(target, seeds, own["warmup"], own["draws"], own["target_accept"], progress)
+    there = source.model.there(target.population)
+    sampled = replace(
+        sampled,
+        names=source.model.effects(target.population),
+        there=None if there is None else (there[:, 0, :, 0].T > 0).numpy(),
+    )
     seconds = time.perf_counter() - begun
     made = tables(sampled, chosen, [source.problem.events.ids[row] for row in chosen])
     found = made["diagnostics"].to_pandas()
@@ -70,7 +77,8 @@ def run(
     draws.write(folder, made, record, units)
     title = f"{folder.name}: {own['chains']} chains of {own['draws']} draws"
     scales = effect_scales(source.problem.config, units.of_parameters(source.model.pk.units))
-    show(_summary(found, title, scales, units))
+    between = occasion_scales(source.problem.config, units.of_parameters(source.model.pk.units))
+    show(_summary(found, title, scales, units, between))
     OUT.print(f"posterior: {len(chosen)} subjects in {seconds:.1f} s -> {folder}")
     _warn(poor)
 
@@ -88,10 +96,17 @@ def _warn(poor: list[str]) -> None:
         ERR.print("do not rely on these draws: take more warmup, more draws or a higher target_accept")
 
 
-def _summary(found: pd.DataFrame, title: str, effects: Mapping[str, str], units: runs.Units) -> Section:
+def _summary(
+    found: pd.DataFrame,
+    title: str,
+    effects: Mapping[str, str],
+    units: runs.Units,
+    between: Mapping[str, str] | None = None,
+) -> Section:
     """A row per parameter, of eta the worst subject's. Levels are in the unit of the data.
 
-    :param effects: parameter that varies -> what its random effect is on.
+    :param effects: parameter that varies -> what its random effect is on. :param between: the same between
+        occasions.
     """
     names = list(effects)
     unit_of = units._replace(reported=units.level).of_sigmas
@@ -112,6 +127,8 @@ def _summary(found: pd.DataFrame, title: str, effects: Mapping[str, str], units:
         kind = unit_of.get(str(name), NONE)
         if what in ("eta", "omega"):
             kind = effects[names[int(place) - 1]] if place.isdigit() else LOG
+        elif what in ("kappa", "pi"):
+            kind = (between or {}).get(place if what == "pi" else place.rpartition("_")[0], NONE)
         label = ", ".join([label_of(str(name), names), *([kind] if kind != NONE else [])])
         cells.append(
             [

@@ -14,9 +14,9 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.model.penalty import Priors, priors_of
-from medcm_cli.model.priors import PopulationPrior
+from medcm_cli.model.priors import POPULATION, PopulationPrior
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation, Target
+from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import PROBLEM, as_config
@@ -72,7 +72,7 @@ def of_run(own: Mapping[str, Any], given: Set[str]) -> Source:
     model, where = back.problem.model, record.address
     wanted = model.init([Stream(0, where.fold, where.replicate)], torch.float64)
     if own["population"] == "joint":
-        known = ("omega", "correlation", "sigma")
+        known = POPULATION
         wanted = {name: value for name, value in wanted.items() if name not in known}
     missing = sorted(set(wanted) - set(back.state.trained))
     if missing:
@@ -106,7 +106,7 @@ def _priors(source: Source) -> Priors | None:
     return priors_of(source.problem.config["priors"], references)
 
 
-def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
+def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> KnownPopulation | JointPopulation:
     """What is sampled, of the subjects in ``rows`` of the event table."""
     dtype, model = getattr(torch, own["dtype"]), source.model
     everyone = Population.from_events(source.problem.events, dtype, not model.pk.needs_double)
@@ -117,7 +117,7 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
     }
     zeta = model.typical(values, population)
     made = model.random_effects.init([Stream(0, 1, 1)], dtype)
-    shapes = sorted(set(made) - {"omega", "correlation"} - set(values))
+    shapes = sorted(set(made) - set(POPULATION) - set(values))
     if shapes:
         raise InputError(
             f"distributions: {shapes[0].removeprefix('global.')} is estimated, and no fit is given that has; "
@@ -134,7 +134,7 @@ def target_of(source: Source, own: Mapping[str, Any], rows: Any) -> Target:
             name
             for name, estimated in (
                 ("sigma", model.error.free),
-                ("Omega", model.random_effects.fixed is None),
+                *((group.of.capitalize(), group.fixed is None) for group in model.groups),
             )
             if estimated
         ]

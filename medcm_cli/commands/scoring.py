@@ -88,7 +88,7 @@ def _scored(restored: Restored, by: str | None, draws: int) -> pd.DataFrame:
     problem, model = restored.problem, restored.problem.model
     if not restored.objective.mixed:
         raise InputError("has no random effects, and so no likelihood of the data")
-    method = by or scores.method_for(len(model.random_effects.names))
+    method = by or scores.method_for(model.size(restored.population))
     names = _of_model(restored)
     values = {name: value.double() for name, value in restored.estimates.items() if name in names}
     folds = [problem.folds[record.address.fold] for record in restored.records]
@@ -128,7 +128,7 @@ def _in_parts(
     draws: int,
 ) -> pd.DataFrame:
     """The scores of some subjects under each fit, of as many fits at once as memory holds the numbers of."""
-    effects, fits = len(restored.problem.model.random_effects.names), len(subjects)
+    effects, fits = restored.problem.model.size(everyone), len(subjects)
     each = max(1, _NUMBERS // (max(map(len, subjects)) * draws * (effects + 1)))
     frames = []
     for start in range(0, fits, each):

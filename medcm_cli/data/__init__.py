@@ -14,6 +14,7 @@ from medcm_cli.data.folds import (
 )
 from medcm_cli.data.format import Format
 from medcm_cli.data.magnitudes import apparent_volume, units_assumed, with_magnitudes
+from medcm_cli.data.occasions import Rule, with_occasions
 from medcm_cli.data.population import Population
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Fold",
     "Format",
     "Population",
+    "Rule",
     "all_subjects",
     "apparent_volume",
     "blocks",
@@ -34,4 +36,5 @@ __all__ = [
     "read_plain",
     "units_assumed",
     "with_magnitudes",
+    "with_occasions",
 ]

@@ -314,12 +314,16 @@ def amounts_agree(sheet: Sheet, is_dose: BoolArray) -> tuple[str, ...]:
     return (f"{sheet.source}, {sheet.row_name(row)}, column {name!r}: {what} ({int(differ.sum())} rows)",)
 
 
-def occasions(sheet: Sheet, subject: IntArray) -> IntArray:
-    """OCC, 1 where the file has none."""
+def occasions(sheet: Sheet, subject: IntArray, needed: bool = False) -> IntArray:
+    """OCC, 1 where the file has none and none is ``needed``."""
+    if needed and sheet.named("occ") not in sheet.frame:
+        name = sheet.named("occ") if "occ" in sheet.columns else "OCC"
+        raise sheet.absent(name, says="occasions.column, times or gap says what begins an occasion")
     if not sheet.has("occ"):
         return np.broadcast_to(np.int64(1), len(subject))
     column = sheet.named("occ")
     values = sheet.number(column)
+    sheet.first(np.isnan(values), column, "is missing; expected the occasion of every row")
     whole = (values >= 1) & (values % 1 == 0)
     sheet.first(~whole, column, "is {value}; expected a whole number from 1")
     falls = np.r_[False, (np.diff(values) < 0) & (np.diff(subject) == 0)]

@@ -17,13 +17,15 @@ class Regimes:
     """Runs of records in which covariates that change have one value, in the order of subjects and records.
 
     ``subject``; ``end`` h on the clock, of the run's last record, the last of a subject infinite;
-    ``covariates`` name -> value. As in NONMEM, a record's value holds from the record before it until the
-    record itself; a run whose records have the time of the record before it holds at them alone.
+    ``covariates`` name -> value; ``occasion`` of the subject, from 0, where occasions part regimes, too. As
+    in NONMEM, a record's value holds from the record before it until the record itself; a run whose records
+    have the time of the record before it holds at them alone.
     """
 
     subject: IntArray
     end: FloatArray
     covariates: dict[str, FloatArray]
+    occasion: IntArray | None = None
 
 
 _YES = ("yes", "y", "true", "ja", "j", "oui", "si", "sí")
@@ -126,10 +128,18 @@ def _checked(sheet: Sheet, name: str, column: str, how: Format) -> FloatArray:
 
 
 def covariates_of(
-    sheet: Sheet, covariates: Mapping[str, str], how: Format, subject: IntArray, clock: FloatArray
+    sheet: Sheet,
+    covariates: Mapping[str, str],
+    how: Format,
+    subject: IntArray,
+    clock: FloatArray,
+    occasion: IntArray,
 ) -> tuple[dict[str, FloatArray], Regimes | None, IntArray]:
     """Values per subject of those that stay, regimes of those that change, and which of its subject's regimes
-    each row has, -1 without any."""
+    each row has, -1 without any.
+
+    :param occasion: of each row, which parts regimes where ``how.by_occasion``.
+    """
     opens = opens_of(subject)
     stay: dict[str, FloatArray] = {}
     change: dict[str, FloatArray] = {}
@@ -154,15 +164,19 @@ def covariates_of(
                 way = "expected one value" if how.patients else chooses
                 sheet.first(differs, column, f"{{value}} differs from the subject's first value; {way}")
             stay[name] = first
-    if not change:
+    if not change and not how.by_occasion:
         return stay, None, np.broadcast_to(np.int64(-1), len(subject))
     new = np.r_[True, np.diff(subject) != 0]
-    for values in change.values():
+    others = [occasion.astype(np.float64)] if how.by_occasion else []
+    for values in (*change.values(), *others):
         same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))
         new |= np.r_[True, ~same]
     last = np.r_[new[1:], True]
     end = np.where(np.r_[np.diff(subject) != 0, True], np.inf, clock)
     starts = np.flatnonzero(new)
     regimes = Regimes(subject[starts], end[last], {name: values[starts] for name, values in change.items()})
+    if how.by_occasion:
+        risen = np.cumsum(np.r_[False, np.diff(occasion) != 0])
+        regimes = replace(regimes, occasion=(risen - risen[opens][subject])[starts])
     number = np.cumsum(new) - 1
     return stay, regimes, number - number[opens][subject]

@@ -34,6 +34,7 @@ def describe(table: EventTable) -> dict[str, Any]:
         "amount_given": _spread(np.bincount(table.subject[given], table.amount[given], n).astype(np.float64)),
         "resets": len(table.reset_subject),
         "occasions": int(table.occasion.max(initial=1)),
+        "occasions_per_subject": _spread(_occasions(table)),
         "observations": int(observation.sum()),
         "observations_per_subject": _spread(_count(table, observation)),
         "below_limit": int((table.censored & ~table.above).sum()),
@@ -46,6 +47,12 @@ def describe(table: EventTable) -> dict[str, Any]:
         },
         "changing": sorted(varying),
     }
+
+
+def _occasions(table: EventTable) -> FloatArray:
+    """How many each subject has: rises of a number that never falls."""
+    rises = np.r_[True, (np.diff(table.subject) != 0) | (np.diff(table.occasion) != 0)]
+    return _count(table, rises[: len(table.subject)])
 
 
 def describe_endpoint(table: EventTable, number: int) -> dict[str, Any]:

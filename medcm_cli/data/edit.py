@@ -9,6 +9,7 @@ import pandas as pd
 
 from medcm_cli.data.covariates import Regimes
 from medcm_cli.data.events import EventTable
+from medcm_cli.data.occasions import anew
 from medcm_cli.data.segments import Segments, last_of, segments_of
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.quantities import hours
@@ -56,7 +57,8 @@ def part(events: EventTable, numbers: IntArray) -> EventTable:
     if regimes is not None:
         kept = place[regimes.subject] >= 0
         changing = {name: values[kept] for name, values in regimes.covariates.items()}
-        regimes = Regimes(place[regimes.subject[kept]], regimes.end[kept], changing)
+        occasion = None if regimes.occasion is None else regimes.occasion[kept]
+        regimes = Regimes(place[regimes.subject[kept]], regimes.end[kept], changing, occasion)
     return replace(
         events,
         **changed,
@@ -71,18 +73,40 @@ def part(events: EventTable, numbers: IntArray) -> EventTable:
 def with_doses(events: EventTable, doses: EventTable, added: bool) -> EventTable:
     """The subjects of ``events``, without their observations, with the doses of another table.
 
+    Where subjects have occasions, the new doses begin another one of each.
+
     :param doses: of the same subjects, a table of doses alone.
     :param added: to the doses that ``events`` has, after its last reset, and not in their place. The other
         table has no reset then.
     """
+    parted = events.regimes is not None and events.regimes.occasion is not None
     if not added:
-        return replace(doses, source=events.source, covariates=latest_covariates(events))
+        regimes = _next_occasion(events) if parted else doses.regimes
+        covariates = latest_covariates(events)
+        return replace(doses, source=events.source, covariates=covariates, regimes=regimes)
     last, _, shift = last_of(events)
     new = _some(doses, doses.is_dose)
     new["segment"] = last[new["subject"]]
     new["clock"] = new["clock"] + shift[new["subject"]]
     both = _joined(_some(events, events.is_dose), new)
-    return replace(events, **_in_order(both), superposed=events.superposed or doses.superposed)
+    is_new = np.arange(len(both["subject"])) >= events.is_dose.sum()
+    order = _order(both)
+    whole = replace(
+        events,
+        **{name: values[order] for name, values in both.items()},
+        superposed=events.superposed or doses.superposed,
+    )
+    return anew(whole, np.flatnonzero(is_new[order])) if parted else whole
+
+
+def _next_occasion(events: EventTable) -> Regimes:
+    """One regime of each subject, with the occasion after all that it has."""
+    before = events.regimes
+    assert before is not None
+    assert before.occasion is not None
+    last = np.zeros(len(events.ids), dtype=np.int64)
+    np.maximum.at(last, before.subject, before.occasion)
+    return Regimes(np.arange(len(last)), np.full(len(last), np.inf), {}, last + 1)
 
 
 def with_amounts(events: EventTable, rows: BoolArray, amount: float | FloatArray) -> EventTable:
@@ -340,6 +364,10 @@ def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_order(rows: dict[str, Any]) -> dict[str, Any]:
-    """By patient and time; what is given at a time comes before what is seen then."""
-    order = np.lexsort((~rows["is_dose"], rows["clock"], rows["subject"]))
+    order = _order(rows)
     return {name: values[order] for name, values in rows.items()}
+
+
+def _order(rows: dict[str, Any]) -> IntArray:
+    """By patient and time; what is given at a time comes before what is seen then."""
+    return np.asarray(np.lexsort((~rows["is_dose"], rows["clock"], rows["subject"])))

@@ -220,7 +220,7 @@ def _checked(
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
     dv, censored, above = columns.observations(sheet, is_observation, how.logged)
-    occasion = columns.occasions(sheet, subject)
+    occasion = columns.occasions(sheet, subject, how.by_occasion)
     compartment = compact(sheet.whole("cmt") - 1)
     endpoint = compact(endpoints(sheet, is_observation, how.endpoints))
     repeats = columns.repeats(sheet, is_dose)
@@ -235,7 +235,7 @@ def _checked(
         columns.coverage(sheet, ids, subject, needed, is_observation)
     if how.predose_observations == "error" and how.abscissa is None:
         columns.no_predose(sheet, ids, subject, time, is_observation, regimen, how.time_unit)
-    values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock)
+    values, regimes, regime = covariates_of(sheet, covariates, how, subject, regimen.clock, occasion)
     once = {
         "source": sheet.source,
         "ids": ids,

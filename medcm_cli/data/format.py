@@ -36,7 +36,8 @@ class Format:
     ``logged``: DV and limits are natural logarithms of levels. ``blq``: M1 leaves out observations below the
     limit of quantification, M3 and M4 keep them. ``endpoints``: which observations are of each, where there
     are several; ``group``: a column that tells subjects of one id apart; ``abscissa``: the column that
-    observations depend on in place of time, of a table without doses.
+    observations depend on in place of time, of a table without doses. ``by_occasion``: the column OCC has to
+    be there, and parts a subject's record in regimes as a covariate that changes does.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Format:
     endpoints: Sequence[Selector] = ()
     group: str | None = None
     abscissa: str | None = None
+    by_occasion: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))

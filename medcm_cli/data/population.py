@@ -35,8 +35,9 @@ class Population:
     it, or above where ``above`` is 1; None where there is none, of either; ``blank`` (N, B): whether a
     subject has no observation that its padding could repeat, None where all have one; ``endpoint`` (T, 1, N,
     B), from 0, of each observation, None where all are of the first; ``covariates`` name -> (1, N, B), or (P,
-    1, N, B) of one that changes in time, with an entry per regime of the schedule; ``ragged``: whether
-    anything is padded at all.
+    1, N, B) of one that changes in time, with an entry per regime of the schedule; ``occasion`` (P, 1, N, B):
+    the subject's occasion in each regime, from 0, None where nothing depends on it, and ``occasions``, how
+    many a subject has at most; ``ragged``: whether anything is padded at all.
     """
 
     subject: Tensor
@@ -51,6 +52,8 @@ class Population:
     blank: Tensor | None = None
     above: Tensor | None = None
     endpoint: Tensor | None = None
+    occasion: Tensor | None = None
+    occasions: int = 1
 
     @classmethod
     def from_events(cls, table: EventTable, dtype: torch.dtype, groups: bool = True) -> "Population":
@@ -71,6 +74,7 @@ class Population:
             rows = np.ones(len(table.regimes.subject), dtype=bool)
             for name, values in table.regimes.covariates.items():
                 covariates[name] = _repeat_last(_tensor(_pad(values, table.regimes.subject, rows, n)))
+        occasion, occasions = _occasions(table.regimes, n)
         whole = cls(
             subject=torch.arange(n)[:, None],
             present=torch.ones(n, 1, dtype=dtype),
@@ -84,6 +88,8 @@ class Population:
             above=torch.nan_to_num(observations(table.above)) if table.above.any() else None,
             blank=None if bool(observed.any(0).all()) else ~observed.any(0)[0],
             endpoint=_endpoint(table, observations),
+            occasion=occasion,
+            occasions=occasions,
         )
         return whole._in(dtype)
 
@@ -156,6 +162,14 @@ class Population:
         """Observations of each fit, (B,)."""
         return self.observed.sum((0, 1, 2))
 
+    @cached_property
+    def there(self) -> Tensor:
+        """Of each occasion whether a subject has it, 1 or 0, (O, 1, N, B)."""
+        if self.occasion is None:
+            return torch.ones_like(self.present).expand(self.occasions, 1, *self.present.shape)
+        number = torch.arange(self.occasions, device=self.present.device).view(-1, 1, 1, 1, 1)
+        return (self.occasion == number).any(1).to(self.present.dtype)
+
     def padded(self, prediction: Tensor) -> Tensor:
         """Predictions (T, S, N, B), with 1 for what is ``blank``: before a first dose they are 0, where an
         error that is proportional to them has no sd, and NaN times a mask is NaN."""
@@ -173,6 +187,15 @@ class Population:
         """Sum (S, N, B) or (N, B) over everything but fits, leaving out padded subjects, to (B,)."""
         kept = values * self.present if self.ragged else values
         return kept.sum(tuple(range(kept.ndim - 1)))
+
+
+def _occasions(regimes: Regimes | None, n: int) -> tuple[Tensor | None, int]:
+    """Of each regime of N subjects, and how many there are."""
+    if regimes is None or regimes.occasion is None:
+        return None, 1
+    rows = np.ones(len(regimes.subject), dtype=bool)
+    padded = _repeat_last(_tensor(_pad(regimes.occasion.astype(np.float64), regimes.subject, rows, n)))
+    return padded.long(), int(regimes.occasion.max(initial=0)) + 1
 
 
 def _schedules(table: EventTable, n: int, grouped: bool) -> Schedule | Ragged:

@@ -50,6 +50,11 @@ class EndpointErrors(ErrorModel):
         return all(error.logged for error in self.errors.values())
 
     @property
+    def above_zero(self) -> bool:  # type: ignore[override]
+        """Where one of them is."""
+        return any(error.above_zero for error in self.errors.values())
+
+    @property
     def allows_zero(self) -> bool:
         """Where each of them does."""
         return all(error.allows_zero for error in self.errors.values())

@@ -1,4 +1,5 @@
-"""Random effects: which parameters vary between subjects, and Omega from unconstrained values."""
+"""Random effects: which parameters vary between subjects, or between a subject's occasions, and their
+covariance from unconstrained values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
 
 STRUCTURES = ("full", "diagonal")
+OMEGA, PI = "omega", "pi"
+"""The covariance between subjects, and that between the occasions of one."""
 SIGMA = "sigma"
 """The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
 
@@ -28,6 +31,7 @@ class RandomEffects:
     have it. ``names`` in the order of Omega; ``structure`` full estimates its correlations, diagonal has
     none, and blocks, of names, have those within each. ``fixed`` is Omega where it is known, and not
     estimated; ``given``: what is said of single omegas and correlations, by name (``rows.read_initial``).
+    ``of`` pi: between the occasions of a subject, kappa ~ N(0, Pi), in the same way.
 
     :raises InputError: another structure, or a fixed Omega that does not fit or is not positive definite.
     """
@@ -37,28 +41,59 @@ class RandomEffects:
     fixed: Sequence[Sequence[float]] | None = None
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
     given: Mapping[str, Coefficient] = field(default_factory=dict)
+    of: str = OMEGA
 
     def __post_init__(self) -> None:
         if isinstance(self.structure, str):
-            one_of("omega", self.structure, STRUCTURES)
+            one_of(self._option, self.structure, STRUCTURES)
         else:
             self._check_blocks(self.structure)
         if self.fixed is not None and not _is_covariance(self.fixed, len(self.names)):
             raise InputError(
-                f"fixed.omega is {self.fixed!r}: expected a positive definite matrix with a row for each of "
-                f"{', '.join(self.names)}"
+                f"fixed.{self.of} is {self.fixed!r}: expected a positive definite matrix with a row for "
+                f"each of {', '.join(self.names)}"
             )
         if self.given and self.fixed is not None:
-            raise InputError(f"initial.{min(self.given)}: fixed.omega is all of Omega; leave one out")
+            raise InputError(f"initial.{min(self.given)}: fixed.{self.of} is all of it; leave one out")
         pairs = {self.correlation(i, j): (i, j) for i, j in self.pairs}
         for name in self.given:
             if name.startswith("rho_") and name not in pairs:
-                raise InputError(f"initial.{name}: omega={self.structure!r} has no such correlation")
+                raise InputError(f"initial.{name}: {self._option}={self.structure!r} has no such correlation")
             if name.startswith("rho_") and not self._plain(*pairs[name]):
                 raise InputError(
                     f"initial.{name}: can be said of a correlation with the first random effect of a block, "
-                    "or of all with fixed.omega"
+                    f"or of all with fixed.{self.of}"
                 )
+
+    @property
+    def _option(self) -> str:
+        return "omega" if self.of == OMEGA else "occasions.structure"
+
+    @property
+    def raw_correlation(self) -> str:
+        """What raw correlations are called among unconstrained values; raw sds are called ``of``."""
+        return "correlation" if self.of == OMEGA else f"{self.of}_correlation"
+
+    @property
+    def sds(self) -> list[str]:
+        """Names of standard deviations in results: omega_1 .., of Pi by the parameters, pi_CL .."""
+        numbered = self.of == OMEGA
+        return [f"{self.of}_{i + 1 if numbered else name}" for i, name in enumerate(self.names)]
+
+    @property
+    def rhos(self) -> list[str]:
+        """Names of the correlations in results: rho_21 .., of Pi rho_pi_CL_V1 .."""
+        if self.of == OMEGA:
+            return [f"rho_{i + 1}{j + 1}" for i, j in self.pairs]
+        return [self.correlation(*pair) for pair in self.pairs]
+
+    def reported(self, covariance: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Standard deviations and correlations of a covariance by their names in results."""
+        sd = [row[place].sqrt() for place, row in enumerate(covariance)]
+        found = dict(zip(self.sds, sd, strict=True))
+        for name, (i, j) in zip(self.rhos, self.pairs, strict=True):
+            found[name] = covariance[i][j] / (sd[i] * sd[j])
+        return found
 
     def _check_blocks(self, blocks: Sequence[Sequence[str]]) -> None:
         blocks = blocks if isinstance(blocks, list | tuple) else []
@@ -66,8 +101,9 @@ class RandomEffects:
         plain = all(isinstance(block, list | tuple) and block for block in blocks)
         if not plain or not listed or len(set(listed)) < len(listed) or set(listed) - set(self.names):
             raise InputError(
-                f"omega is {self.structure!r}; expected full, diagonal, or blocks of random effects, each in "
-                f"one of them, as in [[{', '.join(self.names[:2])}]]; they are {', '.join(self.names)}"
+                f"{self._option} is {self.structure!r}; expected full, diagonal, or blocks of random "
+                f"effects, each in one of them, as in [[{', '.join(self.names[:2])}]]; they are "
+                f"{', '.join(self.names)}"
             )
 
     @property
@@ -88,7 +124,8 @@ class RandomEffects:
 
     def correlation(self, i: int, j: int) -> str:
         """What the correlation of the random effects at positions i > j is called."""
-        return f"rho_{self.names[j]}_{self.names[i]}"
+        kind = "rho" if self.of == OMEGA else f"rho_{self.of}"
+        return f"{kind}_{self.names[j]}_{self.names[i]}"
 
     def _plain(self, i: int, j: int) -> bool:
         """Whether what is trained of a correlation is that alone, and of no partial one."""
@@ -99,7 +136,7 @@ class RandomEffects:
         """Positions of the random effects whose omega is estimated."""
         if self.fixed is not None:
             return []
-        return [i for i, name in enumerate(self.names) if self._known(f"omega_{name}") is None]
+        return [i for i, name in enumerate(self.names) if self._known(f"{self.of}_{name}") is None]
 
     @property
     def free_pairs(self) -> list[tuple[int, int]]:
@@ -154,36 +191,25 @@ class RandomEffects:
 
         :param zeta: with ``shapes``. :param eta: (S, N, B) per random effect.
         """
+        return self.shifted(zeta, dict(zip(self.names, eta, strict=True)))
+
+    def shifted(self, zeta: Mapping[str, Tensor], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same, from what the random effects of each parameter add up to."""
         shifted = {
-            name: self._of(name).individual(zeta[name], effect, self._shape(name, zeta))
-            for name, effect in zip(self.names, eta, strict=True)
+            name: self._of(name).individual(zeta[name], shift, self._shape(name, zeta))
+            for name, shift in shifts.items()
             if name != SIGMA
         }
         shapes = [of.name for of in self._shapes.values()]
         return {name: z for name, z in {**zeta, **shifted}.items() if name not in shapes}
 
-    def slopes(self, zeta: Mapping[str, Tensor], eta: Sequence[Tensor] | None) -> list[Tensor | None]:
-        """The derivative of the logarithm of each of ``parameters`` in its eta, zero where that is None;
-        None of what is 1.
-
-        :raises InputError: of one that changes in time it is not the same at all times.
-        """
-        found = list[Tensor | None]()
-        for place, name in enumerate(self.names):
-            if name == SIGMA:
-                continue
-            if name not in self.distributions:
-                found.append(None)
-                continue
-            effect = torch.zeros_like(zeta[name]) if eta is None else eta[place]
-            slope = self._of(name).slope(zeta[name], effect, self._shape(name, zeta))
-            if slope is not None and slope.ndim > 3:
-                raise InputError(
-                    f"distributions.{name}: a covariate changes {name} in time, and with it what a random "
-                    "effect does; expected one value per subject (dataset.over_time), or exponential"
-                )
-            found.append(slope)
-        return found
+    def slope(self, name: str, zeta: Mapping[str, Tensor], shift: Tensor | None) -> Tensor | None:
+        """The derivative of the logarithm of a parameter in its random effects, zero where ``shift`` is None;
+        None where that is 1."""
+        if name not in self.distributions:
+            return None
+        effect = torch.zeros_like(zeta[name]) if shift is None else shift
+        return self._of(name).slope(zeta[name], effect, self._shape(name, zeta))
 
     def reach(self, zeta: Mapping[str, Tensor]) -> list[tuple[Tensor | float, Tensor | float]]:
         """From where to where modes of each random effect are searched."""
@@ -204,23 +230,26 @@ class RandomEffects:
         values = {name: torch.zeros(len(streams), dtype=dtype, device="cpu") for name in estimated}
         omegas, pairs = len(self.free), (len(self.free_pairs),)
         if omegas:
-            values["omega"] = positive_init(streams, "omega", omegas, dtype)
+            values[self.of] = positive_init(streams, self.of, omegas, dtype)
         if pairs[0]:
-            values["correlation"] = raw_correlation_init(streams, "correlation", pairs, dtype)
+            name = self.raw_correlation
+            values[name] = raw_correlation_init(streams, name, pairs, dtype)
         return values
 
     def rows(self) -> list[Row]:
         """What is trained of omegas and correlations; of these, those whose trained number is theirs
         alone."""
-        omegas = (self.given.get(f"omega_{self.names[i]}") for i in self.free)
+        omegas = (self.given.get(f"{self.of}_{self.names[i]}") for i in self.free)
         sizes = self.sizes or [1.0] * len(self.names)
         found = [
-            row_of("omega", place, given, sizes[i])
+            row_of(self.of, place, given, sizes[i])
             for place, (i, given) in enumerate(zip(self.free, omegas, strict=True))
         ]
         pairs = ((pair, self.given.get(self.correlation(*pair))) for pair in self.free_pairs)
         return found + [
-            correlation_row(place, given) for place, (pair, given) in enumerate(pairs) if self._plain(*pair)
+            correlation_row(self.raw_correlation, place, given)
+            for place, (pair, given) in enumerate(pairs)
+            if self._plain(*pair)
         ]
 
     def cholesky(self, values: Mapping[str, Tensor]) -> Lower:
@@ -229,8 +258,8 @@ class RandomEffects:
             matrix = torch.tensor(self.fixed, dtype=torch.float64, device="cpu")
             factor = torch.linalg.cholesky(matrix).tolist()
             return [[constant(values, entry) for entry in row[: i + 1]] for i, row in enumerate(factor)]
-        omegas = iter(functional.softplus(values["omega"]).unbind(0) if self.free else ())
-        known = [self._known(f"omega_{name}") for name in self.names]
+        omegas = iter(functional.softplus(values[self.of]).unbind(0) if self.free else ())
+        known = [self._known(f"{self.of}_{name}") for name in self.names]
         sizes = self.sizes or [1.0] * len(known)
         scale = [
             (next(omegas) if size == 1 else next(omegas) * size) if value is None else constant(values, value)
@@ -238,7 +267,7 @@ class RandomEffects:
         ]
         if not self.pairs:
             return diagonal(scale)
-        raws = iter(values["correlation"].unbind(0) if self.free_pairs else ())
+        raws = iter(values[self.raw_correlation].unbind(0) if self.free_pairs else ())
         rhos = [self._known(self.correlation(*pair)) for pair in self.pairs]
         raw = [next(raws) if rho is None else constant(values, math.atanh(rho)) for rho in rhos]
         return lower_from_raw(scale, raw, self.pairs)

@@ -55,11 +55,11 @@ def row_of(name: str, place: int, given: Coefficient | None, unit: float = 1.0) 
     return Row(name, place, given.lower / unit, given.upper / unit, given.begin / unit)
 
 
-def correlation_row(place: int, given: Coefficient | None) -> Row:
+def correlation_row(name: str, place: int, given: Coefficient | None) -> Row:
     """Of a correlation."""
     if given is None:
-        return Row("correlation", place, -1.0, 1.0, None, correlation=True)
-    return Row("correlation", place, given.lower, given.upper, given.begin, correlation=True)
+        return Row(name, place, -1.0, 1.0, None, correlation=True)
+    return Row(name, place, given.lower, given.upper, given.begin, correlation=True)
 
 
 def read_initial(
@@ -67,18 +67,21 @@ def read_initial(
     random_effects: Sequence[str],
     components: Sequence[str],
     typical: Mapping[str, float],
+    occasions: Sequence[str] = (),
 ) -> dict[str, Coefficient]:
     """Option ``initial``, by the names of population parameters: omega_CL, rho_CL_V1, sigma_additive, and
     what else the network has.
 
-    :param typical: names of typical parameters and coefficients, and what each is above.
+    :param typical: names of typical parameters and coefficients, and what each is above. :param occasions:
+        what varies between them, of which it is pi_CL and rho_pi_CL_V1.
     :raises InputError: another name, or a value that is not as expected.
     """
     if not isinstance(initial, Mapping):
         raise InputError(f"initial is {shown(initial)}; expected values by name, as in {_EXAMPLE}")
     omegas = {f"omega_{name}" for name in random_effects}
     sigmas = {f"sigma_{name}" for name in components}
-    pairs = _pairs(random_effects)
+    omegas |= {f"pi_{name}" for name in occasions}
+    pairs = _pairs(random_effects) | _pairs(occasions, "rho_pi")
     given: dict[str, Coefficient] = {}
     for key, value in initial.items():
         where, name = f"initial.{key}", pairs.get(str(key), str(key))
@@ -99,13 +102,13 @@ def read_initial(
 _EXAMPLE = "initial='{CL: 4, omega_CL: 0.3, sigma_additive: {fixed: 2}, V1: {initial: 30, upper: 90}}'"
 
 
-def _pairs(names: Sequence[str]) -> dict[str, str]:
+def _pairs(names: Sequence[str], kind: str = "rho") -> dict[str, str]:
     """rho_A_B and rho_B_A -> the name of the correlation of A and B, whose order is that of ``names``."""
     found: dict[str, str] = {}
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            name = f"rho_{first}_{second}"
-            found |= {name: name, f"rho_{second}_{first}": name}
+            name = f"{kind}_{first}_{second}"
+            found |= {name: name, f"{kind}_{second}_{first}": name}
     return found
 
 

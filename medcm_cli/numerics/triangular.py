@@ -1,6 +1,6 @@
 """Small lower-triangular matrices.
 
-A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is at most six, the
+A lower-triangular K x K matrix is a list of K rows, row i holding i + 1 tensors. K is small, the
 tensors are large: every operation on such matrices is written out over K and vectorised over subjects,
 samples and fits.
 """
@@ -11,6 +11,20 @@ import torch
 from torch import Tensor
 
 Lower = list[list[Tensor]]
+
+
+class Sparse(list[list[Tensor]]):
+    """A lower-triangular matrix whose entries off the diagonal are 0 but at ``pairs`` (i, j), i > j, so that
+    what is multiplied or solved with it does not cost what a full one does."""
+
+    def __init__(self, rows: Lower, pairs: Collection[tuple[int, int]]) -> None:
+        super().__init__(rows)
+        self.pairs = frozenset(pairs)
+
+
+def _below(lower: Lower, i: int, j: int) -> bool:
+    """Whether there is an entry (i, j), i > j, that may not be 0."""
+    return not isinstance(lower, Sparse) or (i, j) in lower.pairs
 
 
 def cholesky(matrix: Sequence[Sequence[Tensor]]) -> Lower:
@@ -36,7 +50,8 @@ def solve_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
     for i, row in enumerate(lower):
         value = vector[i]
         for k in range(i):
-            value = value - row[k] * x[k]
+            if _below(lower, i, k):
+                value = value - row[k] * x[k]
         x.append(value / row[i])
     return x
 
@@ -48,20 +63,27 @@ def solve_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tenso
     for i in reversed(range(n)):
         value = vector[i]
         for k in range(i + 1, n):
-            value = value - lower[k][i] * x[k]
+            if _below(lower, k, i):
+                value = value - lower[k][i] * x[k]
         x[i] = value / lower[i][i]
     return x
 
 
 def multiply_lower(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
     """L x, K tensors."""
-    return [total([entry * vector[k] for k, entry in enumerate(row)]) for row in lower]
+    return [
+        total([entry * vector[k] for k, entry in enumerate(row) if k == i or _below(lower, i, k)])
+        for i, row in enumerate(lower)
+    ]
 
 
 def multiply_lower_transposed(lower: Lower, vector: Sequence[Tensor]) -> list[Tensor]:
     """L' x, K tensors."""
     n = len(lower)
-    return [total([lower[k][i] * vector[k] for k in range(i, n)]) for i in range(n)]
+    return [
+        total([lower[k][i] * vector[k] for k in range(i, n) if k == i or _below(lower, k, i)])
+        for i in range(n)
+    ]
 
 
 def covariance(lower: Lower) -> list[list[Tensor]]:
@@ -125,10 +147,22 @@ def lower_from_raw(
             left = left * (1 - value * value)
         row.append(sd * torch.sqrt(left))
         rows.append(row)
-    return rows
+    return rows if pairs is None or len(pairs) == len(rows) * (len(rows) - 1) // 2 else Sparse(rows, pairs)
 
 
 def diagonal(scale: Sequence[Tensor]) -> Lower:
     """diag(scale), of K tensors, as a lower-triangular matrix."""
     zero = torch.zeros_like(scale[0])
-    return [[*[zero] * i, sd] for i, sd in enumerate(scale)]
+    return Sparse([[*[zero] * i, sd] for i, sd in enumerate(scale)], ())
+
+
+def block_diagonal(blocks: Sequence[Lower]) -> Lower:
+    """Lower-triangular matrices along the diagonal of one."""
+    rows: Lower = []
+    pairs = []
+    for block in blocks:
+        first = len(rows)
+        zero = torch.zeros_like(block[0][0])
+        rows += [[*[zero] * first, *row] for row in block]
+        pairs += [(first + i, first + j) for i in range(len(block)) for j in range(i) if _below(block, i, j)]
+    return Sparse(rows, pairs)

@@ -40,7 +40,7 @@ class Agq(Conditional):
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
         """See ``Conditional``. :raises InputError: more nodes than anybody can wait for."""
-        effects = len(model.random_effects.names)
+        effects = model.size(population)
         if self.nodes**effects > MOST:
             raise InputError(
                 f"objective.nodes={self.nodes}: of {effects} random effects these are {self.nodes**effects} "

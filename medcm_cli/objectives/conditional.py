@@ -72,7 +72,7 @@ class Conditional(Objective):
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
         """See ``Objective.init``; the search for modes starts at zero."""
-        shape = len(model.random_effects.names), *population.present.shape
+        shape = model.size(population), *population.present.shape
         zero = population.present.new_zeros(shape, dtype=dtype)
         carried = {"eta": zero, "converged": torch.zeros_like(zero[:1], dtype=torch.bool)}
         return State(model.init(streams, dtype), carried, per_subject=tuple(carried))

@@ -12,10 +12,12 @@ from torch.nn import functional
 
 from medcm_cli.model.random_effects import raw_correlation_init
 from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.objectives import by_occasion
+from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 
-FAMILIES = ("full_rank", "mean_field", "mixture", "flow")
+FAMILIES = ("full_rank", "mean_field", "mixture", "flow", "by_occasion")
 
 
 class Posterior(Protocol):
@@ -112,10 +114,18 @@ class Mixture(NamedTuple):
 
 
 def init(
-    family: str, components: int, streams: Sequence[Stream], shape: tuple[int, int], dtype: torch.dtype
+    family: str,
+    components: int,
+    streams: Sequence[Stream],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    occasions: tuple[int, int] = (0, 0),
 ) -> dict[str, Tensor]:
     """Initial values of q for K random effects of N subjects, ``shape`` = (K, N): mu 0, raw sd -1, raw
     correlations ~ N(0, 0.1) (docs/methods.md, "Objectives").
+
+    :param occasions: how many there are, and how many of the K random effects each has; without any
+        by_occasion is full_rank.
 
     The components of a mixture, which would stay equal if they began so, have equal weights and means drawn
     from that Gaussian; a flow begins as that Gaussian.
@@ -134,17 +144,29 @@ def init(
         values["q.mean"] = drawn.permute(2, 1, 0, 3).contiguous()
         values["q.weight"] = torch.zeros(components, n, fits, dtype=dtype, device="cpu")
     pairs = k * (k - 1) // 2  # those of q, which is correlated where Omega is diagonal too
-    if pairs and family != "mean_field":
+    if family == "by_occasion" and occasions[0]:
+        number, own = occasions
+        values |= by_occasion.init(streams, (k - number * own, number, own, n), dtype)
+    elif pairs and family != "mean_field":
         drawn = raw_correlation_init(streams, "q.correlation", (n, *several, pairs), dtype)
         values["q.correlation"] = drawn.movedim(-2, 0).transpose(-3, -2) if several else drawn.transpose(0, 1)
     return values | (flow_init(streams, shape, dtype) if family == "flow" else {})
 
 
-def posterior(family: str, values: Mapping[str, Tensor], sizes: Sequence[float] | None = None) -> Posterior:
+def posterior(
+    family: str,
+    values: Mapping[str, Tensor],
+    sizes: Sequence[float] | None = None,
+    there: Tensor | None = None,
+) -> Posterior:
     """q of the trained values.
 
     :param sizes: what each random effect is counted in there (``RandomEffects.sizes``).
+    :param there: (K, 1, N, B), 1 of a random effect that a subject has, and 0 of the others, of which there
+        is no density; None where all have all.
     """
+    if "q.cross" in values:
+        return ByOccasion.of(values, sizes, there)
     mean, sd, correlation = (values.get(f"q.{name}") for name in ("mean", "sd", "correlation"))
     assert mean is not None
     assert sd is not None
@@ -153,5 +175,6 @@ def posterior(family: str, values: Mapping[str, Tensor], sizes: Sequence[float] 
         correlation = None if correlation is None else correlation[:, :, None]
         log_weight = torch.log_softmax(values["q.weight"], 0)[:, None]
         return Mixture(Gaussian.from_raw(mean, sd, correlation, sizes), log_weight)
-    gaussian = Gaussian.from_raw(mean, sd, None if family == "mean_field" else correlation, sizes)
+    correlation = None if family == "mean_field" else correlation
+    gaussian = Gaussian.from_raw(mean, sd, correlation, sizes, there)
     return Flow.of(gaussian, values) if family == "flow" else gaussian

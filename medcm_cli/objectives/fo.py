@@ -56,11 +56,11 @@ class Fo(Objective):
         values = state.trained
         prediction, columns = model.linearise(model.typical(values, population), population)
         seen = model.error.as_normal(values, prediction, population)
-        terms = marginal(population, seen, columns, model.omega_cholesky(values))
+        terms = marginal(population, seen, columns, model.prior_cholesky(values, population))
         return terms.log_det + terms.quadratic
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Modes of eta and the inverse of the information there."""
-        start = [torch.zeros_like(population.present)[None] for _ in model.random_effects.names]
+        start = [torch.zeros_like(population.present)[None]] * model.size(population)
         modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
         return torch.cat(modes.eta), laplace_covariance(model, state.trained, population, modes.eta)

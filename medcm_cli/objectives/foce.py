@@ -86,7 +86,7 @@ class Foce(Conditional):
         prediction, columns = self.linearise(model, state, population)
         own = model.of_subjects(values, eta)
         seen = model.error.as_normal(own, prediction, population)
-        omega = model.omega_cholesky(values)
+        omega = model.prior_cholesky(values, population)
         if self.formulation == "linearised":
             shift = total([column * effect for column, effect in zip(columns, eta, strict=True)])
             terms = marginal(population, seen.shifted(shift), columns, omega)

@@ -57,7 +57,7 @@ class Peak(NamedTuple):
 def peak(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Peak:
     """At modes ``eta``, one (1, N, B) per random effect; without a gradient."""
     with torch.no_grad():
-        omega, zeta = model.omega_cholesky(values), model.typical(values, population)
+        omega, zeta = model.prior_cholesky(values, population), model.typical(values, population)
         still = solve_lower(omega, eta)
     with torch.enable_grad():
         u = [x.detach().requires_grad_() for x in still]
@@ -99,7 +99,7 @@ def around_modes(
     """
     differentiate = torch.is_grad_enabled()
     with torch.set_grad_enabled(differentiate or exact):
-        omega = model.omega_cholesky(values)
+        omega = model.prior_cholesky(values, population)
         still = solve_lower(omega, eta)
         u = [x.detach().requires_grad_() for x in still]
         zeta = model.typical(values, population)
@@ -118,7 +118,7 @@ def around_modes(
     # Of modes that are constants u moves with Omega.
     moved = [s * (x - x.detach()) for s, x in zip(slope, still, strict=True)]
     if follow:
-        free = inside(model.random_effects.reach(zeta), eta)
+        free = inside(model.reach(zeta, population), eta)
         along, moves = _following(at, u, free, slope, curvature if exact else None)
         moved = [torch.where(moves, a, b) for a, b in zip(along, moved, strict=True)]
     return result + total(moved)

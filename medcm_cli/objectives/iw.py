@@ -62,18 +62,19 @@ class Iw(Objective):
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
     ) -> State:
         """See ``Objective.init``; q begins as that of ``Vi``."""
-        shape = len(model.random_effects.names), population.shape[1]
-        own = families.init(self.family, 1, streams, shape, dtype)
+        shape = model.size(population), population.shape[1]
+        occasions = (0, 0) if model.occasions is None else (population.occasions, len(model.occasions.names))
+        own = families.init(self.family, 1, streams, shape, dtype, occasions)
         return State(model.init(streams, dtype) | own, per_subject=tuple(own))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N)."""
-        return len(model.random_effects.names), self.samples, population.shape[1]
+        return model.size(population), self.samples, population.shape[1]
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""
         assert noise is not None
-        q = families.posterior(self.family, state.trained, model.random_effects.sizes)
+        q = families.posterior(self.family, state.trained, model.sizes(len(noise)))
         eta = q.points(noise.unbind(0))
         doubly = self.estimator == "doubly_reparametrised" and torch.is_grad_enabled()
         log_weight = _log_weight(model, population, state.trained, q.detach() if doubly else q, eta)
@@ -92,8 +93,8 @@ class Iw(Objective):
     @torch.no_grad()
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior, by the weights of quasi-random draws of q, which is wider."""
-        values, k = state.trained, len(model.random_effects.names)
-        q = families.posterior(self.family, values, model.random_effects.sizes)
+        values, k = state.trained, model.size(population)
+        q = families.posterior(self.family, values, model.sizes(k))
         points = normal_points(k, _POINTS).to(values["q.mean"])
         eta = q.points([row.view(-1, 1, 1).expand(-1, *values["q.mean"].shape[-2:]) for row in points])
         weight = torch.softmax(_log_weight(model, population, values, q, eta), 0)

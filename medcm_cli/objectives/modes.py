@@ -71,12 +71,12 @@ def find_modes(
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
 
     def at(u: Sequence[Tensor]) -> Point:
         return evaluate(model, values, zeta, omega, population, u)
 
-    reach = model.random_effects.reach(zeta)
+    reach = model.reach(zeta, population)
     search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search, reach)
@@ -155,7 +155,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
     one where H is not positive definite since the search has not got there, does not move.
     """
     zeta = model.typical(values, population)
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     start = [x.detach().requires_grad_() for x in solve_lower(omega, eta)]
     gradient = evaluate(model, values, zeta, omega, population, start).gradient
     # Subjects do not share etas, so a sum over them has the gradient of each.
@@ -167,7 +167,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        moves = inside(model.random_effects.reach(zeta), eta)
+        moves = inside(model.reach(zeta, population), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
@@ -179,7 +179,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
 def laplace_covariance(model: Model, values: Values, population: Population, eta: Sequence[Tensor]) -> Tensor:
     """Covariance of Laplace's approximation to the posterior at its mode ``eta``, from the expected
     information there: (K, K, N, B)."""
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     zeta = model.typical(values, population)
     at = evaluate(model, values, zeta, omega, population, solve_lower(omega, eta))
     factor = cholesky(at.information)

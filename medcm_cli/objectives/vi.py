@@ -1,6 +1,7 @@
 """Variational inference: a q over each subject's random effects, and, where they have priors, over sigma and
 Omega, fitted together with the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,13 +14,14 @@ from medcm_cli.checks import number, one_of, whole
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
-from medcm_cli.model.priors import PopulationPrior
+from medcm_cli.model.priors import POPULATION, PopulationPrior
 from medcm_cli.model.random_effects import raw_correlation_init
 from medcm_cli.model.rows import raw_of
-from medcm_cli.numerics.normal import LOG_2PI, normal_log_density, normal_points
+from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
+from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.runs.description import Description
 
@@ -33,8 +35,9 @@ class Vi(Objective):
     """Minus the ELBO, sum_i E_q [log N(y; f(eta), Sigma) + log N(eta; 0, Omega) - log q(eta)].
 
     ``family`` of q_i: full_rank N(mu_i, L_i L_i'), mean_field with L_i diagonal, a mixture of ``components``
-    Gaussians, or a normalising flow. The expectation is the mean of ``samples`` draws, of each component of a
-    mixture.
+    Gaussians, or a normalising flow; by_occasion, of kappas that are independent between occasions given what
+    varies between subjects (``objectives.by_occasion``). The expectation is the mean of ``samples``
+    draws, of each component of a mixture.
     ``estimator`` chooses the gradient of log q: path_derivative detaches q's own parameters in it (Roeder et
     al. 2017), standard does not, entropy uses a Gaussian's closed-form entropy in its place.
     ``population`` variational adds a Gaussian q over the log sigmas, log omegas and raw correlations that are
@@ -92,8 +95,9 @@ class Vi(Objective):
             raise InputError(
                 f"objective.family={self.family}: standard errors are there for full_rank and mean_field"
             )
-        quiet = replace(self, samples=SAMPLES, estimator="entropy")
-        return Criterion(quiet, 1.0, normal_points(effects, SAMPLES))
+        samples = max(SAMPLES, 2 ** math.ceil(math.log2(4 * effects)))
+        quiet = replace(self, samples=samples, estimator="entropy")
+        return Criterion(quiet, 1.0, normal_points(effects, samples))
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -103,10 +107,11 @@ class Vi(Objective):
 
         :raises InputError: ``population`` is variational and sigma and Omega are fixed.
         """
+        self._check_occasions(model)
         values = model.init(streams, dtype)
         carried = {}
         if self.population == "variational":
-            if not model.error.free and model.random_effects.fixed is not None:
+            if not model.error.free and all(group.fixed is not None for group in model.groups):
                 raise InputError(
                     "objective.population=variational: sigma and Omega are fixed, nothing of them is to be "
                     "estimated"
@@ -115,18 +120,25 @@ class Vi(Objective):
             # Each subject's share of the terms that belong to the fit as a whole: a minibatch has that of its
             # own.
             carried["share"] = population.present / population.present.sum(0)
-        shape = len(model.random_effects.names), population.shape[1]
-        own = families.init(self.family, self.components, streams, shape, dtype)
+        shape = model.size(population), population.shape[1]
+        occasions = (0, 0) if model.occasions is None else (population.occasions, len(model.occasions.names))
+        own = families.init(self.family, self.components, streams, shape, dtype, occasions)
         if self.initial_sd is not None:
             own["q.sd"] = torch.full_like(own["q.sd"], raw_of(self.initial_sd))
         return State(values | own, carried, per_subject=(*own, *carried))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N), and P more with P population parameters, for which the first subject's are used."""
-        k = len(model.random_effects.names)
+        k = model.size(population)
         if self.population == "variational":
             k += PopulationPrior(model, self.lkj).size
         return k, self._draws, population.shape[1]
+
+    def _check_occasions(self, model: Model) -> None:
+        if model.occasions is not None and self.family in ("mixture", "flow"):
+            raise InputError(
+                f"objective.family={self.family}: with occasions choose full_rank, mean_field or by_occasion"
+            )
 
     @property
     def _draws(self) -> int:
@@ -135,9 +147,9 @@ class Vi(Objective):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``."""
         assert noise is not None
-        values, k = state.trained, len(model.random_effects.names)
+        values, k = state.trained, model.size(population)
         eps = noise[:k].unbind(0)
-        q = families.posterior(self.family, values, model.random_effects.sizes)
+        q = families.posterior(self.family, values, model.sizes(k), model.there(population))
         eta = q.points(eps)
         weights = q.weights(self._draws)
         known = values
@@ -151,7 +163,7 @@ class Vi(Objective):
             log_q = self._log_q(q_population, point, numbers) - prior.log_density(drawn)
             of_population = log_q.mean((0, 1)) * population.sum_subjects(state.carried["share"])
         prediction = model.predict(model.typical(values, population), population, eta)
-        log_prior = normal_log_density(model.omega_cholesky(known), eta)
+        log_prior = model.log_prior(known, eta, None if model.occasions is None else population.there)
         log_q = self._log_q(q, eta, eps)
         likelihood = model.error.log_likelihood(
             model.of_subjects(known, eta), prediction, population, weights
@@ -168,7 +180,7 @@ class Vi(Objective):
             return q.detach().log_density(points)
         if self.estimator == "standard":
             return q.log_density_at(numbers, points)
-        assert isinstance(q, Gaussian)
+        assert isinstance(q, Gaussian | ByOccasion)
         return -q.entropy().expand(1, *points[0].shape[1:])
 
     def estimates(self, model: Model, values: Values) -> Values:
@@ -180,13 +192,13 @@ class Vi(Objective):
 
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Mean and covariance of q; of a flow, over a fixed quasi-random sample."""
-        del population
-        return families.posterior(self.family, state.trained, model.random_effects.sizes).moments()
+        sizes = model.sizes(model.size(population))
+        return families.posterior(self.family, state.trained, sizes).moments()
 
     @torch.no_grad()
     def draw(self, model: Model, state: State, streams: Sequence[Stream], count: int) -> Tensor:
         """Independent draws of eta from q, (K, ``count``, N, B), by each fit's own random numbers."""
-        q = families.posterior(self.family, state.trained, model.random_effects.sizes)
+        q = families.posterior(self.family, state.trained, model.sizes(len(state.trained["q.mean"])))
         *_, n, _ = state.trained["q.mean"].shape
         shape = n, q.numbers, count
         noise = per_fit(streams, lambda g: g.standard_normal(shape), "draws", state.trained["q.mean"].dtype)
@@ -204,9 +216,9 @@ def _population_init(
     values: dict[str, Tensor], streams: Sequence[Stream], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Initial values of q in place of those of sigma, omega and raw correlations."""
-    point = {name: values.pop(name) for name in ("sigma", "omega", "correlation") if name in values}
+    point = {name: values.pop(name) for name in POPULATION if name in values}
     mean = torch.cat(
-        [raw if name == "correlation" else functional.softplus(raw).log() for name, raw in point.items()]
+        [raw if "correlation" in name else functional.softplus(raw).log() for name, raw in point.items()]
     )
     size = len(mean)
     values["population.mean"] = mean

@@ -21,16 +21,16 @@ HALF_LIFE = "half-life"
 def individual_parameters(
     study: Study, population: Population, eta: Sequence[Tensor] | None
 ) -> dict[str, Tensor]:
-    """Parameters, at the patient's last covariates where they change, and the half-life where there is one.
+    """Parameters, at the patient's last covariates and on the last occasion where they change, and the
+    half-life where there is one.
 
-    :param eta: K of (S, N, B), random effects; None for typical parameters, S = 1.
+    :param eta: R of (S, N, B), random effects; None for typical parameters, S = 1.
     :returns: name -> (S, N, B), in the study's units.
     """
     zeta = study.fits.model.typical(study.fits.estimates, population)
-    zeta = {name: value[-1] if value.ndim > 3 else value for name, value in zeta.items()}
-    z = zeta if eta is None else study.fits.model.individual(zeta, eta)
+    z = zeta if eta is None else study.fits.model.individual(zeta, eta, population)
     shapes = study.fits.model.random_effects.shapes(study.fits.estimates)
-    z = {name: value for name, value in z.items() if name not in shapes}
+    z = {name: value[-1] if value.ndim == 4 else value for name, value in z.items() if name not in shapes}
     last = study.fits.model.pk.half_life(z)
     shape = (1 if eta is None else len(eta[0]), *population.present.shape[:1], len(study.fits.records))
     every = z if last is None else {**z, HALF_LIFE: last}
@@ -66,8 +66,8 @@ def posterior_table(study: Study, ids: Sequence[str], posterior: Posterior) -> p
     columns: dict[str, Any] = {"patient": np.repeat(np.asarray(ids), fits)}
     columns |= {str(name): np.tile(where[name].to_numpy(), len(ids)) for name in where}
     names = study.fits.model.random_effects.names
-    columns |= {f"eta_{name}": m.numpy().ravel() for name, m in zip(names, posterior.mode, strict=True)}
-    for i, row in enumerate(posterior.covariance.unbind(0)):
+    columns |= {f"eta_{name}": m.numpy().ravel() for name, m in zip(names, posterior.mode, strict=False)}
+    for i, row in enumerate(posterior.covariance[: len(names)].unbind(0)):
         columns |= {f"cov_{i + 1}{j + 1}": row[j].numpy().ravel() for j in range(i + 1)}
     columns |= {
         "converged": posterior.converged.numpy().ravel(),

@@ -56,7 +56,7 @@ def surprises(
             f"{units.level}, and the dose before it has to be there"
         )
         notes.append((ids[number], "level", words))
-    notes += _far_from_zero(model.omega_cholesky(values), posterior.mode, ids, wrong)
+    notes += _far_from_zero(model.prior_cholesky(values, population), posterior.mode, ids, wrong)
     off = misfit(model, values, population, posterior.mode)[:, 0].quantile(0.5, dim=-1)  # (T, N)
     notes += _far_from_the_curve(off, dv, time, units, ids, wrong)
     notes += _rough(posterior.effective.quantile(0.5, dim=-1), ids, wrong)
@@ -70,7 +70,7 @@ def _plausible(
     count = max(_EACH, _DRAWS // mode[0].shape[-1])
     points = torch.quasirandom.SobolEngine(len(mode), scramble=True, seed=1).draw(count, dtype=mode[0].dtype)
     normal = torch.special.ndtri(points.clamp(1e-9, 1 - 1e-9)).T[:, :, None, None]
-    eta = multiply_lower(model.omega_cholesky(values), list(normal.unbind(0)))
+    eta = multiply_lower(model.prior_cholesky(values, population), list(normal.unbind(0)))
     level = model.predict(model.typical(values, population), population, eta)
     error, own = model.error.of_endpoint(population.endpoint), model.of_subjects(values, eta)
     high, low = (error.draw(own, level, far) for far in (4.0, -4.0))

@@ -170,7 +170,7 @@ class Study:
             raise InputError(
                 f"{self.label}: has no doses over time to predict; `medcm plot` shows its curves"
             )
-        also = Also(self.fits.config["endpoints"])
+        also = Also(self.fits.config["endpoints"], occasions=self.fits.config["occasions"])
         events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, also)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)
@@ -203,11 +203,13 @@ class Study:
         return dose_corners(events, None if spans is None else spans.numpy())
 
     def population(self, events: EventTable, dtype: torch.dtype = torch.float64) -> Population:
-        """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B."""
+        """N patients as tensors with a fit dimension of 1, but for covariates, in which it is B; with an
+        occasion that none of them has had, where parameters vary between occasions."""
         alone = Population.from_events(events, dtype, not self.fits.model.pk.needs_double)
         size = len(self.fits.records)
         spread = {name: v.expand(*v.shape[:-1], size) for name, v in alone.covariates.items()}
-        return replace(alone, covariates=spread)
+        more = 0 if self.fits.model.occasions is None else 1
+        return replace(alone, covariates=spread, occasions=alone.occasions + more)
 
     def posterior(self, events: EventTable, method: str = "importance", draws: int = 1000) -> Posterior:
         """The posterior of patients; ``draws`` of all fits together, equally many of each."""

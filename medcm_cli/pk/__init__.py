@@ -13,6 +13,7 @@ from medcm_cli.pk import dosing, library
 from medcm_cli.pk.absorption import MixedAbsorption
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
+from medcm_cli.pk.derivatives import Along, Direction, parted
 from medcm_cli.pk.direct import DirectModel
 from medcm_cli.pk.equations import (
     learned_elimination_rate,
@@ -28,7 +29,9 @@ from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.transit import TransitAbsorption
 
 __all__ = [
+    "Along",
     "DirectModel",
+    "Direction",
     "LinearModel",
     "MixedAbsorption",
     "OdeModel",
@@ -63,15 +66,18 @@ def solve(pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor]) -> 
 
 
 def sensitivities(
-    pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor], wrt: Sequence[str]
+    pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor], wrt: Sequence[Direction]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, the same shape each; all
-    differentiable.
+    """Prediction f (T, S, N, B) and df/dlog z for each name in ``wrt``, or a part of it (``Along``), the same
+    shape each; all differentiable.
 
     With z = zeta exp(eta) these are the columns of G = df/deta (docs/methods.md, "Objectives"); of other
     distributions they are so times dlog z/deta.
     """
-    found = [pk.sensitivities(part, own, wrt) for part, own in schedule.apart(z)]
+    if all(isinstance(one, str) for one in wrt):
+        found = [pk.sensitivities(part, own, wrt) for part, own in schedule.apart(z)]
+    else:
+        found = [pk.sensitivities(part, own, of) for part, own, of in parted(z, wrt, schedule.apart)]
     columns = [schedule.together(column) for column in zip(*(own for _, own in found), strict=True)]
     return schedule.together([prediction for prediction, _ in found]), columns
 

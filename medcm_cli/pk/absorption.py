@@ -9,7 +9,7 @@ from torch import Tensor
 from medcm_cli.checks import one_of, whole
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, compartments
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.schedule import Schedule
@@ -132,7 +132,9 @@ class MixedAbsorption(PkModel):
         others = ~chosen & (schedule.amount > 0)
         return found + only(linear, schedule, others, z) if bool(others.any()) else found
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
         return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
+from medcm_cli.pk.derivatives import Direction
 from medcm_cli.pk.dosing import Values, check_doses
 from medcm_cli.pk.schedule import Schedule
 
@@ -62,7 +63,9 @@ class PkModel(Protocol):
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
 
     def init(self, streams: Sequence[Stream], dtype: torch.dtype) -> dict[str, Tensor]:

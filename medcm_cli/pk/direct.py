@@ -9,6 +9,7 @@ from torch import Tensor
 from medcm_cli.checks import one_of
 from medcm_cli.errors import InputError
 from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.derivatives import Direction, moves, times_share
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.schedule import Schedule
 
@@ -96,7 +97,9 @@ class DirectModel(PkModel):
         change = z["SLOPE"] * x if self.form == "linear" else z["EMAX"] * self._share(x, z)[0]
         return z["E0"] + change
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
         x = schedule.time.to(z["E0"].dtype)
         if self.form == "linear":
@@ -109,7 +112,7 @@ class DirectModel(PkModel):
             slopes = {"E0": z["E0"] + torch.zeros_like(change), "EMAX": change}
             slopes |= {"ED50": -gamma * turn, "GAMMA": power * turn}
         prediction = z["E0"] + change
-        return prediction, [slopes[name].expand_as(prediction) for name in wrt]
+        return prediction, [times_share(one, slopes[moves(one)].expand_as(prediction)) for one in wrt]
 
     def _share(self, x: Tensor, z: Values) -> tuple[Tensor, Tensor, Tensor | float]:
         """x^g / (ED50^g + x^g), 0 where x is; log of (x / ED50)^g, 0 there too; and g."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import total
 from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.derivatives import Along, Direction, moves, times_share
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.expression import Expression, parsed, units_of
 from medcm_cli.pk.schedule import Schedule
@@ -109,18 +111,21 @@ class Given(PkModel):
         """See ``medcm_cli.pk.solve``."""
         return self.model.predict(schedule, self._all(z))
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
-        """See ``medcm_cli.pk.sensitivities``: by the chain rule on the log scale.
-
-        :raises InputError: a parameter that changes in time is a sum with one of ``wrt``.
-        """
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``: by the chain rule on the log scale."""
         full = self._all(z)
-        shares = {name: self._shares(full, name) for name in wrt}
-        moved = tuple(dict.fromkeys(of for own in shares.values() for of in own))
-        prediction, columns = self.model.sensitivities(schedule, full, moved)
-        of = dict(zip(moved, columns, strict=True))
+        shares = [self._shares(full, one) for one in wrt]
+        # What has part in the same way at all times, which several directions may have in common; and others.
+        alike = dict.fromkeys(name for own in shares for name, share in own.items() if not _changes(share))
+        others = [Along(name, share) for own in shares for name, share in own.items() if _changes(share)]
+        prediction, columns = self.model.sensitivities(schedule, full, [*alike, *others])
+        of = dict(zip(alike, columns, strict=False))
+        rest = iter(columns[len(alike) :])
         return prediction, [
-            total([of[name] * share for name, share in own.items()]) for own in shares.values()
+            total([next(rest) if _changes(share) else of[name] * share for name, share in own.items()])
+            for own in shares
         ]
 
     def _all(self, z: Values) -> dict[str, Tensor]:
@@ -133,26 +138,27 @@ class Given(PkModel):
             full[name] = torch.where(value > 0, value, torch.nan) if name in self.model.units else value
         return full
 
-    def _shares(self, full: Values, name: str) -> dict[str, Tensor | float]:
-        """Parameter of the model -> the derivative of its logarithm in that of ``name``."""
-        tangents: dict[str, Tensor | float] = {name: full[name]}
-        shares: dict[str, Tensor | float] = {name: 1.0} if name in self.model.parameters else {}
+    def _shares(self, full: Values, along: Direction) -> dict[str, Tensor | float]:
+        """Parameter of the model -> the derivative of its logarithm in a direction; with a dimension for
+        regimes where these differ in it."""
+        name = moves(along)
+        tangents: dict[str, Tensor | float] = {name: times_share(along, full[name])}
+        shares: dict[str, Tensor | float] = {}
+        if name in self.model.parameters:
+            shares[name] = 1.0 if isinstance(along, str) else along.share
         for given, expression in self.through.items():
             value, tangent = expression.slope(full, tangents)
             if not isinstance(tangent, Tensor):
                 continue
             tangents[given] = tangent
             share = tangent / value
-            if share.ndim > 3:
-                first = share[:1]
-                if not torch.allclose(share, first.expand_as(share), rtol=1e-5):
-                    raise InputError(
-                        f"given.{given}: a covariate that changes in time changes the share that {name} has "
-                        "in it; expected one value per subject (dataset.over_time), or a product"
-                    )
-                share = first[0]
-            shares[given] = share
+            same = share.ndim > 3 and torch.allclose(share, share[:1].expand_as(share), rtol=1e-5)
+            shares[given] = share[0] if same else share
         return shares
+
+
+def _changes(share: Tensor | float) -> TypeGuard[Tensor]:
+    return isinstance(share, Tensor) and share.ndim > 3
 
 
 def with_given(pk: PkModel, given: object) -> PkModel:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import times
+from medcm_cli.pk.derivatives import Direction, key_of, moves, shares_of
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
@@ -63,13 +64,14 @@ class Stretch:
 
 
 def amounts(
-    pk: Integrable, schedule: Schedule, z: Values, weights: Values, wrt: Sequence[str] = ()
+    pk: Integrable, schedule: Schedule, z: Values, weights: Values, wrt: Sequence[Direction] = ()
 ) -> tuple[Tensor, Values]:
     """Amounts in the observed compartment at each observation, (T, S, N, B), or (T, 1 + K, S, N, B) with K
     derivatives, by the logarithms of ``wrt``, not numbers where they cannot be found; of all compartments (T,
-    C, ...) where ``pk.seen`` is None; and the parameters in force then.
+    C, ...) where ``pk.seen`` is None; and the parameters, and shares of directions, in force then.
 
-    :param z: of each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
+    :param z: of each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time, and
+        likewise the shares of ``wrt``.
     :param weights: of learned terms, (..., 1, 1, B), with five dimensions.
     :raises InputError: nothing can be solved.
     """
@@ -77,8 +79,9 @@ def amounts(
     def build(values: Values) -> Timeline:
         return timeline(pk, pk.seen, len(pk.states), schedule, values)
 
+    z = {**z, **shares_of(wrt)}
     line = build(z)
-    moves = [moving(build, pk, z, name) for name in wrt]
+    moves = [moving(build, pk, z, one) for one in wrt]
     series = [replace(one, z={**one.z, **weights}) for one in line.series]
     line = replace(line, z={**line.z, **weights}, series=series, start=pk.begin(line.z), superposed=False)
     run = _Run(pk, line, tuple(wrt), moves)
@@ -95,16 +98,25 @@ def amounts(
     return found, line.z_seen
 
 
-def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[str]) -> list[Tensor]:
+def share(z: Values, place: int) -> Tensor | float:
+    """That of a direction which is in force where the parameters are."""
+    return z.get(key_of(place), 1.0)
+
+
+def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
     """The derivatives of the amounts that a model begins with by logarithms of parameters."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         shape = torch.broadcast_shapes(*(value.shape for value in z.values() if value.ndim < 5))
-        own = {name: leaf(z[name].expand(shape)) for name in wrt}
+        own = {name: leaf(z[name].expand(shape)) for name in dict.fromkeys(map(moves, wrt))}
         amounts = start({**z, **own})
         assert amounts is not None
         rows = rows_of(amounts.movedim(-4, 0), list(own.values()), create_graph=again)
-    each = [[row[k] * value for row in rows] for k, value in enumerate(own.values())]
+    names = list(own)
+    each = [
+        [row[names.index(moves(one))] * own[moves(one)] * share(z, place) for row in rows]
+        for place, one in enumerate(wrt)
+    ]
     found = [torch.stack(of).movedim(0, -4) for of in each]
     return found if again else [turn.detach() for turn in found]
 
@@ -115,13 +127,15 @@ class _Run:
 
     pk: Integrable
     line: Timeline
-    wrt: tuple[str, ...]
+    wrt: tuple[Direction, ...]
     moves: Sequence[Moving]
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def right(self) -> Right:
-        return Right(self.pk.right_side, tuple(self.line.z), timed=self.pk.timed)
+        shares = shares_of(self.wrt)
+        names = tuple(name for name in self.line.z if name not in shares)
+        return Right(self.pk.right_side, names, timed=self.pk.timed)
 
     @cached_property
     def share(self) -> list[float]:
@@ -158,7 +172,7 @@ class _Run:
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and fit is None and not bool((stretch.width != 0).any()):
             return state
-        tensors = [stretch.left, stretch.width, *stretch.z.values()]
+        tensors = [stretch.left, stretch.width, *(stretch.z[name] for name in self.right.names)]
         last = len(tensors)
         if stretch.inflow is not None:
             tensors.append(stretch.inflow)
@@ -173,8 +187,9 @@ class _Run:
             )
             return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, name in enumerate(self.wrt):
-            own = {2 + self.right.names.index(name): stretch.z[name]}
+        for k, one in enumerate(self.wrt):
+            name = moves(one)
+            own = {2 + self.right.names.index(name): stretch.z[name] * share(stretch.z, k)}
             places = {"left": 0, "width": 1} | ({} if stretch.inflow is None else {"inflow": last})
             turns = stretch.moved[k] if stretch.moved else {}
             own |= {place: turns[of] for of, place in places.items() if of in turns}

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.devices import everywhere, nowhere
-from medcm_cli.pk import dosing, stepwise
+from medcm_cli.pk import carried, dosing, stepwise
 from medcm_cli.pk.base import PkModel
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse, shares_of, times_share
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.moments import moment, moment_difference
 from medcm_cli.pk.pieces import Pieces
@@ -109,7 +109,9 @@ class LinearModel(PkModel):
         """See ``medcm_cli.pk.solve``."""
         return _predict(self, schedule, z)
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
         return _sensitivities(self, schedule, z, wrt)
 
@@ -117,6 +119,10 @@ class LinearModel(PkModel):
         """log 2 over the smallest eigenvalue of the rate matrix, h."""
         rate = self.response(z).rates.amin(0)
         return math.log(2) / (torch.minimum(rate, z["KA"]) if self.absorption else rate)
+
+    def rates(self, z: Values) -> list[Tensor]:
+        """The eigenvalues of minus the rate matrix, 1/h."""
+        return [*self.response(z).rates.unbind(0), *([z["KA"]] if self.absorption else [])]
 
     def rate_matrix(self, z: Values) -> Tensor:
         """K (1/h) of dA/dt = K A, from parameters of shapes that broadcast to (...): (..., compartments,
@@ -353,15 +359,18 @@ class _Passed:
 
 
 def _sensitivities(
-    pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[str]
+    pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[Direction]
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
-    changing = any(value.ndim > 3 for value in z.values())
+    changing = any(value.ndim > 3 for value in (*z.values(), *shares_of(wrt).values()))
+    states = pk.central + 1 + ("Q" in pk.parameters) + ("Q3" in pk.parameters)
+    if changing and carried.can(pk, states, wrt):
+        return carried.sensitivities(pk, states, schedule, z, wrt)
     if changing or pk.tangents is None or not _plain(pk, schedule) or schedule.pieces is not None:
         return reverse_over_reverse(lambda values: _predict(pk, schedule, values), schedule, z, wrt)
     z = _ranked(z)
     response = pk.response(z)
-    tangents = pk.tangents(z, response, wrt)
+    tangents = pk.tangents(z, response, [moves(one) for one in wrt])
     rates, weights = _per_dose(response.rates), _per_dose(response.weights)
     d_rates, d_weights = _per_dose(tangents.rates), _per_dose(tangents.weights)  # (K, J, 1, 1, S, N, B)
     level = schedule.given / (pk.amount_per_level * z[pk.volume])
@@ -374,8 +383,8 @@ def _sensitivities(
     constant = d_weights * mean_decay - weights * schedule.infused * moment(x, 1) * d_rates
     slopes = ((constant - schedule.since_end * (term * d_rates)) * decay).sum((1, 2))  # (K, T, S, N, B)
     return prediction, [
-        slope - prediction if name == pk.volume else slope
-        for name, slope in zip(wrt, slopes.unbind(0), strict=True)
+        times_share(one, slope - prediction if moves(one) == pk.volume else slope)
+        for one, slope in zip(wrt, slopes.unbind(0), strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from medcm_cli.pk.derivatives import Direction, moves, times_share
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.timeline import Series, Timeline
 
@@ -34,12 +35,13 @@ class Moving:
         return {name: self.line[name][interval] for name in ("left", "width", "inflow") if name in self.line}
 
 
-def moving(build: Callable[[Values], Timeline], pk: Dosed, z: Values, name: str) -> Moving:
+def moving(build: Callable[[Values], Timeline], pk: Dosed, z: Values, along: Direction) -> Moving:
     """The derivatives of ``build(z)`` by the logarithm of a parameter: none where it is none of a dose."""
+    name = moves(along)
     if name not in {*pk.lag.values(), *pk.bioavailability.values(), *pk.durations.values()}:
         return Moving({}, None)
     with forward_ad.dual_level():
-        line = build({**z, name: forward_ad.make_dual(z[name], z[name])})
+        line = build({**z, name: forward_ad.make_dual(z[name], times_share(along, z[name]))})
         return Moving(_tangents(line, _OF_LINE), [_tangents(series, _OF_SERIES) for series in line.series])
 
 

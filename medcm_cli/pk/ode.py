@@ -17,7 +17,7 @@ from medcm_cli.pk import integrated, outputs, reference, stepwise
 from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compiled import check_compiler
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Along, Direction, moves, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
@@ -257,7 +257,9 @@ class OdeModel(PkModel):
         amounts, then = integrated.amounts(self, schedule, values, weights)
         return self._observed(schedule, amounts, then)
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``. Exact derivatives of the discrete solution."""
         if self._lacks_digits(schedule):
             prediction, slopes = self.sensitivities(*_doubled(schedule, z), wrt)
@@ -273,14 +275,15 @@ class OdeModel(PkModel):
             return reverse_over_reverse(predict, schedule, values, wrt)
         if self.by_exponential:
             return reverse_over_reverse(lambda z: _exactly(self, schedule, z), schedule, values, wrt)
+        wrt = [one if isinstance(one, str) else _whole(one, values) for one in wrt]
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
         if self.seen is None:
             return _turned(self, schedule, amounts, then, wrt)
         levels = amounts / (self._per_level * then[self.volume]).unsqueeze(-4)
         prediction, *slopes = levels.unbind(1)
-        if self.volume in wrt:
-            place = list(wrt).index(self.volume)
-            slopes[place] = slopes[place] - prediction
+        for place, one in enumerate(wrt):
+            if moves(one) == self.volume:
+                slopes[place] = slopes[place] - prediction * integrated.share(then, place)
         return prediction, slopes
 
     def _lacks_digits(self, schedule: Schedule) -> bool:
@@ -371,21 +374,22 @@ def _begun(pk: OdeModel, z: Values) -> Tensor:
 
 
 def _turned(
-    pk: OdeModel, schedule: Schedule, amounts: Tensor, z: Values, wrt: Sequence[str]
+    pk: OdeModel, schedule: Schedule, amounts: Tensor, z: Values, wrt: Sequence[Direction]
 ) -> tuple[Tensor, list[Tensor]]:
     """An output and its derivatives, from amounts (T, C, 1 + K, S, N, B) with theirs."""
     again = torch.is_grad_enabled()
     value, turns = amounts[:, :, 0], amounts[:, :, 1:].unbind(2)
     with torch.enable_grad():
         at = leaf(value)
-        own = {name: leaf(z[name].expand_as(value[:, 0])) for name in wrt}
+        own = {name: leaf(z[name].expand_as(value[:, 0])) for name in dict.fromkeys(map(moves, wrt))}
         found = pk._observed(schedule, at, {**z, **own})
         by, *others = torch.autograd.grad(
             found.sum(), [at, *own.values()], create_graph=again, allow_unused=True, materialize_grads=True
         )
+        of = dict(zip(own, others, strict=True))
         slopes = [
-            (by * turn).sum(1) + other * own[name]
-            for name, turn, other in zip(wrt, turns, others, strict=True)
+            (by * turn).sum(1) + of[moves(one)] * own[moves(one)] * integrated.share(z, place)
+            for place, (one, turn) in enumerate(zip(wrt, turns, strict=True))
         ]
     return (found, slopes) if again else (found.detach(), [slope.detach() for slope in slopes])
 
@@ -395,3 +399,9 @@ def _expanded(pk: OdeModel, schedule: Schedule, z: Values) -> dict[str, Tensor]:
     shapes = (z[name].shape[-3:] for name in pk.parameters)
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     return {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+
+
+def _whole(one: Along, values: Values) -> Along:
+    """A direction whose share has the dimensions of parameters that are expanded."""
+    shape = values[one.name].shape[-3:]
+    return Along(one.name, one.share.expand(*one.share.shape[:-3], *shape))

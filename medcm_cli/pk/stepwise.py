@@ -1,6 +1,7 @@
 """Linear models whose parameters change in time, or that are given by a rate function: exact, by the
 exponential of the rate matrix over each interval between events."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -8,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from medcm_cli.pk import exponential
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.timeline import Series, follow, timeline
+from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 _DIGITS = 1e-4  # of the amounts of a steady state, that rounding may have grown to
 
@@ -26,18 +28,21 @@ class Rates(Dosed, Protocol):
     @property
     def amount_per_level(self) -> float: ...
     def rate_matrix(self, z: Values) -> Tensor: ...
+    def rates(self, z: Values) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Flow:
     """dA/dt = K A + b: ``matrix`` K (..., C, C), 1/h, at parameters (...); ``source`` b (C, ...), amount/h,
-    and amounts at first and after a reset, ``begin`` (C, ...), where there are any."""
+    and amounts at first and after a reset, ``begin`` (C, ...), where there are any; ``rates``: the C rates of
+    decay of K, 1/h, where they are known."""
 
     compartments: int
     matrix: Callable[[Values], Tensor]
     source: Callable[[Values], Tensor] | None = None
     begin: Callable[[Values], Tensor] | None = None
     superposed: bool = True
+    rates: Callable[[Values], list[Tensor]] | None = None
 
 
 def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
@@ -46,7 +51,8 @@ def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
     z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
     states = len(pk.rate_matrix({name: value.flatten()[0] for name, value in z.items()}))
-    found, then = amounts(pk, Flow(states, pk.rate_matrix), pk.central, schedule, z)
+    flow = Flow(states, pk.rate_matrix, rates=pk.rates if states <= exponential.MOST else None)
+    found, then = amounts(pk, flow, pk.central, schedule, z)
     return found / (pk.amount_per_level * then[pk.volume])
 
 
@@ -64,30 +70,38 @@ def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Valu
     if flow.begin is not None:
         line = replace(line, start=flow.begin(line.z))
     line = replace(line, superposed=flow.superposed)
-    transition, gain = _propagator(flow.matrix(line.z), line.width, inflow)
+    advance = _advance(flow, line, inflow)
 
-    def advance(interval: int, amounts: Tensor) -> Tensor:
-        return _times(transition[interval], amounts) + gain[interval]
+    return follow(line, seen, advance, functools.partial(led_to, flow)), line.z_seen
 
-    def steady(series: Series) -> tuple[Tensor, Tensor]:
-        matrix = flow.matrix(series.z)
-        more = 0.0 if flow.source is None else flow.source(series.z)
-        at_once = series.at_once(states)
 
-        def stretches(hours: Tensor) -> list[tuple[Tensor, Tensor]]:
-            return [(width, into + more) for width, into in series.stretches(states, hours)]
+def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """From an interval of a time line and amounts (C, S, N, B) at its left end to those at its right end."""
+    matrix = flow.matrix(line.z)
+    if flow.rates is not None:
+        return exponential.Propagator(matrix, flow.rates(line.z), line.width, inflow)
+    transition, gain = _propagator(matrix, line.width, inflow)
+    return lambda interval, amounts: _times(transition[interval], amounts) + gain[interval]
 
-        move, taken = _moves(matrix, stretches(series.interval))
-        rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
-        # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
-        before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
-        move, taken = _moves(matrix, stretches(series.latest))
-        amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
-        # What a rate matrix without elimination leaves over is rounding.
-        growth = torch.linalg.inv_ex(rest.detach())[0].abs().sum(-1).amax(-1)
-        return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
 
-    return follow(line, seen, advance, steady), line.z_seen
+def led_to(flow: Flow, series: Series) -> tuple[Tensor, Tensor]:
+    """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
+    matrix, states = flow.matrix(series.z), flow.compartments
+    more = 0.0 if flow.source is None else flow.source(series.z)
+    at_once = series.at_once(states)
+
+    def stretches(hours: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(width, into + more) for width, into in series.stretches(states, hours)]
+
+    move, taken = _moves(matrix, stretches(series.interval))
+    rest = torch.eye(states, dtype=matrix.dtype, device=matrix.device) - move
+    # Before a dose; of a singular matrix (no elimination) no numbers, for its own fit and no other's.
+    before = torch.linalg.solve_ex(rest, (_times(move, at_once) + taken).movedim(0, -1)[..., None])[0]
+    move, taken = _moves(matrix, stretches(series.latest))
+    amounts = _times(move, before[..., 0].movedim(-1, 0) + at_once) + taken
+    # What a rate matrix without elimination leaves over is rounding.
+    growth = torch.linalg.inv_ex(rest.detach())[0].abs().sum(-1).amax(-1)
+    return amounts, growth * torch.finfo(growth.dtype).eps < _DIGITS
 
 
 def _moves(matrix: Tensor, stretches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.pk import dosing
 from medcm_cli.pk.absorption import MAKERS, given_at_once, only
 from medcm_cli.pk.base import PkModel
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, reverse_over_reverse
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.moments import moment
@@ -121,7 +121,7 @@ class TransitAbsorption(PkModel):
         moving = [name for name in self.parameters if name not in of_doses and z[name].ndim > 3]
         if moving:
             raise InputError(
-                f"pk=absorption_transit: {moving[0]} follows a covariate that changes in time; expected one "
+                f"pk=absorption_transit: {moving[0]} changes in time (a covariate, occasions); expected one "
                 "value per subject (dataset.over_time)"
             )
         chosen = given_at_once(self, schedule)
@@ -129,7 +129,9 @@ class TransitAbsorption(PkModel):
         others = ~chosen & (schedule.amount > 0)
         return found + only(self.linear, schedule, others, z) if bool(others.any()) else found
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See ``medcm_cli.pk.sensitivities``."""
         return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
 

@@ -91,7 +91,7 @@ def unread(written: Written, output: Output | None, start: Start | None) -> list
     with torch.enable_grad():
         leaves = {name: value.requires_grad_() for name, value in z.items()}
         found = [written(t, amounts, leaves | _examples(written))]
-        found += [output(t, amounts, leaves)] if output is not None else []
+        found += output.rows(t, amounts, leaves).values() if output is not None else []
         found += [start(leaves)] if start is not None else []
         total = torch.stack([of.sum() for of in found]).sum()
         slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)

@@ -131,7 +131,7 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
     then has its highest mode elsewhere: of subjects whose levels are not met, it begins again at the most
     likely of many points, and the higher mode counts.
     """
-    size, dtype = len(model.random_effects.names), population.dv.dtype
+    size, dtype = model.size(population), population.dv.dtype
     n = population.present.shape[-2]
     start = [torch.zeros((1, n, fits), dtype=dtype)] * size
     mode, converged = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
@@ -139,7 +139,7 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
     if not bool(unmet.any()):
         return mode, converged
     points = torch.quasirandom.SobolEngine(size, scramble=True, seed=1).draw(_SCREENED, dtype=dtype)
-    eta = _spread_out(model, values, points)
+    eta = _spread_out(model, values, population, points)
     at_once = max(1, _ELEMENTS // (_SCREENED * fits * len(population.time)))
     for numbers in torch.nonzero(unmet).flatten().split(at_once):
         some = _some(population, numbers)
@@ -156,15 +156,15 @@ def _modes(model: Model, values: Values, population: Population, fits: int) -> t
     return mode, converged
 
 
-def _spread_out(model: Model, values: Values, points: Tensor) -> list[Tensor]:
+def _spread_out(model: Model, values: Values, population: Population, points: Tensor) -> list[Tensor]:
     """Points (S, K) of (0, 1) over what each random effect reaches, K of (S, 1, B or 1); three sds either way
     of one that reaches anywhere."""
     shapes = model.random_effects.shapes(values)
     spread = []
-    for place, (low, high) in enumerate(model.random_effects.reach(shapes)):
+    for place, (low, high) in enumerate(model.reach(shapes, population)):
         share = points[:, place, None, None]
         if isinstance(high, float) and math.isinf(high):
-            row = model.omega_cholesky(values)[place]
+            row = model.prior_cholesky(values, population)[place]
             high = 3 * total([entry * entry for entry in row]).sqrt()
             low = -high
         spread.append((low + (high - low) * share).to(points.dtype))
@@ -242,11 +242,14 @@ def _importance(
     # 2015); of as many random draws the quantiles are three times as far off.
     along = _along_curve(torch.special.ndtri(points[:-1]) * scale)
     t = list(along[:, :, None].to(dtype))  # K of (count, 1, B)
+    there, sizes = model.there(population), torch.tensor(float(size), dtype=dtype)
+    if there is not None:  # on what a subject lacks no weight depends: it is drawn afterwards
+        t, sizes = [x * has for x, has in zip(t, there, strict=True)], there.sum(0)
     eta = [m + shift for m, shift in zip(mode, multiply_lower(lower, t), strict=True)]
-    omega = model.omega_cholesky(values)
+    omega = model.prior_cholesky(values, population)
     counts = _distance(omega, eta) < _distance(omega, mode) + _REACH
     eta = [torch.where(counts, value, m) for value, m in zip(eta, mode, strict=True)]
-    log_q = -0.5 * (_FREEDOM + size) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
+    log_q = -0.5 * (_FREEDOM + sizes) * torch.log1p(total([x * x for x in t]) / _FREEDOM)
     log_weight = _finite(log_joint(model, values, population, eta) - log_q)
     log_weight = torch.where(counts, log_weight, -torch.inf)
     weight = torch.softmax(log_weight, 0)
@@ -257,7 +260,16 @@ def _importance(
     begin = per_fit(streams, lambda generator: generator.random(1), "resampling", dtype)  # (1, B)
     place = (torch.arange(draws, dtype=dtype) + begin[..., None]) / draws * cumulative[..., -1:]
     chosen = torch.searchsorted(cumulative, place).clamp(max=count - 1).permute(2, 0, 1)
-    return [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)], effective
+    drawn = [values.gather(0, chosen) for values in torch.broadcast_tensors(*eta)]
+    return drawn if there is None else _with_prior(omega, streams, drawn, there), effective
+
+
+def _with_prior(omega: Lower, streams: Sequence[Stream], drawn: list[Tensor], there: Tensor) -> list[Tensor]:
+    """Draws with those of the prior in place of random effects that a subject lacks, which are independent of
+    the others: beside them in no order, as ``residual_noise`` is."""
+    points = torch.special.ndtri(_uniform(streams, "occasions", len(drawn), len(drawn[0])))
+    prior = multiply_lower(omega, list(points[:, :, None].to(drawn[0].dtype)))
+    return [torch.where(has > 0, d, p) for has, d, p in zip(there, drawn, prior, strict=True)]
 
 
 def _distance(omega: Lower, eta: Sequence[Tensor]) -> Tensor:
@@ -275,7 +287,7 @@ def _variational(
 ) -> tuple[list[Tensor], Lower]:
     """Mean and Cholesky factor of q, K of (1, N, B) and of (N, B)."""
     size = len(mode)
-    sizes = model.random_effects.sizes or [1.0] * size
+    sizes = model.sizes(size) or [1.0] * size
     parts = [m / each for m, each in zip(mode, sizes, strict=True)]
     q = _as_q(parts, [[entry / each for entry in row] for row, each in zip(lower, sizes, strict=True)])
     q = {name: value.detach().clone().requires_grad_() for name, value in q.items()}
@@ -292,9 +304,7 @@ def _variational(
         optimizer.step()
         schedule.step()
     done = {name: value.detach() for name, value in q.items()}
-    found = Gaussian.from_raw(
-        done["q.mean"], done["q.sd"], done.get("q.correlation"), model.random_effects.sizes
-    )
+    found = Gaussian.from_raw(done["q.mean"], done["q.sd"], done.get("q.correlation"), model.sizes(size))
     return [mean[None] for mean in found.mean], found.lower
 
 

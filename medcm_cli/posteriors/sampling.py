@@ -44,7 +44,7 @@ class Target(Protocol):
         """(lanes, size) -> (lanes,), differentiable."""
 
     def eta(self, x: Tensor) -> Tensor:
-        """(..., lanes, size) -> (..., chains, N, K)."""
+        """(..., lanes, size) -> (..., chains, N, R)."""
 
     def population_of(self, x: Tensor) -> dict[str, Tensor]:
         """(..., lanes, size) -> sigma_*, omega_*, rho_* as far as they are sampled, (..., chains)."""
@@ -72,13 +72,13 @@ class KnownPopulation:
 
     @property
     def size(self) -> int:
-        """K."""
-        return len(self.model.random_effects.names)
+        """R, of ``Model``."""
+        return self.model.size(self.population)
 
     def start(self, noise: Tensor) -> Tensor:
         """Draws from N(0, Omega)."""
         u = self._by_effect(noise)
-        lower = self.model.omega_cholesky({**self.values, "eta": u})
+        lower = self.model.prior_cholesky({**self.values, "eta": u}, self.population)
         return torch.stack(multiply_lower(lower, list(u))).permute(2, 1, 0).reshape(-1, self.size)
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -123,13 +123,14 @@ class JointPopulation:
 
     @property
     def size(self) -> int:
-        """P + N K."""
-        return self.prior.size + self.population.shape[1] * len(self.model.random_effects.names)
+        """P + N R."""
+        return self.prior.size + self.population.shape[1] * self.model.size(self.population)
 
     def start(self, noise: Tensor) -> Tensor:
         """sigma and Omega half a prior sd around the prior medians, eta from N(0, Omega) there."""
         first = noise.new_tensor(self.prior.location) + 0.5 * noise[:, : self.prior.size]
-        lower = self.model.omega_cholesky({**self.values, **self.prior.values(first.T)})
+        values = {**self.values, **self.prior.values(first.T)}
+        lower = self.model.prior_cholesky(values, self.population)
         eta = torch.stack(multiply_lower(lower, list(self._by_effect(noise))))
         return torch.cat([first, eta.permute(2, 1, 0).reshape(len(noise), -1)], 1)
 
@@ -142,8 +143,8 @@ class JointPopulation:
 
     def eta(self, x: Tensor) -> Tensor:
         """See ``Target``."""
-        k = len(self.model.random_effects.names)
-        return x[..., self.prior.size :].reshape(*x.shape[:-1], -1, k)
+        size = self.model.size(self.population)
+        return x[..., self.prior.size :].reshape(*x.shape[:-1], -1, size)
 
     def population_of(self, x: Tensor) -> dict[str, Tensor]:
         """See ``Target``."""
@@ -163,13 +164,24 @@ def _of_subjects(model: Model, values: Values, population: Population, zeta: Val
 class Posterior:
     """``eta`` (chains, draws, N, K); ``diverging`` and ``log_density`` (chains, draws, N), or (chains, draws,
     1) where all subjects are sampled at once; ``population``: sigma_*, omega_*, rho_* as far as they were
-    sampled, (chains, draws) each; ``calls`` of the gradient."""
+    sampled, (chains, draws) each; ``calls`` of the gradient. ``names`` of the K, eta_1 and so on where None,
+    and ``there`` (N, K) which of them a subject has, None: all."""
 
     eta: npt.NDArray[np.float64]
     diverging: npt.NDArray[np.bool_]
     population: dict[str, npt.NDArray[np.float64]]
     log_density: npt.NDArray[np.float64]
     calls: int
+    names: Sequence[str] | None = None
+    there: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def effects(self) -> list[tuple[str, npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
+        """Of each of the K its name, (chains, draws, N) and (N,)."""
+        size, n = self.eta.shape[-1], self.eta.shape[-2]
+        names = [f"eta_{k + 1}" for k in range(size)] if self.names is None else self.names
+        there = np.ones((n, size), dtype=bool) if self.there is None else self.there
+        return list(zip(names, np.moveaxis(self.eta, -1, 0), there.T, strict=True))
 
 
 def sample(
@@ -217,7 +229,9 @@ def tables(posterior: Posterior, rows: npt.NDArray[np.int64], ids: Sequence[str]
     chain, draw, place = np.indices((chains, draws, n), dtype=np.int32).reshape(3, -1)
     columns: dict[str, Any] = {"chain": chain, "draw": draw, "position": place + 1}
     columns["subject"] = rows[place] + 1
-    columns |= {f"eta_{k + 1}": eta.reshape(-1) for k, eta in enumerate(np.moveaxis(posterior.eta, -1, 0))}
+    for name, eta, there in posterior.effects:
+        lacks = None if there.all() else ~there[place]
+        columns[name] = pa.array(eta.reshape(-1), mask=lacks)
     columns["diverging"] = np.broadcast_to(posterior.diverging, (chains, draws, n)).reshape(-1)
     result = {"draws": pa.table(columns)}
     if posterior.population:
@@ -244,10 +258,11 @@ def diagnostics(posterior: Posterior, rows: npt.NDArray[np.int64], ids: Sequence
         "subject": rows + 1,
         "id": list(ids),
     }
-    for k, eta in enumerate(np.moveaxis(posterior.eta, -1, 0)):
-        values = np.moveaxis(eta, -1, 0)
-        part = _statistics(f"eta_{k + 1}", values, np.broadcast_to(divergences, len(rows)))
-        parts.append(part.assign(**of_subject))
+    for name, eta, there in posterior.effects:
+        values = np.moveaxis(eta, -1, 0)[there]
+        if len(values):
+            part = _statistics(name, values, np.broadcast_to(divergences, len(rows))[there])
+            parts.append(part.assign(**{n: np.asarray(v)[there] for n, v in of_subject.items()}))
     table = pd.concat(parts, ignore_index=True).astype({"position": "Int64", "subject": "Int64"})
     first = ["quantity", *of_subject]
     return table[[*first, *(name for name in table.columns if name not in first)]]

@@ -93,6 +93,8 @@ def _estimates(table: pd.DataFrame, unit: str, endpoints: Mapping[str, str]) -> 
     }
     shown |= {f"cv_{i}": f"{label_of(f'cv_{i}', effects).replace('cv', 'CV')}, %" for i in single}
     shown |= {f"rho_{ij}": "rho" if len(single) == 2 else label_of(f"rho_{ij}", effects) for ij in pairs}
+    own = [name for name in names if name.startswith(("pi_", "rho_pi_"))]
+    shown |= {name: f"{label_of(name, ())}{', log scale' * name.startswith('pi_')}" for name in own}
     return shown | {
         "sigma_additive": f"sigma, {unit}",
         "sigma_proportional": "sigma prop.",
@@ -188,6 +190,7 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
         "steady states": str(held["steady_states"]),
         "resets": str(held["resets"]),
         "occasions": str(held["occasions"]),
+        "occasions per subject": _spread(held.get("occasions_per_subject")),
         "observations": str(held["observations"]),
         "observations per subject": _spread(held["observations_per_subject"]),
         "observations below the limit of quantification": str(held["below_limit"]),
@@ -201,6 +204,8 @@ def _characteristics(held: Mapping[str, Any], units: Mapping[str, str]) -> dict[
     for label in ("steady states", "resets", "infusions of a modelled length"):
         if rows[label] == "0":
             del rows[label]
+    if held["occasions"] == 1 or not rows["occasions per subject"]:
+        del rows["occasions per subject"]
     for name, covariate in held["covariates"].items():
         missing = f"missing {100 * covariate['missing']:.1f} %" if covariate["missing"] else ""
         changes = "changes in time" if name in held["changing"] else ""

@@ -1,8 +1,8 @@
 """The folder of draws that ``medcm posterior`` writes: what lies in it, and how it is written and read.
 
     outputs/<study>/posterior/<name>/
-      draws.parquet        chain, draw, position, subject, eta_1 .., diverging
-      population.parquet   of population=joint: chain, draw, sigma_*, omega_*, rho_*, lp, diverging
+      draws.parquet        chain, draw, position, subject, eta_1 .., of occasions kappa_CL_1 .., diverging
+      population.parquet   of population=joint: chain, draw, sigma_*, omega_*, rho_*, pi_*, lp, diverging
       diagnostics.parquet  a row per quantity: mean, sd, r_hat, ess_bulk, ess_tail, divergences
       posterior.json       status, configuration and its hash, data, subjects, versions, seconds, warnings
 
@@ -27,7 +27,7 @@ from medcm_cli.runs.folder import check_name, hashes_of, read_parquet
 from medcm_cli.runs.units import Units, columns, write_table
 
 RECORD = "posterior.json"
-_POPULATION = ("sigma_", "omega_", "rho_")
+_POPULATION = ("sigma_", "omega_", "rho_", "pi_")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ COUNTS = ["complete", "failed", "unfinished", "not_converged", "redrawn"]
 # Those of further random effects follow, where there are any.
 ESTIMATES = ["omega_1", "omega_2", "cv_1", "cv_2", "rho_21", *(f"sigma_{part}" for part in SIGMAS)]
 UNKNOWN = "unknown"  # random effects of records that do not say them, or of several that differ
-_ESTIMATED = ("omega_", "rho_", "sigma_", "rmse_", TYPICAL)
+_ESTIMATED = ("omega_", "rho_", "pi_", "sigma_", "rmse_", TYPICAL)
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -213,10 +213,12 @@ def estimates_of(fits: pd.DataFrame) -> list[str]:
     """Names of estimates: those of two random effects, and of as many more as there are."""
     names = map(str, fits)
     more = sorted(name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
+    more += [name for name in map(str, fits) if name.startswith(("pi_", "rho_pi_"))]
     sigmas = [name for name in map(str, fits) if name.startswith("sigma_")]
     of_endpoints = [name for name in sigmas if name not in (*ESTIMATES, "sigma_mae")]
     typical = [name for name in map(str, fits) if name.startswith(TYPICAL)]
-    return [*ESTIMATES, *(name for name in more if name not in ESTIMATES), *of_endpoints, *typical]
+    more = [name for name in dict.fromkeys(more) if name not in ESTIMATES]
+    return [*ESTIMATES, *more, *of_endpoints, *typical]
 
 
 def label_of(name: str, random_effects: Sequence[str]) -> str:

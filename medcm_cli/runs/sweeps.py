@@ -83,6 +83,15 @@ class Sweep:
         return method.fits[0].effect_scales
 
     @property
+    def occasion_scales(self) -> dict[str, str]:
+        """The same of what varies between the occasions of a subject, of the first method that has any."""
+        for method in self.methods:
+            found = method.fits[0].occasion_scales if method.mixed else {}
+            if found:
+                return found
+        return {}
+
+    @property
     def truth(self) -> Mapping[str, Any] | None:
         """``omega``, where the fits have its random effects, and ``sigma``."""
         return self.methods[0].fits[0].record.truth

@@ -235,6 +235,12 @@ def effect_scales(config: Mapping[str, Any], parameters: Mapping[str, str]) -> d
     return found
 
 
+def occasion_scales(config: Mapping[str, Any], parameters: Mapping[str, str]) -> dict[str, str]:
+    """The same of what varies between the occasions of a subject."""
+    own = (config.get("occasions") or {}).get("parameters")
+    return effect_scales({**config, "random_effects": own}, parameters)
+
+
 def is_scale(scale: str) -> bool:
     """Whether it is no unit, of what ``effect_scales`` says."""
     return scale in (LOG, *_SCALES.values())

@@ -13,7 +13,7 @@ import pandas as pd
 from medcm_cli.errors import InputError
 from medcm_cli.runs.checkpoints import tail_mean
 from medcm_cli.runs.folder import Record, estimate_rows, find, read_record, read_table, separate
-from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, effect_scales, unit_of
+from medcm_cli.runs.units import REFERENCE, TYPICAL, Units, effect_scales, occasion_scales, unit_of
 
 FloatArray = npt.NDArray[np.float64]
 # Tables written before columns named their units have these in the model's unit.
@@ -84,9 +84,18 @@ class Fit:
     @property
     def effect_scales(self) -> dict[str, str]:
         """Parameter -> what its random effect is on, as in log scale or mg/L."""
+        return effect_scales(self.record.config, self._parameter_units)
+
+    @property
+    def occasion_scales(self) -> dict[str, str]:
+        """The same of what varies between the occasions of a subject."""
+        return occasion_scales(self.record.config, self._parameter_units)
+
+    @property
+    def _parameter_units(self) -> dict[str, str]:
+        """Of those that a random effect may be added to."""
         typical = self.typical.units if self.record.config.get("distributions") else {}
-        units = {name.removeprefix(TYPICAL): unit for name, unit in typical.items()}
-        return effect_scales(self.record.config, units)
+        return {name.removeprefix(TYPICAL): unit for name, unit in typical.items()}
 
     @property
     def in_reported_unit(self) -> frozenset[str]:

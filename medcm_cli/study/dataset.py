@@ -12,7 +12,16 @@ import pandas as pd
 import pyarrow as pa
 
 from medcm_cli.checks import as_option, number, shown
-from medcm_cli.data import EventTable, Format, describe, read_events, units_assumed, with_magnitudes
+from medcm_cli.data import (
+    EventTable,
+    Format,
+    Rule,
+    describe,
+    read_events,
+    units_assumed,
+    with_magnitudes,
+    with_occasions,
+)
 from medcm_cli.data.describe import describe_endpoint
 from medcm_cli.data.endpoints import Selector
 from medcm_cli.data.missing import filled, origin_table, statistics
@@ -120,11 +129,12 @@ def true_values_of(
 class Also(NamedTuple):
     """What other options say of a file: ``endpoints``, where several things are observed; ``group``, a column
     that tells subjects of one id apart, whose ``labels`` the table keeps; ``abscissa``, the column that
-    observations depend on in place of time."""
+    observations depend on in place of time; ``occasions``, where something varies between them."""
 
     endpoints: Config | None = None
     group: str | None = None
     abscissa: str | None = None
+    occasions: Config | None = None
 
 
 def format_of(
@@ -137,8 +147,10 @@ def format_of(
 ) -> Format:
     """How the file is to be read. :param columns: covariate -> its column."""
     rules, also = rules_of(dataset["covariates"], needed), also or Also()
+    rule = None if also.occasions is None else Rule.of(also.occasions)
+    of_occasions = {"occ": rule.column} if rule is not None and rule.column is not None else {}
     return Format(
-        columns=dataset["columns"],
+        columns={**dataset["columns"], **of_occasions},
         keep=dataset["keep"],
         dialect=dataset["dialect"],
         bolus_duration=dataset["bolus_duration"],
@@ -160,6 +172,7 @@ def format_of(
         endpoints=[Selector(name, *told_by(one)) for name, one in (also.endpoints or {}).items()],
         group=also.group,
         abscissa=also.abscissa,
+        by_occasion=rule is not None and rule.by_column,
     )
 
 
@@ -189,8 +202,8 @@ def read_dataset(
     if dataset["preparation"] is not None:
         if endpoints is not None:
             raise InputError("endpoints: are not there for a dataset whose covariates have a preparation")
-        return _prepared(path, dataset, columns, how, needed)
-    events = with_magnitudes(read_events(path, columns, how), units)
+        return _prepared(path, dataset, columns, how, needed, also.occasions)
+    events = _parted(with_magnitudes(read_events(path, columns, how), units), also.occasions, patients)
     of_covariates = {name: str(entry["unit"]) for name, entry in dataset["covariates"].items()}
     ours = dataset["cohort"] is not None or dataset["truth"] is not None
     if not patients and not ours and dataset["units"] == UNITS:
@@ -206,6 +219,11 @@ def read_dataset(
     table = origin_table(whole, origins, of_covariates)
     labels = {name: whole.labels[name] for name in (group,) if name is not None}
     return replace(whole, labels=labels), held | {"filled": found, "origins": _counted(table)}, table
+
+
+def _parted(events: EventTable, occasions: Config | None, patients: bool) -> EventTable:
+    """With the occasions of the option, if there is one."""
+    return events if occasions is None else with_occasions(events, Rule.of(occasions), patients)
 
 
 def _held(
@@ -235,6 +253,7 @@ def _prepared(
     columns: Mapping[str, str],
     how: Format,
     needed: Collection[str],
+    occasions: Config | None,
 ) -> tuple[EventTable, dict[str, Any], pa.Table | None]:
     """What ``read_dataset`` gives of covariates that are prepared."""
     units = Units.of(dataset)
@@ -249,9 +268,10 @@ def _prepared(
     options |= {"baseline": ("preparation", "baseline")}
     as_read = replace(how, optional=frozenset(given), spare=frozenset(spare), limits={}, options=options)
     raw = with_magnitudes(read_events(path, {**others, **given}, as_read), units)
-    if raw.regimes is not None:
+    if raw.regimes is not None and raw.regimes.covariates:
         name = min(raw.regimes.covariates)
         raise InputError(f"dataset.over_time.{name}=record: a preparation has one value of each subject")
+    raw = _parted(raw, occasions, how.patients)
     prepared = prepare({name: raw.covariates[name] for name in steps.columns}, steps, raw.ids, raw.source)
     wanted = [column for name, column in columns.items() if column not in others and name in needed]
     found = {**raw.covariates, **prepared.need(wanted, raw.ids, raw.source)}
@@ -260,7 +280,9 @@ def _prepared(
         baseline = check_baseline(raw.covariates["baseline"], steps.baseline, raw.ids, raw.source)
         dv = subtract_baseline(dv, raw.subject, baseline)
     events = replace(
-        raw, dv=dv, covariates={name: found[column] for name, column in columns.items() if column in found}
+        raw,
+        dv=dv,
+        covariates={name: found[column] for name, column in columns.items() if column in found},
     )
     table = preparation_table(raw.ids, prepared, baseline, units.level)
     of_columns = {str(entry["column"]): str(entry["unit"]) for entry in dataset["covariates"].values()}

@@ -45,6 +45,7 @@ LATER: Config = {
     "outer": None,
     "inner": None,
     "omega": "full",
+    "occasions": None,
     "given": {},
     "endpoints": None,
     "distributions": {},

@@ -20,6 +20,7 @@ from medcm_cli.study.covariates import LARGEST, check_covariates
 from medcm_cli.study.endpoints import complete_endpoints
 from medcm_cli.study.identity import LATER, LATER_OF, PROTOCOLS, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
+from medcm_cli.study.occasions import check_occasions
 from medcm_cli.study.units import thresholds_of, with_units
 
 # Hydra logs what it raises, too, as a line of its own.
@@ -45,6 +46,7 @@ PROBLEM = (
         "given",
         "endpoints",
         "omega",
+        "occasions",
         "distributions",
         "priors",
         "fixed",
@@ -233,6 +235,7 @@ def complete_problem(config: Config) -> dict[str, Any]:
     effects = config["random_effects"]
     if not isinstance(effects, list) or not all(isinstance(effect, str) for effect in effects):
         raise InputError(f"random_effects is {effects!r}; expected a list of parameters, as in [CL,V1]")
+    check_occasions(config["occasions"])
     whole("seed", config["seed"], 0)
     one_of("dtype", config["dtype"], DTYPES)
     _check_limits(config, (option for option in _LIMITS if option.split(".")[0] in PROBLEM))
@@ -287,8 +290,10 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
                 f"random_effects is {config['random_effects']}"
             )
         return truth["omega"], dict(truth["sigma"])
-    if not isinstance(given, Mapping) or not given or set(given) - {"omega", "sigma"}:
+    if not isinstance(given, Mapping) or not given or set(given) - {"omega", "pi", "sigma"}:
         raise InputError(f"fixed is {given!r}; expected null, truth or omega, sigma or both, as in {_FIXED}")
+    if "pi" in given and config["occasions"] is None:
+        raise InputError("fixed.pi: nothing varies between occasions (occasions is null)")
     sigma = given.get("sigma", {})
     if not isinstance(sigma, Mapping):
         raise InputError(f"fixed.sigma is {sigma!r}; expected components of the error, as in {_FIXED}")

@@ -1,7 +1,7 @@
 """What is to be estimated, before anything is said of how: data and folds, truth and model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, ErrorModel, Model, Network, RandomEffects, Rescaled
 from medcm_cli.model.coefficients import Coefficient
-from medcm_cli.model.distributions import bounds_of, distributions, in_odds
+from medcm_cli.model.distributions import Distribution, bounds_of, distributions, in_odds
+from medcm_cli.model.random_effects import PI
 from medcm_cli.model.rows import read_initial
 from medcm_cli.numerics.devices import CPU
 from medcm_cli.pk import PkModel, check_schedule, with_given
@@ -31,6 +32,7 @@ from medcm_cli.study.dataset import (
 )
 from medcm_cli.study.identity import STARTS, Config
 from medcm_cli.study.observed import error_of, fixing, observing
+from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
 
 Fit = tuple[int, int]
@@ -73,7 +75,8 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
-        also = Also(config["endpoints"], config["split"].get("column"), model.pk.abscissa)
+        split, occasions = config["split"], config["occasions"]
+        also = Also(config["endpoints"], split.get("column"), model.pk.abscissa, occasions)
         events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs, also=also)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)
@@ -191,7 +194,9 @@ def model_of(config: Config) -> Model:
     wrapped = Rescaled(network, factors, bounds) if factors or bounds else network
     given = _initial(config, effects, error, wrapped)
     of_network = {name: one for name, one in given.items() if name in wrapped.named}
-    of_omega = {name: one for name, one in given.items() if name.startswith(("omega_", "rho_"))}
+    of_pi = {name: one for name, one in given.items() if name.startswith(("pi_", "rho_pi_"))}
+    others = ((name, one) for name, one in given.items() if name not in of_pi)
+    of_omega = {name: one for name, one in others if name.startswith(("omega_", "rho_"))}
     of_sigma = {name.removeprefix("sigma_"): one for name, one in given.items() if name.startswith("sigma_")}
     known = {name: one.begin for name, one in of_sigma.items() if not one.estimated}
     if known:
@@ -202,6 +207,7 @@ def model_of(config: Config) -> Model:
         RandomEffects(effects, config["omega"], omega, spread, of_omega),
         error,
         {name: one for name, one in of_sigma.items() if one.estimated},
+        _between_occasions(config, spread, of_pi),
     )
 
 
@@ -209,7 +215,8 @@ def _initial(
     config: Config, effects: Sequence[str], error: ErrorModel, network: Network
 ) -> dict[str, Coefficient]:
     """Option ``initial`` by name, and where nothing is said there, what was found from the data."""
-    given = read_initial(config["initial"], effects, error.components, network.named)
+    own = (config["occasions"] or {}).get("parameters", ())
+    given = read_initial(config["initial"], effects, error.components, network.named, own)
     for name, one in given.items():
         component = name.removeprefix("sigma_")
         if component in error.fixed and component != name:
@@ -220,13 +227,13 @@ def _initial(
                 "initial.sigma_power: has no bounds of its own beside an exponent that is estimated"
             )
     begun = config.get(STARTS) or {}
-    own = config["network"].get("initial") or {}
+    of_network = config["network"].get("initial") or {}
     more = {
         name: value
         for name, value in begun.items()
-        if name not in given and name not in own and name.removeprefix("sigma_") not in error.fixed
+        if name not in given and name not in of_network and name.removeprefix("sigma_") not in error.fixed
     }
-    return {**read_initial(more, effects, error.components, network.named), **given}
+    return {**read_initial(more, effects, error.components, network.named, own), **given}
 
 
 def _begins(config: Config) -> dict[str, float]:
@@ -245,6 +252,19 @@ def _begins(config: Config) -> dict[str, float]:
     for name, given in {**(config.get(STARTS) or {}), **_mapping(config["initial"])}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}
+
+
+def _between_occasions(
+    config: Config, spread: Mapping[str, Distribution], begins: Mapping[str, Coefficient]
+) -> RandomEffects | None:
+    """What varies between the occasions of a subject."""
+    given, known = config["occasions"], config["fixed"]
+    if given is None:
+        return None
+    pi = known.get("pi") if isinstance(known, Mapping) else None
+    names = tuple(given["parameters"])
+    own = {name: of for name, of in spread.items() if name in names}
+    return RandomEffects(names, structure_of(given), pi, own, begins, PI)
 
 
 def _mapping(value: object) -> dict[str, Any]:

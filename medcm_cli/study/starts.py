@@ -63,6 +63,12 @@ def starts_of(problem: Problem) -> dict[str, float]:
             for name in model.random_effects.names
             if model.random_effects.free and name not in model.random_effects.distributions
         },
+        **{
+            f"pi_{name}": omega / 2
+            for group in model.groups[1:]
+            for name in group.names
+            if group.free and name not in group.distributions
+        },
         **{f"sigma_{name}": sigmas[name] for name in model.error.free if name in sigmas},
     }
     sound = {name: value for name, value in found.items() if value > 0 and math.isfinite(value)}

@@ -389,10 +389,11 @@ def cause_of(
 ) -> str:
     """Why a fit stops whose loss, (B,), or gradient is not sound."""
     if objective.mixed:
-        omega = model.omega_cholesky(objective.estimates(model, values))
-        diagonal = torch.stack([row[-1] for row in omega])[:, fit]
-        if not bool((diagonal > 0).all()):
-            return "Omega is not positive definite"
+        estimates = objective.estimates(model, values)
+        for group in model.groups:
+            diagonal = torch.stack([row[-1] for row in group.cholesky(estimates)])[:, fit]
+            if not bool((diagonal > 0).all()):
+                return f"{group.of.capitalize()} is not positive definite"
     if not bool(torch.isfinite(loss[fit])):
         return "objective is not finite"
     if bool(loss[fit].abs() > limit[fit]):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
+from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.square import inverse_of_saddle, made_positive
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State
@@ -50,7 +51,7 @@ def polish_of(model: Model, objective: Objective, population: Population) -> Pol
         return None
     chosen: Criterion | Objective = objective
     if objective.describe().scale is not None:
-        chosen = objective.criterion(len(model.random_effects.names))
+        chosen = objective.criterion(model.size(population))
         if chosen.noise is not None:
             return None
     sizes = {name: value[..., 0].numel() for name, value in state.trained.items()}
@@ -61,7 +62,7 @@ def polish_of(model: Model, objective: Objective, population: Population) -> Pol
 
 def _outside(name: str) -> bool:
     """Whether a trained value is outside networks."""
-    return name in ("omega", "correlation", "sigma") or name.startswith("global.")
+    return name in POPULATION or name.startswith("global.")
 
 
 def polished(

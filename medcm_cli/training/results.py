@@ -86,6 +86,10 @@ def tables(
     units = parameters | {name: unit for name, (_, unit) in coefficients.items()}
     named = {f"{TYPICAL}{name}": unit for name, unit in units.items()} | reported.units.of_endpoints
     named |= _of_effects(model.random_effects.units(parameters))
+    if model.occasions is not None:
+        for name, unit in zip(model.occasions.names, model.occasions.units(parameters), strict=True):
+            columns_of = (f"pi_{name}", f"kappa_{name}_*", f"sd_kappa_{name}_*")
+            named |= dict.fromkeys(columns_of, unit) if unit != NONE else {}
     known = {
         "objective": "-" if reported.units.endpoints else objective.describe().unit_in(reported.units.level),
         "parameters": by_row(parameters),
@@ -104,7 +108,7 @@ def tables(
             "effects": _effects_table(effects, _grids(model, covariates), fit, (epochs, place)),
         }
         if posterior is not None:
-            own = _random_effects(train, *posterior, fit)
+            own = _random_effects(model, train, *posterior, fit)
             of_fit["random_effects"] = own.replace_schema_metadata(AVERAGED)
         result.append(
             {
@@ -179,6 +183,8 @@ def _history(
                 f"rho_{i + 1}{j + 1}": omega[i, j] / (sd[i] * sd[j]) for i, j in model.random_effects.pairs
             }
             row |= model.error.reported(estimates, units.scale)
+            if model.occasions is not None:
+                row |= model.occasions.reported(covariance(model.occasions.cholesky(estimates)))
             if omega_true is not None:
                 row["kl"] = kl_zero_mean(omega_true, omega.permute(2, 0, 1))
         for name, value in row.items():
@@ -228,12 +234,20 @@ def _parameters(
     )
 
 
-def _random_effects(train: Population, mean: Tensor, cov: Tensor, fit: int) -> pa.Table:
+def _random_effects(model: Model, train: Population, mean: Tensor, cov: Tensor, fit: int) -> pa.Table:
+    """eta with its covariance, and kappa of each occasion with its sd, null on one that a subject lacks."""
     count = int(train.present[:, fit].sum())
+    own = len(model.random_effects.names)
     columns = {"subject": _array(train.subject[:count, fit] + 1)}
-    columns |= {f"eta_{i + 1}": _array(values[:count, fit]) for i, values in enumerate(mean)}
-    for i in range(len(mean)):
+    columns |= {f"eta_{i + 1}": _array(values[:count, fit]) for i, values in enumerate(mean[:own])}
+    for i in range(own):
         columns |= {f"cov_{i + 1}{j + 1}": _array(cov[i, j, :count, fit]) for j in range(i + 1)}
+    there = model.there(train)
+    for place, name in enumerate(model.effects(train)[own:], own):
+        assert there is not None
+        lacks = there[place, 0, :count, min(fit, there.shape[-1] - 1)].numpy() == 0
+        for column, values in ((name, mean[place]), (f"sd_{name}", cov[place, place].sqrt())):
+            columns[column] = pa.array(values[:count, fit].numpy(), mask=lacks)
     return pa.table(columns)
 
 

@@ -20,6 +20,7 @@ from medcm_cli.model import (
     ResidualError,
     StudentError,
 )
+from medcm_cli.model.endpoint_errors import EndpointErrors
 from medcm_cli.objectives import Fo, Foce
 from medcm_cli.objectives.marginal import marginal
 from tests.helpers import F64, STREAMS, make_population
@@ -189,6 +190,12 @@ def test_linear_objectives_refuse_m4_and_limits(model: Model, objective: Fo | Fo
     above = torch.ones_like(population.dv)
     with pytest.raises(InputError, match="beyond a limit of quantification"):
         objective.init(model, replace(population, censored=above, above=above), STREAMS, F64)
+
+
+def test_one_of_several_endpoints_is_enough_to_refuse(model: Model) -> None:
+    errors = EndpointErrors({"pk": POSITIVE["additive"], "pca": ERRORS["log-normal"]})
+    with pytest.raises(InputError, match="given that levels are above 0"):
+        Fo().init(replace(model, error=errors), make_population(5, 2), STREAMS, F64)
 
 
 def test_student_t_has_no_m4() -> None:

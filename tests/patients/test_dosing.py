@@ -128,8 +128,9 @@ def test_probabilities_count_the_draws(study: Study, patients: pd.DataFrame, tar
     found = dose(study, patients, texts[target], 0.7, [every], vial, most, draws=120)
     events = study.read(patients)
     draws = study.posterior(events, "importance", 120).draws
-    zeta = study.fits.model.typical(study.fits.estimates, study.population(events))
-    individual = study.fits.model.individual(zeta, draws)
+    population = study.population(events)
+    zeta = study.fits.model.typical(study.fits.estimates, population)
+    individual = study.fits.model.individual(zeta, draws, population)
     z = {name: value.expand(60, 4, 2).numpy() for name, value in individual.items()}
     hours = {"trough": [every], "peak": [INFUSED], "time_above": [0.9 * every]}[target]
     unit = steady(z, every, hours)[..., 0]

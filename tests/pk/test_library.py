@@ -441,9 +441,7 @@ def test_what_is_not_eliminated_is_still_there(
     kind: str, names: Sequence[str], states: Sequence[str], bound: float
 ) -> None:
     """Where what leaves the body does so at a rate of next to nothing: of two doses, 160 in all."""
-    choice = {"kinetics": "effect_linear"}.get(kind, kind)
-    more = ("E0", "SLOPE") if kind == "kinetics" else ()
-    pk = named(choice, (*names, *more))
+    pk = named({"kinetics": "michaelis_menten_two_compartment_oral"}.get(kind, kind), names)
     z = {name: torch.tensor([0.7], dtype=F64) for name in pk.parameters}
     z |= {name: torch.tensor([1e-14], dtype=F64) for name in ("CL", "CLM", "KINT", "KDEG") if name in z}
 

@@ -23,7 +23,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
-from medcm_cli.pk.derivatives import reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, reverse_over_reverse
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.moments import moment
 from tests.helpers import amounts_after
@@ -343,7 +343,9 @@ class Boluses(PkModel):
         left = schedule.given * torch.exp(-z["CL"] / z["V1"] * hours)
         return left.sum(0) / z["V1"] / 1000
 
-    def sensitivities(self, schedule: Schedule, z: Values, wrt: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
         return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+import torch
 
 from medcm_cli.analysis.uncertainty import quantities
 from medcm_cli.errors import InputError
@@ -18,7 +19,7 @@ from medcm_cli.runs.units import named_in
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import restore
 from medcm_cli.training.loss import Layout
-from tests.helpers import configuration
+from tests.helpers import STREAMS, configuration
 
 OPTIONS = (
     *("dataset=table", "dataset.name=mine", "split=all", "network=equations", "pk=one_compartment"),
@@ -108,14 +109,27 @@ def test_patients_are_predicted(outputs: Path, method: str, tmp_path: Path) -> N
     assert bool(np.isfinite(found.curve.select_dtypes("number")).all().all())
 
 
-def test_one_that_changes_in_time_is_refused_where_its_slope_is_needed(tmp_path: Path) -> None:
+def test_one_that_changes_in_time_has_a_slope_at_each(tmp_path: Path) -> None:
+    """Of fo's columns: against differences of predictions."""
     table = pd.read_csv(write_table(tmp_path / "events.csv"))
     table["WT"] += table["TIME"]
     table.to_csv(tmp_path / "events.csv", index=False)
     options = [*OPTIONS, "dataset.over_time={weight: record}", "objective=fo"]
     job = Job.build(configuration(tmp_path / "events.csv", tmp_path, *options))
-    with pytest.raises(InputError, match=r"distributions.F: a covariate changes F in time"):
-        job.train([(1, 1)])
+    model, population = job.problem.model, job.problem.everyone
+    values = model.init(STREAMS[:1], torch.float64)
+    zeta = {name: value.double() for name, value in model.typical(values, population).items()}
+    assert zeta["F"].ndim == 4
+    place, step = model.random_effects.names.index("F"), 1e-5
+    zero = [torch.zeros(1, *population.present.shape, dtype=torch.float64)] * len(model.random_effects.names)
+    with torch.no_grad():
+        column = model.linearise(zeta, population, zero)[1][place]
+        ends = []
+        for sign in (1, -1):
+            eta = list(zero)
+            eta[place] = eta[place] + sign * step
+            ends.append(model.predict(zeta, population, eta))
+    torch.testing.assert_close(column, (ends[0] - ends[1]) / (2 * step), rtol=1e-3, atol=1e-5)
 
 
 def test_the_truth_of_log_normal_parameters_is_none_of_others(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_overwrite_does_everything_again(data: Path, outputs: Path) -> None:
         ("dataset.truth.sigma.additive=0.04", "dataset.truth.sigma.additive"),
         ("split.validation=null", "split.validation"),
         ("omega=diagonal", "omega"),
+        ("occasions={parameters:[CL],gap:100}", "occasions"),
         ("dataset.over_time={vwf:mean}", "dataset.over_time.vwf"),
         ("redraws=0", "redraws"),
         ("dataset.batch_subjects=4", "dataset.batch_subjects"),
@@ -186,8 +187,8 @@ def test_changed_folds_are_refused(data: Path, outputs: Path, tmp_path: Path) ->
 
 
 LATER = (
-    *("outer", "inner", "omega", "given", "endpoints", "distributions", "priors", "fixed", "redraws", "tail"),
-    *("device", "initial", "training"),
+    *("outer", "inner", "omega", "occasions", "given", "endpoints", "distributions", "priors", "fixed"),
+    *("redraws", "tail", "device", "initial", "training"),
 )
 LATER_OF_DATASET = (
     "logged",

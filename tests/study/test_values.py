@@ -47,7 +47,7 @@ ADDED = {  # entries of groups that are empty
     "pk=two_compartment": ("pk.lag.1", "pk.bioavailability.1", "pk.durations.1"),
 }
 OF_WHAT = dict.fromkeys(
-    ("random_effects", "given", "omega", "distributions", "fixed", "initial"), "network"
+    ("random_effects", "given", "omega", "occasions", "distributions", "fixed", "initial"), "network"
 ) | {
     "seed": "split",
     "priors": "objective",
@@ -147,7 +147,7 @@ def taken(config: Mapping[str, Any], option: str, folder: Path) -> str:
 # read.
 LARGE, NAMES = "1e9 1000000000", "-1 0 1e9 1000000000 nan inf abc"
 TAKEN = {
-    **dict.fromkeys(("outer", "inner", "fixed", "endpoints", "dataset.thresholds"), "null"),
+    **dict.fromkeys(("outer", "inner", "fixed", "endpoints", "occasions", "dataset.thresholds"), "null"),
     **dict.fromkeys(("batch.fits", "dataset.batch_subjects"), "1000000000 null"),
     **dict.fromkeys(("seed", "split.seed"), "0 1000000000"),
     "redraws": "0",

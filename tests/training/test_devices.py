@@ -47,6 +47,17 @@ CASES: dict[str, tuple[str, ...]] = {
     "vi, mixture": ("objective=vi", "objective.family=mixture"),
     "vi, flow": ("objective=vi", "objective.family=flow"),
     "vi, population": ("objective=vi", "objective.population=variational"),
+    "fo, occasions": ("objective=fo", "occasions={parameters: [CL,V1], structure: full, gap: 20}"),
+    "foce, occasions": (
+        *("objective=foce", "objective.mode_gradient=implicit", "occasions={parameters: [CL], times: [20]}"),
+    ),
+    "vi, occasions": (
+        *("objective=vi", "objective.family=by_occasion", "objective.estimator=standard"),
+        "occasions={parameters: [CL], times: [20, 40]}",
+    ),
+    "vi, population and occasions": (
+        *("objective=vi", "objective.population=variational", "occasions={parameters: [CL], times: [20]}"),
+    ),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
     "iw": ("objective=iw", "error=combined"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
@@ -119,6 +130,11 @@ OF_TABLE: dict[str, tuple[str, ...]] = {
         "[CL,V1,KA,LAG,F]",
         "pk.lag={1: LAG}",
         "pk.bioavailability={1: F}",
+    ),
+    "occasions": ("objective=foce", "network=fully_connected", "occasions={parameters: [CL, V1], gap: 8}"),
+    "occasions, oral": (
+        *("objective=foce", "pk=one_compartment_oral", "[CL,V1,KA,LAG,F]", "pk.lag={1: LAG}"),
+        *("pk.bioavailability={1: F}", "occasions={parameters: [F, LAG], times: [20]}"),
     ),
     "stepwise": (
         "objective=vi",

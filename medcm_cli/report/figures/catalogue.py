@@ -60,7 +60,8 @@ def _diagnosed(sweep: Sweep, diagnosed: Sequence[tuple[Method, Fit, "Diagnosis"]
             yield from goodness.of_method(sweep, method, fit, part)
     by_endpoint = _by_endpoint(diagnosed)
     checks = [goodness.predictive_check(sweep, chosen) for chosen in by_endpoint]
-    for drawn in (*checks, goodness.random_effects(sweep, diagnosed)):
+    effects = [goodness.random_effects(sweep, diagnosed), goodness.between_occasions(sweep, diagnosed)]
+    for drawn in (*checks, *effects):
         if drawn is not None:
             yield drawn
     for chosen in by_endpoint:

@@ -1,13 +1,14 @@
 """How a fit meets its data: observed against predicted, residuals, the visual predictive check, and random
 effects. All of it from what ``medcm_cli.analysis.diagnostics`` computes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.stats import norm
@@ -271,27 +272,10 @@ def _check_limits(axes: Sequence[Axes], check: pd.DataFrame) -> None:
 def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
     """Histograms of the subjects' random effects with the density N(0, omega^2) and shrinkage, a row per
     method; None where no method has any."""
-    shown = [(method, fit, diagnosis) for method, fit, diagnosis in chosen if diagnosis.mixed]
+    shown = [one for one in chosen if one[2].mixed]
     if not shown:
         return None
-    names, scales = sweep.random_effects, sweep.effect_scales
-    data, said = [], []
-    with style.styled():
-        height = style.row_height(len(shown), 1.55, 0.95)
-        figure, axes = style.panels(len(shown) * len(names), len(names), height, style.DOUBLE, sharex="col")
-        places = [(row, name) for row in range(len(shown)) for name in names]
-        for axis, (row, name) in zip(axes, places, strict=True):
-            method, _, diagnosis = shown[row]
-            part, percent = _shrinkage(method, diagnosis, name)
-            _histogram(axis, method, part["eta"], diagnosis.omega[name])
-            axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
-            axis.set_ylabel("density (-)")
-            label = f"{style.symbol('eta', name)}, {style.on(scales[name])}"
-            axis.set_xlabel(label if row == len(shown) - 1 else "")
-            said.append(f"{method.label}, {name}: {percent:z.0f} %")
-            data.append(part)
-        density = Line2D([], [], color="black", lw=1, label=style.SQUARED_OMEGA)
-        style.legend(figure, [Patch(color="0.5", alpha=0.45, lw=0, label="subjects"), density])
+    figure, said, data = _spread(shown, "eta", sweep.random_effects, sweep.effect_scales)
     return style.Drawn(
         "random_effects",
         "Random effects and shrinkage",
@@ -300,21 +284,73 @@ def random_effects(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
         f"({sweep.study}, {sweep.dataset}) and the density that the fit gives to the population. Shrinkage "
         "is 1 - sd(eta) / omega.",
         f"Histograms with a normal density. Shrinkage: {'; '.join(said)}.",
-        pd.concat(data, ignore_index=True),
+        data,
     )
 
 
-def _shrinkage(method: Method, diagnosis: "Diagnosis", name: str) -> tuple[pd.DataFrame, float]:
+def between_occasions(sweep: Sweep, chosen: Chosen) -> style.Drawn | None:
+    """The same of what varies between the occasions of a subject, of the methods that have it."""
+    scales = sweep.occasion_scales
+    shown = [one for one in chosen if one[2].mixed and set(one[2].pi) == set(scales)]
+    if not shown or not scales:
+        return None
+    figure, said, data = _spread(shown, "kappa", list(scales), scales)
+    return style.Drawn(
+        "between_occasions",
+        "Variability between occasions and shrinkage",
+        figure,
+        "Posterior means or modes of what differs between the occasions of the training subjects "
+        f"({sweep.study}, {sweep.dataset}), a value per subject and occasion, and the density that the fit "
+        "gives to it. Shrinkage is 1 - sd(kappa) / pi.",
+        f"Histograms with a normal density. Shrinkage: {'; '.join(said)}.",
+        data,
+    )
+
+
+def _spread(
+    shown: Chosen, kind: str, names: Sequence[str], scales: Mapping[str, str]
+) -> tuple[Figure, list[str], pd.DataFrame]:
+    """Histograms of ``kind``, eta or kappa, of each parameter, a row per method; the shrinkages in words; and
+    the numbers."""
+    data, said = [], []
+    with style.styled():
+        height = style.row_height(len(shown), 1.55, 0.95)
+        figure, axes = style.panels(len(shown) * len(names), len(names), height, style.DOUBLE, sharex="col")
+        places = [(row, name) for row in range(len(shown)) for name in names]
+        for axis, (row, name) in zip(axes, places, strict=True):
+            method, _, diagnosis = shown[row]
+            part, percent = _shrinkage(method, diagnosis, kind, name)
+            sd = (diagnosis.omega if kind == "eta" else diagnosis.pi)[name]
+            _histogram(axis, method, part[kind], sd)
+            axis.set_title(f"{method.label}: shrinkage {percent:z.0f} %")
+            axis.set_ylabel("density (-)")
+            label = f"{style.symbol(kind, name)}, {style.on(scales[name])}"
+            axis.set_xlabel(label if row == len(shown) - 1 else "")
+            said.append(f"{method.label}, {name}: {percent:z.0f} %")
+            data.append(part)
+        squared, whose = _OF_KIND[kind]
+        density = Line2D([], [], color="black", lw=1, label=squared)
+        style.legend(figure, [Patch(color="0.5", alpha=0.45, lw=0, label=whose), density])
+    return figure, said, pd.concat(data, ignore_index=True)
+
+
+_OF_KIND = {"eta": (style.SQUARED_OMEGA, "subjects"), "kappa": (style.SQUARED_PI, "subjects' occasions")}
+
+
+def _shrinkage(method: Method, diagnosis: "Diagnosis", kind: str, name: str) -> tuple[pd.DataFrame, float]:
     """A random effect of the subjects of a fit, and how much less it varies than the population's, in %."""
-    eta, omega = diagnosis.etas[name], diagnosis.omega[name]
-    percent = 100 * (1 - eta.std() / omega)
+    of_eta = kind == "eta"
+    rows, sds = (diagnosis.etas, diagnosis.omega) if of_eta else (diagnosis.kappas, diagnosis.pi)
+    percent = 100 * (1 - rows[name].std() / sds[name])
+    place = {} if of_eta else {"occasion": rows["occasion"]}
     found = pd.DataFrame(
         {
             "method": method.label,
-            "subject": diagnosis.etas["subject"],
+            "subject": rows["subject"],
+            **place,
             "parameter": name,
-            "eta": eta,
-            "omega": omega,
+            kind: rows[name],
+            "omega" if of_eta else "pi": sds[name],
             "shrinkage": percent / 100,
         }
     )

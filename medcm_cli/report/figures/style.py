@@ -137,11 +137,12 @@ def of(scale: str) -> str:
     return f"on {scale}" if is_scale(scale) else f"({scale})"
 
 
-SQUARED_OMEGA = r"$N(0, \omega^2)$"
+SQUARED_OMEGA, SQUARED_PI = r"$N(0, \omega^2)$", r"$N(0, \pi^2)$"
 _POWER = r"\$\\mathdefault\{(?:\d\\times)?10\^\{-?\d+\}\}\$"  # matplotlib's, on a logarithmic axis
 # Before a number or a name of capitals, or after a number and its blank.
 _MINUS = re.compile(r"(?:^|(?<=[\s(=]))-(?=\d|\.\d|[A-Z]{2})|(?<=\d )-(?= )")
-_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + re.escape(SQUARED_OMEGA) + "|" + _POWER)
+_DENSITIES = "|".join(map(re.escape, (SQUARED_OMEGA, SQUARED_PI)))
+_SYMBOLS = re.compile(r"\$\\\w+_\{\\mathrm\{[A-Za-z0-9,]*\}\}\$|" + _DENSITIES + "|" + _POWER)
 
 
 def typeset(text: str) -> str:

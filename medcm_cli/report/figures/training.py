@@ -158,6 +158,9 @@ def _omega(sweep: Sweep, measure: str) -> list[_Panel]:
                 None if sd is None else float(sd[i]),
             )
             for i, name in enumerate(names)
+        ] + [
+            _Panel(f"pi_{name}", f"{style.symbol('pi', name)}, sd {style.of(scale)}", sweep.methods)
+            for name, scale in sweep.occasion_scales.items()
         ]
     omega = None if truth is None else np.array(truth)
     return [
