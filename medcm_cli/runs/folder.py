@@ -158,9 +158,7 @@ class Record:
     redraws: int = 0  # initialisations given up because their first gradient was not finite
     unconverged_modes: float = 0.0  # largest share of subjects without a converged mode at a checkpoint
     seconds: float = 0.0  # batch seconds divided by the batch's fits
-    convergence: dict[str, Any] | None = (
-        None  # converged, epoch, rule and error; none of one that was not asked
-    )
+    convergence: dict[str, Any] | None = None  # converged, epoch, rule, error; none where not asked
     described: dict[str, Any] | None = None  # what the objective says of itself (runs.description)
 
 
@@ -259,9 +257,8 @@ def estimate_rows(
 
     :raises InputError: a fit of before that was trained, and kept only the checkpoint before training.
     """
-    trained = (record.config.get("training") or {}).get("stop") != "start" and record.config.get(
-        "epochs", 1
-    ) > 1
+    stop = (record.config.get("training") or {}).get("stop")
+    trained = stop != "start" and record.config.get("epochs", 1) > 1
     if record.status == "complete" and trained and not np.any(epoch > 0):
         raise InputError(
             f"{folder}: has one checkpoint, of epoch 0, and so no estimates: earlier versions did not keep "
