@@ -18,6 +18,11 @@ class Along(NamedTuple):
     name: str
     share: Tensor
 
+    def expanded(self, values: Values) -> "Along":
+        """With a share that has the dimensions of parameters."""
+        shape = values[self.name].shape[-3:]
+        return Along(self.name, self.share.expand(*self.share.shape[:-3], *shape))
+
 
 Direction = str | Along
 """A parameter whose logarithm moves, at all times alike, or a part of that."""

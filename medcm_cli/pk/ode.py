@@ -17,7 +17,7 @@ from medcm_cli.pk import integrated, outputs, reference, stepwise
 from medcm_cli.pk import names as named
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compiled import check_compiler
-from medcm_cli.pk.derivatives import Along, Direction, moves, reverse_over_reverse
+from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
@@ -275,7 +275,7 @@ class OdeModel(PkModel):
             return reverse_over_reverse(predict, schedule, values, wrt)
         if self.by_exponential:
             return reverse_over_reverse(lambda z: _exactly(self, schedule, z), schedule, values, wrt)
-        wrt = [one if isinstance(one, str) else _whole(one, values) for one in wrt]
+        wrt = [one if isinstance(one, str) else one.expanded(values) for one in wrt]
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
         if self.seen is None:
             return _turned(self, schedule, amounts, then, wrt)
@@ -396,12 +396,5 @@ def _turned(
 
 def _expanded(pk: OdeModel, schedule: Schedule, z: Values) -> dict[str, Tensor]:
     """Parameters of the model, (S, N, B) or (P, S, N, B) each."""
-    shapes = (z[name].shape[-3:] for name in pk.parameters)
-    shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
+    shape = torch.broadcast_shapes(schedule.start.shape[1:], *(z[n].shape[-3:] for n in pk.parameters))
     return {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
-
-
-def _whole(one: Along, values: Values) -> Along:
-    """A direction whose share has the dimensions of parameters that are expanded."""
-    shape = values[one.name].shape[-3:]
-    return Along(one.name, one.share.expand(*one.share.shape[:-3], *shape))

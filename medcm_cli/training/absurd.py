@@ -1,11 +1,13 @@
-"""Fits whose objective is finite and says that they are none."""
+"""Fits that have failed: whose objective is not finite, or is and says that they are none."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medcm_cli.data.population import Population
+from medcm_cli.model import Model
 from medcm_cli.objectives.base import Objective
 from medcm_cli.training.trained import Failure, Trained
 
@@ -48,3 +50,25 @@ def ofv_of_one_normal(population: Population) -> Tensor:
     mean = (dv * there).sum((0, 1, 2)) / count
     variance = ((dv - mean).square() * there).sum((0, 1, 2)) / count
     return count * (torch.log(variance.clamp(min=1e-300)) + 1)
+
+
+def cause_of(
+    model: Model,
+    objective: Objective,
+    values: Mapping[str, Tensor],
+    loss: Tensor,
+    limit: Tensor,
+    fit: int,
+) -> str:
+    """Why a fit stops whose loss, (B,), or gradient is not sound."""
+    if objective.mixed:
+        estimates = objective.estimates(model, values)
+        for group in model.groups:
+            diagonal = torch.stack([row[-1] for row in group.cholesky(estimates)])[:, fit]
+            if not bool((diagonal > 0).all()):
+                return f"{group.of.capitalize()} is not positive definite"
+    if not bool(torch.isfinite(loss[fit])):
+        return "objective is not finite"
+    if bool(loss[fit].abs() > limit[fit]):
+        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
+    return "gradient is not finite"

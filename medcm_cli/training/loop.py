@@ -14,10 +14,11 @@ from medcm_cli.numerics.devices import CPU, nowhere
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training import replay
+from medcm_cli.training.absurd import cause_of
 from medcm_cli.training.beginning import Begun, How, begun
 from medcm_cli.training.ending import Rule, Watch
 from medcm_cli.training.kept import Kept, Reached
-from medcm_cli.training.loss import Minibatch, Part, cause_of
+from medcm_cli.training.loss import Minibatch, Part
 from medcm_cli.training.steppers import MakeOptimizer, steppers
 from medcm_cli.training.trained import Ends, Failure, Trained
 

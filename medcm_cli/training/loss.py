@@ -377,25 +377,3 @@ def _some(population: Population, index: Tensor) -> Population:
     if bool(there.all()):
         return chosen
     return replace(chosen, present=chosen.present * there, observed=chosen.observed * there, ragged=True)
-
-
-def cause_of(
-    model: Model,
-    objective: Objective,
-    values: Mapping[str, Tensor],
-    loss: Tensor,
-    limit: Tensor,
-    fit: int,
-) -> str:
-    """Why a fit stops whose loss, (B,), or gradient is not sound."""
-    if objective.mixed:
-        estimates = objective.estimates(model, values)
-        for group in model.groups:
-            diagonal = torch.stack([row[-1] for row in group.cholesky(estimates)])[:, fit]
-            if not bool((diagonal > 0).all()):
-                return f"{group.of.capitalize()} is not positive definite"
-    if not bool(torch.isfinite(loss[fit])):
-        return "objective is not finite"
-    if bool(loss[fit].abs() > limit[fit]):
-        return f"objective of {float(loss[fit]):.3g} is beyond that of any fit"
-    return "gradient is not finite"

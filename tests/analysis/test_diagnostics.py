@@ -19,12 +19,10 @@ from medcm_cli.analysis.diagnostics import (
     diagnose,
     predictive_check,
     simulations,
-    true_effects,
 )
 from medcm_cli.analysis.diagnostics import _curves as curves_of
 from medcm_cli.data import Population, read_events
 from medcm_cli.data.edit import on_grid
-from medcm_cli.haemophilia import cohorts
 from medcm_cli.haemophilia import virtual as simulate
 from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
@@ -33,7 +31,6 @@ from medcm_cli.pk import one_compartment
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, restore
-from medcm_cli.training.results import GRID_POINTS
 from tests.helpers import at_eta, configuration, dense_omega, make_population, sd_of, slopes, with_error
 
 STREAM = Stream(5, 1, 1)
@@ -256,33 +253,6 @@ def test_curves_reach_from_the_first_record_to_the_last(
     np.testing.assert_allclose(ends["max"], last, rtol=1e-5)
     bands = diagnosis.curves[["low_90", "low_50", "median", "high_50", "high_90"]].to_numpy()
     assert (np.diff(bands, axis=1) >= 0).all()
-
-
-def test_true_effects_are_the_simulators() -> None:
-    covariates = {"weight": {"scale": 150, "reference": 70}, "vwf": {"scale": 350, "reference": 100}}
-    truth = {"omega": [[0.037, 0.0113], [0.0113, 0.017]], "sigma": {}}
-    frame = true_effects({"dataset": {"covariates": covariates, "truth": truth}})
-    assert frame is not None
-    of = dict(list(frame.groupby(["covariate", "parameter"])))
-    weight = of["weight", "CL"]
-    # docs/methods.md, "Truth of the simulation study"
-    np.testing.assert_allclose(weight["relative"], (weight["x"] / 70) ** 0.75)
-    np.testing.assert_allclose(of["weight", "V1"]["relative"], weight["x"] / 70)
-    np.testing.assert_allclose(of["vwf", "V1"]["relative"], 1)
-    assert len(weight) == GRID_POINTS
-    other = {"omega": [[0.1, 0], [0, 0.1]], "sigma": {}}
-    assert true_effects({"dataset": {"covariates": covariates, "truth": other}}) is None
-    assert true_effects({"dataset": {"covariates": covariates, "truth": None}}) is None
-
-
-def test_true_effects_of_a_cohort_are_one_at_the_reference() -> None:
-    covariates = {"ffm": {"scale": 150, "reference": 60}, "vwf": {"scale": 350, "reference": 100}}
-    dataset = {"covariates": covariates, "cohort": "prophylaxis", "truth": cohorts.truth_of("prophylaxis")}
-    frame = true_effects({"dataset": dataset})
-    assert frame is not None
-    for (covariate, _), curve in frame.groupby(["covariate", "parameter"]):
-        reference = float(covariates[str(covariate)]["reference"])
-        assert np.interp(reference, curve["x"], curve["relative"]) == pytest.approx(1, abs=2e-3)
 
 
 def test_a_regimen_with_resets_has_a_curve_for_each_segment(model: Model, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _restored(
 def _effects(
     sweep: Sweep, restored: Sequence["Restored"], missing: list[str], epochs: Sequence[int]
 ) -> Iterator[style.Drawn]:
-    from medcm_cli.analysis.diagnostics import covariates, true_effects
+    from medcm_cli.analysis.effects import covariates, true_effects
 
     where = f"{sweep.study}, {sweep.dataset}"
     learned: dict[str, pd.DataFrame] = {}
