@@ -12,6 +12,7 @@ from medcm_cli.data import population
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import Ragged, Schedule
 from medcm_cli.study.job import Job
+from medcm_cli.study.options import conf_dir
 from medcm_cli.training.loss import Evaluation
 from tests.helpers import configuration
 from tests.test_conf import NAMES, PARTNERS
@@ -21,7 +22,11 @@ SIZES = ((1, 24, 2, 4, 17), (3, 12, 2, 5, 12))  # doses, observations
 GROUPS = [[0, 2, 3], [1, 4]]
 MODELS = [name.removeprefix("pk/") for name in NAMES if name.startswith("pk/")]
 INTEGRATED = ("michaelis_menten", "neural_ode", "two_compartment_ode")
-CLOSED = [name for name in MODELS if name not in INTEGRATED]
+CLOSED = [
+    name
+    for name in MODELS
+    if "OdeModel" not in (conf_dir() / "pk" / f"{name}.yaml").read_text(encoding="utf-8")
+]
 OBJECTIVES = ("mse", "fo", "foce", "vi")
 COVARIATES = (
     "{weight: {column: wt, scale: 150, reference: 70, unit: kg}, "
@@ -73,7 +78,7 @@ def job(folder: Path, pk: str, objective: str, regimen: str) -> Job:
             folder / "ragged.csv",
             folder / "outputs",
             *("dataset=table", "dataset.name=ragged", f"+dataset.covariates={COVARIATES}"),
-            *(f"pk={pk}", f"objective={objective}", "split=all", "dtype=float64"),
+            *(f"pk={pk}", f"objective={objective}", "split=all", "dtype=float64", "training.protocol=paper"),
             *options,
         )
     )
