@@ -57,13 +57,19 @@ def test_the_page_has_the_constructions() -> None:
     assert "network=equations" in TEXT
 
 
+# As a user has it, a fit begins by the data and is polished, which takes seconds.
+PROTOCOLS = ("paper", pytest.param("field", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("nonmem", "options"), ROWS, ids=[cell for cell, _ in ROWS])
-def test_a_construction_is_fitted(nonmem: str, options: str, tmp_path: Path) -> None:
+def test_a_construction_is_fitted(nonmem: str, options: str, protocol: str, tmp_path: Path) -> None:
     words = [word.removeprefix("+") for word in shlex.split(options)]
     path = tmp_path / "events.csv"
     write_table(path, "dataset.logged=true" in words, nonmem.startswith("D1"))
     base = ["dataset=table", "dataset.name=mine", "network=equations", "pk=one_compartment", "objective=fo"]
     base += ["dataset.units={time: h, amount: mg, level: mg/L}", "split=all", COVARIATES, "epochs=2"]
+    base.append(f"training.protocol={protocol}")
     if not any(word.startswith("network.equations={") for word in words):
         base.append(PLAIN)
     if not any(word.startswith("random_effects=") for word in words):

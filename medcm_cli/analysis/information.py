@@ -145,7 +145,7 @@ class Subjects:
         leaf = theta.detach().requires_grad_()
         rest = sum(map(_size, self.layout.shapes)) - self.shared
         values = self.layout.unpack(torch.cat([leaf, leaf.new_zeros(rest, leaf.shape[1])]))
-        loss = objective.penalty(self.model, values)
+        loss = objective.of_priors(self.model, values)
         (slope,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
         rows = [
             torch.autograd.grad(

@@ -150,6 +150,7 @@ class _Options:
         self._mappings: set[str] = set()
         self._targets: dict[str, str] = {}
         main, has = _composed(conf_dir(), conf_dir() / f"{config_name}.yaml")
+        self._usual = {f"{group}={name}" for group, name in has.items()}
         main.pop("hydra", None)
         self._add(main, "")
         for folder in folders:
@@ -192,7 +193,10 @@ class _Options:
             choices = self.of[key]
             if key in self._mappings and not (override.is_delete() or override.is_add()):
                 return f"{key}: entries are added with a +, as in +{_text(override)}"
-            if choices and len(choices) < len(self.groups[group]) and not set(choices) & set(chosen):
+            # What is chosen of a group stands in the place of what it has by default.
+            own = any(one.startswith(f"{group}=") for one in chosen)
+            there = set(chosen) if own else {*chosen, *self._usual}
+            if choices and len(choices) < len(self.groups[group]) and not set(choices) & there:
                 return f"{key}: only {', '.join(choices)} has this option"
             return ""
         free = above in self._mappings and above not in self.groups
@@ -209,20 +213,20 @@ def _text(override: Override) -> str:
     return override.input_line or override.key_or_group
 
 
-def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], set[str]]:
+def _composed(folder: Path, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The options of a configuration file below ``folder`` and of the files that it is composed of, and the
-    groups that it has a choice of."""
+    groups that it has a choice of, with that choice."""
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):  # Hydra says so where it is chosen
-        return {}, set()
+        return {}, {}
     if not isinstance(loaded, dict):
-        return {}, set()
+        return {}, {}
     options: dict[str, Any] = {}
-    groups: set[str] = set()
+    groups: dict[str, str] = {}
     for entry in loaded.pop("defaults", []):
         if isinstance(entry, Mapping):
-            groups |= {str(key) for key in entry}
+            groups |= {str(key): str(value) for key, value in entry.items()}
             continue
         name = str(entry).partition("@")[0]
         part = (folder if name.startswith("/") else path.parent) / f"{name.lstrip('/')}.yaml"

@@ -220,7 +220,8 @@ def _checked(
     amount, duration = columns.doses(sheet, np.isin(evid, (1, 4)), how.bolus_duration)
     is_dose = ~np.isnan(amount)
     dv, censored, above = columns.observations(sheet, is_observation, how.logged)
-    occasion = columns.occasions(sheet, subject, how.by_occasion)
+    timed = how.abscissa is None  # else rows are in the order of what stands in the place of time
+    occasion = columns.occasions(sheet, subject, how.by_occasion) if timed else np.ones_like(subject)
     compartment = compact(sheet.whole("cmt") - 1)
     endpoint = compact(endpoints(sheet, is_observation, how.endpoints))
     repeats = columns.repeats(sheet, is_dose)

@@ -104,7 +104,7 @@ class Objective(Protocol):
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
 
-    def penalty(self, model: Model, values: Values) -> Tensor | None:
+    def of_priors(self, model: Model, values: Values) -> Tensor | None:
         """What priors of the population add to the value, (B,), in its unit; None where there are none."""
         del model, values
         return None

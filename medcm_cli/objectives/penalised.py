@@ -56,13 +56,13 @@ class Penalised(Objective):
     ) -> State:
         """See ``Objective.init``. :raises InputError: a prior of nothing that is estimated."""
         state = self.objective.init(model, population, streams, dtype)
-        self.penalty(model, state.trained)
+        self.of_priors(model, state.trained)
         share = population.present / population.present.sum(0)
         return replace(
             state, carried={**state.carried, SHARE: share}, per_subject=(*state.per_subject, SHARE)
         )
 
-    def penalty(self, model: Model, values: Values) -> Tensor:
+    def of_priors(self, model: Model, values: Values) -> Tensor:
         """What is added to the objective's value, (B,)."""
         scale = self.objective.describe().scale
         assert scale is not None
@@ -91,7 +91,7 @@ class Penalised(Objective):
         """See ``Objective``."""
         share = population.sum_subjects(state.carried[SHARE])
         of_data = self.objective.loss(model, population, state, noise)
-        return of_data + share * self.penalty(model, state.trained)
+        return of_data + share * self.of_priors(model, state.trained)
 
     def divisor(self, population: Population) -> Tensor | float:
         """See ``Objective``."""

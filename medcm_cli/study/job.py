@@ -68,7 +68,7 @@ class Job:
         problem = Problem.build(config)
         if config["training"]["start"] == "data":
             problem = begun_by_data(problem)
-        if config["batch"]["compile"]:
+        if config["batch"].get("compile", False):
             pk = problem.model.pk.with_compiled_steps()
             problem = replace(problem, model=replace(problem.model, pk=pk))
         objective, device = objective_of(config), device_of(config["device"])
@@ -177,7 +177,7 @@ class Job:
             trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
         if trained.ends is None:
             return trained
-        penalty = self.objective.penalty(model, trained.layout.unpack(trained.ends.values))
+        penalty = self.objective.of_priors(model, trained.layout.unpack(trained.ends.values))
         return with_absurd_failed(
             self.objective, population, trained, 0.0 if penalty is None else penalty.detach()
         )

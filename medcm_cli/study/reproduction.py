@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
 from medcm_cli.runs import Address, Record
 from medcm_cli.study.identity import Config, difference, full_units, identity
-from medcm_cli.study.options import as_config, complete, conf_dir
+from medcm_cli.study.options import as_config, complete, conf_dir, with_protocol
 from medcm_cli.study.trust import foreign_part
 from medcm_cli.study.units import without_derived
 
@@ -120,8 +120,8 @@ def overrides(config: Config, address: Address, trust: bool = False) -> tuple[li
         options = [f"{group}={name}" for group, name in chosen.items() if name != _choices()[group]]
         plain = [key for key, value in _composed(()).items() if not isinstance(value, Mapping)]
         # Of values that follow others, as the optimiser's learning rate does, those that then still differ.
-        for keys in (plain, [*_GROUPS, *plain]):
-            base = _composed(tuple(options))
+        for keys in (plain, [*_GROUPS, "training", *plain]):
+            base = with_protocol(_composed(tuple(options)))
             options += _differences(_part(recorded, keys), _part(base, keys), recorded, base)
         found, folder = _final(tuple(options))
         renamed = [str(name) for group, name in recorded["labels"].items() if name != chosen.get(group, name)]

@@ -124,7 +124,7 @@ def _penalty(model: Model, objective: Objective, trained: Trained) -> Tensor | N
     checkpoints, _, fits = trained.checkpoints.shape
     values = trained.layout.unpack(trained.checkpoints.permute(1, 0, 2).reshape(-1, checkpoints * fits))
     shared = {name: of for name, of in values.items() if name not in trained.state.per_subject}
-    found = objective.penalty(model, shared)
+    found = objective.of_priors(model, shared)
     return None if found is None else found.reshape(checkpoints, fits)
 
 

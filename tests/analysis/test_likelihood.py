@@ -82,6 +82,7 @@ def test_a_profile_rises_by_the_quantile_at_its_ends(outputs: Path) -> None:
             assert rise == pytest.approx(3.8415, abs=0.02)
 
 
+@pytest.mark.slow
 def test_of_many_subjects_they_are_near_those_of_the_curvature(outputs: Path) -> None:
     restored = batch(outputs, "many")
     by_curvature = rows(restored, "hessian")

@@ -175,6 +175,7 @@ MADE = {
     "commands.status",
     "report.intervals",  # of the page
     "report.page",
+    "report.scores",
     "report.provenance",
     "report.section",
     "report.tables",

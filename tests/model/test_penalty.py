@@ -118,7 +118,7 @@ def test_a_strong_prior_decides(model: Model) -> None:
     population = make_population(6, 2)
     values = both.init(model, population, STREAMS, F64).trained
     leaf = values["global.Q"].clone().requires_grad_()
-    loss = both.penalty(model, {**values, "global.Q": leaf}).sum()
+    loss = both.of_priors(model, {**values, "global.Q": leaf}).sum()
     (slope,) = torch.autograd.grad(loss, leaf)
     away = torch.nn.functional.softplus(values["global.Q"]) - 0.1
     assert torch.equal(slope > 0, away > 0)

@@ -57,6 +57,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs"
 
 
+@pytest.mark.slow
 def test_columns_have_the_unit_of_what_is_added(outputs: Path) -> None:
     for path in sorted(outputs.glob("**/history.parquet")):
         units = named_in(pyarrow.parquet.read_schema(path))

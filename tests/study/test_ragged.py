@@ -22,11 +22,8 @@ SIZES = ((1, 24, 2, 4, 17), (3, 12, 2, 5, 12))  # doses, observations
 GROUPS = [[0, 2, 3], [1, 4]]
 MODELS = [name.removeprefix("pk/") for name in NAMES if name.startswith("pk/")]
 INTEGRATED = ("michaelis_menten", "neural_ode", "two_compartment_ode")
-CLOSED = [
-    name
-    for name in MODELS
-    if "OdeModel" not in (conf_dir() / "pk" / f"{name}.yaml").read_text(encoding="utf-8")
-]
+FILES = {name: (conf_dir() / "pk" / f"{name}.yaml").read_text(encoding="utf-8") for name in MODELS}
+CLOSED = [name for name, text in FILES.items() if "OdeModel" not in text and "DirectModel" not in text]
 OBJECTIVES = ("mse", "fo", "foce", "vi")
 COVARIATES = (
     "{weight: {column: wt, scale: 150, reference: 70, unit: kg}, "

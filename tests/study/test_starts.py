@@ -128,7 +128,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(data: Path, initial: Any, word
     ("initial", "more", "words"),
     [
         ({"CL": 4}, ("network.initial={CL: 3}",), "network.initial.CL says it too"),
-        ({"omega_CL": 1}, ("fixed={omega: [[0.04, 0], [0, 0.02]]}",), "fixed.omega is all of Omega"),
+        ({"omega_CL": 1}, ("fixed={omega: [[0.04, 0], [0, 0.02]]}",), "fixed.omega is all of it"),
         ({"sigma_additive": 1}, ("fixed={sigma: {additive: 2}}",), "fixed.sigma.additive says it too"),
         ({"rho_CL_V1": 0.1}, ("omega=diagonal",), "has no such correlation"),
     ],

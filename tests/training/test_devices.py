@@ -205,7 +205,7 @@ def test_so_are_those_of_a_steady_state_that_is_searched_for(table: Path, tmp_pa
 
 @pytest.mark.parametrize("name", OF_TABLE)
 def test_so_are_those_of_any_regimen(name: str, table: Path, tmp_path: Path) -> None:
-    given = "dataset=table", "split=all", "dataset.truth=null"
+    given = "dataset=table", "split=all", "dataset.truth=null", "training.protocol=paper"
     rule = () if name == "stepwise" else ("dataset.over_time={weight: first, vwf: first}",)
     job = built(table, OF_TABLE[name], tmp_path, *given, *rule)
     same(trained(job, META), trained(job, CPU))
