@@ -22,7 +22,7 @@ TAKEN = {
     "seed": "0 1000000000",
     "fold": "1000000000 [1,2]",
     **dict.fromkeys(("outer", "inner"), "null"),
-    **dict.fromkeys(("fixed", "endpoints"), "null"),
+    **dict.fromkeys(("fixed", "endpoints", "occasions"), "null"),
     "outputs": "abc",
 }
 
