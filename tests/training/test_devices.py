@@ -104,7 +104,25 @@ REST = {
     for name, needs in needs_of_models().items()
     if not any(f"pk={name}" in case for case in (*CASES.values(), *SLOW.values()))
 }
-QUICK = ("absorption_parallel", "absorption_transit", "response_inhibited_formation", "effect_emax")
+DIRECT = {
+    "linear": "E0,SLOPE",
+    "emax": "E0,EMAX,ED50",
+    "hill": "E0,EMAX,ED50,GAMMA",
+}  # of times, not of doses
+REST |= {
+    f"dose_response_{form}": (
+        *("objective=fo", f"pk=dose_response_{form}", "pk.column=time", "network=none", f"[{names}]"),
+        *("random_effects=[E0]", "dataset.truth=null"),
+    )
+    for form, names in DIRECT.items()
+}
+QUICK = (
+    "dose_response_emax",
+    "absorption_parallel",
+    "absorption_transit",
+    "response_inhibited_formation",
+    "effect_emax",
+)
 CASES |= {name: REST.pop(name) for name in QUICK}
 SLOW |= REST
 # Everything that a regimen can have, on few rows: additional doses, a steady state, a reset, an infusion, a
