@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medcm_cli.pk import dosing, library
+from medcm_cli.pk import dosing, models
 from medcm_cli.pk.absorption import MixedAbsorption
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
@@ -41,8 +41,8 @@ __all__ = [
     "TransitAbsorption",
     "check_schedule",
     "learned_elimination_rate",
-    "library",
     "michaelis_menten_rate",
+    "models",
     "neural_elimination_rate",
     "one_compartment",
     "sensitivities",

@@ -19,8 +19,55 @@ MAKERS = {1: one_compartment, 2: two_compartment, 3: three_compartment}
 _SHARE, _LAG = "share of a dose", "lag of a dose"  # parameters of the parts, which no user names
 
 
+class AroundLinear(PkModel):
+    """A linear model whose doses arrive in a way of their own, and that is else as it is: ``linear``. A
+    frozen dataclass that has this as its base gives ``units`` and ``predict``."""
+
+    linear: LinearModel
+
+    @property
+    def observes(self) -> int:
+        """The central compartment."""
+        return self.linear.central
+
+    @property
+    def dosed(self) -> int:
+        """The first."""
+        return 0
+
+    @property
+    def takes_doses(self) -> int:
+        """How many compartments, from the first, doses can go to."""
+        return self.linear.takes_doses
+
+    @property
+    def scales_with_dose(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def needs_double(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def above_zero(self) -> tuple[str, ...]:
+        """All."""
+        return self.parameters
+
+    def half_life(self, z: Values) -> Tensor:
+        """See ``LinearModel.half_life``: of what has been absorbed."""
+        return self.linear.half_life(z)
+
+    def sensitivities(
+        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See ``medcm_cli.pk.sensitivities``."""
+        return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
+
+
 @dataclass(frozen=True)
-class MixedAbsorption(PkModel):
+class MixedAbsorption(AroundLinear):
     """A linear model, in closed form, in which a dose that is given at once arrives in other ways.
 
     ``order``: zero, evenly over D (h) in the central compartment; or in part so, the share ODDS / (1 + ODDS),
@@ -62,43 +109,9 @@ class MixedAbsorption(PkModel):
         object.__setattr__(self, "parameters", tuple(dict.fromkeys((*linear.parameters, *own))))
 
     @property
-    def observes(self) -> int:
-        """The central compartment."""
-        return self.linear.central
-
-    @property
-    def dosed(self) -> int:
-        """The first."""
-        return 0
-
-    @property
-    def takes_doses(self) -> int:
-        """How many compartments, from the first, doses can go to."""
-        return self.linear.takes_doses
-
-    @property
-    def scales_with_dose(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_double(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def above_zero(self) -> tuple[str, ...]:
-        """All."""
-        return self.parameters
-
-    @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "D": "{time}", **({} if self.order == "zero" else {"ODDS": "-"})}
-
-    def half_life(self, z: Values) -> Tensor:
-        """See ``LinearModel.half_life``."""
-        return self.linear.half_life(z)
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
@@ -131,12 +144,6 @@ class MixedAbsorption(PkModel):
         found = only(zero, schedule, chosen, own, into=linear.central) + only(first, schedule, chosen, rest)
         others = ~chosen & (schedule.amount > 0)
         return found + only(linear, schedule, others, z) if bool(others.any()) else found
-
-    def sensitivities(
-        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See ``medcm_cli.pk.sensitivities``."""
-        return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
 
 
 def given_at_once(pk: PkModel, schedule: Schedule) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcm_cli.pk.library.kinetics import kinetics_rate
+from medcm_cli.pk.models.kinetics import kinetics_rate
 
 
 def two_compartment_rate(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:

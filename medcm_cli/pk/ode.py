@@ -194,7 +194,7 @@ class OdeModel(PkModel):
     @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
-        of_rate = getattr(self.rate, "units", {})  # of those of medcm_cli.pk.library
+        of_rate = getattr(self.rate, "units", {})  # of those of medcm_cli.pk.models
         known = {name: unit for name, unit in of_rate.items() if name in self.parameters}
         return {**PkModel.units.fget(self), **known, **self.parameter_units}  # type: ignore[attr-defined]
 

@@ -2,7 +2,7 @@
 Pharmacodyn 2007, 34:711-726)."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,7 @@ from torch import Tensor
 from medcm_cli.checks import whole
 from medcm_cli.errors import InputError
 from medcm_cli.pk import dosing
-from medcm_cli.pk.absorption import MAKERS, given_at_once, only
-from medcm_cli.pk.base import PkModel
-from medcm_cli.pk.derivatives import Direction, reverse_over_reverse
+from medcm_cli.pk.absorption import MAKERS, AroundLinear, given_at_once, only
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.linear import LinearModel
 from medcm_cli.pk.moments import moment
@@ -27,7 +25,7 @@ _SPREAD = 7.0
 
 
 @dataclass(frozen=True)
-class TransitAbsorption(PkModel):
+class TransitAbsorption(AroundLinear):
     """A linear model whose doses, given at once, pass NTR transit compartments before a depot, compartment 1,
     that empties at rate KA.
 
@@ -64,43 +62,9 @@ class TransitAbsorption(PkModel):
         object.__setattr__(self, "parameters", tuple(dict.fromkeys((*linear.parameters, "NTR", "MTT"))))
 
     @property
-    def observes(self) -> int:
-        """The central compartment."""
-        return self.linear.central
-
-    @property
-    def dosed(self) -> int:
-        """The first."""
-        return 0
-
-    @property
-    def takes_doses(self) -> int:
-        """How many compartments, from the first, doses can go to."""
-        return self.linear.takes_doses
-
-    @property
-    def scales_with_dose(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
-    def needs_double(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def above_zero(self) -> tuple[str, ...]:
-        """All."""
-        return self.parameters
-
-    @property
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "NTR": "-", "MTT": "{time}"}
-
-    def half_life(self, z: Values) -> Tensor:
-        """See ``LinearModel.half_life``: of what has been absorbed."""
-        return self.linear.half_life(z)
 
     def check(self, schedule: Schedule) -> None:
         """See ``PkModel.check``. :raises InputError: of doses into the depot, also an infusion or a steady
@@ -128,12 +92,6 @@ class TransitAbsorption(PkModel):
         found = _through(self, schedule, torch.where(chosen, schedule.amount, 0), z)
         others = ~chosen & (schedule.amount > 0)
         return found + only(self.linear, schedule, others, z) if bool(others.any()) else found
-
-    def sensitivities(
-        self, schedule: Schedule, z: Values, wrt: Sequence[Direction]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See ``medcm_cli.pk.sensitivities``."""
-        return reverse_over_reverse(lambda values: self.predict(schedule, values), schedule, z, wrt)
 
 
 @functools.lru_cache(maxsize=16)

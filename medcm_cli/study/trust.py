@@ -17,7 +17,7 @@ from medcm_cli.files import DEEPEST
 from medcm_cli.runs import RECORD
 from medcm_cli.study.identity import RENAMED, Config
 
-_ROOMS = (data, haemophilia, model, objectives, pk, pk.library)
+_ROOMS = (data, haemophilia, model, objectives, pk, pk.models)
 _ROOTS = {"medcm_cli": medcm_cli, "torch": torch}
 # These give what their ``path`` names.
 _GETTERS = tuple(f"hydra.utils.get_{what}" for what in ("method", "static_method", "class", "object"))

@@ -4,21 +4,21 @@ A family is one function, and ``pk.parameters`` say which of it is meant: a depo
 peripheral compartment where there are Q and V2, a Hill exponent where there is HILL.
 """
 
-from medcm_cli.pk.library.binding import (
+from medcm_cli.pk.models.binding import (
     binding_rate,
     free_concentration,
     quasi_steady_binding_rate,
     target_at_rest,
 )
-from medcm_cli.pk.library.effects import effect, effect_rate
-from medcm_cli.pk.library.kinetics import (
+from medcm_cli.pk.models.effects import effect, effect_rate
+from medcm_cli.pk.models.kinetics import (
     concentration,
     endogenous_at_rest,
     endogenous_rate,
     metabolite_concentration,
     metabolite_rate,
 )
-from medcm_cli.pk.library.responses import (
+from medcm_cli.pk.models.responses import (
     inhibited_formation_rate,
     inhibited_loss_rate,
     response,
@@ -27,7 +27,7 @@ from medcm_cli.pk.library.responses import (
     stimulated_loss_rate,
     turnover_rate,
 )
-from medcm_cli.pk.library.tumours import (
+from medcm_cli.pk.models.tumours import (
     claret_rate,
     claret_size,
     claret_start,

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from medcm_cli.pk.library.effects import left, raised
-from medcm_cli.pk.library.kinetics import concentration, eliminated, flows, of_units
+from medcm_cli.pk.models.effects import left, raised
+from medcm_cli.pk.models.kinetics import concentration, eliminated, flows, of_units
 
 _UNITS = {
     "KIN": "{model}/{time}",

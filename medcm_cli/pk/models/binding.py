@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcm_cli.pk.library.kinetics import concentration, eliminated, flows, of_units
+from medcm_cli.pk.models.kinetics import concentration, eliminated, flows, of_units
 
 _UNITS = {
     "KON": "L/{amount}/{time}",
