@@ -21,7 +21,16 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Population
 from medcm_cli.haemophilia.virtual import Settings
-from medcm_cli.model import Model, ResidualError, Values
+from medcm_cli.model import (
+    CombinedVariancesError,
+    ErrorModel,
+    LogNormalError,
+    Model,
+    PowerError,
+    ResidualError,
+    StudentError,
+    Values,
+)
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import Schedule
 from medcm_cli.study.options import as_config, conf_dir
@@ -302,3 +311,25 @@ def ran(
         timeout=limit,
         check=False,
     )
+
+
+ERROR_MODELS: dict[str, ErrorModel] = {
+    "additive": ResidualError(("additive",)),
+    "combined": ResidualError(("additive", "proportional")),
+    "variances": CombinedVariancesError(),
+    "power": PowerError(),
+    "log-normal": LogNormalError(),
+    "student": StudentError(("additive", "proportional")),
+}
+
+
+def plausible(model: Model) -> dict[str, Tensor]:
+    """CL about 0.14 L/h, V1 2 L, Q 0.15 L/h, V2 0.75 L, omega 0.4, sigma 0.1 to 0.3."""
+    trained = model.init(STREAMS, F64)
+    raw = {"weight.heads.bias": [-1.5, 1.9], "vwf.heads.bias": [0.0], "global.Q": -1.8, "global.V2": 0.1}
+    for name, value in trained.items():
+        known = torch.tensor(raw.get(name, 0.0), dtype=F64)[..., None].expand_as(value)
+        shift = {"omega": -0.8, "sigma": -2.0}.get(name, 0.0)
+        small = 0.2 if name.endswith("weight") else 1.0
+        trained[name] = known.clone() if name in raw else small * value + shift
+    return trained

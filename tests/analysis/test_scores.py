@@ -15,21 +15,9 @@ from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import LogNormalError, Model, RandomEffects
 from medcm_cli.objectives import Fo, State, Vi
-from tests.helpers import F64, STREAMS, LinearGaussian, dense_omega, make_population, with_error
+from tests.helpers import F64, STREAMS, LinearGaussian, dense_omega, make_population, plausible, with_error
 
 FITS = 2
-
-
-def plausible(model: Model, population: Population) -> dict[str, Tensor]:
-    """CL about 0.14 L/h, V1 2 L, Q 0.15 L/h, V2 0.75 L, omega 0.4, sigma 0.1 to 0.3."""
-    trained = Fo().init(model, population, STREAMS, F64).trained
-    raw = {"weight.heads.bias": [-1.5, 1.9], "vwf.heads.bias": [0.0], "global.Q": -1.8, "global.V2": 0.1}
-    for name, value in trained.items():
-        known = torch.tensor(raw.get(name, 0.0), dtype=F64)[..., None].expand_as(value)
-        shift = {"omega": -0.8, "sigma": -2.0}.get(name, 0.0)
-        small = 0.2 if name.endswith("weight") else 1.0
-        trained[name] = known.clone() if name in raw else small * value + shift
-    return trained
 
 
 def exact(model: LinearGaussian, values: dict[str, Tensor], population: Population) -> np.ndarray:
@@ -72,7 +60,7 @@ def test_quadrature_and_importance_sampling_agree(model: Model) -> None:
     model = with_error(model, "combined")
     everyone = make_population(4, 1, ragged=True)
     population = everyone.select([np.arange(4), np.arange(3)])
-    values = plausible(model, population)
+    values = plausible(model)
     agq, imp = (score(model, values, population, STREAMS, method) for method in ("agq", "imp"))
     assert agq.moved is not None
     assert float(agq.moved.max()) < scores.MOVED
@@ -92,7 +80,7 @@ def test_quadrature_and_importance_sampling_agree(model: Model) -> None:
 def test_quadrature_says_where_it_has_not_settled(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_error(model, "proportional")
     population = make_population(3, FITS, ragged=True)
-    values = plausible(model, population)
+    values = plausible(model)
     wide = {**values, "omega": torch.full_like(values["omega"], 1.0)}
     monkeypatch.setattr(scores, "_NODES", (2, 3))
     found = score(model, wide, population, STREAMS, "agq")
@@ -103,7 +91,7 @@ def test_quadrature_says_where_it_has_not_settled(model: Model, monkeypatch: pyt
 
 def test_parts_that_fit_into_memory_are_the_whole(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     population = make_population(3, FITS)
-    values = plausible(model, population)
+    values = plausible(model)
     whole = [score(model, values, population, STREAMS, method).ofv for method in ("agq", "imp")]
     monkeypatch.setattr(scores, "_ELEMENTS", 100)
     for method, want in zip(("agq", "imp"), whole, strict=True):
@@ -117,7 +105,7 @@ def test_the_elbo_is_a_bound_for_every_subject(model: Model, error: str) -> None
     subjects, draws = 5, 1000
     everyone = make_population(subjects, 1)
     each = everyone.select([np.array([n]) for n in range(subjects)])
-    values = plausible(model, everyone)
+    values = plausible(model)
     one, streams = {n: v[..., :1] for n, v in values.items()}, STREAMS[:1]
     of_each = {n: v.expand(*v.shape[:-1], subjects) for n, v in one.items()}
     want = score(model, of_each, each, streams * subjects, "agq").total
@@ -139,7 +127,7 @@ def test_the_elbo_is_a_bound_for_every_subject(model: Model, error: str) -> None
 def test_methods_that_do_not_fit_are_refused(model: Model) -> None:
     population = make_population(2, FITS)
     six = replace(model, random_effects=RandomEffects(("CL", "V1", "Q", "V2")))
-    values = plausible(model, population)
+    values = plausible(model)
     with pytest.raises(InputError, match=r"--by is .*magic"):
         score(model, values, population, STREAMS, "magic")
     with pytest.raises(InputError, match="--draws is 5"):
@@ -150,7 +138,7 @@ def test_methods_that_do_not_fit_are_refused(model: Model) -> None:
 def test_log_normal_errors_are_of_levels_and_say_by_how_much(model: Model) -> None:
     population = make_population(3, FITS, ragged=True)
     levels = replace(model, error=LogNormalError())
-    values = plausible(levels, population)
+    values = plausible(levels)
     logged = replace(model, error=LogNormalError(logged=True))
     ofv = [score(one, values, population, STREAMS, "focei").total for one in (levels, logged)]
     known = population.sum_subjects(levels.error.transformation(population))
@@ -166,7 +154,7 @@ def test_log_normal_errors_are_of_levels_and_say_by_how_much(model: Model) -> No
 def test_parameters_are_counted_by_what_they_move(model: Model) -> None:
     """Both branches lead to CL, and V1 has a random effect too; Q and V2 have none."""
     population = make_population(3, FITS)
-    values = plausible(model, population)
+    values = plausible(model)
     weights = sum(v[..., 0].numel() for name, v in values.items() if "." in name and "global" not in name)
     assert count(model, values, population) == Counts(weights + 3, 3, weights, 2)
     of_q = replace(model, random_effects=RandomEffects(("Q",)))

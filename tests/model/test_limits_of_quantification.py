@@ -12,30 +12,18 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import (
-    CombinedVariancesError,
     ErrorModel,
-    LogNormalError,
     Model,
-    PowerError,
-    ResidualError,
     StudentError,
 )
 from medcm_cli.model.endpoint_errors import EndpointErrors
 from medcm_cli.objectives import Fo, Foce
 from medcm_cli.objectives.marginal import marginal
-from tests.helpers import F64, STREAMS, make_population
+from tests.helpers import ERROR_MODELS, F64, STREAMS, make_population
 
-ERRORS: dict[str, ErrorModel] = {
-    "additive": ResidualError(("additive",)),
-    "combined": ResidualError(("additive", "proportional")),
-    "variances": CombinedVariancesError(),
-    "power": PowerError(),
-    "log-normal": LogNormalError(),
-    "student": StudentError(("additive", "proportional")),
-}
 POSITIVE = {
     name: replace(error, above_zero=True)  # type: ignore[type-var]
-    for name, error in ERRORS.items()
+    for name, error in ERROR_MODELS.items()
     if name in ("additive", "combined", "variances", "power")
 }
 RAW = {"sigma": torch.tensor([[-0.6, -0.6], [-1.2, -1.2]], dtype=F64)}
@@ -67,9 +55,9 @@ def spread(error: ErrorModel, f: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["below", "above"])
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", ERROR_MODELS)
 def test_the_probability_of_lying_beyond_a_limit_is_scipys(name: str, kind: str) -> None:
-    error, f = ERRORS[name], torch.linspace(0.4, 2.0, 9, dtype=F64)
+    error, f = ERROR_MODELS[name], torch.linspace(0.4, 2.0, 9, dtype=F64)
     limit = torch.full_like(f, 0.9)
     population, prediction = observed(limit, kind), f[:, None, None, None].expand(-1, 1, 1, 2)
     found = error.log_density(values_of(error), prediction, population)[:, 0, 0, 0].numpy()
@@ -87,11 +75,11 @@ def test_the_probability_of_lying_beyond_a_limit_is_scipys(name: str, kind: str)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", ERROR_MODELS)
 def test_slopes_are_those_of_the_density(name: str, positive: bool, kind: str) -> None:
     if positive and name not in POSITIVE:
         pytest.skip("has no such form")
-    error = POSITIVE[name] if positive else ERRORS[name]
+    error = POSITIVE[name] if positive else ERROR_MODELS[name]
     f = torch.linspace(0.05, 2.5, 30, dtype=F64)
     population = observed(torch.full_like(f, 0.9), kind)
     prediction = f[:, None, None, None].expand(-1, 1, 1, 2).clone().requires_grad_()
@@ -150,13 +138,13 @@ def test_far_above_0_m4_is_m3(name: str, kind: str) -> None:
     f = torch.linspace(0.4, 2.0, 9, dtype=F64)
     population = observed(torch.full_like(f, 0.9), kind)
     prediction = f[:, None, None, None].expand(-1, 1, 1, 2)
-    values = {"sigma": torch.full((len(ERRORS[name].free), 2), -6.0, dtype=F64)}
+    values = {"sigma": torch.full((len(ERROR_MODELS[name].free), 2), -6.0, dtype=F64)}
     if name == "power":
         values["sigma"] = torch.tensor([[-6.0] * 2, [-2.0] * 2], dtype=F64)
     columns = [torch.ones_like(prediction)]
     omega = [[torch.full((2,), 0.3, dtype=F64)]]
     found = []
-    for error in (ERRORS[name], POSITIVE[name]):
+    for error in (ERROR_MODELS[name], POSITIVE[name]):
         seen = marginal(population, error.as_normal(values, prediction, population), columns, omega)
         found.append((error.log_density(values, prediction, population), seen.log_det + seen.residual))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
@@ -193,7 +181,7 @@ def test_linear_objectives_refuse_m4_and_limits(model: Model, objective: Fo | Fo
 
 
 def test_one_of_several_endpoints_is_enough_to_refuse(model: Model) -> None:
-    errors = EndpointErrors({"pk": POSITIVE["additive"], "pca": ERRORS["log-normal"]})
+    errors = EndpointErrors({"pk": POSITIVE["additive"], "pca": ERROR_MODELS["log-normal"]})
     with pytest.raises(InputError, match="given that levels are above 0"):
         Fo().init(replace(model, error=errors), make_population(5, 2), STREAMS, F64)
 

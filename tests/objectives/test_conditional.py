@@ -21,6 +21,7 @@ from tests.helpers import (
     at_eta,
     dense_omega,
     make_population,
+    plausible,
     sd_of,
     slopes,
     with_error,
@@ -30,22 +31,10 @@ FITS, SUBJECTS = 2, 5
 TIGHT: dict[str, Any] = {"mode_tolerance": 1e-10, "mode_iterations": 500}
 
 
-def plausible(model: Model, population: Population) -> dict[str, torch.Tensor]:
-    """CL about 0.14 L/h, V1 2 L, Q 0.15 L/h, V2 0.75 L, omega 0.4, sigma 0.1 to 0.3."""
-    trained = Focei().init(model, population, STREAMS, F64).trained
-    raw = {"weight.heads.bias": [-1.5, 1.9], "vwf.heads.bias": [0.0], "global.Q": -1.8, "global.V2": 0.1}
-    for name, value in trained.items():
-        known = torch.tensor(raw.get(name, 0.0), dtype=F64)[..., None].expand_as(value)
-        shift = {"omega": -0.8, "sigma": -2.0}.get(name, 0.0)
-        small = 0.2 if name.endswith("weight") else 1.0
-        trained[name] = known.clone() if name in raw else small * value + shift
-    return trained
-
-
 def found(objective: Conditional, model: Model, population: Population) -> State:
     """At plausible values, with the modes there."""
     state = objective.init(model, population, STREAMS, F64)
-    state = replace(state, trained=plausible(model, population))
+    state = replace(state, trained=plausible(model))
     return objective.refresh(model, population, state)
 
 
@@ -207,7 +196,7 @@ def test_the_gradient_is_that_of_what_is_minimised(model: Model, name: str, erro
         below = (population.dv < 0.21).to(F64)
         population = replace(population, dv=population.dv.clamp(min=0.21), censored=below)
     objective = CASES[name]
-    trained = plausible(model, population)
+    trained = plausible(model)
     leaves = {key: value.clone().requires_grad_() for key, value in trained.items()}
     gradient = torch.autograd.grad(total(objective, model, population, leaves), list(leaves.values()))
     g = torch.Generator().manual_seed(1)
@@ -255,7 +244,7 @@ def test_an_integrated_model_gives_what_the_closed_form_does(model: Model, name:
     losses, gradients = [], []
     for pk in (model.pk, ode):
         given = replace(model, pk=pk)
-        leaves = {key: v.clone().requires_grad_() for key, v in plausible(given, population).items()}
+        leaves = {key: v.clone().requires_grad_() for key, v in plausible(given).items()}
         loss = total(objective, given, population, leaves)
         losses.append(loss.item())
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))]))
@@ -270,7 +259,7 @@ def test_where_the_hessian_is_not_positive_the_expected_one_stands_in(model: Mod
     high = population.dv.clone()
     high[:, :, 0] *= 1e6
     population = replace(population, dv=high)
-    trained = {key: v.clone().requires_grad_() for key, v in plausible(model, population).items()}
+    trained = {key: v.clone().requires_grad_() for key, v in plausible(model).items()}
     loss = total(Laplace(), model, population, trained)
     assert bool(torch.isfinite(loss))
     for part in torch.autograd.grad(loss, list(trained.values())):

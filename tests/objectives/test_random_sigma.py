@@ -14,15 +14,10 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import (
-    CombinedVariancesError,
     CovariateNetwork,
-    ErrorModel,
-    LogNormalError,
     Model,
-    PowerError,
     RandomEffects,
     ResidualError,
-    StudentError,
 )
 from medcm_cli.objectives import Agq, Fo, Foce, Focei, Laplace
 from medcm_cli.objectives.conditional import Conditional
@@ -30,23 +25,15 @@ from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.patients.prediction import predict
 from medcm_cli.pk import two_compartment
 from medcm_cli.study.job import Job
-from tests.helpers import F64, STREAMS, configuration, make_population
+from tests.helpers import ERROR_MODELS, F64, STREAMS, configuration, make_population
 
-ERRORS: dict[str, ErrorModel] = {
-    "additive": ResidualError(("additive",)),
-    "combined": ResidualError(("additive", "proportional")),
-    "variances": CombinedVariancesError(),
-    "power": PowerError(),
-    "log-normal": LogNormalError(),
-    "student": StudentError(("additive", "proportional")),
-}
 SUBJECTS, FITS = 5, 2
 
 
 def model_of(error: str, names: tuple[str, ...] = ("CL", "V1", "sigma")) -> Model:
     typical = {"CL": 0.2, "V1": 3.0, "Q": 0.1, "V2": 1.0}
     network = CovariateNetwork.build([], list(typical), {}, typical)
-    return Model(network, two_compartment(), RandomEffects(names), ERRORS[error])
+    return Model(network, two_compartment(), RandomEffects(names), ERROR_MODELS[error])
 
 
 def population_of(censored: bool) -> Population:
@@ -65,7 +52,7 @@ def values_of(model: Model) -> dict[str, Tensor]:
     return {**values, "omega": torch.full((len(model.random_effects.names), FITS), -0.8, dtype=F64)}
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", ERROR_MODELS)
 def test_every_sd_is_so_many_times_the_populations(error: str) -> None:
     model, population = model_of(error), population_of(censored=False)
     values = values_of(model)
@@ -81,7 +68,7 @@ def test_every_sd_is_so_many_times_the_populations(error: str) -> None:
 
 
 @pytest.mark.parametrize("censored", [False, True])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", ERROR_MODELS)
 def test_modes_are_those_of_the_density(error: str, censored: bool) -> None:
     model, population = model_of(error), population_of(censored)
     values = values_of(model)
