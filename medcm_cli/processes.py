@@ -1,9 +1,18 @@
-"""Processes beside this one: how many cores there are for them, and that none outlives it."""
+"""Processes beside this one: how many cores there are for them, how they begin, and that none outlives
+it."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+_FORKED = sys.platform == "linux"  # elsewhere a process that others are forked from is slow or not safe
 
 
 def cores() -> int:
@@ -11,6 +20,49 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def foresee(modules: Sequence[str]) -> None:
+    """Begin to load in the background what processes to come will need: they are forked from one that has it.
+    Not on every system, and only for the first that are foreseen."""
+    if not _FORKED:
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(list(modules))
+    with suppress(OSError), _signals_blocked():  # what is wrong is said by the first that is to begin
+        forkserver.ensure_running()
+
+
+def begin(target: Callable[[Connection], None]) -> tuple[BaseProcess, Connection]:
+    """A process that runs ``target`` with one end of a connection, whose other end is given back.
+
+    :raises OSError: it could not be started.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context
+    make = context("forkserver").Process if _FORKED else context("spawn").Process
+    process = make(target=target, args=(theirs,), daemon=True)
+    try:
+        with _signals_blocked():
+            process.start()
+    finally:
+        theirs.close()
+    return process, ours
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait; a process that is started meanwhile never sees them."""
+    if not hasattr(signal, "pthread_sigmask"):  # not on every system
+        yield
+        return
+    resource_tracker.ensure_running()  # which would end the blocking where it is started with the process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:

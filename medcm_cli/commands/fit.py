@@ -22,6 +22,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
 from medcm_cli.study.identity import AXES, difference
 from medcm_cli.study.options import as_config, axis, complete
+from medcm_cli.study.processes import foresee_training
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +135,8 @@ def _plan(composed: DictConfig) -> Path | None:
         )
     if launched(composed.hydra):
         _handed_on.add(Path(config["outputs"], str(config["study"])))
+    else:
+        foresee_training(config)
     return write_plan(config)
 
 
@@ -175,6 +178,7 @@ def _job(composed: DictConfig) -> _Left | None:
     """One combination of options: what remains of its folds and replicates."""
     hydra_config = HydraConfig.get()
     config = _named(composed, hydra_config)
+    foresee_training(complete(config))
 
     from medcm_cli.study.job import Job
     from medcm_cli.study.plan import write_plan

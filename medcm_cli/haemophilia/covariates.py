@@ -8,13 +8,14 @@ beyond 1-85 y and heights beyond 70-200 cm count as these ends.
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import minimize_scalar
-from scipy.special import ndtr, ndtri
 
 from medcm_cli.data.sheet import FloatArray
+
+if TYPE_CHECKING:  # scipy takes half a second, which few commands need
+    from scipy.interpolate import PchipInterpolator
 
 AGE_RANGE = (1.0, 85.0)  # y, uniform
 BLOOD_GROUP_O = 0.45  # probability
@@ -108,6 +109,8 @@ def fat_free_mass(age: FloatArray, weight: FloatArray, height: FloatArray) -> Fl
 
 def truncated_normal(n: int, low: float, high: float, generator: np.random.Generator) -> FloatArray:
     """``n`` standard normal numbers within [low, high], by inversion."""
+    from scipy.special import ndtr, ndtri
+
     below, above = ndtr(low), ndtr(high)
     return np.asarray(ndtri(below + (above - below) * generator.random(n)), dtype=np.float64)
 
@@ -128,6 +131,7 @@ def _vwf_of_age(age: FloatArray) -> FloatArray:
 def _mixed_group_mode() -> float:
     """Mode of the lognormal factor of VWF:Ag times that of the blood group, the group unknown. Age only
     scales it."""
+    from scipy.optimize import minimize_scalar
 
     def negative_density(x: float) -> float:
         score = (np.log(x / np.array([1.0, _VWF_C])) - _VWF_MU) / _VWF_SIGMA
@@ -140,5 +144,7 @@ def _mixed_group_mode() -> float:
     return float(result.x)
 
 
-def _table(x: list[int], y: list[float]) -> PchipInterpolator:
+def _table(x: list[int], y: list[float]) -> "PchipInterpolator":
+    from scipy.interpolate import PchipInterpolator
+
     return PchipInterpolator(np.asarray(x, dtype=np.float64), np.asarray(y))

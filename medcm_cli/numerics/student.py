@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 
@@ -19,12 +18,16 @@ def t_log_density(x: Tensor, degrees: float) -> Tensor:
 def t_quantile_of_normal(noise: Tensor | float, degrees: float) -> Tensor:
     """The value of t that is as improbable as ``noise`` is of a standard normal, of its shape. No gradient:
     computed by scipy, in double precision, from the nearer tail."""
+    from scipy import special  # slow to load, here and below
+
     normal = noise if isinstance(noise, Tensor) else torch.tensor(noise, dtype=torch.float64, device="cpu")
     return _by_the_nearer_tail(normal, lambda far: special.stdtrit(degrees, special.ndtr(far)))
 
 
 def normal_quantile_of_t(x: Tensor, degrees: float) -> Tensor:
     """The inverse of ``t_quantile_of_normal``, without a gradient likewise."""
+    from scipy import special
+
     return _by_the_nearer_tail(x, lambda far: special.ndtri(special.stdtr(degrees, far)))
 
 
@@ -40,6 +43,8 @@ class _LogBelow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, degrees: float) -> Tensor:
+        from scipy import special
+
         below = special.stdtr(degrees, x.detach().double().cpu().numpy())
         result = torch.from_numpy(np.asarray(below)).log().to(x)
         ctx.degrees = degrees

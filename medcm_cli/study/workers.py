@@ -2,14 +2,12 @@
 them."""
 
 import math
-import multiprocessing
 import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,18 +17,17 @@ import torch
 from torch import Tensor
 
 from medcm_cli import processes
-from medcm_cli.checks import whole
 from medcm_cli.errors import JobError
 from medcm_cli.numerics.devices import CPU
 from medcm_cli.runs import Record
 from medcm_cli.study.identity import Config
 from medcm_cli.study.job import Job
+from medcm_cli.study.processes import count, load_ahead
 from medcm_cli.study.queue import PAUSE, Batch, Queue, Work
 
 Progress = Callable[[Batch, int, int, float], None]
 """(batch, its fits, epoch, median objective)"""
 
-_FITS_PER_PROCESS = 8  # a process of its own costs about three seconds of imports: not worth it for fewer
 _SLACK = 0.25  # of a process's fair share, by which a job may exceed it without being cut again
 _UNEVEN = 0.1  # of that share, by which processes may end apart
 
@@ -59,11 +56,7 @@ def process_count(option: object, fits: int, device: torch.device = CPU, cores: 
 
     :param cores: that the job has; None: all that this process may use.
     """
-    if option == "auto":
-        if device != CPU:
-            return 1
-        return max(1, min(cores or processes.cores(), fits // _FITS_PER_PROCESS))
-    return whole("batch.processes", option, 1, other="auto")
+    return 1 if option == "auto" and device != CPU else count(option, fits, cores)
 
 
 def shares(efforts: Sequence[float], processes: int) -> list[int]:
@@ -278,33 +271,13 @@ def _lacks_memory(error: Exception) -> bool:
     )
 
 
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait; a process that is started meanwhile never sees them."""
-    if not hasattr(signal, "pthread_sigmask"):  # not on every system
-        yield
-        return
-    resource_tracker.ensure_running()  # which would end the blocking where it is started with the process
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start() -> _Worker:
     """:raises JobError: it ended at once."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
     try:
-        with _signals_blocked():
-            process.start()
-    except BrokenPipeError as error:
+        load_ahead()
+        return _Worker(*processes.begin(_serve))
+    except (BrokenPipeError, EOFError, ConnectionError) as error:
         raise JobError("a training process could not be started") from error
-    finally:
-        theirs.close()
-    return _Worker(process, ours)
 
 
 def _serve(connection: Connection) -> None:
