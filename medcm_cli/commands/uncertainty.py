@@ -15,9 +15,9 @@ def command(arguments: list[str]) -> None:
     parser.add_folders()
     parser.add_argument(
         "--method",
-        type=word("hessian", "sandwich", "profile", "sir", "bootstrap", "jackknife"),
-        default="hessian",
-        help="hessian or sandwich; both are written, this one is shown; profile or sir, of models without a "
+        type=word("sandwich", "hessian", "profile", "sir", "bootstrap", "jackknife"),
+        default="sandwich",
+        help="sandwich, as NONMEM's, or hessian; both are written, this one is shown; profile or sir, of models without a "
         "network; of fits with split=bootstrap or split=deletion together, bootstrap or jackknife",
     )
     parser.add_argument("--level", type=fraction, default=0.95, help="confidence level of the intervals")

@@ -274,7 +274,7 @@ def test_the_walk_saw_the_tables_that_there_are(found: dict[str, list[Section]])
         "estimates",
         "beside",
         "Distance to NUTS",
-        "hessian",
+        "sandwich",
         "Levels",
         "Candidates",
         "What was read",
