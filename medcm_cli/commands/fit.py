@@ -202,7 +202,7 @@ def _job(composed: DictConfig) -> _Left | None:
     effort = job.objective.effort * config["epochs"]
     shown = not launched(hydra_config)  # else several would draw on one terminal
     cores = cores_of(hydra_config)
-    return _Left(label, config, records, len(plan.done), effort, job.device, cores, shown, study)
+    return _Left(label, job.config, records, len(plan.done), effort, job.device, cores, shown, study)
 
 
 def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
