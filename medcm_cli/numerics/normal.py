@@ -26,10 +26,9 @@ def normal_log_density(lower: Lower, deviation: Sequence[Tensor]) -> Tensor:
 def normal_points(dimensions: int, count: int) -> Tensor:
     """Standard normal points (dimensions, count): half a Sobol sequence (``count`` is a power of 2) and its
     mirror image, of mean 0 and covariance I exactly."""
-    from scipy.stats import qmc  # slow to load, and of an analysis only
-
-    half = qmc.Sobol(dimensions, scramble=False).random(count // 2) + 1 / count  # off the edge at 0
-    points = torch.special.ndtri(torch.from_numpy(half)).T
+    engine = torch.quasirandom.SobolEngine(dimensions)
+    half = engine.draw(count // 2, dtype=torch.float64) + 1 / count  # off the edge at 0
+    points = torch.special.ndtri(half).T
     points = torch.cat([points, -points], 1)
     root = torch.linalg.cholesky(points @ points.T / count)
     white: Tensor = torch.linalg.solve_triangular(root, points, upper=False)
