@@ -30,7 +30,7 @@ CLOSE_LOOKS = LOOKS + _MOST_AFTER  # the same of ``close_after``
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
 _ONCE = (
     *("source", "ids", *_RESETS, "covariates", "regimes", "labels", "superposed", "notes", "left_out"),
-    "time_unit",
+    *("time_unit", "kinds"),
 )
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
@@ -139,6 +139,14 @@ def on_clock(events: EventTable) -> EventTable:
     """The table as if its clock were the file's time, which then runs on through resets."""
     begin = events.reset_time + events.reset_shift
     return replace(events, time=events.clock, reset_time=begin, reset_shift=np.zeros_like(begin))
+
+
+def of_endpoint(observed: EventTable, events: EventTable, number: int) -> EventTable:
+    """Observations at the times of a table, all of one endpoint: collected, where those of ``events`` are,
+    over as long as these are in the median."""
+    own = events.over[~events.is_dose & (events.endpoint == number)]
+    over = np.where(observed.is_dose, 0.0, float(np.median(own)) if len(own) else 0.0)
+    return replace(observed, endpoint=np.full_like(observed.endpoint, number), over=over)
 
 
 def copies(events: EventTable, number: int) -> EventTable:
@@ -344,7 +352,7 @@ def _observed(
         "subject": subject,
         "time": time,
         "clock": clock,
-        "dv": np.zeros(len(clock)),
+        **dict.fromkeys(("dv", "over"), np.zeros(len(clock))),
         **dict.fromkeys(("compartment", "regime"), np.full(len(clock), -1)),
         "rated": np.zeros(len(clock), dtype=np.int64),
         "segment": segment,

@@ -169,7 +169,9 @@ def format_of(
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
         blq=dataset["blq"],
-        endpoints=[Selector(name, *told_by(one)) for name, one in (also.endpoints or {}).items()],
+        endpoints=[
+            Selector(name, *told_by(one), one.get("over")) for name, one in (also.endpoints or {}).items()
+        ],
         group=also.group,
         abscissa=also.abscissa,
         by_occasion=rule is not None and rule.by_column,

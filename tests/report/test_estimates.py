@@ -13,7 +13,7 @@ from medcm_cli import runs
 from medcm_cli.report import intervals
 from medcm_cli.report.comparison import comparable
 from medcm_cli.report.tables import sections
-from medcm_cli.runs.summary import columns_units, summarize
+from medcm_cli.runs.summary import columns_units, label_of, numbers_of, summarize
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.runs.units import resolved
 from tests.report.fits import TRUTH, invent, only, write_fit
