@@ -152,7 +152,7 @@ SECONDS = {
 }
 
 
-SLOW = ("response_stimulated_formation",)
+SLOW = ("response_stimulated_formation", "metabolite")
 
 
 @pytest.mark.parametrize(
