@@ -100,8 +100,9 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
     def job(composed: "DictConfig") -> None:
         from medcm_cli.report.tables import characteristics
         from medcm_cli.study.job import Job
+        from medcm_cli.study.known import with_known
 
-        problem = Job.build(as_config(composed)).problem
+        problem = Job.build(with_known(as_config(composed))).problem
         for line in problem.events.notes:
             ERR.print(line)
         units = problem.config["dataset"]["units"]

@@ -125,7 +125,7 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    sheet = columns.with_values(read_sheet(path, how.columns, how.keep, how.dialect), how.values)
     rows = _read(
         sheet if how.abscissa is None else without_time(sheet, how.abscissa, how.group), covariates, how
     )
