@@ -123,7 +123,7 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
         "is {value} on a row that has a dose; without a column 'evid' or 'mdv' expected two rows",
     )
     if sheet.has("cens"):
-        has_level |= sheet.whole("cens", (0, 1)) == 1  # the limit is in LLOQ
+        has_level |= sheet.whole("cens", (-1, 0, 1)) != 0  # the limit is in LLOQ or ULOQ
     is_observation = has_level & ~gives
     return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
 
