@@ -43,4 +43,5 @@ def gained(values: Tensor, schedule: Schedule) -> Tensor:
     """Of the outputs (2 T, S, N, B) of ``both_ends`` those that are observed, (T, S, N, B)."""
     assert schedule.over is not None
     end, begin = values.split(len(schedule.time))
-    return end - torch.where(schedule.over > 0, begin, 0)
+    found: Tensor = end - torch.where(schedule.over > 0, begin, 0)
+    return found

@@ -85,9 +85,10 @@ def test_amounts_and_concentrations_are_those_of_scipy(shape: str, absorption: b
         close(solve(pk, of_endpoint(schedule, number), z)[:, 0, 0, 0], row, 1e-7)
     # The same of the model itself, and of one observation after another of each endpoint.
     close(solve(pk, of_endpoint(schedule, 0), z), solve(plain, schedule, z).numpy(), 1e-10)
-    mixed = replace(schedule, endpoint=column([n % 2 for n in range(len(TIMES))]).long())
-    each = [solve(pk, of_endpoint(schedule, number), z) for number in (0, 1)]
-    assert torch.equal(solve(pk, mixed, z), torch.where(mixed.endpoint == 1, each[1], each[0]))  # type: ignore[operator]
+    number = column([n % 2 for n in range(len(TIMES))]).long()
+    each = [solve(pk, of_endpoint(schedule, place), z) for place in (0, 1)]
+    mixed = solve(pk, replace(schedule, endpoint=number), z)
+    assert torch.equal(mixed, torch.where(number == 1, each[1], each[0]))
 
 
 def two_in_urine(absorption: bool) -> LinearModel:
@@ -155,4 +156,4 @@ def test_a_share_that_nothing_is_observed_of_is_refused() -> None:
     ):
         MAKERS["one"](1.0, excreted="FE").observing(["central"])
     with pytest.raises(InputError, match=r"pk\.excreted is 5; expected the name of a parameter"):
-        MAKERS["one"](1.0, excreted=5)
+        MAKERS["one"](1.0, excreted=5)  # type: ignore[arg-type]
