@@ -85,10 +85,10 @@ def test_amounts_and_concentrations_are_those_of_scipy(shape: str, absorption: b
         close(solve(pk, of_endpoint(schedule, number), z)[:, 0, 0, 0], row, 1e-7)
     # The same of the model itself, and of one observation after another of each endpoint.
     close(solve(pk, of_endpoint(schedule, 0), z), solve(plain, schedule, z).numpy(), 1e-10)
-    number = column([n % 2 for n in range(len(TIMES))]).long()
+    which = column([n % 2 for n in range(len(TIMES))]).long()
     each = [solve(pk, of_endpoint(schedule, place), z) for place in (0, 1)]
-    mixed = solve(pk, replace(schedule, endpoint=number), z)
-    assert torch.equal(mixed, torch.where(number == 1, each[1], each[0]))
+    mixed = solve(pk, replace(schedule, endpoint=which), z)
+    assert torch.equal(mixed, torch.where(which == 1, each[1], each[0]))
 
 
 def two_in_urine(absorption: bool) -> LinearModel:
