@@ -8,10 +8,9 @@ first, since a reset, or since a steady state; the share of it that a parameter 
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from medcm_cli.pk import stepwise
+from medcm_cli.pk import exponential, stepwise
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.outputs import picked
 from medcm_cli.pk.schedule import Schedule
@@ -43,19 +42,13 @@ def predict(pk: Linear, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``: of each observation the output of its endpoint, concentrations in the unit
     of DV, amounts in that of doses."""
     z = stepwise.expanded(pk, schedule, z)
-    collects = EXCRETED in pk.endpoints
-    size = len(pk.states)
-
-    def matrix(values: Values) -> Tensor:
-        found = pk.rate_matrix(values)
-        if not collects:
-            return found
-        row = torch.zeros_like(found[..., :1, :])
-        leaving = values["CL"] / values[pk.volume]
-        row[..., 0, pk.central] = leaving if pk.excreted is None else leaving * values[pk.excreted]
-        return torch.nn.functional.pad(torch.cat([found, row], -2), (0, 1))
-
-    flow = stepwise.Flow(size + collects, matrix, collects=collects)
+    size, collects = len(pk.states), EXCRETED in pk.endpoints
+    flow = stepwise.Flow(
+        size + collects,
+        pk.rate_matrix,
+        rates=pk.rates if size <= exponential.MOST else None,
+        collects=(lambda values: 1.0 if pk.excreted is None else values[pk.excreted]) if collects else None,
+    )
     amounts, then = stepwise.amounts(pk, flow, None, schedule, z)
 
     def one(name: str) -> Tensor:
