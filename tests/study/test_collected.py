@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medcm_cli.data.edit import of_endpoint
+from medcm_cli.data.edit import dose_corners, observed_at, of_endpoint
 from medcm_cli.errors import InputError
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
@@ -74,14 +74,29 @@ def test_a_sample_is_what_was_excreted_meanwhile(table: Path, tmp_path: Path, ob
         assert float(prediction[row, subject]) == pytest.approx(excreted(end, dict(URINE)[end]), rel=1e-9)
 
 
-def test_over_may_be_the_same_for_all_and_a_curve_is_over_the_median(table: Path, tmp_path: Path) -> None:
+def test_over_may_be_the_same_for_all(table: Path, tmp_path: Path) -> None:
     events = built(table, tmp_path, over="4").problem.events
     own = ~events.is_dose & (events.endpoint == 1)
     assert set(events.over[own]) == {4.0}
     assert not events.over[~own].any()
-    by_column = built(table, tmp_path).problem.events
-    assert set(of_endpoint(events, by_column, 1).over[~events.is_dose]) == {4.0}  # of 4, 4 and 12 h
-    assert not of_endpoint(events, by_column, 0).over.any()
+
+
+def test_a_curve_shows_what_there_is_of_a_sample_so_far(table: Path, tmp_path: Path) -> None:
+    """Of the first subject, with samples that end at 4, 8 and 24 h and that begin at 0, 4 and 12 h."""
+    events = built(table, tmp_path).problem.events
+    grid = observed_at(
+        events, np.array([0.0, 1.0, 4.0, 5.0, 10.0, 14.0, 24.0, 30.0]), dose_corners(events), ()
+    )[0]
+    curve = of_endpoint(grid, events, 1)
+    assert set(curve.endpoint) == {1}
+    assert not curve.over[curve.is_dose].any()
+    own = (curve.subject == 0) & ~curve.is_dose
+    found = dict(zip(curve.time[own], curve.over[own], strict=True))
+    wanted = {1.0: 1.0, 4.0: 4.0, 5.0: 1.0, 14.0: 2.0, 24.0: 12.0}
+    assert {time: found[time] for time in wanted} == pytest.approx(wanted)
+    assert 0 < found[0.0] < 1e-6  # nothing yet
+    assert found[10.0] == found[30.0] == 4.0  # of none: the median of 4, 4 and 12 h
+    assert not of_endpoint(grid, events, 0).over.any()
 
 
 @pytest.mark.parametrize(
