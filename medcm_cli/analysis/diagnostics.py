@@ -13,7 +13,7 @@ from torch import Tensor
 from medcm_cli.analysis import bins
 from medcm_cli.analysis.npde import needed, npde
 from medcm_cli.data import EventTable, Population
-from medcm_cli.data.edit import dose_corners, on_grid
+from medcm_cli.data.edit import dose_corners, of_endpoint, on_grid
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
@@ -333,7 +333,7 @@ def _curves(
     spans = problem.model.spans(restored.estimates, problem.everyone)
     turns = None if spans is None else dose_corners(problem.events, spans.numpy())
     table, grid = on_grid(problem.events, CURVE_POINTS, turns)
-    table = replace(table, endpoint=np.full_like(table.endpoint, endpoint))
+    table = of_endpoint(table, problem.events, endpoint)
     grid = grid[np.isin(grid["subject"], subjects)]
     ids = np.array(problem.events.ids)
     columns = _curve(restored, table, subjects, draws, scale)

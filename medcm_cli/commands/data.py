@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from medcm_cli.data import EventTable
+
 _REPEATED: dict[str, Any] = {"action": "append", "default": []}
 _TABLE_FLAGS = ("column", "keep", "covariate", "dialect", "predose")
 
@@ -46,7 +48,38 @@ def _check(options: "argparse.Namespace") -> None:
     table = with_magnitudes(read_plain(options.file, form, options.covariate), units)
     for line in (*table.notes, *([] if said else [units_assumed(str(options.file), units)])):
         ERR.print(line)
-    show(characteristics(str(options.file), describe(table), kinds))
+    show(characteristics(str(options.file), describe(table) | _kinds(table, kinds["level"]), kinds))
+
+
+def _kinds(table: "EventTable", level: str) -> dict[str, Any]:
+    """What is said of each kind of observation, where there are several; and a line on how to use them."""
+    from medcm_cli.checks import as_option
+    from medcm_cli.data.describe import describe_endpoint
+
+    if not table.kinds:
+        return {}
+    column = str(table.kinds[0].column)
+    plain = column.lower() == "dvid"
+    made = {
+        one.name: {"dvid": one.value} if plain else {"column": column, "value": one.value}
+        for one in table.kinds
+    }
+    ERR.print(
+        f"{table.source}: {column} tells {len(table.kinds)} kinds of observations apart; for a fit "
+        f"{as_option('endpoints', **made)} makes endpoints of them, with the output, error and unit of each "
+        f"(medcm help methods), and {as_option('dataset.keep', **{column: [table.kinds[0].value]})} leaves "
+        "the others out"
+    )
+    # Only that of the first is said.
+    return {
+        "endpoints": {
+            f"{column} {one.value}": {
+                "unit": "unit not said" if place else level,
+                **describe_endpoint(table, place),
+            }
+            for place, one in enumerate(table.kinds)
+        }
+    }
 
 
 def _check_as_fit(options: "argparse.Namespace") -> None:
@@ -67,8 +100,9 @@ def _check_as_fit(options: "argparse.Namespace") -> None:
     def job(composed: "DictConfig") -> None:
         from medcm_cli.report.tables import characteristics
         from medcm_cli.study.job import Job
+        from medcm_cli.study.known import with_known
 
-        problem = Job.build(as_config(composed)).problem
+        problem = Job.build(with_known(as_config(composed))).problem
         for line in problem.events.notes:
             ERR.print(line)
         units = problem.config["dataset"]["units"]

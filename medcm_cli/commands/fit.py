@@ -21,7 +21,7 @@ from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, 
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
 from medcm_cli.study.identity import AXES, difference
-from medcm_cli.study.options import as_config, axis, complete
+from medcm_cli.study.options import as_config, axis, complete, names_a_fit
 from medcm_cli.study.processes import foresee_training
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ def _named(composed: DictConfig, hydra: Any) -> dict[str, Any]:
     """A job's options, and what its objective, error and variant are called."""
     config, choices = as_config(composed), hydra.runtime.choices
     variant = _variant(config, choices, hydra.job.override_dirname)
+    if names_a_fit(config["fixed"]):
+        from medcm_cli.study.known import with_known
+
+        config = with_known(config)
     return config | {
         "labels": {"objective": choices["objective"], "error": choices["error"], "variant": variant}
     }

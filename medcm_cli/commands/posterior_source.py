@@ -19,6 +19,7 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.posteriors.sampling import JointPopulation, KnownPopulation
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.identity import identity
+from medcm_cli.study.known import with_known
 from medcm_cli.study.options import PROBLEM, as_config
 from medcm_cli.study.problem import Problem
 from medcm_cli.study.restore import restore
@@ -49,7 +50,7 @@ def of_configuration(composed: DictConfig) -> Source:
     posed = {key: composed._get_node(key) for key in composed if key not in _OWN}
     config = as_config(OmegaConf.create(posed), PROBLEM)
     config["study"] = "default" if config["study"] is None else config["study"]
-    problem = Problem.build(config)
+    problem = Problem.build(with_known(config))
     if len(problem.folds) > 1:
         raise InputError("fold: a posterior is of one fold; give one number")
     (fold,) = problem.folds

@@ -6,7 +6,8 @@ All are told of the R rows of a sheet and return arrays (R,); times and amounts 
 :raises InputError: each names the first cell that is at fault, by file, line and column.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,23 @@ def subjects(sheet: Sheet, group: str | None = None) -> tuple[IntArray, tuple[st
         "{value!r} appears in more than one block of rows; keep a subject's rows together",
     )
     return subject, tuple(labels)
+
+
+def with_values(sheet: Sheet, values: Mapping[str, Mapping[str, float]]) -> Sheet:
+    """With columns that it does not have, of values that subjects have elsewhere (``Format.values``).
+
+    :raises InputError: a subject has none.
+    """
+    missing = {name: own for name, own in values.items() if sheet.find(name) is None}
+    if not missing or not sheet.has("id"):
+        return sheet
+    column = sheet.named("id")
+    who = sheet.frame[column].map(label)
+    added = {name: who.map(own) for name, own in missing.items()}
+    for name, cells in added.items():
+        what = f"is {{value}}, of whom the fit that fixed.individual names has no {name}"
+        sheet.first(cells.isna().to_numpy(), column, what)
+    return replace(sheet, frame=sheet.frame.assign(**added))
 
 
 def _of_group(sheet: Sheet, group: str) -> pd.Series:
@@ -105,7 +123,7 @@ def _kinds_by_amount(sheet: Sheet, gives: BoolArray) -> tuple[IntArray, BoolArra
         "is {value} on a row that has a dose; without a column 'evid' or 'mdv' expected two rows",
     )
     if sheet.has("cens"):
-        has_level |= sheet.whole("cens", (0, 1)) == 1  # the limit is in LLOQ
+        has_level |= sheet.whole("cens", (-1, 0, 1)) != 0  # the limit is in LLOQ or ULOQ
     is_observation = has_level & ~gives
     return np.where(is_observation, 0, np.where(gives, 1, 2)), is_observation
 

@@ -30,7 +30,7 @@ CLOSE_LOOKS = LOOKS + _MOST_AFTER  # the same of ``close_after``
 _RESETS = ("reset_subject", "reset_clock", "reset_time", "reset_shift")
 _ONCE = (
     *("source", "ids", *_RESETS, "covariates", "regimes", "labels", "superposed", "notes", "left_out"),
-    "time_unit",
+    *("time_unit", "kinds"),
 )
 _ROWS = [f.name for f in fields(EventTable) if f.name not in _ONCE]
 
@@ -139,6 +139,31 @@ def on_clock(events: EventTable) -> EventTable:
     """The table as if its clock were the file's time, which then runs on through resets."""
     begin = events.reset_time + events.reset_shift
     return replace(events, time=events.clock, reset_time=begin, reset_shift=np.zeros_like(begin))
+
+
+def of_endpoint(observed: EventTable, events: EventTable, number: int) -> EventTable:
+    """Observations at the times of a table, all of one endpoint: of what is collected, where observations of
+    ``events`` are, what there is so far of the one that is collected then, and, where none is, over as long
+    as they are in the median."""
+    rows = ~events.is_dose & (events.endpoint == number) & (events.over > 0)
+    over = np.zeros(len(observed.clock))
+    if rows.any():
+        over = np.where(observed.is_dose, 0.0, _so_far(observed, events, rows))
+    return replace(observed, endpoint=np.full_like(observed.endpoint, number), over=over)
+
+
+def _so_far(observed: EventTable, events: EventTable, rows: BoolArray) -> FloatArray:
+    """Of each row how long has been collected of what ends at the next of ``rows``."""
+    samples = pd.DataFrame({name: getattr(events, name)[rows] for name in ("subject", "clock", "over")})
+    samples["begin"] = samples["clock"] - samples["over"]
+    at = pd.DataFrame({"subject": observed.subject, "clock": observed.clock})
+    ends = samples[["subject", "clock", "begin"]].sort_values("clock", kind="stable")
+    order = at.sort_values("clock", kind="stable")
+    found = pd.merge_asof(order, ends, on="clock", by="subject", direction="forward")
+    begin = pd.Series(found["begin"].to_numpy(), order.index).reindex(at.index).to_numpy()
+    passed = observed.clock - begin
+    least = 1e-9 * float(samples["over"].min())  # 0 would be what there is, collected or not
+    return np.where(passed >= 0, np.maximum(passed, least), float(samples["over"].median()))
 
 
 def copies(events: EventTable, number: int) -> EventTable:
@@ -344,7 +369,7 @@ def _observed(
         "subject": subject,
         "time": time,
         "clock": clock,
-        "dv": np.zeros(len(clock)),
+        **dict.fromkeys(("dv", "over"), np.zeros(len(clock))),
         **dict.fromkeys(("compartment", "regime"), np.full(len(clock), -1)),
         "rated": np.zeros(len(clock), dtype=np.int64),
         "segment": segment,

@@ -20,7 +20,7 @@ import pandas as pd
 from medcm_cli.data import columns, names
 from medcm_cli.data.abscissa import without_time
 from medcm_cli.data.covariates import Regimes, covariates_of, labels_of, numbers, to_read
-from medcm_cli.data.endpoints import endpoints, kind_columns
+from medcm_cli.data.endpoints import Selector, collected, endpoints, kind_columns, told_apart
 from medcm_cli.data.format import Format
 from medcm_cli.data.names import ROLES
 from medcm_cli.data.regimen import MOST, Records, Regimen, TooManyError, write_out
@@ -51,13 +51,14 @@ class EventTable:
     ``censored``: whether the level is somewhere beyond ``dv``, below or, where ``above``, above it. Of both:
     ``compartment`` from 0, -1 for the model's own choice; ``segment`` between resets; ``occasion``;
     ``regime``, which of the subject's ``regimes`` its record has, from 0, -1 where the time decides;
-    ``endpoint`` of observations, from 0, of no meaning at doses. Of resets, in the order of subjects and
+    ``endpoint`` of observations, from 0, of no meaning at doses; ``over``: how long an observation was
+    collected until then, 0 of what there is then. Of resets, in the order of subjects and
     segments: ``reset_subject``; ``reset_clock``, when compartments are emptied; ``reset_time`` of the record
     that each comes with, the file's, and ``reset_shift``, by which the clock is ahead of the file's time from
     then on. ``superposed``: whether a steady state is added to what is there (SS 2). ``notes``: what has to
     be said of the file, in lines; ``left_out``: subjects without an observation. ``covariates`` has one value
     per subject, NaN where missing and optional, and ``labels`` one text, empty where missing. ``time_unit``:
-    in which all that is time is.
+    in which all that is time is; ``kinds``: which observations are of each endpoint, where there are several.
     """
 
     source: str
@@ -90,10 +91,13 @@ class EventTable:
     left_out: tuple[str, ...] = ()
     time_unit: str = HOUR
     above: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    over: FloatArray = field(default_factory=lambda: np.zeros(0))
+    kinds: tuple[Selector, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.above):  # as a rule there are none
-            object.__setattr__(self, "above", np.zeros(len(self.subject), dtype=bool))
+        for name, kind in (("above", bool), ("over", float)):
+            if not len(getattr(self, name)):  # as a rule there are none
+                object.__setattr__(self, name, np.zeros(len(self.subject), dtype=kind))
 
     @property
     def given(self) -> BoolArray:
@@ -121,7 +125,7 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    sheet = columns.with_values(read_sheet(path, how.columns, how.keep, how.dialect), how.values)
     rows = _read(
         sheet if how.abscissa is None else without_time(sheet, how.abscissa, how.group), covariates, how
     )
@@ -132,12 +136,15 @@ def read_events(
 def read_plain(path: Path, how: Format | None = None, wanted: Sequence[str] = ()) -> EventTable:
     """The same for a look at a table, whatever model it is for: its covariates are the ``wanted`` columns, or
     else all that have no role and hold numbers. Of these any may be missing, and those that change within a
-    subject are taken record by record; those that are wanted are read as a fit would.
+    subject are taken record by record; those that are wanted are read as a fit would. Where a column tells
+    kinds of observations apart, each is an endpoint.
 
     :raises InputError: as ``read_events``, or a wanted column is absent or holds no numbers.
     """
     how = how or Format()
     sheet = read_sheet(path, how.columns, how.keep, how.dialect)
+    if not how.endpoints and how.abscissa is None:
+        how = replace(how, endpoints=told_apart(sheet, columns.kinds(sheet)[1]))
     rows = _read(sheet, *_plain_covariates(sheet, how, wanted))
     del sheet
     release()
@@ -147,6 +154,7 @@ def read_plain(path: Path, how: Format | None = None, wanted: Sequence[str] = ()
 def _plain_covariates(sheet: Sheet, how: Format, wanted: Sequence[str]) -> tuple[dict[str, str], Format]:
     """What ``read_plain`` takes as covariates, and how."""
     taken = {sheet.named(role) for role in ROLES} | {sheet.find(name) for name in how.keep}
+    taken |= kind_columns(sheet, how.endpoints)
     wanted = [sheet.find(name) or name for name in wanted]
     absent = [name for name in wanted if name not in sheet.frame]
     if absent:
@@ -182,6 +190,7 @@ class _Rows:
     occasion: IntArray
     regime: IntArray
     endpoint: IntArray
+    over: FloatArray
     regimen: Regimen
     once: dict[str, Any]
 
@@ -224,6 +233,7 @@ def _checked(
     occasion = columns.occasions(sheet, subject, how.by_occasion) if timed else np.ones_like(subject)
     compartment = compact(sheet.whole("cmt") - 1)
     endpoint = compact(endpoints(sheet, is_observation, how.endpoints))
+    over = compact(collected(sheet, is_observation, endpoint, how.endpoints))
     repeats = columns.repeats(sheet, is_dose)
     rated = columns.rated(sheet, is_dose)
     records = Records(subject, time, is_dose, evid >= 3, amount, duration, *repeats, rated)
@@ -246,9 +256,10 @@ def _checked(
         "superposed": bool((records.ss == 2).any()),
         "notes": columns.assumed(sheet, of_times) + notes + columns.amounts_agree(sheet, is_dose),
         "time_unit": how.time_unit,
+        "kinds": tuple(how.endpoints),
     }
     seen = np.flatnonzero(is_observation)
-    of_rows = compartment, occasion, regime, endpoint
+    of_rows = compartment, occasion, regime, endpoint, over
     return _Rows(subject, time, seen, dv, censored, above, *of_rows, regimen, once)
 
 
@@ -274,6 +285,7 @@ def _written(rows: _Rows) -> EventTable:
         segment=compact(regimen.segment[row]),
         occasion=compact(rows.occasion[row]),
         endpoint=compact(rows.endpoint[row]),
+        over=compact(joined(0.0, rows.over[seen])),
         regime=compact(joined(np.where(doses.added, -1, rows.regime[doses.record]), rows.regime[seen])),
         reset_subject=regimen.reset_subject,
         reset_clock=regimen.reset_clock,

@@ -37,7 +37,8 @@ class Format:
     limit of quantification, M3 and M4 keep them. ``endpoints``: which observations are of each, where there
     are several; ``group``: a column that tells subjects of one id apart; ``abscissa``: the column that
     observations depend on in place of time, of a table without doses. ``by_occasion``: the column OCC has to
-    be there, and parts a subject's record in regimes as a covariate that changes does.
+    be there, and parts a subject's record in regimes as a covariate that changes does. ``values``: column ->
+    id -> the value that its rows have, of a column that the file does not have itself.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Format:
     group: str | None = None
     abscissa: str | None = None
     by_occasion: bool = False
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(ROLES))

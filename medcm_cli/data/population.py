@@ -234,6 +234,7 @@ def _schedule(table: EventTable, n: int, group: bool = False) -> Schedule:
         "modelled": modelled if bool(modelled.any()) else None,
         "rated": rated if bool(rated.any()) else None,
         "endpoint": _endpoint(table, observations),
+        "over": _repeat_last(observations(table.over)) if table.over.any() else None,
         "visible": _visible(table, doses, observations, time, start, duration),
         "reset": (
             torch.nan_to_num(

@@ -123,11 +123,19 @@ class Equations(Network):
     @property
     def named(self) -> dict[str, float]:
         """See ``Network.named``; not what a network beside it has the size of."""
-        return {
-            c.name: c.lower
+        return {c.name: c.lower for c in self._named}
+
+    @property
+    def _named(self) -> list[Coefficient]:
+        return [
+            c
             for of in self.written.values()
-            for c in ((of.typical,) if not of.branches else ()) + tuple(_of_terms(of))
-        }
+            for c in (*(() if of.branches else (of.typical,)), *_of_terms(of))
+        ]
+
+    def values_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """See ``Network.values_of``."""
+        return {c.name: c.value(values) for c in self._named}
 
     def with_initial(self, given: Mapping[str, Coefficient]) -> "Equations":
         """See ``Network.with_initial``; in place of what the equations say."""

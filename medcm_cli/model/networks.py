@@ -76,6 +76,12 @@ class Network(Protocol):
         each is above. By default none."""
         return {}
 
+    def values_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """What those of equations among ``named`` are, (B,) or a number that is known, in the unit in which
+        ``with_initial`` takes them. By default none."""
+        del values
+        return {}
+
     def with_initial(self, given: Mapping[str, Coefficient]) -> "Network":
         """The same with some of ``named`` as given.
 
@@ -263,6 +269,14 @@ class Rescaled(Network):
     def named(self) -> dict[str, float]:
         """See ``Network.named``."""
         return self.network.named
+
+    def values_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """See ``Network.values_of``."""
+        found = self.network.values_of(values)
+        for name, of in self.bounds.items():
+            if name in found:
+                found[name] = of.of_odds(torch.as_tensor(found[name], dtype=torch.float64))
+        return found
 
     def with_initial(self, given: Mapping[str, Coefficient]) -> "Rescaled":
         """See ``Network.with_initial``."""

@@ -1,7 +1,6 @@
 """Curves of patients under a regimen, and the time above thresholds, as tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.data import EventTable
-from medcm_cli.data.edit import FALL, close_after, observed_at
+from medcm_cli.data.edit import FALL, close_after, observed_at, of_endpoint
 from medcm_cli.data.segments import in_force
 from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.model import Values
@@ -51,7 +50,7 @@ def tables_of(
         there = np.isin(np.arange(len(table.ids)), table.subject[table.is_dose])
         for number in range(max(1, len(study.units.endpoints))):
             asked = () if number else thresholds
-            own = replace(observed, endpoint=np.full_like(observed.endpoint, number))
+            own = of_endpoint(observed, events, number)
             frames = _of_regimen(study, name, own, place, posterior, noise, asked, shaped)
             for kind, frame in frames.items():
                 whole = np.tile(there, len(frame) // len(there))

@@ -30,6 +30,7 @@ from medcm_cli.runs.description import converged
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.runs.walk import Fit
 from medcm_cli.study.dataset import Also, check_observations, read_dataset
+from medcm_cli.study.identity import KNOWN
 from medcm_cli.study.restore import Ensemble, ensemble
 from medcm_cli.study.units import level_of, thresholds_of
 
@@ -170,7 +171,8 @@ class Study:
             raise InputError(
                 f"{self.label}: has no doses over time to predict; `medcm plot` shows its curves"
             )
-        also = Also(self.fits.config["endpoints"], occasions=self.fits.config["occasions"])
+        config = self.fits.config
+        also = Also(config["endpoints"], occasions=config["occasions"], values=config.get(KNOWN) or {})
         events, _, origins = read_dataset(path, self.dataset, needed, True, until, known, also)
         check_observations(events, self.fits.model, self.dataset)
         self.check(events, events.source)

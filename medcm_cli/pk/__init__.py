@@ -12,6 +12,7 @@ from torch import Tensor
 from medcm_cli.pk import dosing, models
 from medcm_cli.pk.absorption import MixedAbsorption
 from medcm_cli.pk.base import PkModel
+from medcm_cli.pk.collected import both_ends, gained
 from medcm_cli.pk.compartments import one_compartment, three_compartment, two_compartment
 from medcm_cli.pk.derivatives import Along, Direction, parted
 from medcm_cli.pk.direct import DirectModel
@@ -62,7 +63,7 @@ def solve(pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor]) -> 
         (S, N, B); (P, S, N, B), one value per regime of the schedule, where it changes in time.
     :returns: (T, S, N, B), differentiable with respect to ``z``.
     """
-    return schedule.together([pk.predict(part, own) for part, own in schedule.apart(z)])
+    return schedule.together([_predicted(pk, part, own) for part, own in schedule.apart(z)])
 
 
 def sensitivities(
@@ -75,11 +76,26 @@ def sensitivities(
     distributions they are so times dlog z/deta.
     """
     if all(isinstance(one, str) for one in wrt):
-        found = [pk.sensitivities(part, own, wrt) for part, own in schedule.apart(z)]
+        found = [_differentiated(pk, part, own, wrt) for part, own in schedule.apart(z)]
     else:
-        found = [pk.sensitivities(part, own, of) for part, own, of in parted(z, wrt, schedule.apart)]
+        found = [_differentiated(pk, part, own, of) for part, own, of in parted(z, wrt, schedule.apart)]
     columns = [schedule.together(column) for column in zip(*(own for _, own in found), strict=True)]
     return schedule.together([prediction for prediction, _ in found]), columns
+
+
+def _predicted(pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor]) -> Tensor:
+    if schedule.over is None:
+        return pk.predict(schedule, z)
+    return gained(pk.predict(both_ends(schedule), z), schedule)
+
+
+def _differentiated(
+    pk: PkModel, schedule: Schedule, z: Mapping[str, Tensor], wrt: Sequence[Direction]
+) -> tuple[Tensor, list[Tensor]]:
+    if schedule.over is None:
+        return pk.sensitivities(schedule, z, wrt)
+    prediction, columns = pk.sensitivities(both_ends(schedule), z, wrt)
+    return gained(prediction, schedule), [gained(column, schedule) for column in columns]
 
 
 def spans(pk: PkModel, schedule: Schedule | Ragged, z: Mapping[str, Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Absorption of zero order, alone or beside one of first order (Zhou, J Clin Pharmacol 2003, 43:211-227)."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,9 +27,9 @@ class AroundLinear(PkModel):
     linear: LinearModel
 
     @property
-    def observes(self) -> int:
-        """The central compartment."""
-        return self.linear.central
+    def observes(self) -> int | None:
+        """See ``LinearModel``."""
+        return self.linear.observes
 
     @property
     def dosed(self) -> int:
@@ -47,8 +48,8 @@ class AroundLinear(PkModel):
 
     @property
     def needs_double(self) -> bool:
-        """No."""
-        return False
+        """See ``LinearModel``."""
+        return self.linear.needs_double
 
     @property
     def above_zero(self) -> tuple[str, ...]:
@@ -88,6 +89,7 @@ class MixedAbsorption(AroundLinear):
     bioavailability: Mapping[int, str] = field(default_factory=dict)
     durations: Mapping[int, str] = field(default_factory=dict)
     bioavailability_keeps: str = "rate"
+    excreted: str | None = None
     linear: LinearModel = field(init=False, repr=False, compare=False)
     parameters: tuple[str, ...] = field(init=False)
 
@@ -102,6 +104,7 @@ class MixedAbsorption(AroundLinear):
             self.bioavailability,
             {**self.durations, 1: "D"} if self.order == "zero" else self.durations,
             self.bioavailability_keeps,
+            self.excreted,
         )
         own = ("D",) if self.order == "zero" else ("D", "ODDS")
         object.__setattr__(self, "linear", linear)
@@ -112,6 +115,17 @@ class MixedAbsorption(AroundLinear):
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "D": "{time}", **({} if self.order == "zero" else {"ODDS": "-"})}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See ``LinearModel``."""
+        return self.linear.outputs
+
+    def observing(self, outputs: Sequence[str]) -> "MixedAbsorption":
+        """See ``LinearModel``."""
+        copied = copy.copy(self)
+        object.__setattr__(copied, "linear", self.linear.observing(outputs))
+        return copied
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""

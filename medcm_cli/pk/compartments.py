@@ -19,6 +19,7 @@ def one_compartment(
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
     bioavailability_keeps: str = "rate",
+    excreted: str | None = None,
 ) -> LinearModel:
     """Parameters CL (L/h), V1 (L), with absorption KA (1/h): dA/dt = R - (CL/V1) A, level = A / V1 /
     amount_per_level. The other options are described at ``LinearModel``, with the errors raised."""
@@ -33,6 +34,7 @@ def one_compartment(
         bioavailability or {},
         durations or {},
         bioavailability_keeps,
+        excreted,
     )
 
 
@@ -43,6 +45,7 @@ def two_compartment(
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
     bioavailability_keeps: str = "rate",
+    excreted: str | None = None,
 ) -> LinearModel:
     """Parameters CL, V1, Q, V2 (docs/methods.md, "Units and symbols"), with absorption KA (1/h). The other
     options are described at ``LinearModel``, with the errors raised.
@@ -62,6 +65,7 @@ def two_compartment(
         bioavailability or {},
         durations or {},
         bioavailability_keeps,
+        excreted,
     )
 
 
@@ -72,6 +76,7 @@ def three_compartment(
     bioavailability: Mapping[int, str] | None = None,
     durations: Mapping[int, str] | None = None,
     bioavailability_keeps: str = "rate",
+    excreted: str | None = None,
 ) -> LinearModel:
     """Parameters CL, V1, Q, V2 and, of the second peripheral compartment, Q3, V3, with absorption KA (1/h).
     The other options are described at ``LinearModel``, with the errors raised."""
@@ -86,6 +91,7 @@ def three_compartment(
         bioavailability or {},
         durations or {},
         bioavailability_keeps,
+        excreted,
     )
 
 

@@ -14,18 +14,17 @@ lambda_j), a divided difference.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from medcm_cli.numerics.devices import everywhere, nowhere
-from medcm_cli.pk import carried, dosing, stepwise
+from medcm_cli.errors import InputError
+from medcm_cli.pk import amounts, carried, stepwise, superposition
 from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse, shares_of, times_share
 from medcm_cli.pk.dosing import Values, with_dose_parameters
-from medcm_cli.pk.moments import moment, moment_difference
+from medcm_cli.pk.moments import moment
 from medcm_cli.pk.pieces import Pieces
 from medcm_cli.pk.schedule import Schedule
 
@@ -43,7 +42,8 @@ class Exponentials:
 
 @dataclass(frozen=True)
 class LinearModel(PkModel):
-    """A linear compartment model with observations in the central compartment.
+    """A linear compartment model, of which the concentration in the central compartment is observed, or
+    several ``endpoints`` (``medcm_cli.pk.amounts``).
 
     ``response`` maps parameters to what the central compartment holds after a unit bolus into it;
     ``tangents``, where a model has them, maps them and names to the derivatives of that response with
@@ -56,7 +56,8 @@ class LinearModel(PkModel):
     ``lag`` (h), ``bioavailability`` (fraction) and ``durations`` (h): compartment, from 1 -> the parameter
     of doses into it (NONMEM's ALAGn, Fn and Dn), which becomes one of ``parameters``. Bioavailability scales
     the amount; of an infusion whose rate was given ``bioavailability_keeps`` the ``rate``, so that it lasts
-    longer or shorter, or the ``duration``.
+    longer or shorter, or the ``duration``. ``excreted``: the parameter, if there is one, that is the share of
+    what is eliminated which is excreted, in the urine for example: all of it where that is None.
 
     :raises InputError: a dose parameter of a compartment that takes no doses.
     """
@@ -71,9 +72,23 @@ class LinearModel(PkModel):
     bioavailability: Mapping[int, str] = field(default_factory=dict)
     durations: Mapping[int, str] = field(default_factory=dict)
     bioavailability_keeps: str = "rate"
+    excreted: str | None = None
+    endpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", with_dose_parameters(self))
+        names = with_dose_parameters(self)
+        if not isinstance(self.excreted, str | None) or self.excreted == "":
+            raise InputError(f"pk.excreted is {self.excreted!r}; expected the name of a parameter, as in FE")
+        own = () if self.excreted is None else (self.excreted,)
+        object.__setattr__(self, "parameters", tuple(dict.fromkeys((*names, *own))))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of its compartments, in the order of their numbers."""
+        others = [
+            name for flow, name in (("Q", "peripheral"), ("Q3", "peripheral_2")) if flow in self.parameters
+        ]
+        return (*(["depot"] if self.absorption else []), "central", *others)
 
     @property
     def central(self) -> int:
@@ -81,9 +96,9 @@ class LinearModel(PkModel):
         return int(self.absorption)
 
     @property
-    def observes(self) -> int:
-        """``central``."""
-        return self.central
+    def observes(self) -> int | None:
+        """``central``, where no other is."""
+        return None if self._several else self.central
 
     @property
     def dosed(self) -> int:
@@ -102,8 +117,37 @@ class LinearModel(PkModel):
 
     @property
     def needs_double(self) -> bool:
-        """No: closed forms keep their digits."""
-        return False
+        """No: closed forms keep their digits; of several endpoints differences are taken."""
+        return self._several
+
+    @property
+    def _several(self) -> bool:
+        return any(name != "central" for name in self.endpoints)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See ``medcm_cli.pk.amounts``."""
+        return amounts.outputs(self)
+
+    def observing(self, outputs: Sequence[str]) -> "LinearModel":
+        """See ``PkModel``. :raises InputError: the share of what is excreted is a parameter, and nothing that
+        is excreted is observed."""
+        if self.excreted is not None and amounts.EXCRETED not in outputs:
+            raise InputError(
+                f"pk.excreted is {self.excreted}; expected an endpoint whose output is {amounts.EXCRETED}"
+            )
+        return replace(self, endpoints=tuple(outputs))
+
+    @property
+    def units(self) -> dict[str, str]:
+        """See ``PkModel.units``."""
+        known = PkModel.units.fget(self)  # type: ignore[attr-defined]
+        return known if self.excreted is None else {**known, self.excreted: "-"}
+
+    @property
+    def above_zero(self) -> tuple[str, ...]:
+        """See ``PkModel.above_zero``: all."""
+        return self.parameters
 
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
@@ -146,11 +190,13 @@ class LinearModel(PkModel):
 
 def _predict(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``."""
+    if pk._several:
+        return amounts.predict(pk, schedule, z)
     if _moves(pk, z):
         return stepwise.predict(pk, schedule, z)
     z = _ranked(z)
     if not _plain(pk, schedule):
-        return _any_regimen(pk, schedule, z)
+        return superposition.predict(pk, schedule, z)
     if schedule.pieces is not None:
         return _piece_by_piece(pk, schedule.pieces, z)
     if schedule.width is not None:
@@ -217,151 +263,12 @@ def _piece_by_piece(pk: LinearModel, pieces: Pieces, z: Values) -> Tensor:
     return torch.stack(levels)
 
 
-def _any_regimen(pk: LinearModel, schedule: Schedule, z: Values) -> Tensor:
-    """Doses into either compartment, with lag times, modelled durations and endless series."""
-    doses = dosing.doses(pk, schedule, z)
-    # Hours from the start of a dose to the observation; those before it matter only where they are negative.
-    elapsed = schedule.since_end + schedule.infused
-    reached = (elapsed > 0) | (schedule.given != 0)
-    if doses.lag is not None:
-        elapsed = elapsed - doses.lag[:, None]
-    if schedule.visible is not None:
-        reached = reached & (schedule.visible > 0)
-    since = _Since(
-        elapsed,
-        doses.duration[:, None],
-        torch.where(reached, doses.amount[:, None], 0),
-        (doses.compartment == pk.central)[:, None],
-    )
-    interval = None
-    if schedule.interval is not None:
-        since, interval = _with_series(since, schedule.interval[:, None])
-    since = since._replace(amount=torch.where(since.elapsed >= 0, since.amount, 0))
-    # Of all that depends on it at the very end of an infusion, the derivatives of one and the same side.
-    running = since.elapsed < since.length
-    infused = torch.where(running, since.elapsed.clamp(min=0), since.length)
-    lasting = since.length > 0
-    part = torch.where(lasting, infused / torch.where(lasting, since.length, 1), 1)
-    ended = torch.where(running, 0, since.elapsed - since.length)
-    passed = _Passed(ended, None if nowhere(lasting) else infused, interval)
-    response = pk.response(z)
-    depot = pk.absorption and not everywhere(since.direct)
-    direct = not nowhere(since.direct)
-    share: Tensor | float = 0.0
-    for rate, weight in zip(response.rates.unbind(0), response.weights.unbind(0), strict=True):
-        if not depot:
-            share = share + weight * passed.decay(rate)
-            continue
-        absorbed = weight * z["KA"] * passed.difference(rate, z["KA"])
-        if direct:
-            absorbed = torch.where(since.direct, weight * passed.decay(rate), absorbed)
-        share = share + absorbed
-    return (share * (since.amount * part)).sum(0) / (pk.amount_per_level * z[pk.volume])
-
-
-class _Since(NamedTuple):
-    """Doses as an observation sees them, (E, T, S, N, B) or broadcastable: ``elapsed`` h since each began,
-    below 0 before that, ``length`` h, ``amount`` in all, and whether ``direct`` into the central
-    compartment."""
-
-    elapsed: Tensor
-    length: Tensor
-    amount: Tensor
-    direct: Tensor
-
-
-def _with_series(since: _Since, interval: Tensor) -> tuple[_Since, Tensor]:
-    """The same, with each endless series, at ``interval`` (E, 1, 1, N, B) h, as that part of it which is over
-    at the observation and, one by one, its doses that are under way then, where lag times and durations let
-    any be; and ``interval`` of all these."""
-    endless = torch.isfinite(interval)
-    rows = torch.nonzero(endless.flatten(1).any(1)).flatten()
-    every = torch.where(endless, interval, 1)[rows]
-    of = _Since(*(values.expand(len(endless), *values.shape[1:])[rows] for values in since))
-    with torch.no_grad():
-        # Doses that have not begun; the one before those began ``latest`` h ago, others earlier.
-        waiting = torch.ceil(-of.elapsed / every).clamp(min=0)
-    latest = of.elapsed + waiting * every
-    series = torch.where(endless[rows], of.amount, 0)
-    with torch.no_grad():
-        under_way = torch.where(series != 0, torch.ceil((of.length - latest) / every).clamp(min=0), 0)
-        absurd = ~(under_way <= dosing.OVERLAPPING)
-        under_way = torch.where(absurd, 0, under_way)
-        number = torch.arange(int(under_way.max()), device=every.device).view(-1, 1, 1, 1, 1, 1)
-    # No number of doses is right for durations without bound, such as a fit that fails may come to.
-    series = torch.where(absurd & (series != 0), torch.nan, series)
-    over = of._replace(elapsed=latest + under_way * every, amount=series)
-    running = of._replace(
-        elapsed=(latest + number * every).flatten(0, 1),
-        length=of.length.repeat(len(number), *[1] * (of.length.ndim - 1)),
-        amount=torch.where(number < under_way, series, 0).flatten(0, 1),
-        direct=of.direct.repeat(len(number), *[1] * (of.direct.ndim - 1)),
-    )
-    single = since._replace(amount=torch.where(endless, 0, since.amount))
-    parts = [single, over, running] if len(number) else [single, over]
-    joined = _Since(*(_stacked(values) for values in zip(*parts, strict=True)))
-    once = torch.full_like(interval, torch.inf)
-    lone = once[:1].expand(len(joined.elapsed) - len(endless) - len(rows), *once.shape[1:])
-    return joined, torch.cat([once, torch.where(endless, interval, torch.inf)[rows], lone])
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """One after another along the first dimension, whatever the others that they broadcast to."""
-    shape = torch.broadcast_shapes(*(values.shape[1:] for values in parts))
-    return torch.cat([values.expand(len(values), *shape) for values in parts])
-
-
-class _Passed:
-    """What has passed since a dose, all (E, T, S, N, B) or broadcastable, h: ``since`` its end, ``infused``
-    while it was given (None: all were given at once), ``interval`` of the endless series (None: none is)."""
-
-    def __init__(self, since: Tensor, infused: Tensor | None, interval: Tensor | None) -> None:
-        self.since, self.infused = since, infused
-        self.endless = None if interval is None else torch.isfinite(interval)
-        self.interval = interval if interval is None else torch.where(torch.isfinite(interval), interval, 1)
-
-    def decay(self, rate: Tensor) -> Tensor:
-        """g(rate); see the module."""
-        result = torch.exp(rate * -self.since)
-        if self.infused is not None:
-            result = result * moment(rate * self.infused, 0)
-        return result if self.interval is None else result * self._series(rate)
-
-    def difference(self, one: Tensor, other: Tensor) -> Tensor:
-        """(g(one) - g(other)) / (other - one), by the product rule of divided differences, (f h)[a, b] =
-        f[a, b] h(b) + f(a) h[a, b]: of three decreasing factors all terms have one sign.
-
-        It and its derivatives are exact where the rates are equal.
-        """
-        swap = (one > other).detach()
-        low, high = torch.where(swap, other, one), torch.where(swap, one, other)
-        gap = high - low
-        value, slope = torch.exp(low * -self.since), None
-        slope = self.since * value * moment(gap * self.since, 0)
-        if self.infused is not None:
-            x = low * self.infused
-            change = self.infused * moment_difference(x, gap * self.infused)
-            slope = slope * moment(high * self.infused, 0) + value * change
-            value = value * moment(x, 0)
-        if self.interval is not None:
-            assert self.endless is not None
-            before, after = self._series(low), self._series(high)
-            ended = self.interval * torch.exp(low * -self.interval) * moment(gap * self.interval, 0)
-            change = torch.where(self.endless, before * after * ended, 0)
-            slope = slope * after + value * change
-        return slope
-
-    def _series(self, rate: Tensor) -> Tensor:
-        """sum_k exp(-rate k I) over k from 0, 1 where there is no series."""
-        assert self.interval is not None
-        assert self.endless is not None
-        return torch.where(self.endless, -1 / torch.expm1(rate * -self.interval), 1)
-
-
 def _sensitivities(
     pk: LinearModel, schedule: Schedule, z: Values, wrt: Sequence[Direction]
 ) -> tuple[Tensor, list[Tensor]]:
     """See ``medcm_cli.pk.sensitivities``."""
+    if pk._several:
+        return reverse_over_reverse(lambda values: amounts.predict(pk, schedule, values), schedule, z, wrt)
     changing = any(value.ndim > 3 for value in (*z.values(), *shares_of(wrt).values()))
     states = pk.central + 1 + ("Q" in pk.parameters) + ("Q3" in pk.parameters)
     if changing and carried.can(pk, states, wrt):

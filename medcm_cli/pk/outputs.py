@@ -60,11 +60,7 @@ class Several:
         """
         given = {} if self.function is None else self.function.rows(t, amounts, z)
         each = {name: self._one(name, given, amounts, z) for name in dict.fromkeys(self.names)}
-        found = each[self.names[0]]
-        if endpoint is not None:
-            for number, name in enumerate(self.names[1:], 1):
-                found = torch.where(endpoint == number, each[name], found)
-        return found.expand_as(amounts[0])
+        return picked([each[name] for name in self.names], endpoint).expand_as(amounts[0])
 
     def _one(self, name: str, given: dict[str, Tensor], amounts: Tensor, z: Values) -> Tensor:
         if name in given or (name == PLAIN and "" in given):
@@ -72,6 +68,16 @@ class Several:
             return value / self.amount_per_level if name in (self.level, PLAIN) else value
         amount = amounts[self.states.index(name)]
         return amount / (self.amount_per_level * z[self.volume]) if name == self.level else amount
+
+
+def picked(each: Sequence[Tensor], endpoint: Tensor | None) -> Tensor:
+    """Of the values of each endpoint (T, S, N, B) the one that an observation is of (T, 1, N, B), from 0, the
+    first where that is None."""
+    found = each[0]
+    if endpoint is not None:
+        for number, value in enumerate(each[1:], 1):
+            found = torch.where(endpoint == number, value, found)
+    return found
 
 
 def names_of(pk: Observable) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ class Features:
     that time included), the last infinite. What is evaluated at a record has the regime of that record, which
     its time alone does not tell: ``of_dose`` (E, 1, N, B) and ``of_time`` (T, 1, N, B), from 0; None: that
     of its time. ``endpoint`` (T, 1, N, B): the number, from 0, of the model's output that an
-    observation is of; None: the first.
+    observation is of; None: the first. ``over`` (T, 1, N, B) h: an observation is of what an output has
+    gained over so long until then (``medcm_cli.pk.collected``), 0 for the output itself; None: all are so.
     """
 
     compartment: Tensor | None = None
@@ -43,6 +44,7 @@ class Features:
     of_dose: Tensor | None = None
     of_time: Tensor | None = None
     endpoint: Tensor | None = None
+    over: Tensor | None = None
 
     @property
     def plain(self) -> bool:

@@ -35,7 +35,8 @@ class Rates(Dosed, Protocol):
 class Flow:
     """dA/dt = K A + b: ``matrix`` K (..., C, C), 1/h, at parameters (...); ``source`` b (C, ...), amount/h,
     and amounts at first and after a reset, ``begin`` (C, ...), where there are any; ``rates``: the C rates of
-    decay of K, 1/h, where they are known."""
+    decay of K, 1/h, where they are known; ``collects``: there is one more compartment, the last, that takes
+    up this share of what leaves the others for good, and is empty after a steady state."""
 
     compartments: int
     matrix: Callable[[Values], Tensor]
@@ -43,17 +44,32 @@ class Flow:
     begin: Callable[[Values], Tensor] | None = None
     superposed: bool = True
     rates: Callable[[Values], list[Tensor]] | None = None
+    collects: Callable[[Values], Tensor | float] | None = None
+
+    @property
+    def settling(self) -> "Flow":
+        """Without what collects."""
+        return (
+            self
+            if self.collects is None
+            else replace(self, compartments=self.compartments - 1, collects=None)
+        )
 
 
 def predict(pk: Rates, schedule: Schedule, z: Values) -> Tensor:
     """See ``medcm_cli.pk.solve``. Exact for parameters that do not change, too."""
-    shapes = (value.shape[-3:] for value in z.values())
-    shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
-    z = {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
+    z = expanded(pk, schedule, z)
     states = len(pk.rate_matrix({name: value.flatten()[0] for name, value in z.items()}))
     flow = Flow(states, pk.rate_matrix, rates=pk.rates if states <= exponential.MOST else None)
     found, then = amounts(pk, flow, pk.central, schedule, z)
     return found / (pk.amount_per_level * then[pk.volume])
+
+
+def expanded(pk: Dosed, schedule: Schedule, z: Values) -> dict[str, Tensor]:
+    """The parameters of a model, (S, N, B), or (P, S, N, B), each."""
+    shapes = (value.shape[-3:] for value in z.values())
+    shape = torch.broadcast_shapes(schedule.start.shape[1:], *shapes)
+    return {name: z[name].expand(*z[name].shape[:-3], *shape) for name in pk.parameters}
 
 
 def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Values) -> tuple[Tensor, Values]:
@@ -77,6 +93,8 @@ def amounts(pk: Dosed, flow: Flow, seen: int | None, schedule: Schedule, z: Valu
 
 def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tensor], Tensor]:
     """From an interval of a time line and amounts (C, S, N, B) at its left end to those at its right end."""
+    if flow.collects is not None:
+        return _collecting(flow, line, inflow)
     matrix = flow.matrix(line.z)
     if flow.rates is not None:
         return exponential.Propagator(matrix, flow.rates(line.z), line.width, inflow)
@@ -84,8 +102,28 @@ def _advance(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tenso
     return lambda interval, amounts: _times(transition[interval], amounts) + gain[interval]
 
 
+def _collecting(flow: Flow, line: Timeline, inflow: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """The same of a flow that collects: what is not there any more has left."""
+    own = inflow[:, :-1]
+    advance, came = _advance(flow.settling, line, own), own.sum(1) * line.width
+    assert flow.collects is not None
+    share = flow.collects(line.z)
+
+    def then(interval: int, amounts: Tensor) -> Tensor:
+        there = amounts[:-1]
+        end = advance(interval, there)
+        left = there.sum(0) + came[interval] - end.sum(0)
+        part = share[interval] if isinstance(share, Tensor) and share.ndim > 3 else share
+        return torch.cat([end, (amounts[-1] + part * left)[None]])
+
+    return then
+
+
 def led_to(flow: Flow, series: Series) -> tuple[Tensor, Tensor]:
     """Amounts (C, S, N, B) that a series has led to, and whether (S, N, B) it has."""
+    if flow.collects is not None:
+        found, settled = led_to(flow.settling, series)
+        return torch.cat([found, torch.zeros_like(found[:1])]), settled
     matrix, states = flow.matrix(series.z), flow.compartments
     more = 0.0 if flow.source is None else flow.source(series.z)
     at_once = series.at_once(states)

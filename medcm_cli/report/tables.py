@@ -12,7 +12,16 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import write_csv, write_text
 from medcm_cli.report.section import Section, decimals, latex, markdown
 from medcm_cli.runs import ALIKE, METHOD, SIGMAS, SWEEP, write_table
-from medcm_cli.runs.summary import COUNTS, UNKNOWN, Summary, columns_units, label_of, scores_of, unit_of
+from medcm_cli.runs.summary import (
+    COUNTS,
+    UNKNOWN,
+    Summary,
+    columns_units,
+    label_of,
+    numbers_of,
+    scores_of,
+    unit_of,
+)
 from medcm_cli.runs.units import NONE, resolved
 
 # -- presentation ----------------------------------------------------------------------------------
@@ -84,8 +93,10 @@ def _estimates(table: pd.DataFrame, unit: str, endpoints: Mapping[str, str]) -> 
     :param endpoints: estimate of one of several endpoints -> its unit.
     """
     names = [str(name).removesuffix("_median") for name in table]
-    places = {place for name in names if (place := name.partition("_")[2]).isdigit()}
-    single, pairs = (sorted(place for place in places if len(place) == length) for length in (1, 2))
+    numbered = {numbers: name.partition("_")[2] for name in names if (numbers := numbers_of(name))}
+    single, pairs = (
+        [numbered[numbers] for numbers in sorted(numbered) if len(numbers) == length] for length in (1, 2)
+    )
     effects = effects_of(table)
     scales = scales_of(table)
     shown = {

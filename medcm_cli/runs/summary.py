@@ -212,7 +212,8 @@ def unit_of(fits: pd.DataFrame) -> pd.Series:
 def estimates_of(fits: pd.DataFrame) -> list[str]:
     """Names of estimates: those of two random effects, and of as many more as there are."""
     names = map(str, fits)
-    more = sorted(name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
+    numbered = (name for name in names if name.startswith(("omega_", "cv_", "rho_")) and name[-1].isdigit())
+    more = sorted(numbered, key=lambda name: (name.partition("_")[0], numbers_of(name), name))
     more += [name for name in map(str, fits) if name.startswith(("pi_", "rho_pi_"))]
     sigmas = [name for name in map(str, fits) if name.startswith("sigma_")]
     of_endpoints = [name for name in sigmas if name not in (*ESTIMATES, "sigma_mae")]
@@ -226,13 +227,30 @@ def label_of(name: str, random_effects: Sequence[str]) -> str:
 
     :param random_effects: the parameters that they belong to; without them a number stays one.
     """
-    kind, _, places = name.partition("_")
+    kind = name.partition("_")[0]
     if name.startswith(TYPICAL):
         return name.removeprefix(TYPICAL).replace("_", " ")
-    numbers = [int(place) for place in (reversed(places) if kind == "rho" else [places]) if place.isdigit()]
+    numbers = numbers_of(name)
     if not numbers or max(numbers) > len(random_effects):
         return name.replace("_", " ")
-    return f"{kind} {':'.join(random_effects[number - 1] for number in numbers)}"
+    return f"{kind} {':'.join(random_effects[number - 1] for number in reversed(numbers))}"
+
+
+def numbers_of(name: str) -> tuple[int, ...]:
+    """The random effects that an estimate is of, from 1: (10,) of omega_10 and cv_10, (11, 10) of rho_1110;
+    none of another name.
+
+    The numbers of a pair stand side by side, the larger first: of an odd number of digits it has one more.
+    """
+    kind, _, places = name.partition("_")
+    if not places.isdecimal():
+        return ()
+    middle = (len(places) + 1) // 2
+    return (
+        (int(places[:middle]), int(places[middle:]))
+        if kind == "rho" and middle < len(places)
+        else (int(places),)
+    )
 
 
 def columns_units(summary: Summary) -> dict[str, str]:

@@ -129,12 +129,14 @@ def true_values_of(
 class Also(NamedTuple):
     """What other options say of a file: ``endpoints``, where several things are observed; ``group``, a column
     that tells subjects of one id apart, whose ``labels`` the table keeps; ``abscissa``, the column that
-    observations depend on in place of time; ``occasions``, where something varies between them."""
+    observations depend on in place of time; ``occasions``, where something varies between them; ``values`` of
+    columns that the file need not have, column -> id -> value."""
 
     endpoints: Config | None = None
     group: str | None = None
     abscissa: str | None = None
     occasions: Config | None = None
+    values: Mapping[str, Mapping[str, float]] = {}
 
 
 def format_of(
@@ -169,10 +171,13 @@ def format_of(
         time_unit=Units.of(dataset).time,
         logged=dataset["logged"],
         blq=dataset["blq"],
-        endpoints=[Selector(name, *told_by(one)) for name, one in (also.endpoints or {}).items()],
+        endpoints=[
+            Selector(name, *told_by(one), one.get("over")) for name, one in (also.endpoints or {}).items()
+        ],
         group=also.group,
         abscissa=also.abscissa,
         by_occasion=rule is not None and rule.by_column,
+        values=also.values,
     )
 
 

@@ -9,7 +9,7 @@ from medcm_cli.checks import number, one_of, shown
 from medcm_cli.errors import InputError
 from medcm_cli.study.identity import Config
 
-_OPTIONS = ("dvid", "cmt", "column", "value", "output", "error", "unit", "size")
+_OPTIONS = ("dvid", "cmt", "column", "value", "output", "over", "error", "unit", "size")
 _EXAMPLE = "endpoints='{cp: {dvid: 1, output: central}, pca: {dvid: 2, output: response, unit: \"%\"}}'"
 _PLAIN = (str, int, float)
 OWN = "medcm_cli.model.EndpointErrors"
@@ -95,6 +95,11 @@ def _check_kinds(where: str, options: Config) -> None:
         value = options.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):
             raise InputError(f"{where}.{key} is {shown(value)}; expected a text")
+    over = options.get("over")
+    if isinstance(over, str) and over.strip():  # a column
+        pass
+    elif over is not None:
+        number(f"{where}.over", over, above=0)
     if options.get("size") is not None:
         number(f"{where}.size", options["size"], above=0)
 

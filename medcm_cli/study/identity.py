@@ -15,6 +15,10 @@ Config = Mapping[str, Any]
 STARTS = "starts"
 """Where population parameters begin by the data, as a record has it beside its options: name -> value."""
 
+KNOWN = "known"
+"""Covariates of subjects that come from another fit (``study.known``), as a record has them beside its
+options: column -> id -> value."""
+
 AXES: tuple[str, ...] = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 

@@ -33,6 +33,8 @@ def observing(pk: PkModel, endpoints: Config | None) -> PkModel:
                 f"endpoints.{name}.output is {endpoint['output']!r}; expected {' or '.join(pk.outputs)}, "
                 "which pk has"
             )
+        if endpoint.get("over") is not None and pk.abscissa is not None:
+            raise InputError(f"endpoints.{name}.over: is a part of a record over time, which this pk has not")
     return pk.observing([endpoint["output"] for endpoint in endpoints.values()])
 
 

@@ -18,7 +18,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.files import check_depth
 from medcm_cli.study.covariates import LARGEST, check_covariates
 from medcm_cli.study.endpoints import complete_endpoints
-from medcm_cli.study.identity import LATER, LATER_OF, PROTOCOLS, RENAMED, Config, with_names
+from medcm_cli.study.identity import KNOWN, LATER, LATER_OF, PROTOCOLS, RENAMED, Config, with_names
 from medcm_cli.study.kinds import check_kinds, check_made, check_plain, check_target
 from medcm_cli.study.occasions import check_occasions
 from medcm_cli.study.units import thresholds_of, with_units
@@ -271,6 +271,11 @@ def _whole_or_null(option: str, value: object, least: int) -> None:
         whole(option, value, least, other="null")
 
 
+def names_a_fit(given: object) -> bool:
+    """Whether option ``fixed`` says that what is known is what another fit has found (``study.known``)."""
+    return isinstance(given, Mapping) and bool(set(given) & {"population", "individual"})
+
+
 def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
     """Omega (a matrix, None where it is estimated) and the sigmas that are known, from option ``fixed``.
 
@@ -290,6 +295,8 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
                 f"random_effects is {config['random_effects']}"
             )
         return truth["omega"], dict(truth["sigma"])
+    if KNOWN in config and names_a_fit(given):  # which covariates say
+        return None, {}
     if not isinstance(given, Mapping) or not given or set(given) - {"omega", "pi", "sigma"}:
         raise InputError(f"fixed is {given!r}; expected null, truth or omega, sigma or both, as in {_FIXED}")
     if "pi" in given and config["occasions"] is None:

@@ -30,7 +30,7 @@ from medcm_cli.study.dataset import (
     true_values_of,
     with_stand_in,
 )
-from medcm_cli.study.identity import STARTS, Config
+from medcm_cli.study.identity import KNOWN, STARTS, Config
 from medcm_cli.study.observed import error_of, fixing, observing
 from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
@@ -69,14 +69,16 @@ class Problem:
 
         :raises InputError: bad data, or options that are unknown or do not fit together.
         """
-        own = {key: config[key] for key in (*PROBLEM, STARTS) if key in config}
+        own = {key: config[key] for key in (*PROBLEM, STARTS, KNOWN) if key in config}
         config = with_stand_in(complete_problem(own))
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
         split, occasions = config["split"], config["occasions"]
-        also = Also(config["endpoints"], split.get("column"), model.pk.abscissa, occasions)
+        also = Also(
+            config["endpoints"], split.get("column"), model.pk.abscissa, occasions, config.get(KNOWN) or {}
+        )
         events, characteristics, preparation = read_dataset(path, dataset, model.network.inputs, also=also)
         folds = _folds(config, events, path.parent)
         check_observations(events, model, dataset)

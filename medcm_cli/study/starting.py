@@ -15,6 +15,7 @@ from medcm_cli.data.sheet import Sheet, read_sheet
 from medcm_cli.errors import InputError
 from medcm_cli.quantities import factor
 from medcm_cli.runs.units import Units
+from medcm_cli.study.second import MOST, Second, second_of
 
 _MOST_CATEGORIES = 6
 _RISE = 1.2  # of the first level, the least that is no noise
@@ -66,7 +67,7 @@ class Starting:
 
 class _Look(NamedTuple):
     """At a table: what it is called and how it is read; ``assumed``: the kinds of units that nobody said;
-    ``oral``, and why; its covariates; and of endpoints, lines."""
+    ``oral``, and why; its covariates; and the second of its endpoints, if there are several."""
 
     path: Path
     how: Format
@@ -76,7 +77,8 @@ class _Look(NamedTuple):
     oral: bool
     why: str
     covariates: list[Covariate]
-    of_kinds: tuple[str, ...]
+    second: Second | None
+    occasion: str
 
 
 def starting(path: Path, how: Format, units: Units, said: Collection[str], name: str) -> Starting:
@@ -86,34 +88,29 @@ def starting(path: Path, how: Format, units: Units, said: Collection[str], name:
     :raises InputError: a fault in the table.
     """
     sheet = read_sheet(path, how.columns, how.keep, how.dialect)
-    how, of_kinds = _one_kind(sheet, how)
-    table = with_magnitudes(read_plain(path, how), units)
+    table = read_plain(path, how)
+    if len(table.kinds) > MOST:
+        how = _with_few(sheet, how, table)
+        table = read_plain(path, how)
+    table = with_magnitudes(table, units)
     if table.is_dose.all():
         raise InputError(f"{path}: has no observation to begin from")
     oral, why = _route(table)
     assumed = [kind for kind in ("time", "amount", "level") if kind not in said]
     covariates = _covariates(sheet, how, table)
-    look = _Look(path, how, units, assumed, table, oral, why, covariates, of_kinds)
-    return Starting(_written(look, name), (*table.notes, *of_kinds, f"{path}: {why}"))
+    second = second_of(table, units) if len(table.kinds) == MOST else None
+    look = _Look(path, how, units, assumed, table, oral, why, covariates, second, sheet.named("occ"))
+    more = [f"{path}: {second.why}"] if second else []
+    return Starting(_written(look, name), (*table.notes, *more, f"{path}: {why}"))
 
 
-def _one_kind(sheet: Sheet, how: Format) -> tuple[Format, tuple[str, ...]]:
-    """With the first kind of observations kept, where a column tells several apart, and a line that says
-    so."""
-    for column in map(str, sheet.frame):
-        if not says_kind(column) or column in how.keep:
-            continue
-        level = sheet.frame[sheet.named("dv")] if sheet.has("dv") else pd.Series(dtype=float)
-        kinds = sheet.frame[column][level.notna()].value_counts(sort=False)
-        if len(kinds) < 2:
-            continue
-        first = _plain(kinds.index[0])
-        words = ", ".join(f"{_plain(kind)} ({count} rows)" for kind, count in kinds.items())
-        line = f"{sheet.source}: {column} tells endpoints apart, {words}; {column} {first} is kept"
-        doses = sheet.frame[column][level.isna()].dropna().unique().tolist()
-        kept = [first, *(_plain(kind) for kind in doses if kind != kinds.index[0])]
-        return replace(how, keep={**how.keep, column: kept}), (line,)
-    return how, ()
+def _with_few(sheet: Sheet, how: Format, table: EventTable) -> Format:
+    """With the first kinds of observations alone, and the kinds that rows of doses say."""
+    column = str(table.kinds[0].column)
+    doses = sheet.frame[column][sheet.number(sheet.named("dv")) != sheet.number(sheet.named("dv"))]
+    kept = dict.fromkeys([*(one.value for one in table.kinds[:MOST]), *map(_plain, doses.dropna().unique())])
+    left = {one.value for one in table.kinds[MOST:]}
+    return replace(how, keep={**how.keep, column: [value for value in kept if value not in left]})
 
 
 def _plain(value: Any) -> Any:
@@ -124,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 def _route(table: EventTable) -> tuple[bool, str]:
     """Whether doses are by mouth, and why."""
-    doses, seen = table.is_dose, ~table.is_dose
+    doses, seen = table.is_dose, ~table.is_dose & (table.endpoint == 0)
     if (table.duration[doses] > 0).any() or np.isnan(table.duration[doses]).any():
         return False, "doses have a rate or a duration, and are taken as infusions"
     into, observed = set(table.compartment[doses].tolist()), set(table.compartment[seen].tolist())
@@ -185,7 +182,7 @@ def _begin(look: _Look) -> dict[str, float]:
     volume = apparent_volume(table, units)
     volume = volume if np.isfinite(volume) else 1.0
     per_litre = factor(units.level, f"{units.amount}/L") or 1.0
-    seen = ~table.is_dose & ~table.censored
+    seen = ~table.is_dose & ~table.censored & (table.endpoint == 0)
     frame = pd.DataFrame({"subject": table.subject, "clock": table.clock, "dv": table.dv})[seen]
     frame = frame.sort_values(["subject", "clock"])
     of_subject = frame.groupby("subject")
@@ -196,6 +193,8 @@ def _begin(look: _Look) -> dict[str, float]:
     ratio = ratio[ratio > 0]
     found = {"CL": float(ratio.median()) if len(ratio) else volume / 10, "V1": volume}
     found |= {"KA": units.hours} if look.oral else {}  # 1/h
+    if look.second is not None:
+        found = look.second.begin(found)
     return {name: float(f"{value:.2g}") for name, value in found.items()}
 
 
@@ -219,12 +218,12 @@ def _written(look: _Look, name: str) -> str:
     oral = "_oral" * look.oral
     named = ", ".join(f"{kind}: {_quoted(getattr(look.units, kind))}" for kind in ("time", "amount", "level"))
     check = f"   # {' and '.join(look.assumed)}: assumed, check" if look.assumed else ""
+    begin = _begin(look)
     lines = [
         f"# A start for {look.path.name}. `medcm help nonmem` shows what else can be said.",
         "defaults:",
         "  - drug",
-        f"  # {look.why}; another model: two_compartment{oral}, with Q and V2",
-        f"  - override /pk: one_compartment{oral}",
+        *_of_model(look, oral),
         "  - override /error: combined_variances   # or proportional, additive, log_normal, power",
         "  - _self_",
         "",
@@ -234,10 +233,11 @@ def _written(look: _Look, name: str) -> str:
         f"  name: {_quoted(name)}",
         f"  units: {{{named}}}{check}",
         *_of_table(look),
+        *([] if look.second is None else look.second.lines(list(begin))),
+        *_of_occasions(look),
         "network:",
         "  equations:",
     ]
-    begin = _begin(look)
     weight = next((one for one in look.covariates if _UNITS.get(one.name) == "kg"), None)
     for parameter, value in begin.items():
         power = {"CL": 0.75, "V1": 1}.get(parameter)
@@ -245,8 +245,36 @@ def _written(look: _Look, name: str) -> str:
             f"   # or {{typical: {value:g}, {weight.name}: {{power: {power}}}}}" if weight and power else ""
         )
         lines.append(f"    {parameter}: {{typical: {value:g}}}{as_well}")
-    lines.append(f"random_effects: [{', '.join(begin)}]")
+    varying = [name for name in begin if look.second is None or name not in look.second.alike]
+    lines.append(f"random_effects: [{', '.join(varying)}]")
     return "\n".join(lines) + "\n"
+
+
+def _of_model(look: _Look, oral: str) -> list[str]:
+    """Which of conf/pk, and why."""
+    if look.second is None:
+        return [
+            f"  # {look.why}; another model: two_compartment{oral}, with Q and V2",
+            f"  - override /pk: one_compartment{oral}",
+        ]
+    return [
+        f"  # {look.why};",
+        f"  # {look.second.why}",
+        f"  - override /pk: {look.second.choice}",
+    ]
+
+
+def _of_occasions(look: _Look) -> list[str]:
+    """What varies between the occasions of a subject, where some have several."""
+    table = look.table
+    of_subject = pd.Series(table.occasion).groupby(table.subject)
+    several = of_subject.max() > of_subject.min()
+    if not several.any():
+        return []
+    return [
+        f"occasions: {{parameters: [CL], column: {_quoted(look.occasion)}}}"
+        f"   # {int(several.sum())} of {len(table.ids)} subjects have several; or null"
+    ]
 
 
 def _of_table(look: _Look) -> list[str]:
@@ -257,7 +285,6 @@ def _of_table(look: _Look) -> list[str]:
             inside = ", ".join(f"{k}: {'null' if v is None else _quoted(v)}" for k, v in entries.items())
             lines.append(f"  {option}: {{{inside}}}")
     if look.how.keep:
-        lines += [f"  # {line.partition(': ')[2]}" for line in look.of_kinds]
         kept = ", ".join(f"{_quoted(column)}: [{_listed(of)}]" for column, of in look.how.keep.items())
         lines.append(f"  keep: {{{kept}}}")
     if table.censored.any():

@@ -65,3 +65,27 @@ def test_it_refuses_what_a_fit_refuses(
     assert (checked.returncode, fitted.returncode) == (2, 2)
     assert checked.stderr == fitted.stderr
     assert len(checked.stderr.splitlines()) == 1
+
+
+def test_each_kind_of_observation_is_told_with_the_options_that_make_endpoints(
+    tmp_path: Path, quick: Quick
+) -> None:
+    """Three subjects, each with two concentrations and three responses."""
+    rows = ["ID,TIME,AMT,DVID,DV"]
+    for patient in (1, 2, 3):
+        rows += [f"{patient},0,100,,", f"{patient},1,,1,{patient}.5", f"{patient},2,,1,1"]
+        rows += [f"{patient},{time},,2,{90 - time}" for time in (3, 5, 8)]
+    (tmp_path / "events.csv").write_text("\n".join(rows) + "\n")
+    done = quick(tmp_path, "data", "check", "events.csv", "--amount-unit", "mg", "--level-unit", "mg/L")
+    assert done.returncode == 0, done.stderr
+    hint = [line for line in done.stderr.splitlines() if "DVID" in line]
+    assert len(hint) == 1
+    endpoints = "'+endpoints={dvid_1: {dvid: 1}, dvid_2: {dvid: 2}}'"
+    assert endpoints in hint[0]
+    assert "'+dataset.keep={DVID: [1]}'" in hint[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
+    shown = {row[1]: row[2] for row in cells if len(row) == 4}
+    wanted = {"observations of DVID 1": "6", "observations of DVID 2": "9"}
+    wanted |= {"DVID 1, mg/L": "1.25 (1 to 3.5)", "DVID 2, unit not said": "85 (82 to 87)"}
+    assert wanted.items() <= shown.items()
+    assert not any("covariate" in label for label in shown)

@@ -1,15 +1,20 @@
 """``medcm new``: a configuration that ``medcm fit`` runs as it stands, for a table of any drug."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from hydra import compose, initialize_config_dir
 
 from medcm_cli.data import Format
 from medcm_cli.runs import Units
+from medcm_cli.study.job import Job
+from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.starting import starting
 from tests.commands.program import Quick
 
@@ -93,11 +98,13 @@ def test_endpoints_limits_and_early_levels_are_told(tmp_path: Path) -> None:
     )
     made = starting(path, Format(predose_observations="keep"), MG, {"time", "amount", "level"}, "mine")
     found = yaml.safe_load(made.text)
-    assert found["dataset"]["keep"] == {"DVID": [1]}
+    assert "keep" not in found["dataset"]
+    assert [(one["dvid"], one["output"]) for one in found["endpoints"].values()] == [
+        (1, "central"),
+        (2, "response"),
+    ]
     assert found["dataset"]["blq"] == "M3"
-    assert any(
-        "DVID tells endpoints apart, 1 (72 rows), 2 (12 rows); DVID 1 is kept" in n for n in made.notes
-    )
+    assert any("DVID 2 begins near" in note for note in made.notes)
     assert "assumed" not in made.text
     assert "predose_observations" not in found["dataset"]
     early = table(tmp_path / "e.csv", oral=True, TIME=lambda frame: frame["TIME"] + 0.25)
@@ -105,3 +112,85 @@ def test_endpoints_limits_and_early_levels_are_told(tmp_path: Path) -> None:
     first = frame[frame["AMT"] > 0].assign(TIME=0.0, AMT=np.nan, DV=0.01)
     pd.concat([first, frame]).sort_values(["ID", "TIME"], kind="stable").to_csv(early, index=False)
     assert written(early)["dataset"]["predose_observations"] == "keep"
+
+
+def job_of(folder: Path, name: str, *options: str) -> Job:
+    """Of a file that was written, with few epochs."""
+    given = [f"hydra.searchpath=[file://{conf_dir()}]", f"outputs={folder}", "epochs=4", "checkpoint_every=2"]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = compose(name, [*given, *options])
+    labels = {"objective": "focei", "error": "combined_variances", "variant": ""}
+    return Job.build(as_config(composed) | {"labels": labels})
+
+
+def with_second(path: Path, second: Callable[[np.ndarray], np.ndarray], at_first: bool) -> Path:
+    """A table of levels by mouth with a second kind of observation, DVID 2, a function of time."""
+    frame = pd.read_csv(table(path, oral=True))
+    own = frame[frame["AMT"].isna() | at_first].assign(AMT=np.nan)
+    own = own.assign(DV=second(own["TIME"].to_numpy()), DVID=2)
+    both = pd.concat([frame.assign(DVID=1), own]).sort_values(["ID", "TIME"], kind="stable")
+    both.to_csv(path, index=False)
+    return path
+
+
+def falling(time: np.ndarray) -> np.ndarray:
+    return 100 - 60 * time / 12 * np.exp(1 - time / 12)
+
+
+def rising(time: np.ndarray) -> np.ndarray:
+    return 40 + 30 * time / 12 * np.exp(1 - time / 12)
+
+
+def metabolite(time: np.ndarray) -> np.ndarray:
+    return 1.5 * time / 6 * np.exp(1 - time / 6)
+
+
+SECONDS = {
+    "response_inhibited_formation": (falling, True, ["CL", "V1", "KA", "BASE", "KOUT", "IC50"]),
+    "response_stimulated_formation": (rising, True, ["CL", "V1", "KA", "BASE", "KOUT", "EMAX", "EC50"]),
+    "metabolite": (metabolite, False, ["CL", "V1", "KA", "CLF", "CLM", "V1M"]),
+}
+
+
+SLOW = ("response_stimulated_formation", "metabolite")
+
+
+@pytest.mark.parametrize(
+    "choice", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SECONDS]
+)
+def test_a_second_endpoint_has_a_model_that_fits_as_it_stands(tmp_path: Path, choice: str) -> None:
+    second, at_first, parameters = SECONDS[choice]
+    path = with_second(tmp_path / "t.csv", second, at_first)
+    found = starting(path, Format(predose_observations="keep"), MG, {}, "mine")
+    (tmp_path / "mine.yaml").write_text(found.text)
+    assert f"override /pk: {choice}\n" in found.text
+    options = yaml.safe_load(found.text)
+    assert options["pk"]["parameters"] == parameters == list(options["network"]["equations"])
+    assert set(options["random_effects"]) < set(parameters)
+    assert [one["dvid"] for one in options["endpoints"].values()] == [1, 2]
+    job = job_of(tmp_path, "mine", "training.polish=false")
+    outcome = job.train([(1, 1)])
+    assert torch.isfinite(outcome.objective).all()
+    assert outcome.failures[0] is None
+
+
+def test_a_third_kind_is_left_out(tmp_path: Path) -> None:
+    path = with_second(tmp_path / "t.csv", falling, True)
+    frame = pd.read_csv(path)
+    third = frame[(frame["DVID"] == 2) & (frame["TIME"] > 0)].assign(DVID=3)
+    pd.concat([frame, third]).sort_values(["ID", "TIME"], kind="stable").to_csv(path, index=False)
+    found = written(path)
+    assert found["dataset"]["keep"] == {"DVID": [1, 2]}
+    assert list(found["endpoints"]) == ["dvid_1", "dvid_2"]
+
+
+def test_occasions_are_those_of_the_table(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", oral=False, OCC=lambda frame: 1 + (frame["TIME"] > 6))
+    found = starting(path, Format(predose_observations="keep"), MG, {}, "mine")
+    (tmp_path / "mine.yaml").write_text(found.text)
+    assert yaml.safe_load(found.text)["occasions"] == {"parameters": ["CL"], "column": "OCC"}
+    job = job_of(tmp_path, "mine", "training.polish=false")
+    outcome = job.train([(1, 1)])
+    assert outcome.failures[0] is None
+    assert job.problem.everyone.occasions == 2
+    assert "occasions" not in written(table(tmp_path / "u.csv", oral=False, OCC=1))

@@ -38,6 +38,16 @@ def test_limits_of_both_sides_are_read(tmp_path: Path, columns: dict[str, list[A
     np.testing.assert_allclose(table.dv[seen], [9, 5, 1, 0.2, 4], rtol=1e-3)
 
 
+def test_an_upper_limit_needs_no_column_of_kinds(tmp_path: Path) -> None:
+    """Neither EVID nor MDV: rows with an amount are doses, and one above a limit may have it in ULOQ."""
+    path = tmp_path / "t.csv"
+    path.write_text("id,time,amt,dv,cens,uloq\na,0,10,,0,9\na,1,,,-1,9\na,2,,5,0,9\n")
+    table = read_events(path, {})
+    seen = ~table.is_dose
+    assert table.above[seen].tolist() == [True, False]
+    assert table.dv[seen].tolist() == [9, 5]
+
+
 def test_m1_leaves_out_those_below_and_says_so(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", cens=[0, -1, 0, 0, 1, 0, 1])
     table = read_events(path, {}, Format(blq="M1"))

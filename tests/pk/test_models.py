@@ -25,7 +25,8 @@ Right = Callable[[float, np.ndarray, Z], Sequence[float]]
 
 class Case(NamedTuple):
     """A choice of conf/pk, values of its parameters, and the same model by hand: dA/dt, amounts at first,
-    what is observed, the state that doses go into and their size."""
+    what is observed, the state that doses go into and their size. The functions take one subject's numbers,
+    or arrays (N,) of many."""
 
     choice: str
     values: Z
@@ -58,7 +59,9 @@ def named(choice: str, parameters: Sequence[str] | None = None, **options: Any) 
 
 
 def hill(c: float, half: float, power: float = 1.0) -> float:
-    return float(max(c, 0.0) ** power / (half**power + max(c, 0.0) ** power))
+    above: float = np.maximum(c, 0.0) ** power
+    found: float = above / (half**power + above)
+    return found
 
 
 def central(t: float, y: np.ndarray, z: Z) -> list[float]:
@@ -119,7 +122,8 @@ def bound(t: float, y: np.ndarray, z: Z) -> list[float]:
 def free(y: np.ndarray, z: Z) -> float:
     total = y[0] / z["V1"]
     b = total - y[1] - z["KSS"]
-    return float(0.5 * (b + np.sqrt(b * b + 4 * z["KSS"] * total)))
+    found: float = 0.5 * (b + np.sqrt(b * b + 4 * z["KSS"] * total))
+    return found
 
 
 def quasi_steady(t: float, y: np.ndarray, z: Z) -> list[float]:
@@ -138,7 +142,7 @@ def claret(t: float, y: np.ndarray, z: Z) -> list[float]:
 
 
 def simeoni(t: float, y: np.ndarray, z: Z) -> list[float]:
-    w = y[1:].sum()
+    w = y[1:].sum(0)
     grown = z["L0"] * y[1] / (1 + (z["L0"] / z["L1"] * w) ** 20) ** (1 / 20)
     hit = z["K2"] * y[0] / z["V1"] * y[1]
     died = z["K1"] * y[2:]
@@ -161,7 +165,7 @@ def nothing(z: Z) -> list[float]:
 
 def of(place: int, volume: str = "") -> Callable[[np.ndarray, Z], float]:
     """A state, or its concentration."""
-    return lambda y, z: float(y[place] / (z[volume] if volume else 1.0))
+    return lambda y, z: y[place] / (z[volume] if volume else 1.0)
 
 
 def rest(z: Z) -> list[float]:
@@ -179,7 +183,9 @@ CASES = [
     Case(
         "michaelis_menten_two_compartment",
         {"VM": 8.0, "KM": 3.0, "V1": 5.0, "Q": 1.2, "V2": 8.0},
-        lambda _, y, z: oral_two(np.array([0, *y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z))[1:],
+        lambda _, y, z: oral_two(
+            np.concatenate([0 * y[:1], y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z)
+        )[1:],
         lambda _: [0.0, 0.0],
         of(0, "V1"),
     ),
@@ -313,7 +319,7 @@ CASES = [
         {**ONE, "L0": 0.05, "L1": 1.5, "K1": 0.2, "K2": 0.01, "W0": 25.0},
         simeoni,
         lambda z: [0.0, z["W0"], 0.0, 0.0, 0.0],
-        lambda y, _: float(y[1:].sum()),
+        lambda y, _: y[1:].sum(0),
     ),
 ]
 EACH = [

@@ -13,7 +13,7 @@ from medcm_cli import runs
 from medcm_cli.report import intervals
 from medcm_cli.report.comparison import comparable
 from medcm_cli.report.tables import sections
-from medcm_cli.runs.summary import columns_units, summarize
+from medcm_cli.runs.summary import columns_units, label_of, numbers_of, summarize
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.runs.units import resolved
 from tests.report.fits import TRUTH, invent, only, write_fit
@@ -200,6 +200,35 @@ def test_estimates_are_named_after_the_parameters_that_records_name(tmp_path: Pa
     table = intervals.estimates(fits, {})
     assert table is not None
     assert table.headers[1] == "omega CL, log scale"
+
+
+def test_twelve_random_effects_keep_their_names(tmp_path: Path) -> None:
+    """rho_1110 is of the eleventh and the tenth, and omega_10 no pair."""
+    names = [f"P{number}" for number in range(1, 13)]
+    pairs = [(i, j) for i in range(1, 13) for j in range(1, i)]
+    written = {f"rho_{i}{j}": f"rho P{j}:P{i}" for i, j in pairs}
+    assert len(written) == len(pairs) == 66  # no two are written alike
+    assert {name: label_of(name, names) for name in written} == written
+    assert label_of("rho_1110", ["A", "B"]) == "rho 1110"
+    assert [numbers_of(name) for name in ("omega_10", "cv_3", "rho_pi_CL_V1", "omega_mae")] == [
+        (10,),
+        (3,),
+        (),
+        (),
+    ]
+    history = invent(6)
+    n = len(history["epoch"])
+    history |= {f"omega_{number}": np.full(n, number / 20) for number in range(1, 13)}
+    history |= {f"rho_{i}{j}": np.full(n, (i + j) / 100) for i, j in pairs}
+    config = {"dataset": {"level_unit": "mg/L", "level_scale": 1}, "random_effects": names}
+    write_fit(tmp_path, history, truth=None, config=config)
+    estimates = sections(summarize([tmp_path]))[1]
+    shown = dict(zip(estimates.headers, estimates.cells[0], strict=True))
+    assert estimates.headers[1:13] == [f"omega {name}" for name in names]
+    assert estimates.headers[13:25] == [f"CV {name}, %" for name in names]
+    assert estimates.headers[25:91] == list(written.values())
+    assert shown["omega P12"] == "0.600"
+    assert all(shown[f"rho P{j}:P{i}"] == f"{(i + j) / 100:.3f}" for i, j in pairs)
 
 
 def test_typical_parameters_stand_with_their_units_at_the_references(tmp_path: Path) -> None:
