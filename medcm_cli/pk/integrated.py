@@ -3,7 +3,7 @@
 Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +15,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.derivatives import Direction, key_of, moves, shares_of
 from medcm_cli.pk.dosing import Dosed, Values
+from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
@@ -37,6 +38,8 @@ class Integrable(Dosed, Protocol):
     @property
     def right_side(self) -> Rate: ...
     @property
+    def formula(self) -> Formula | None: ...
+    @property
     def timed(self) -> bool: ...
     @property
     def states(self) -> Sequence[str]: ...
@@ -54,13 +57,16 @@ class Integrable(Dosed, Protocol):
 @dataclass(frozen=True)
 class Stretch:
     """A piece of every trajectory, with constant parameters: ``left``, ``width``, ``inflow`` as in
-    ``Timeline``, and the derivatives of these by each of K parameters, where there are any."""
+    ``Timeline``, and the derivatives of these by each of K parameters, where there are any. ``parts`` of the
+    rate's formula, and derivatives of these, where they are known already."""
 
     left: Tensor
     width: Tensor
     inflow: Tensor | None
     z: Values
     moved: Sequence[Tangents] = ()
+    parts: Sequence[Tensor] | None = None
+    turned: Sequence[Mapping[int, Tensor]] | None = None
 
 
 def amounts(
@@ -135,7 +141,24 @@ class _Run:
     def right(self) -> Right:
         shares = shares_of(self.wrt)
         names = tuple(name for name in self.line.z if name not in shares)
-        return Right(self.pk.right_side, names, timed=self.pk.timed)
+        return Right(self.pk.right_side, names, timed=self.pk.timed, formula=self.pk.formula)
+
+    @cached_property
+    def parts(self) -> list[Sequence[Tensor]]:
+        """Of the rate's formula, in each interval."""
+        if self.right.formula is None:
+            return []
+        found = self.right.formula.parts_of(self.line.z, self.line.width)
+        return [of.unbind(0) if of.ndim > 3 else [of] * len(self.line.width) for of in found]
+
+    @cached_property
+    def turned(self) -> list[dict[int, Sequence[Tensor]]]:
+        """Derivatives of parts by the parameters that move, in each interval."""
+        line, count = self.line, len(self.line.width)
+        return [
+            {place: of.unbind(0) if of.ndim > 3 else [of] * count for place, of in found.items()}
+            for found in _turned_parts(self.right, line.z, line.width, self.wrt)
+        ]
 
     @cached_property
     def share(self) -> list[float]:
@@ -156,6 +179,10 @@ class _Run:
             line.inflow[interval] if self.runs_in[interval] else None,
             line.z_of(interval),
             [move.at(interval) for move in self.moves],
+            [of[interval] for of in self.parts] if self.right.formula else None,
+            [{place: of[interval] for place, of in found.items()} for found in self.turned]
+            if self.right.formula
+            else None,
         )
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
         if fixed and not self.share[interval]:
@@ -172,38 +199,78 @@ class _Run:
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and fit is None and not bool((stretch.width != 0).any()):
             return state
-        tensors = [stretch.left, stretch.width, *(stretch.z[name] for name in self.right.names)]
-        last = len(tensors)
-        if stretch.inflow is not None:
-            tensors.append(stretch.inflow)
+        formula = self.right.formula
+        inflow = stretch.inflow
+        if formula is None:
+            values = [stretch.z[name] for name in self.right.names]
+        else:
+            parts = stretch.parts
+            values = list(formula.parts_of(stretch.z, stretch.width) if parts is None else parts)
+            inflow = None if inflow is None else inflow * stretch.width
+        tensors = [stretch.left, stretch.width, *values, *([] if inflow is None else [inflow])]
         if state.ndim == 4:
             call = Call(
-                self.right,
-                control,
-                stretch.inflow is not None,
-                fit,
-                notes=self.notes,
-                compiled=self.pk.compiled,
+                self.right, control, inflow is not None, fit, notes=self.notes, compiled=self.pk.compiled
             )
             return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, one in enumerate(self.wrt):
-            name = moves(one)
-            own = {2 + self.right.names.index(name): stretch.z[name] * share(stretch.z, k)}
-            places = {"left": 0, "width": 1} | ({} if stretch.inflow is None else {"inflow": last})
-            turns = stretch.moved[k] if stretch.moved else {}
-            own |= {place: turns[of] for of, place in places.items() if of in turns}
+        for k, own in enumerate(self._moved(stretch)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = Call(self.right, control, stretch.inflow is not None, fit, tuple(pairs), self.notes)
+        call = Call(self.right, control, inflow is not None, fit, tuple(pairs), self.notes)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
+
+    def _moved(self, stretch: Stretch) -> list[dict[int, Tensor]]:
+        """How each parameter that moves changes the tensors of ``Where``, by their places."""
+        formula, inflow, count = self.right.formula, stretch.inflow, 2 + len(self.right.names)
+        turned: Sequence[Mapping[int, Tensor]] = stretch.turned or [{} for _ in self.wrt]
+        if formula is not None:
+            count = 2 + len(formula.parts)
+            if stretch.turned is None:
+                turned = _turned_parts(self.right, stretch.z, stretch.width, self.wrt)
+        found = []
+        for k, one in enumerate(self.wrt):
+            turns = stretch.moved[k] if stretch.moved else {}
+            if formula is None:
+                name = moves(one)
+                own = {2 + self.right.names.index(name): stretch.z[name] * share(stretch.z, k)}
+            else:
+                own = {2 + place: turn for place, turn in turned[k].items()}
+            places = {"left": 0, "width": 1} if formula is None or self.right.timed else {}
+            own |= {place: turns[of] for of, place in places.items() if of in turns}
+            if inflow is not None and "inflow" in turns:
+                own[count] = turns["inflow"]
+            if formula is not None and "width" in turns:
+                by_width = formula.by_width(stretch.z, stretch.width)
+                for place, by in by_width.items():
+                    more = by * turns["width"]
+                    own[2 + place] = own[2 + place] + more if 2 + place in own else more
+            if formula is not None and inflow is not None:
+                into = own[count] * stretch.width if count in own else None
+                if "width" in turns:
+                    more = inflow * turns["width"]
+                    into = more if into is None else into + more
+                own |= {} if into is None else {count: into}
+            found.append(own)
+        return found
 
     def steady(self, series: Series) -> tuple[Tensor, Tensor]:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
         return _Steady(self, series, moved, self.pk.control).amounts()
+
+
+def _turned_parts(
+    right: Right, z: Values, width: Tensor, wrt: Sequence[Direction]
+) -> list[dict[int, Tensor]]:
+    """Of the parts of a formula their derivatives in each direction."""
+    assert right.formula is not None
+    return [
+        {place: turn * share(z, k) for place, turn in right.formula.turned(moves(one), z, width).items()}
+        for k, one in enumerate(wrt)
+    ]
 
 
 def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
@@ -224,6 +291,7 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
             name: chosen(value) if value.ndim < 5 else of_fit(value)  # which subjects share
             for name, value in stretch.z.items()
         },
+        parts=None if stretch.parts is None else [chosen(value) for value in stretch.parts],
     )
     end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)

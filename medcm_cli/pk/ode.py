@@ -19,6 +19,7 @@ from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compiled import check_compiler
 from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
+from medcm_cli.pk.formula import Formula, formula_of
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
 from medcm_cli.pk.schedule import Schedule
@@ -129,6 +130,11 @@ class OdeModel(PkModel):
     def by_exponential(self) -> bool:
         """Whether the exponential of its matrix solves it."""
         return self.method == "auto" and self.facts.linear and not self.adjoint
+
+    @property
+    def formula(self) -> Formula | None:
+        """Of its rate, where it has one."""
+        return None if self.compiled else formula_of(self.right_side)
 
     @property
     def timed(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
+from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.tableaux import Tableau, coefficients
 
 Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -72,15 +73,19 @@ class Control:
 class Right:
     """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
 
-    ``timed``: the rate depends on the time.
+    ``timed``: the rate depends on the time. ``formula`` of the rate, where it is used: the values of ``Where``
+    are then its parts, and the inflow that of the whole interval.
     """
 
     rate: Rate
     names: tuple[str, ...]
     timed: bool = True
+    formula: Formula | None = None
 
     def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
         """:param s: of amounts (C, S, N, B), or (I, 1, 1, 1) of (C, I, S, N, B)."""
+        if self.formula is not None:
+            return self._by_formula(self.formula, s, amounts, where, out)
         time = where.left
         if self.timed:
             time = time + s * where.width
@@ -89,6 +94,29 @@ class Right:
             lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
             change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
         return torch.mul(change, where.width, out=out)
+
+    def _by_formula(
+        self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None
+    ) -> Tensor:
+        inputs = {
+            **formula.inputs([where.left, where.width, *where.values]),
+            **formula.of_amounts(amounts.unbind(0)),
+        }
+        if self.timed:
+            inputs["place"] = s if isinstance(s, Tensor) else amounts.new_tensor(s)
+        if out is None:
+            rows = [
+                row.expand_as(amounts[0]) if isinstance(row, Tensor) else torch.full_like(amounts[0], row)
+                for row in formula.whole(inputs)
+            ]
+            out = torch.stack(rows)
+        else:
+            formula.whole(inputs, out.unbind(0))
+        if where.inflow is None:
+            return out
+        lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
+        more = where.inflow[:, None] if lacks_stages else where.inflow
+        return out.add_(more)
 
 
 def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
