@@ -1,6 +1,7 @@
 """Integrated models against scipy at a much smaller tolerance, over random regimens and parameters; and
 whatever shares a batch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from medcm_cli.pk import (
     solve,
     two_compartment_rate,
 )
+from tests.pk.regimens import Dose, Regimen, built
 
 F64 = torch.float64
 UNITS = tuple(f"{kind}{unit}" for unit in (1, 2, 3) for kind in ("UP", "DOWN", "SLOPE"))
@@ -179,6 +181,44 @@ def test_sensitivities_are_differences(name: str) -> None:
             ]
             wanted = (8 * (ends[0] - ends[1]) - (ends[2] - ends[3])) / (12 * step)
             torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=1e-6 * float(slope.abs().max()))
+
+
+@pytest.mark.parametrize("formula", [True, False])
+@pytest.mark.parametrize("name", ["two", "saturable"])
+def test_second_derivatives_are_differences(
+    name: str, formula: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of predictions and sensitivities after several doses, of one model a steady state, a share of which
+    arrives over a time of its own: along one direction."""
+    if not formula:
+        monkeypatch.setattr("medcm_cli.pk.ode.formula_of", lambda rate: None)
+    pk, typical, dose, _ = CASES[name]
+    pk = replace(pk, rtol=1e-8, atol=1e-8, bioavailability={1: "F"}, amount_per_level=1.0)
+    endless = 3.0 if name == "saturable" else math.inf
+    doses = [Dose(0.0, 0.05 * dose, interval=endless), Dose(0.5, dose, 0.3)]
+    schedule = built(Regimen(doses, (0.4, 1.0)))
+    z = parameters({**typical, "F": 0.6}, 1, 3)
+    g = torch.Generator().manual_seed(5)
+    along = {key: torch.randn(value.shape, generator=g, dtype=F64) for key, value in z.items()}
+
+    def first_of(step: float, again: bool = False) -> tuple[Tensor, Tensor]:
+        here = {key: (value * torch.exp(step * along[key])).requires_grad_() for key, value in z.items()}
+        prediction, slopes = sensitivities(pk, schedule, here, [*typical][:2])
+        value = torch.stack([prediction, *slopes]).square().sum()
+        grads = torch.autograd.grad(value, list(here.values()), create_graph=again)
+        rows = zip(grads, here.values(), along.values(), strict=True)
+        slope = torch.stack([(by * at * turn).sum() for by, at, turn in rows]).sum()
+        if not again:
+            return slope, slope
+        more = torch.autograd.grad(slope, list(here.values()))
+        rows = zip(more, here.values(), along.values(), strict=True)
+        return slope, torch.stack([(by * at * turn).sum() for by, at, turn in rows]).sum()
+
+    slope, curve = first_of(0.0, again=True)
+    step = 1e-4
+    torch.testing.assert_close(first_of(0.0)[0], slope, rtol=1e-6, atol=0)
+    wanted = (first_of(step)[0] - first_of(-step)[0]) / (2 * step)
+    torch.testing.assert_close(curve, wanted, rtol=1e-4, atol=1e-5 * float(slope.detach().abs()))
 
 
 def test_nothing_is_lost_between_compartments() -> None:
