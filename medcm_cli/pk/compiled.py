@@ -136,9 +136,12 @@ class CompiledMarch(March):
         del end, h
         return self.most
 
-    def _sizes(self, end: Tensor, h: float) -> Tensor:
+    def _size_at(self, end: Tensor, h: float) -> float:
         del end, h
-        return self._size(self.most.amax().reshape(1), lambda: self.square[None])
+        largest = float(self.most.amax())
+        if self.control.largest:
+            return largest
+        return self._of_fits(self.square[None], largest)
 
     def gradients(self, path: Path, bar: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, list[Tensor]]:
         """By the amounts at the beginning and by the tensors of ``Where``, of these ``shapes``, from that by

@@ -58,9 +58,14 @@ class Formula:
         """Those of programs, of the tensors of ``Where``."""
         return {str(node.value): tensor for node, tensor in zip(self.tensors, tensors, strict=False)}
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Of ``amounts``."""
+        return [str(node.value) for node in self.amounts]
+
     def of_amounts(self, amounts: Sequence[Tensor]) -> dict[str, Tensor]:
         """Likewise of amounts, one of each state."""
-        return {str(node.value): amount for node, amount in zip(self.amounts, amounts, strict=True)}
+        return dict(zip(self.names, amounts, strict=True))
 
     @cached_property
     def _of_parameters(self) -> Program:

@@ -40,20 +40,42 @@ class Program:
             if any(reads(node, of) for of in whole)
         }
         begin = len(self.inputs)
-        self.final = [made.get(begin + i) for i in range(len(self.operations))]
+        self.final = [
+            None if operation.function in _WITHOUT_OUT else made.get(begin + i)
+            for i, operation in enumerate(self.operations)
+        ]
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor], out: Sequence[Tensor] | None = None
-    ) -> list[Tensor | float]:
-        """:param out: where to put each output, none of which has a gradient."""
+    def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor | float]:
+        """Differentiable."""
         values = [inputs[name] for name in self.inputs]
-        if out is None:
-            for function, places, more, options in self.operations:
-                values.append(function(*[values[place] for place in places], *more, **options))
-            return [of if isinstance(of, float) else values[of] for of in self.outputs]
+        for function, places, more, options in self.operations:
+            values.append(function(*[values[place] for place in places], *more, **options))
+        return [of if isinstance(of, float) else values[of] for of in self.outputs]
+
+    def into(self, inputs: Mapping[str, Tensor], out: Sequence[Tensor]) -> None:
+        """The same, put there: nothing has a gradient."""
+        self._run([inputs[name] for name in self.inputs], out)
+
+    def bound(
+        self, fixed: Mapping[str, Tensor], names: Sequence[str]
+    ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
+        """``into`` with some inputs ``fixed``, as a function of those of these ``names``, in their order, and of
+        where to put it."""
+        places = [(self.inputs.index(name), i) for i, name in enumerate(names) if name in self.inputs]
+        known = [fixed.get(name) for name in self.inputs]
+
+        def run(given: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+            values = known.copy()
+            for place, i in places:
+                values[place] = given[i]
+            self._run(values, out)
+
+        return run
+
+    def _run(self, values: list[Any], out: Sequence[Tensor]) -> None:
         for (function, places, more, options), final in zip(self.operations, self.final, strict=True):
             given = [values[place] for place in places]
-            if final is None or function in _WITHOUT_OUT:
+            if final is None:
                 values.append(function(*given, *more, **options))
             else:
                 values.append(function(*given, *more, **options, out=out[final]))
@@ -62,7 +84,6 @@ class Program:
                 there.fill_(of)
             elif values[of] is not there:
                 there.copy_(values[of])
-        return list(out)
 
     def _count(self, node: Node) -> None:
         self.uses[node] += 1

@@ -166,7 +166,7 @@ class _ByFormula:
             return self.march.x.new_zeros(shape[0], count, self.count, *shape[1:])
         inputs = {f"moved {place}": by.detach() for place, by in enumerate(moved)}
         program = source_program(self.formula, self.call.moves, count)
-        program({**self.inputs, **inputs}, source.flatten(0, 1).unbind(0))
+        program.into({**self.inputs, **inputs}, source.flatten(0, 1).unbind(0))
         for (k, p), by in zip(self.call.moves, moved, strict=True):
             if p >= self.known:
                 source[:, k] += by.detach()[:, None]
@@ -201,7 +201,7 @@ class _ByFormula:
         if self.wanted:
             self.second.add(inputs)
         source = turned.new_empty(turned.shape[1], self.count, *turned.shape[3:])
-        self.curves.of_amounts(inputs, source.unbind(0))
+        self.curves.of_amounts.into(inputs, source.unbind(0))
         return source
 
     def gradients(self) -> list[Tensor | None]:
