@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.compiled import CompiledMarch
-from medcm_cli.pk.slopes import Entries, slopes_along, solver
+from medcm_cli.pk.slopes import slopes_along, solver
 from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import coefficients
@@ -25,7 +25,7 @@ def adjoint(
     slopes = slopes_along(call, march, path, tensors, needs)
     for numbers in reversed(pieces(march, path)):
         slopes.at(numbers)
-        bars, bar = backwards(march, path, numbers, slopes.entries, bar)
+        bars, bar = backwards(march, path, numbers, slopes.slope, bar)
         slopes.add_gradient(bars)
     return bar, [None if grad is None else sound(march, grad) for grad in slopes.gradients()]
 
@@ -34,25 +34,24 @@ def backwards(
     march: March,
     path: Path,
     numbers: range,
-    entries: Entries,
+    slope: Tensor,
     bar: Tensor,
     source: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Along some steps, from the gradient (C, ..., S, N, B) by what is there at their end to those by the
     changes at each stage (I, C, ..., S, N, B), and by what was there at the beginning.
 
-    :param entries: of ``Slopes``. :param source: (C, I, S, N, B), gradients by stages as such.
+    :param slope: of ``Slopes``. :param source: (C, I, S, N, B), gradients by stages as such.
     """
     tableau, used = march.tableau, march.tableau.used
     more = [1] * (bar.ndim - 4)
-    matrix = solver(march, path, numbers, entries)
+    matrix = solver(march, path, numbers, slope)
     if matrix is not None:
         inverted = matrix.transpose(0, 1).unbind(2)
-    columns = [of_stages(column, len(numbers) * used) for column in zip(*entries, strict=True)]
+    rows_of_slope = of_stages(slope.transpose(0, 1), len(numbers) * used, len(more))
     bars = bar.new_empty(len(numbers) * used, *bar.shape)
     by_stages = bar.new_empty(used + 1, *bar.shape)
-    parts, backs = [of.unbind(0) for of in bars.unbind(0)], by_stages.unbind(0)
-    back_parts = [of.unbind(0) for of in backs]
+    parts, backs = bars.flatten(0, 1).unbind(0), by_stages.unbind(0)
     flat_bars, flat = bars.flatten(1).unbind(0), by_stages.flatten(1).t()
     rows = coefficients(tableau, bar.dtype, bar.device).later
     after = [flat[:, i + 1 :] for i in range(used)]
@@ -62,8 +61,7 @@ def backwards(
         for i in reversed(range(used)):
             at, back = place * used + i, backs[i]
             torch.addmv(flat_bars[at], after[i], rows[i], beta=0, alpha=h, out=flat_bars[at])
-            for column, out in zip(columns, back_parts[i], strict=True):
-                multiplied(column[at], parts[at], out)
+            multiplied(rows_of_slope[at], parts[at * len(bar) :], back)
             if source is not None:
                 back.add_(source[:, at])
             if i and matrix is not None:
@@ -73,29 +71,20 @@ def backwards(
     return bars, bar
 
 
-def of_stages(entries: Sequence[Tensor | None], stages: int) -> list[list[tuple[int, Tensor]]]:
-    """Of each stage the entries that are not 0, and their places."""
-    there = [(place, entry) for place, entry in enumerate(entries) if entry is not None]
-    each = [
-        [(place, of) for of in (entry.unbind(0) if entry.ndim > 3 else [entry] * stages)]
-        for place, entry in there
-    ]
-    return [list(stage) for stage in zip(*each, strict=True)] if each else [[] for _ in range(stages)]
+def of_stages(matrix: Tensor, stages: int, more: int) -> list[tuple[Tensor, ...]]:
+    """The columns of a matrix (C, C, I or 1, S, N, B) at each of so many stages, (C, 1, ..., S, N, B) with
+    ``more`` dimensions of 1."""
+    size, shape = len(matrix), matrix.shape[3:]
+    each = matrix.unbind(2)
+    columns = [of.reshape(size, size, *[1] * more, *shape).unbind(1) for of in each]
+    return columns if len(each) == stages else columns * stages
 
 
-def multiplied(
-    entries: Sequence[tuple[int, Tensor]], by: Sequence[Tensor], out: Tensor, more: Tensor | None = None
-) -> None:
-    """The sum of entries, each times that of ``by`` in its place, and ``more``, into ``out``."""
-    if not entries and more is None:
-        out.zero_()
-    elif not entries:
-        out.copy_(more)
-    for number, (place, entry) in enumerate(entries):
-        if number or more is not None:
-            torch.addcmul(out if number else more, entry, by[place], out=out)
-        else:
-            torch.mul(entry, by[place], out=out)
+def multiplied(columns: Sequence[Tensor], by: Sequence[Tensor], out: Tensor) -> None:
+    """The sum of columns, each times that of ``by`` in its place, into ``out``."""
+    torch.mul(columns[0], by[0], out=out)
+    for place in range(1, len(columns)):
+        torch.addcmul(out, columns[place], by[place], out=out)
 
 
 def sound(march: March, grad: Tensor) -> Tensor:

@@ -19,16 +19,15 @@ from medcm_cli.pk.formula import (
 from medcm_cli.pk.stages import Call, staged
 from medcm_cli.pk.steps import March, Path, Where, rows_of
 
-Entries = list[list[Tensor | None]]
-"""The slope of each state's change by the amount in each, (I, S, N, B), (S, N, B) where all stages share it,
-None where it is 0."""
-
-
 class Slopes(Protocol):
     """At the stages of some steps, which ``at`` chooses and of which the others speak. Gradients by the tensors
-    of ``Where`` and by how these are moved add up from ``at`` to ``at``."""
+    of ``Where`` and by how these are moved add up from ``at`` to ``at``.
 
-    entries: Entries
+    ``slope``: the change of each state by the amount in each, (C, C, I, S, N, B), with 1 for I where all
+    stages share it.
+    """
+
+    slope: Tensor
 
     def at(self, numbers: range) -> None:
         """At the I stages of these steps."""
@@ -62,17 +61,11 @@ def slopes_along(
     return _ByFormula(call, call.right.formula, march, path, tensors, needs)
 
 
-def solver(march: March, path: Path, numbers: range, entries: Entries) -> Tensor | None:
+def solver(march: March, path: Path, numbers: range, slope: Tensor) -> Tensor | None:
     """What solves the equations of implicit stages, (C, C, I, S, N, B)."""
-    tableau, size = march.tableau, len(entries)
+    tableau, size = march.tableau, len(slope)
     if not tableau.diagonal:
         return None
-    shape = (len(numbers) * tableau.used, *march.x.shape[1:])
-    slope = march.x.new_zeros(size, size, *shape)
-    for c, row in enumerate(entries):
-        for x, entry in enumerate(row):
-            if entry is not None:
-                slope[c, x] = entry
     parts = [tableau.diagonal * path.steps[number][1] for number in numbers for _ in range(tableau.used)]
     unit = torch.eye(size, dtype=slope.dtype, device=slope.device).view(size, size, 1, 1, 1, 1)
     return inverse(unit - slope.new_tensor(parts).view(-1, 1, 1, 1) * slope)
@@ -114,7 +107,7 @@ class _Total:
 
 
 class _ByFormula:
-    entries: Entries
+    slope: Tensor
 
     def __init__(
         self,
@@ -137,18 +130,18 @@ class _ByFormula:
         self.by_inflow: Tensor | None = None
         self.turns = [_Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
-        names, program = slopes_program(formula, True)
-        size = len(formula.rows)
-        self.entries = [[None] * size for _ in range(size)]
-        self._fill(names, program(self.fixed))
+        self.slope = self._slope(1)
+        self._fill(True, self.fixed)
 
-    def _fill(self, names: Sequence[tuple[int, int]], found: Sequence[Tensor | float]) -> None:
-        like = self.march.x[0]
-        for (c, x), of in zip(names, found, strict=True):
-            entry = of if isinstance(of, Tensor) else torch.full_like(like, of)
-            if self.march.lost is not None:
-                entry = entry.masked_fill(self.march.lost, 0)
-            self.entries[c][x] = entry
+    def _slope(self, stages: int) -> Tensor:
+        x = self.march.x
+        return x.new_zeros(len(x), len(x), stages, *x.shape[1:])
+
+    def _fill(self, fixed: bool, inputs: dict[str, Tensor]) -> None:
+        names, program = slopes_program(self.formula, fixed)
+        program.into(inputs, [self.slope[c, x] for c, x in names])
+        if names and self.march.lost is not None:
+            self.slope.masked_fill_(self.march.lost, 0)
 
     def at(self, numbers: range) -> None:
         amounts = _amounts(self.march, self.path, numbers)
@@ -156,8 +149,11 @@ class _ByFormula:
         self.inputs = {**self.fixed, **self.formula.of_amounts(amounts.unbind(1))}
         if self.call.right.timed:
             self.inputs["place"] = _places(self.march, self.path, numbers)
-        names, program = slopes_program(self.formula, False)
-        self._fill(names, program(self.inputs))
+        if slopes_program(self.formula, False)[0]:
+            if self.slope.shape[2] != self.count:
+                self.slope = self._slope(self.count)
+                self._fill(True, self.fixed)
+            self._fill(False, self.inputs)
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
         shape = self.march.x.shape
@@ -232,7 +228,7 @@ def _bars(bars: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 class _ByTorch:
-    entries: Entries
+    slope: Tensor
 
     def __init__(
         self,
@@ -261,11 +257,9 @@ class _ByTorch:
             self.change = self.call.right(place, self.amounts, Where.of(self.leaves, self.call.inflow))
             moving = [self.leaves[p] for p in self.call.moving]
             self.rows = rows_of(self.change, [self.amounts, *moving], self.twice)
-        lost = self.march.lost
-        self.entries = [
-            list((row[0].detach() if lost is None else row[0].detach().masked_fill(lost, 0)).unbind(0))
-            for row in self.rows
-        ]
+        self.slope = torch.stack([row[0].detach() for row in self.rows])
+        if self.march.lost is not None:
+            self.slope = self.slope.masked_fill(self.march.lost, 0)
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
         change = self.change

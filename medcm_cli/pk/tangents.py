@@ -13,7 +13,7 @@ from torch import Tensor
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.adjoint import backwards, multiplied, of_stages, sound
 from medcm_cli.pk.replay import Inputs
-from medcm_cli.pk.slopes import Entries, slopes_along, solver
+from medcm_cli.pk.slopes import slopes_along, solver
 from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import coefficients
@@ -34,7 +34,7 @@ def carried(
     for numbers in pieces(march, path):
         slopes.at(numbers)
         source = sound(march, slopes.source(given.moved, tangents.shape[1]))
-        stages, tangents = _forwards(march, path, numbers, slopes.entries, source, tangents)
+        stages, tangents = _forwards(march, path, numbers, slopes.slope, source, tangents)
         if kept is not None:
             kept.append(stages)
     return tangents
@@ -44,7 +44,7 @@ def _forwards(
     march: March,
     path: Path,
     numbers: range,
-    entries: Entries,
+    slope: Tensor,
     source: Tensor,
     tangents: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -54,14 +54,13 @@ def _forwards(
     """
     tableau, used = march.tableau, march.tableau.used
     of = coefficients(tableau, tangents.dtype, tangents.device)
-    matrix = solver(march, path, numbers, entries)
-    rows = [of_stages(row, len(numbers) * used) for row in entries]
+    matrix = solver(march, path, numbers, slope)
+    columns = of_stages(slope, len(numbers) * used, 1)
     stages = tangents.new_empty(len(numbers) * used, *tangents.shape)
     changes = tangents.new_empty(used, *tangents.shape)
     flat, flat_stages = changes.flatten(1).t(), stages.flatten(1).unbind(0)
     before = [flat[:, :i] for i in range(used)]
-    parts, turned = [of.unbind(0) for of in stages.unbind(0)], [of.unbind(0) for of in changes.unbind(0)]
-    here = [of.unbind(0) for of in source.unbind(-4)]
+    parts, turned, here = stages.flatten(0, 1).unbind(0), changes.unbind(0), source.unbind(2)
     for place, number in enumerate(numbers):
         h, begin = path.steps[number][1], tangents.flatten()
         for i in range(used):
@@ -74,8 +73,8 @@ def _forwards(
                 part = h * tableau.diagonal
                 base = stages[at] + part * source.select(-4, at)
                 stages[at] = times(matrix.select(-4, at)[:, :, None], base)
-            for row, more, out in zip(rows, here[at], turned[i], strict=True):
-                multiplied(row[at], parts[at], out, more)
+            multiplied(columns[at], parts[at * len(changes[0]) :], turned[i])
+            turned[i].add_(here[at])
         tangents = torch.addmv(begin, flat, of.weights, alpha=h).view_as(tangents)
     return stages, tangents
 
@@ -97,9 +96,9 @@ def adjoint_with(
     slopes = slopes_along(call, march, path, given.tensors, needs, twice=True)
     for numbers, stages in zip(reversed(pieces(march, path)), reversed(kept), strict=True):
         slopes.at(numbers)
-        turned, turning = backwards(march, path, numbers, slopes.entries, turning)
+        turned, turning = backwards(march, path, numbers, slopes.slope, turning)
         source = slopes.curved(turned, stages, given.moved)
-        changed, bar = backwards(march, path, numbers, slopes.entries, bar, source)
+        changed, bar = backwards(march, path, numbers, slopes.slope, bar, source)
         slopes.add_gradient(changed)
         slopes.add_turned(turned)
     grads = [None if g is None else sound(march, g) for g in slopes.gradients()]
