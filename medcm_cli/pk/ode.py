@@ -134,7 +134,7 @@ class OdeModel(PkModel):
     @property
     def formula(self) -> Formula | None:
         """Of its rate, where it has one."""
-        return None if self.compiled else formula_of(self.right_side)
+        return formula_of(self.right_side)
 
     @property
     def timed(self) -> bool:
