@@ -1,5 +1,6 @@
-"""The exact likelihood of bolus_1cpt_mm.csv, single doses, by numpy alone: saturable elimination in closed form,
-Omega diagonal, adaptive Gauss-Hermite quadrature of three random effects, -2 log L - n log(2 pi), float64.
+"""The exact likelihood of bolus_1cpt_mm.csv, single doses, by numpy alone: saturable elimination in closed
+form, Omega diagonal, adaptive Gauss-Hermite quadrature of three random effects, -2 log L - n log(2 pi),
+float64.
 
     python experiments/optimum/exact.py ../shared/data/published/bolus_1cpt_mm.csv proportional
     python experiments/optimum/exact.py ../shared/data/published/bolus_1cpt_mm.csv log_normal
@@ -130,7 +131,8 @@ def main(path, error):
     for name, values in (("(y - f) / f", of_level), ("log y - log f", off)):
         at = values[data.there > 0]
         skew = ((at - at.mean()) ** 3).mean() / at.std() ** 3
-        print(f"at the subjects' true values {name}: mean {at.mean():.4f}, sd {at.std():.4f}, skewness {skew:.2f}")
+        rest = f"mean {at.mean():.4f}, sd {at.std():.4f}, skewness {skew:.2f}"
+        print(f"at the subjects' true values {name}: {rest}")
     points = {"truth": np.concatenate([mean, np.log(spread), [np.log(0.2)]]), **FOUND}
     for name, theta in points.items():
         value = objective(data, theta, 9, np.zeros_like(data.own)) + units

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
+from medcm_cli.pk.change import Right
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.rates import Written, record
-from medcm_cli.pk.steps import March, Path, Right
+from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import Tableau
 
 Parts = tuple[Tensor, ...]

@@ -26,8 +26,9 @@ PLACE, LEFT, WIDTH = given("place", False), given("left", True), given("width", 
 
 @dataclass(frozen=True, eq=False)
 class Formula:
-    """``rows``: the change of each state, of inputs ``amounts``, ``fixed`` and, where time matters, LEFT, WIDTH
-    and PLACE; ``parts``: what each of ``fixed`` is, of ``p.NAME`` for each of the parameters and WIDTH."""
+    """``rows``: the change of each state, of inputs ``amounts``, ``fixed`` and, where time matters, LEFT,
+    WIDTH and PLACE; ``parts``: what each of ``fixed`` is, of ``p.NAME`` for each of the parameters and
+    WIDTH."""
 
     rows: tuple[Node, ...]
     amounts: tuple[Node, ...]

@@ -3,7 +3,7 @@
 Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import times
-from medcm_cli.pk.derivatives import Direction, key_of, moves, shares_of
+from medcm_cli.pk.change import Rate, Right, leaf, rows_of
+from medcm_cli.pk.derivatives import Direction, moves, shares_of
 from medcm_cli.pk.dosing import Dosed, Values
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
@@ -22,7 +23,8 @@ from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steady import Period, Slope, Tolerance, searched, solution
-from medcm_cli.pk.steps import Control, Rate, Right, leaf, rows_of
+from medcm_cli.pk.steps import Control
+from medcm_cli.pk.stretch import Stretch, moved_by, share, tensors_of, turned_parts
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 # Where fewer trajectories than this share of all have a width, the others are left out.
@@ -52,21 +54,6 @@ class Integrable(Dosed, Protocol):
     def control(self) -> Control: ...
     @property
     def compiled(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A piece of every trajectory, with constant parameters: ``left``, ``width``, ``inflow`` as in
-    ``Timeline``, and the derivatives of these by each of K parameters, where there are any. ``parts`` of the
-    rate's formula, and derivatives of these, where they are known already."""
-
-    left: Tensor
-    width: Tensor
-    inflow: Tensor | None
-    z: Values
-    moved: Sequence[Tangents] = ()
-    parts: Sequence[Tensor] | None = None
-    turned: Sequence[Mapping[int, Tensor]] | None = None
 
 
 def amounts(
@@ -102,11 +89,6 @@ def amounts(
     if run.notes and bool(found.isnan().all()):
         raise InputError(run.notes[-1])
     return found, line.z_seen
-
-
-def share(z: Values, place: int) -> Tensor | float:
-    """That of a direction which is in force where the parameters are."""
-    return z.get(key_of(place), 1.0)
 
 
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
@@ -157,7 +139,7 @@ class _Run:
         line, count = self.line, len(self.line.width)
         return [
             {place: of.unbind(0) if of.ndim > 3 else [of] * count for place, of in found.items()}
-            for found in _turned_parts(self.right, line.z, line.width, self.wrt)
+            for found in turned_parts(self.right, line.z, line.width, self.wrt)
         ]
 
     @cached_property
@@ -199,61 +181,17 @@ class _Run:
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and fit is None and not bool((stretch.width != 0).any()):
             return state
-        formula = self.right.formula
-        inflow = stretch.inflow
-        if formula is None:
-            values = [stretch.z[name] for name in self.right.names]
-        else:
-            parts = stretch.parts
-            values = list(formula.parts_of(stretch.z, stretch.width) if parts is None else parts)
-            inflow = None if inflow is None else inflow * stretch.width
-        tensors = [stretch.left, stretch.width, *values, *([] if inflow is None else [inflow])]
+        tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
         if state.ndim == 4:
-            call = Call(
-                self.right, control, inflow is not None, fit, notes=self.notes, compiled=self.pk.compiled
-            )
+            call = Call(self.right, control, runs_in, fit, notes=self.notes, compiled=self.pk.compiled)
             return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, own in enumerate(self._moved(stretch)):
+        for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = Call(self.right, control, inflow is not None, fit, tuple(pairs), self.notes)
+        call = Call(self.right, control, runs_in, fit, tuple(pairs), self.notes)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
-
-    def _moved(self, stretch: Stretch) -> list[dict[int, Tensor]]:
-        """How each parameter that moves changes the tensors of ``Where``, by their places."""
-        formula, inflow, count = self.right.formula, stretch.inflow, 2 + len(self.right.names)
-        turned: Sequence[Mapping[int, Tensor]] = stretch.turned or [{} for _ in self.wrt]
-        if formula is not None:
-            count = 2 + len(formula.parts)
-            if stretch.turned is None:
-                turned = _turned_parts(self.right, stretch.z, stretch.width, self.wrt)
-        found = []
-        for k, one in enumerate(self.wrt):
-            turns = stretch.moved[k] if stretch.moved else {}
-            if formula is None:
-                name = moves(one)
-                own = {2 + self.right.names.index(name): stretch.z[name] * share(stretch.z, k)}
-            else:
-                own = {2 + place: turn for place, turn in turned[k].items()}
-            places = {"left": 0, "width": 1} if formula is None or self.right.timed else {}
-            own |= {place: turns[of] for of, place in places.items() if of in turns}
-            if inflow is not None and "inflow" in turns:
-                own[count] = turns["inflow"]
-            if formula is not None and "width" in turns:
-                by_width = formula.by_width(stretch.z, stretch.width)
-                for place, by in by_width.items():
-                    more = by * turns["width"]
-                    own[2 + place] = own[2 + place] + more if 2 + place in own else more
-            if formula is not None and inflow is not None:
-                into = own[count] * stretch.width if count in own else None
-                if "width" in turns:
-                    more = inflow * turns["width"]
-                    into = more if into is None else into + more
-                own |= {} if into is None else {count: into}
-            found.append(own)
-        return found
 
     def steady(self, series: Series) -> tuple[Tensor, Tensor]:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
@@ -262,23 +200,13 @@ class _Run:
         return _Steady(self, series, moved, self.pk.control).amounts()
 
 
-def _turned_parts(
-    right: Right, z: Values, width: Tensor, wrt: Sequence[Direction]
-) -> list[dict[int, Tensor]]:
-    """Of the parts of a formula their derivatives in each direction."""
-    assert right.formula is not None
-    return [
-        {place: turn * share(z, k) for place, turn in right.formula.turned(moves(one), z, width).items()}
-        for k, one in enumerate(wrt)
-    ]
-
-
 def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
     """Those trajectories alone that have a width."""
     index, fits = (stretch.width != 0).flatten().nonzero().flatten(), state.shape[-1]
 
     def chosen(values: Tensor) -> Tensor:
-        return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+        whole = values.expand(*values.shape[:-3], *state.shape[-3:])
+        return whole.flatten(-3).index_select(-1, index)[..., None, None, :]
 
     def of_fit(values: Tensor) -> Tensor:
         return values.expand(*values.shape[:-1], fits)[..., index % fits]
@@ -291,7 +219,9 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
             name: chosen(value) if value.ndim < 5 else of_fit(value)  # which subjects share
             for name, value in stretch.z.items()
         },
-        parts=None if stretch.parts is None else [chosen(value) for value in stretch.parts],
+        [{name: chosen(turn) for name, turn in of.items()} for of in stretch.moved],
+        None if stretch.parts is None else [chosen(value) for value in stretch.parts],
+        stretch.turned and [{place: chosen(turn) for place, turn in of.items()} for of in stretch.turned],
     )
     end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)

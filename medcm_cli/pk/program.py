@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from medcm_cli.pk.symbols import Node, reads
+from medcm_cli.pk.symbols import Node, number_of, reads
 
 
 class _Operation(NamedTuple):
@@ -33,12 +33,10 @@ class Program:
         for node in outputs:
             if node.op != "number":
                 self._emit(node)
-        self.outputs = [node.value if node.op == "number" else self.place[node] for node in outputs]
-        made = {
-            self.place[node]: i
-            for i, node in enumerate(outputs)
-            if any(reads(node, of) for of in whole)
-        }
+        self.outputs: list[int | float] = [
+            self.place[node] if (value := number_of(node)) is None else value for node in outputs
+        ]
+        made = {self.place[node]: i for i, node in enumerate(outputs) if any(reads(node, of) for of in whole)}
         begin = len(self.inputs)
         self.final = [
             None if operation.function in _WITHOUT_OUT else made.get(begin + i)
@@ -59,8 +57,8 @@ class Program:
     def bound(
         self, fixed: Mapping[str, Tensor], names: Sequence[str]
     ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None]:
-        """``into`` with some inputs ``fixed``, as a function of those of these ``names``, in their order, and of
-        where to put it."""
+        """``into`` with some inputs ``fixed``, as a function of those of these ``names``, in their order, and
+        of where to put it."""
         places = [(self.inputs.index(name), i) for i, name in enumerate(names) if name in self.inputs]
         known = [fixed.get(name) for name in self.inputs]
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
-from medcm_cli.pk.steps import March, Path, Where, slopes
+from medcm_cli.pk.change import Where, slopes
+from medcm_cli.pk.steps import March, Path
 
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order.
 _ORDERS = 3

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse
+from medcm_cli.pk.change import Where, rows_of
 from medcm_cli.pk.formula import (
     Formula,
     Summed,
@@ -17,11 +18,12 @@ from medcm_cli.pk.formula import (
     source_program,
 )
 from medcm_cli.pk.stages import Call, staged
-from medcm_cli.pk.steps import March, Path, Where, rows_of
+from medcm_cli.pk.steps import March, Path
+
 
 class Slopes(Protocol):
-    """At the stages of some steps, which ``at`` chooses and of which the others speak. Gradients by the tensors
-    of ``Where`` and by how these are moved add up from ``at`` to ``at``.
+    """At the stages of some steps, which ``at`` chooses and of which the others speak. Gradients by the
+    tensors of ``Where`` and by how these are moved add up from ``at`` to ``at``.
 
     ``slope``: the change of each state by the amount in each, (C, C, I, S, N, B), with 1 for I where all
     stages share it.
@@ -53,7 +55,12 @@ class Slopes(Protocol):
 
 
 def slopes_along(
-    call: Call, march: March, path: Path, tensors: Sequence[Tensor], needs: Sequence[bool], twice: bool = False
+    call: Call,
+    march: March,
+    path: Path,
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    twice: bool = False,
 ) -> Slopes:
     """:param needs: of which tensors a gradient is wanted. :param twice: slopes are differentiated."""
     if call.right.formula is None:
@@ -128,7 +135,9 @@ class _ByFormula:
         self.curves = curved_program(formula, moving, self.wanted)
         self.second = _Total(self.curves.of_tensors)
         self.by_inflow: Tensor | None = None
-        self.turns = [_Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves]
+        self.turns = [
+            _Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves
+        ]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
         self.slope = self._slope(1)
         self._fill(True, self.fixed)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from medcm_cli.pk.change import Right, Where
 from medcm_cli.pk.compiled import CompiledMarch
-from medcm_cli.pk.steps import Control, March, Path, Right, Where
+from medcm_cli.pk.steps import Control, March, Path
 
 _ELEMENTS = 200_000  # about, of the amounts at stages that are evaluated at once
 

@@ -6,6 +6,7 @@ together, in front, so that they can be computed once.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -38,7 +39,8 @@ def given(name: str, fixed: bool) -> Node:
 ZERO, ONE = number(0), number(1)
 
 
-def _number_of(node: Node) -> float | None:
+def number_of(node: Node) -> float | None:
+    """What a number is, None of anything else."""
     return node.value if isinstance(node.value, float) else None
 
 
@@ -54,7 +56,7 @@ def parted(node: Node) -> tuple[Node, Node]:
 def _both(op: str, x: Node, y: Node) -> Node:
     if x is ONE or y is ONE:
         return y if x is ONE else x
-    a, b = _number_of(x), _number_of(y)
+    a, b = number_of(x), number_of(y)
     if a is not None and b is not None:
         return number(a * b)
     return _node(op, (y, x) if b is not None else (x, y))
@@ -77,7 +79,7 @@ def add(x: Node, y: Node) -> Node:
     """x + y; multiples of one thing become one."""
     if x is ZERO or y is ZERO:
         return y if x is ZERO else x
-    a, b = _number_of(x), _number_of(y)
+    a, b = number_of(x), number_of(y)
     if a is not None and b is not None:
         return number(a + b)
     (f, c), (g, d) = (_counted(x), _counted(y)) if x.fixed and y.fixed else (parted(x), parted(y))
@@ -100,7 +102,7 @@ def sub(x: Node, y: Node) -> Node:
 
 def reciprocal(x: Node) -> Node:
     """1 / x."""
-    value = _number_of(x)
+    value = number_of(x)
     if value:
         return number(1 / value)
     return _node("reciprocal", (x,))
@@ -119,11 +121,11 @@ def div(x: Node, y: Node) -> Node:
 
 def power(x: Node, y: Node) -> Node:
     """x to the power y."""
-    value = _number_of(y)
+    value = number_of(y)
     if value == 2:
         return mul(x, x)
-    if value in (0, 1, -1):
-        return {0: ONE, 1: x}[int(value)] if value >= 0 else reciprocal(x)  # type: ignore[arg-type]
+    if value is not None and value in (0, 1, -1):
+        return reciprocal(x) if value < 0 else ONE if value == 0 else x
     return _node("pow", (x, y))
 
 
@@ -147,17 +149,17 @@ def clamp(x: Node, low: float | None, high: float | None) -> Node:
     return _node("clamp", (x,), (low, high))
 
 
-_SLOPES = {
-    "exp": lambda x, own: own,
-    "log": lambda x, own: reciprocal(x),
-    "log1p": lambda x, own: reciprocal(add(ONE, x)),
-    "expm1": lambda x, own: add(ONE, own),
-    "sqrt": lambda x, own: div(number(0.5), own),
-    "reciprocal": lambda x, own: neg(mul(own, own)),
-    "tanh": lambda x, own: sub(ONE, mul(own, own)),
-    "sigmoid": lambda x, own: mul(own, sub(ONE, own)),
-    "sin": lambda x, own: unary("cos", x),
-    "cos": lambda x, own: neg(unary("sin", x)),
+_SLOPES: dict[str, Callable[[Node, Node], Node]] = {  # of the argument, and the function's own value
+    "exp": lambda _, own: own,
+    "log": lambda x, _: reciprocal(x),
+    "log1p": lambda x, _: reciprocal(add(ONE, x)),
+    "expm1": lambda _, own: add(ONE, own),
+    "sqrt": lambda _, own: div(number(0.5), own),
+    "reciprocal": lambda _, own: neg(mul(own, own)),
+    "tanh": lambda _, own: sub(ONE, mul(own, own)),
+    "sigmoid": lambda _, own: mul(own, sub(ONE, own)),
+    "sin": lambda x, _: unary("cos", x),
+    "cos": lambda x, _: neg(unary("sin", x)),
 }
 FUNCTIONS = frozenset(_SLOPES)
 
@@ -175,8 +177,12 @@ def derivative(node: Node, wrt: Node) -> Node:
         return ONE
     if not reads(node, wrt) or node.op in ("lt", "le", "gt", "ge"):
         return ZERO
+    return _chained(node, [derivative(arg, wrt) for arg in node.args])
+
+
+def _chained(node: Node, slopes: list[Node]) -> Node:
+    """The derivative of an operation, from those of its arguments."""
     args = node.args
-    slopes = [derivative(arg, wrt) for arg in args]
     if node.op == "add":
         return add(*slopes)
     if node.op == "mul":
@@ -186,18 +192,28 @@ def derivative(node: Node, wrt: Node) -> Node:
     if node.op == "where":
         return where(args[0], *slopes[1:])
     if node.op == "clamp":
-        low, high = node.value  # type: ignore[misc]
-        inside = slopes[0]
-        for op, end in (("ge", low), ("le", high)):
-            inside = inside if end is None else where(compared(op, args[0], number(end)), inside, ZERO)
-        return inside
+        return _inside(node, slopes[0])
     if node.op == "pow":
-        base = mul(mul(args[1], power(args[0], sub(args[1], ONE))), slopes[0])
-        if slopes[1] is ZERO:
-            return base
-        at_zero = compared("le", args[0], ZERO)
-        return add(base, mul(where(at_zero, ZERO, mul(node, unary("log", args[0]))), slopes[1]))
+        return _of_power(node, *slopes)
     return mul(_SLOPES[node.op](args[0], node), slopes[0])
+
+
+def _inside(node: Node, slope: Node) -> Node:
+    """Of clamp: 0 beyond its ends."""
+    assert isinstance(node.value, tuple)
+    for op, end in zip(("ge", "le"), node.value, strict=True):
+        slope = slope if end is None else where(compared(op, node.args[0], number(end)), slope, ZERO)
+    return slope
+
+
+def _of_power(node: Node, by_base: Node, by_exponent: Node) -> Node:
+    base, exponent = node.args
+    first = mul(mul(exponent, power(base, sub(exponent, ONE))), by_base)
+    if by_exponent is ZERO:
+        return first
+    # 0 to a power above 0 stays 0.
+    of_exponent = where(compared("le", base, ZERO), ZERO, mul(node, unary("log", base)))
+    return add(first, mul(of_exponent, by_exponent))
 
 
 def scaled(by: Node, node: Node) -> Node:
@@ -234,7 +250,14 @@ def fixed_in(nodes: tuple[Node, ...]) -> list[Node]:
     return list(found)
 
 
-_MADE = {"add": add, "mul": mul, "div": div, "pow": power, "where": where, "reciprocal": reciprocal}
+_MADE: dict[str, Callable[..., Node]] = {
+    "add": add,
+    "mul": mul,
+    "div": div,
+    "pow": power,
+    "where": where,
+    "reciprocal": reciprocal,
+}
 
 
 def replaced(node: Node, by: dict[Node, Node]) -> Node:

@@ -375,8 +375,7 @@ def _blocks(
     change: Callable[[float, np.ndarray], np.ndarray], shape: tuple[int, ...], s: float, flat: np.ndarray
 ) -> sparse.csc_matrix:
     """The derivatives of each subject's states by its own, by differences."""
-    states, subjects = shape
-    columns = []
+    states, columns = shape[0], []
     for state in range(states):
         step = 1e-6 * np.maximum(np.abs(flat.reshape(shape)[state]), 1e-6)
         ends = []

@@ -13,7 +13,7 @@ from medcm_cli.pk.formula import formula_of
 from medcm_cli.pk.rates import Written
 from medcm_cli.pk.symbols import ONE, ZERO, derivative, div, given, mul, number, sub
 from tests.pk.regimens import DOSE_TYPICAL, NAMED, Dose, Regimen, built
-from tests.pk.test_models import CASES, named, values_of
+from tests.pk.test_models import CASES, named
 
 F64 = torch.float64
 
@@ -72,7 +72,7 @@ def test_numbers_are_those_of_the_function(
     asks_for_type = {"L1", "HILL"} & set(typical)
     assert (pk.formula is None) == bool(asks_for_type)
     got = differentiated(pk, typical)
-    monkeypatch.setattr("medcm_cli.pk.ode.formula_of", lambda rate: None)
+    monkeypatch.setattr("medcm_cli.pk.ode.formula_of", lambda _: None)
     for found, wanted in zip(got, differentiated(pk, typical), strict=True):
         size = float(wanted.detach().abs().max())
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7 * size)
@@ -110,7 +110,9 @@ def test_a_function_that_does_something_else_has_none(function: Callable[..., An
 
 
 def test_learned_terms_have_none() -> None:
-    pk = OdeModel(learned_elimination_rate, ("CL", "V1"), 1, terms={"elimination": {"inputs": {"level": 100}}})
+    pk = OdeModel(
+        learned_elimination_rate, ("CL", "V1"), 1, terms={"elimination": {"inputs": {"level": 100}}}
+    )
     assert pk.formula is None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from medcm_cli.errors import InputError
 from medcm_cli.pk import OdeModel, check_schedule, sensitivities, solve
 from medcm_cli.study.options import conf_dir, made
-from tests.pk.regimens import Dose, Regimen, built, close, random_regimens, together
+from tests.pk.regimens import Dose, Regimen, built, close
 
 F64 = torch.float64
 Z = Mapping[str, Any]  # of one subject, or of N: (N,) each
@@ -180,7 +180,9 @@ CASES = [
     Case(
         "michaelis_menten_two_compartment",
         {"VM": 8.0, "KM": 3.0, "V1": 5.0, "Q": 1.2, "V2": 8.0},
-        lambda _, y, z: oral_two(np.stack([0 * y[0], *y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z))[1:],
+        lambda _, y, z: oral_two(np.stack([0 * y[0], *y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z))[
+            1:
+        ],
         lambda _: [0.0, 0.0],
         of(0, "V1"),
     ),
@@ -479,24 +481,3 @@ def test_nothing_falls_below_zero_in_float32(case: Case, size: float) -> None:
     got = solve(pk, schedule, z)
     assert bool(got.isfinite().all())
     assert float(got.min()) > -1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["rms", "largest"])
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{case.choice} {'-'.join(case.values)}") for case in CASES]
-)
-def test_200_random_regimens_equal_scipy(case: Case, norm: str) -> None:
-    """Of subjects whose parameters differ, by the tolerances that the configuration has."""
-    pk = named(case.choice, tuple(case.values), rtol=1e-6, atol=1e-6, norm=norm)
-    schedule, values = random_regimens(case.size, 200, len(case.choice)), values_of(case, 200, 7)
-    with torch.no_grad():
-        got = solve(pk, schedule, values)[:, 0, :, 0].numpy()
-    z = {"KIN": 1.0, **{name: value[0, :, 0].numpy() for name, value in values.items()}}
-    start = np.stack([np.broadcast_to(row, 200) for row in case.start(z)]).astype(float)
-
-    def right(t: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.stack([np.broadcast_to(row, y[0].shape) for row in case.right(t, y, z)])
-
-    want = np.stack([case.seen(y, z) for y in together(right, start, case.dosed, schedule, case.choice == "binding")])
-    assert float((np.abs(got - want) / (1e-6 + 1e-6 * np.abs(want))).max()) < 10

@@ -98,7 +98,9 @@ def worst(name: str, subjects: int, **options: str) -> float:
     schedule, z = random_regimens(dose, subjects, len(name)), parameters(typical, subjects, len(name))
 
     def right(t: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-        change = pk.right_side(torch.from_numpy(t)[None, :, None], torch.from_numpy(amounts)[:, None, :, None], z)
+        change = pk.right_side(
+            torch.from_numpy(t)[None, :, None], torch.from_numpy(amounts)[:, None, :, None], z
+        )
         return np.asarray(change[:, 0, :, 0].numpy())
 
     start = np.zeros((len(pk.states), subjects))
@@ -153,7 +155,7 @@ def test_second_derivatives_are_differences(
     """Of predictions and sensitivities after several doses, of one model a steady state, a share of which
     arrives over a time of its own: along one direction."""
     if not formula:
-        monkeypatch.setattr("medcm_cli.pk.ode.formula_of", lambda rate: None)
+        monkeypatch.setattr("medcm_cli.pk.ode.formula_of", lambda _: None)
     pk, typical, dose, _ = CASES[name]
     pk = replace(pk, rtol=1e-8, atol=1e-8, bioavailability={1: "F"}, amount_per_level=1.0)
     endless = 3.0 if name == "saturable" else math.inf
