@@ -339,7 +339,7 @@ def together(
     """Amounts (T, C, N) at each observation by scipy, rtol 1e-10: the p-th interval between events of every
     subject as one system.
 
-    :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at 0 h, (C, N). :param dosed: the
+    :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at the first event, (C, N). :param dosed: the
         compartment, from 0, that doses go into.
     """
     begin, duration, amount, times = (
@@ -347,7 +347,7 @@ def together(
         for values in (schedule.start, schedule.duration, schedule.amount, schedule.time)
     )
     end = begin + duration
-    edges = np.sort(np.concatenate([0 * times[:1], begin, end, times]), 0)
+    edges = np.sort(np.concatenate([begin, end, times]), 0)
     state, found = start.copy(), np.zeros((len(times), *start.shape))
     for left, following in zip(edges, [*edges[1:], edges[-1]], strict=True):
         found[:, :] = np.where((times == left)[:, None], state, found)
