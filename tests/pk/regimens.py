@@ -339,8 +339,8 @@ def together(
     """Amounts (T, C, N) at each observation by scipy, rtol 1e-10: the p-th interval between events of every
     subject as one system.
 
-    :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at the first event, (C, N). :param dosed: the
-        compartment, from 0, that doses go into.
+    :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at the first event, (C, N).
+    :param dosed: the compartment, from 0, that doses go into.
     """
     begin, duration, amount, times = (
         values[:, 0, :, 0].numpy()
