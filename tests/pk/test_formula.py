@@ -64,7 +64,8 @@ def test_numbers_are_those_of_the_function(
     pk: OdeModel, typical: dict[str, float], doses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Predictions, sensitivities and gradients; also where doses have a lag time, and a share arrives."""
-    options: dict[str, Any] = {"method": "tsit5", "rtol": 1e-5, "atol": 1e-5}
+    tolerance = 1e-2 if pk.rate is everything else 1e-5  # its kinks take many steps
+    options: dict[str, Any] = {"method": "tsit5", "rtol": tolerance, "atol": tolerance}
     if doses == "modelled":
         options |= {"lag": NAMED["lag"], "bioavailability": NAMED["bioavailability"]}
         typical = {**typical, "LAG": DOSE_TYPICAL["LAG"], "F": DOSE_TYPICAL["F"]}
