@@ -7,7 +7,8 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import times
 from medcm_cli.pk.compiled import CompiledMarch
-from medcm_cli.pk.stages import Call, Slopes, pieces, slopes_of, solver
+from medcm_cli.pk.slopes import slopes_along, solver
+from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import coefficients
 
@@ -16,24 +17,24 @@ def adjoint(
     call: Call, march: March, path: Path, tensors: Sequence[Tensor], needs: Sequence[bool], bar: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The gradient by the amounts at the beginning, from that by those at the end, and by ``tensors``."""
-    grads: list[Tensor | None] = [None] * len(tensors)
     bar = sound(march, bar)
     if isinstance(march, CompiledMarch):
         bar, all_of_them = march.gradients(path, bar, [tensor.shape for tensor in tensors])
         grads = [grad if need else None for grad, need in zip(all_of_them, needs, strict=True)]
         return bar, [None if grad is None else sound(march, grad) for grad in grads]
+    slopes = slopes_along(call, march, path, tensors, needs)
     for numbers in reversed(pieces(march, path)):
-        at = slopes_of(call, march, path, numbers, tensors, needs)
-        bars, bar = backwards(march, path, numbers, at.slope, bar)
-        add(call, grads, needs, gradients_at(at, needs, bars))
-    return bar, [None if grad is None else sound(march, grad) for grad in grads]
+        slopes.at(numbers)
+        bars, bar = backwards(march, path, numbers, slopes.slope, bar)
+        slopes.add_gradient(bars)
+    return bar, [None if grad is None else sound(march, grad) for grad in slopes.gradients()]
 
 
 def backwards(
     march: March,
     path: Path,
     numbers: range,
-    slope: Sequence[Tensor],
+    slope: Tensor,
     bar: Tensor,
     source: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -47,11 +48,10 @@ def backwards(
     matrix = solver(march, path, numbers, slope)
     if matrix is not None:
         inverted = matrix.transpose(0, 1).unbind(2)
-    each = (row.view(len(row), *more, *row.shape[1:]).unbind(-4) for row in slope)
-    stages = list(zip(*each, strict=True))
+    rows_of_slope = of_stages(slope.transpose(0, 1), len(numbers) * used, len(more))
     bars = bar.new_empty(len(numbers) * used, *bar.shape)
     by_stages = bar.new_empty(used + 1, *bar.shape)
-    parts, backs = [of.unbind(0) for of in bars.unbind(0)], by_stages.unbind(0)
+    parts, backs = bars.flatten(0, 1).unbind(0), by_stages.unbind(0)
     flat_bars, flat = bars.flatten(1).unbind(0), by_stages.flatten(1).t()
     rows = coefficients(tableau, bar.dtype, bar.device).later
     after = [flat[:, i + 1 :] for i in range(used)]
@@ -61,9 +61,7 @@ def backwards(
         for i in reversed(range(used)):
             at, back = place * used + i, backs[i]
             torch.addmv(flat_bars[at], after[i], rows[i], beta=0, alpha=h, out=flat_bars[at])
-            torch.mul(stages[at][0], parts[at][0], out=back)
-            for row, part in zip(stages[at][1:], parts[at][1:], strict=True):
-                back.addcmul_(row, part)
+            multiplied(rows_of_slope[at], parts[at * len(bar) :], back)
             if source is not None:
                 back.add_(source[:, at])
             if i and matrix is not None:
@@ -73,28 +71,20 @@ def backwards(
     return bars, bar
 
 
-def gradients_at(at: Slopes, needs: Sequence[bool], bars: Tensor) -> list[Tensor]:
-    """By the tensors that need one, from gradients by changes (I, C, S, N, B)."""
-    wanted = [tensor for tensor, need in zip(at.tensors, needs, strict=True) if need]
-    if not wanted or not at.change.requires_grad:
-        return [torch.zeros_like(tensor) for tensor in wanted]
-    return list(
-        torch.autograd.grad(
-            at.change,
-            wanted,
-            bars.movedim(0, 1),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    )
+def of_stages(matrix: Tensor, stages: int, more: int) -> list[tuple[Tensor, ...]]:
+    """The columns of a matrix (C, C, I or 1, S, N, B) at each of so many stages, (C, 1, ..., S, N, B) with
+    ``more`` dimensions of 1."""
+    size, shape = len(matrix), matrix.shape[3:]
+    each = matrix.unbind(2)
+    columns = [of.reshape(size, size, *[1] * more, *shape).unbind(1) for of in each]
+    return columns if len(each) == stages else columns * stages
 
 
-def add(call: Call, grads: list[Tensor | None], needs: Sequence[bool], more: Sequence[Tensor]) -> None:
-    """Add to ``grads`` those of tensors that need one, of each stage apart where they move."""
-    places = [p for p, need in enumerate(needs) if need]
-    for p, grad in zip(places, more, strict=True):
-        whole, old = grad.sum(-4) if p in call.moving else grad, grads[p]
-        grads[p] = whole if old is None else old + whole
+def multiplied(columns: Sequence[Tensor], by: Sequence[Tensor], out: Tensor) -> None:
+    """The sum of columns, each times that of ``by`` in its place, into ``out``."""
+    torch.mul(columns[0], by[0], out=out)
+    for place in range(1, len(columns)):
+        torch.addcmul(out, columns[place], by[place], out=out)
 
 
 def sound(march: March, grad: Tensor) -> Tensor:

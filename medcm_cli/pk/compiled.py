@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
+from medcm_cli.pk.change import Right
+from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.rates import Written, record
-from medcm_cli.pk.steps import March, Path, Right
+from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import Tableau
 
 Parts = tuple[Tensor, ...]
@@ -48,20 +50,12 @@ class _Steps(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def _steps_of(right: Right, tableau: Tableau) -> _Steps:
     """Compiled when they are first called, for each type of numbers and whether anything runs in."""
-    written = right.rate
-    assert isinstance(written, Written)
-    state, named = record("State", written.states), record("Parameters", written.parameters)
-    places = [right.names.index(name) for name in written.parameters]
-
-    def change(s: Tensor, amounts: Sequence[Tensor], where: _Where) -> list[Tensor]:
-        time = where.left + s * where.width if right.timed else where.left
-        found = written.function(time, state(*amounts), named(*(where.values[place] for place in places)))
-        rows = [found[name] + torch.zeros_like(amounts[0]) for name in written.states]
-        return [row + into for row, into in zip(rows, where.inflow, strict=True)] if where.inflow else rows
+    change = _by_function(right) if right.formula is None else _by_formula(right, right.formula)
 
     def step(begin: Tensor, h: Tensor, x: Parts, where: _Where) -> tuple[Parts, Parts]:
         """What is there at the end, and the error."""
-        wide, stages, end = h * where.width, [change(begin, x, where)], x
+        wide = h if right.formula is not None else h * where.width
+        stages, end = [change(begin, x, where)], x
         for node, row in zip(tableau.nodes[1:], tableau.rows[1:], strict=True):
             end = tuple(x[n] + wide * _sum(row, stages, n) for n in range(len(x)))
             stages.append(change(begin + node * h, end, where))
@@ -93,6 +87,44 @@ def _steps_of(right: Right, tableau: Tableau) -> _Steps:
 
     options: dict[str, Any] = {"dynamic": True, "fullgraph": True}
     return _Steps(torch.compile(ahead, **options), torch.compile(back, **options))
+
+
+Change = Callable[[Tensor, Sequence[Tensor], _Where], list[Tensor]]
+"""Of s, the C amounts and where: how they change."""
+
+
+def _by_formula(right: Right, formula: Formula) -> Change:
+    program, names = formula.whole, formula.names
+    tensors = [str(node.value) for node in formula.tensors]
+
+    def change(s: Tensor, amounts: Sequence[Tensor], where: _Where) -> list[Tensor]:
+        inputs = dict(zip(tensors, [where.left, where.width, *where.values], strict=True))
+        inputs |= dict(zip(names, amounts, strict=True))
+        if right.timed:
+            inputs["place"] = s
+        return _rows(program(inputs), amounts[0], where)
+
+    return change
+
+
+def _by_function(right: Right) -> Change:
+    """The amount in each hour."""
+    written = right.rate
+    assert isinstance(written, Written)
+    state, named = record("State", written.states), record("Parameters", written.parameters)
+    places = [right.names.index(name) for name in written.parameters]
+
+    def change(s: Tensor, amounts: Sequence[Tensor], where: _Where) -> list[Tensor]:
+        time = where.left + s * where.width if right.timed else where.left
+        found = written.function(time, state(*amounts), named(*(where.values[place] for place in places)))
+        return _rows([found[name] for name in written.states], amounts[0], where)
+
+    return change
+
+
+def _rows(found: Sequence[Any], like: Tensor, where: _Where) -> list[Tensor]:
+    rows = [row + torch.zeros_like(like) for row in found]
+    return [row + into for row, into in zip(rows, where.inflow, strict=True)] if where.inflow else rows
 
 
 def _sum(weights: Sequence[float], stages: Sequence[Sequence[Tensor]], n: int) -> Tensor:
@@ -136,9 +168,12 @@ class CompiledMarch(March):
         del end, h
         return self.most
 
-    def _sizes(self, end: Tensor, h: float) -> Tensor:
+    def _size_at(self, end: Tensor, h: float) -> float:
         del end, h
-        return self._size(self.most.amax().reshape(1), lambda: self.square[None])
+        largest = float(self.most.amax())
+        if self.control.largest:
+            return largest
+        return self._of_fits(self.square[None], largest)
 
     def gradients(self, path: Path, bar: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, list[Tensor]]:
         """By the amounts at the beginning and by the tensors of ``Where``, of these ``shapes``, from that by

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.square import times
-from medcm_cli.pk.derivatives import Direction, key_of, moves, shares_of
+from medcm_cli.pk.change import Rate, Right, leaf, rows_of
+from medcm_cli.pk.derivatives import Direction, moves, shares_of
 from medcm_cli.pk.dosing import Dosed, Values
+from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steady import Period, Slope, Tolerance, searched, solution
-from medcm_cli.pk.steps import Control, Rate, Right, leaf, rows_of
+from medcm_cli.pk.steps import Control
+from medcm_cli.pk.stretch import Stretch, moved_by, share, tensors_of, turned_parts
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
 
 # Where fewer trajectories than this share of all have a width, the others are left out.
@@ -37,6 +40,8 @@ class Integrable(Dosed, Protocol):
     @property
     def right_side(self) -> Rate: ...
     @property
+    def formula(self) -> Formula | None: ...
+    @property
     def timed(self) -> bool: ...
     @property
     def states(self) -> Sequence[str]: ...
@@ -49,18 +54,6 @@ class Integrable(Dosed, Protocol):
     def control(self) -> Control: ...
     @property
     def compiled(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A piece of every trajectory, with constant parameters: ``left``, ``width``, ``inflow`` as in
-    ``Timeline``, and the derivatives of these by each of K parameters, where there are any."""
-
-    left: Tensor
-    width: Tensor
-    inflow: Tensor | None
-    z: Values
-    moved: Sequence[Tangents] = ()
 
 
 def amounts(
@@ -98,11 +91,6 @@ def amounts(
     return found, line.z_seen
 
 
-def share(z: Values, place: int) -> Tensor | float:
-    """That of a direction which is in force where the parameters are."""
-    return z.get(key_of(place), 1.0)
-
-
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
     """The derivatives of the amounts that a model begins with by logarithms of parameters."""
     again = torch.is_grad_enabled()
@@ -135,7 +123,24 @@ class _Run:
     def right(self) -> Right:
         shares = shares_of(self.wrt)
         names = tuple(name for name in self.line.z if name not in shares)
-        return Right(self.pk.right_side, names, timed=self.pk.timed)
+        return Right(self.pk.right_side, names, timed=self.pk.timed, formula=self.pk.formula)
+
+    @cached_property
+    def parts(self) -> list[Sequence[Tensor]]:
+        """Of the rate's formula, in each interval."""
+        if self.right.formula is None:
+            return []
+        found = self.right.formula.parts_of(self.line.z, self.line.width)
+        return [of.unbind(0) if of.ndim > 3 else [of] * len(self.line.width) for of in found]
+
+    @cached_property
+    def turned(self) -> list[dict[int, Sequence[Tensor]]]:
+        """Derivatives of parts by the parameters that move, in each interval."""
+        line, count = self.line, len(self.line.width)
+        return [
+            {place: of.unbind(0) if of.ndim > 3 else [of] * count for place, of in found.items()}
+            for found in turned_parts(self.right, line.z, line.width, self.wrt)
+        ]
 
     @cached_property
     def share(self) -> list[float]:
@@ -156,6 +161,10 @@ class _Run:
             line.inflow[interval] if self.runs_in[interval] else None,
             line.z_of(interval),
             [move.at(interval) for move in self.moves],
+            [of[interval] for of in self.parts] if self.right.formula else None,
+            [{place: of[interval] for place, of in found.items()} for found in self.turned]
+            if self.right.formula
+            else None,
         )
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
         if fixed and not self.share[interval]:
@@ -172,30 +181,15 @@ class _Run:
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and fit is None and not bool((stretch.width != 0).any()):
             return state
-        tensors = [stretch.left, stretch.width, *(stretch.z[name] for name in self.right.names)]
-        last = len(tensors)
-        if stretch.inflow is not None:
-            tensors.append(stretch.inflow)
+        tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
         if state.ndim == 4:
-            call = Call(
-                self.right,
-                control,
-                stretch.inflow is not None,
-                fit,
-                notes=self.notes,
-                compiled=self.pk.compiled,
-            )
+            call = Call(self.right, control, runs_in, fit, notes=self.notes, compiled=self.pk.compiled)
             return follow_interval(call, state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, one in enumerate(self.wrt):
-            name = moves(one)
-            own = {2 + self.right.names.index(name): stretch.z[name] * share(stretch.z, k)}
-            places = {"left": 0, "width": 1} | ({} if stretch.inflow is None else {"inflow": last})
-            turns = stretch.moved[k] if stretch.moved else {}
-            own |= {place: turns[of] for of, place in places.items() if of in turns}
+        for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = Call(self.right, control, stretch.inflow is not None, fit, tuple(pairs), self.notes)
+        call = Call(self.right, control, runs_in, fit, tuple(pairs), self.notes)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
 
@@ -211,7 +205,8 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
     index, fits = (stretch.width != 0).flatten().nonzero().flatten(), state.shape[-1]
 
     def chosen(values: Tensor) -> Tensor:
-        return values.flatten(-3).index_select(-1, index)[..., None, None, :]
+        whole = values.expand(*values.shape[:-3], *state.shape[-3:])
+        return whole.flatten(-3).index_select(-1, index)[..., None, None, :]
 
     def of_fit(values: Tensor) -> Tensor:
         return values.expand(*values.shape[:-1], fits)[..., index % fits]
@@ -224,6 +219,9 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
             name: chosen(value) if value.ndim < 5 else of_fit(value)  # which subjects share
             for name, value in stretch.z.items()
         },
+        [{name: chosen(turn) for name, turn in of.items()} for of in stretch.moved],
+        None if stretch.parts is None else [chosen(value) for value in stretch.parts],
+        stretch.turned and [{place: chosen(turn) for place, turn in of.items()} for of in stretch.turned],
     )
     end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)

@@ -19,10 +19,12 @@ from medcm_cli.pk.base import PkModel
 from medcm_cli.pk.compiled import check_compiler
 from medcm_cli.pk.derivatives import Direction, moves, reverse_over_reverse
 from medcm_cli.pk.dosing import Values, with_dose_parameters
+from medcm_cli.pk.formula import Formula, formula_of
 from medcm_cli.pk.neural import Term
 from medcm_cli.pk.rates import Function, Output, Start, Written, matrix, name_of
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.steps import Control, leaf
+from medcm_cli.pk.steps import Control
+from medcm_cli.pk.stretch import share
 from medcm_cli.pk.tableaux import TABLEAUX
 from medcm_cli.pk.trial import Facts, facts_of, unread
 
@@ -129,6 +131,11 @@ class OdeModel(PkModel):
     def by_exponential(self) -> bool:
         """Whether the exponential of its matrix solves it."""
         return self.method == "auto" and self.facts.linear and not self.adjoint
+
+    @property
+    def formula(self) -> Formula | None:
+        """Of its rate, where it has one."""
+        return formula_of(self.right_side)
 
     @property
     def timed(self) -> bool:
@@ -278,12 +285,12 @@ class OdeModel(PkModel):
         wrt = [one if isinstance(one, str) else one.expanded(values) for one in wrt]
         amounts, then = integrated.amounts(self, schedule, values, weights, wrt)
         if self.seen is None:
-            return _turned(self, schedule, amounts, then, wrt)
+            return outputs.turned(self._observed, schedule, amounts, then, wrt)
         levels = amounts / (self._per_level * then[self.volume]).unsqueeze(-4)
         prediction, *slopes = levels.unbind(1)
         for place, one in enumerate(wrt):
             if moves(one) == self.volume:
-                slopes[place] = slopes[place] - prediction * integrated.share(then, place)
+                slopes[place] = slopes[place] - prediction * share(then, place)
         return prediction, slopes
 
     def _lacks_digits(self, schedule: Schedule) -> bool:
@@ -371,27 +378,6 @@ def _begun(pk: OdeModel, z: Values) -> Tensor:
     start = pk.begin(z)
     assert start is not None
     return start
-
-
-def _turned(
-    pk: OdeModel, schedule: Schedule, amounts: Tensor, z: Values, wrt: Sequence[Direction]
-) -> tuple[Tensor, list[Tensor]]:
-    """An output and its derivatives, from amounts (T, C, 1 + K, S, N, B) with theirs."""
-    again = torch.is_grad_enabled()
-    value, turns = amounts[:, :, 0], amounts[:, :, 1:].unbind(2)
-    with torch.enable_grad():
-        at = leaf(value)
-        own = {name: leaf(z[name].expand_as(value[:, 0])) for name in dict.fromkeys(map(moves, wrt))}
-        found = pk._observed(schedule, at, {**z, **own})
-        by, *others = torch.autograd.grad(
-            found.sum(), [at, *own.values()], create_graph=again, allow_unused=True, materialize_grads=True
-        )
-        of = dict(zip(own, others, strict=True))
-        slopes = [
-            (by * turn).sum(1) + of[moves(one)] * own[moves(one)] * integrated.share(z, place)
-            for place, (one, turn) in enumerate(zip(wrt, turns, strict=True))
-        ]
-    return (found, slopes) if again else (found.detach(), [slope.detach() for slope in slopes])
 
 
 def _expanded(pk: OdeModel, schedule: Schedule, z: Values) -> dict[str, Tensor]:

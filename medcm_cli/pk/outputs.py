@@ -1,6 +1,6 @@
 """Several outputs of one integration, of which each observation is of one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from medcm_cli.checks import one_of
+from medcm_cli.pk.change import leaf
+from medcm_cli.pk.derivatives import Direction, moves
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.rates import Output
+from medcm_cli.pk.schedule import Schedule
+from medcm_cli.pk.stretch import share
 from medcm_cli.pk.trial import Facts
 
 PLAIN = "output"
@@ -97,3 +101,31 @@ def several(pk: Observable, function: Output | None) -> Several:
     if per_level is None:
         per_level = 1000.0 if function is None else 1.0
     return Several(tuple(pk.endpoints), pk.states, function, level, pk.volume, per_level)
+
+
+def turned(
+    observed: Callable[[Schedule, Tensor, Values], Tensor],
+    schedule: Schedule,
+    amounts: Tensor,
+    z: Values,
+    wrt: Sequence[Direction],
+) -> tuple[Tensor, list[Tensor]]:
+    """An output and its derivatives, from amounts (T, C, 1 + K, S, N, B) with theirs.
+
+    :param observed: (schedule, amounts (T, C, S, N, B), parameters in force then) -> the output.
+    """
+    again = torch.is_grad_enabled()
+    value, turns = amounts[:, :, 0], amounts[:, :, 1:].unbind(2)
+    with torch.enable_grad():
+        at = leaf(value)
+        own = {name: leaf(z[name].expand_as(value[:, 0])) for name in dict.fromkeys(map(moves, wrt))}
+        found = observed(schedule, at, {**z, **own})
+        by, *others = torch.autograd.grad(
+            found.sum(), [at, *own.values()], create_graph=again, allow_unused=True, materialize_grads=True
+        )
+        of = dict(zip(own, others, strict=True))
+        slopes = [
+            (by * turn).sum(1) + of[moves(one)] * own[moves(one)] * share(z, place)
+            for place, (one, turn) in enumerate(zip(wrt, turns, strict=True))
+        ]
+    return (found, slopes) if again else (found.detach(), [slope.detach() for slope in slopes])

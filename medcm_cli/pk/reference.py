@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
+from medcm_cli.pk.change import Rate
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.integrated import Integrable
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.steady import Tolerance, settle
-from medcm_cli.pk.steps import EXTREME, Rate
+from medcm_cli.pk.steps import EXTREME
 from medcm_cli.pk.timeline import Series, follow, timeline
 
 # Methods that control their error and can be differentiated. The fixed-step ones would take one step from

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
-from medcm_cli.pk.steps import March, Path, Where, slopes
+from medcm_cli.pk.change import Where, slopes
+from medcm_cli.pk.steps import March, Path
 
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order.
 _ORDERS = 3
@@ -42,7 +43,8 @@ def gradients(
 ) -> tuple[Tensor, ...]:
     """Of <bars, ends> by each of the inputs, differentiable."""
     with torch.enable_grad():
-        flat = [t if t.requires_grad else t.detach().requires_grad_() for t in given.flat()]
+        # Other names for the same: what amounts were found from is not part of this interval.
+        flat = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in given.flat()]
         ends = replayed(march, path, moves, given.like(flat))
         there = [end for end in ends if end is not None]
         return torch.autograd.grad(

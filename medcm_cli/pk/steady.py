@@ -121,8 +121,11 @@ class _Solution(torch.autograd.Function):
         needs = ctx.needs_input_grad[2 + ctx.count :]
         inputs = ctx.saved_tensors[ctx.count :]
         with torch.enable_grad():
-            if not again:
-                inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
+            # By other names where they go on: a duration may itself come from a parameter.
+            inputs = [
+                t.view_as(t) if again else t.detach().requires_grad_(need)
+                for t, need in zip(inputs, needs, strict=True)
+            ]
             for _ in range(_ORDERS if again else 1):
                 found = list(ctx.refine(found, inputs))
             wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]

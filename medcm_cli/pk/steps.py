@@ -1,7 +1,7 @@
 """An interval between events, in steps of a Runge-Kutta pair whose error is controlled; no gradients."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
+from medcm_cli.pk.change import Parts, Right, Where, slopes
 from medcm_cli.pk.tableaux import Tableau, coefficients
-
-Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 MOST = 2000
 """Steps that are tried in one interval until trajectories whose equations are stiff, and need as many for
@@ -34,28 +33,6 @@ _SLOW, _TRUST = 0.9, 0.8
 _SINGLE = 1.5  # tolerances: the largest error of a trajectory, where their mean is kept within one
 
 
-class Where(NamedTuple):
-    """What the right-hand side depends on beside the state, in an interval of each trajectory: times and
-    parameters (S, N, B); ``inflow`` (C, S, N, B), None where there is none. Each may have a gradient."""
-
-    left: Tensor
-    width: Tensor
-    values: tuple[Tensor, ...]
-    inflow: Tensor | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All of them, ``inflow`` last."""
-        return [self.left, self.width, *self.values, *([] if self.inflow is None else [self.inflow])]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor], inflow: bool) -> "Where":
-        """From ``tensors``, the last of which is the inflow or not."""
-        left, width, *values = tensors
-        last = values.pop() if inflow else None
-        return cls(left, width, tuple(values), last)
-
-
 @dataclass(frozen=True)
 class Control:
     """A method, its tolerances (``atol`` in amounts), and what is kept within them: in every fit the root
@@ -68,61 +45,6 @@ class Control:
     largest: bool = False
 
 
-@dataclass(frozen=True)
-class Right:
-    """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
-
-    ``timed``: the rate depends on the time.
-    """
-
-    rate: Rate
-    names: tuple[str, ...]
-    timed: bool = True
-
-    def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
-        """:param s: of amounts (C, S, N, B), or (I, 1, 1, 1) of (C, I, S, N, B)."""
-        time = where.left
-        if self.timed:
-            time = time + s * where.width
-        change = self.rate(time, amounts, dict(zip(self.names, where.values, strict=True)))
-        if where.inflow is not None:
-            lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
-            change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
-        return torch.mul(change, where.width, out=out)
-
-
-def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
-    """The change of each compartment by the amount in each, (C, C, ...)."""
-    with torch.enable_grad():
-        leaf = amounts.detach().requires_grad_()
-        change = right(s, leaf, where)
-        return torch.stack([row for (row,) in rows_of(change, [leaf])]).detach()
-
-
-def rows_of(change: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> list[tuple[Tensor, ...]]:
-    """The derivatives of the change of each compartment by ``leaves``."""
-    if not change.requires_grad:
-        return [tuple(torch.zeros_like(leaf) for leaf in leaves) for _ in change]
-    each = torch.eye(len(change), dtype=change.dtype, device=change.device)
-    return [
-        torch.autograd.grad(
-            change,
-            leaves,
-            one.view(-1, *[1] * (change.ndim - 1)).expand_as(change),
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        for one in each
-    ]
-
-
-def leaf(value: Tensor) -> Tensor:
-    """The same, that has a gradient by it."""
-    return value if value.requires_grad else value.detach().requires_grad_()
-
-
 class Path(NamedTuple):
     """Amounts at the ``end`` (C, S, N, B), not a number where there is no way; the accepted ``steps``,
     (begin, length) in [0, 1], and of each, where they are kept, the ``stages`` (I, C, S, N, B) on which the
@@ -131,6 +53,22 @@ class Path(NamedTuple):
     end: Tensor
     steps: list[tuple[float, float]]
     stages: list[Tensor]
+
+
+class _Room(NamedTuple):
+    """Where a step's stages go: (I, C, S, N, B), each of them, and each flat."""
+
+    stages: Tensor
+    each: Sequence[Parts]
+    flat: Sequence[Tensor]
+
+    @classmethod
+    def like(cls, k: Tensor) -> "_Room":
+        """New, as large as ``k``."""
+        stages = torch.empty_like(k)
+        rows, count = stages.flatten(0, 1).unbind(0), k.shape[1]
+        each = [Parts(whole, rows[i * count : (i + 1) * count]) for i, whole in enumerate(stages.unbind(0))]
+        return cls(stages, each, stages.flatten(1).unbind(0))
 
 
 class March:
@@ -159,6 +97,9 @@ class March:
         self.rows, self.error, self.guesses = of.rows, of.error, of.guesses
         self.k = self.x.new_empty(len(self.rows), *amounts.shape)
         self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
+        self.change_parts = [Parts.of(change) for change in self.changes]
+        self.evaluate = right.bound(where)
+        self.keep, self.rooms = False, list[_Room]()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
         self.most_kept = _KEPT // (self.k.nbytes + 1)
         self.size = self.x.abs()
@@ -172,20 +113,21 @@ class March:
         :param keep: what derivatives need.
         """
         path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
-        most = self.most_kept if keep else 0
+        self.keep, most = keep, self.most_kept if keep else 0
         self._change(0.0, self.x, 0)
         self._lose(torch.isfinite(self.k[0] + self.x).all(0))
         h = self._first()
         while s < 1:
             h = 1 - s if s + 1.01 * h >= 1 else h
             stages, solved = self.step(s, h, self.x)
-            size = float(self._sizes(stages[-1], h).max()) if solved is None else math.inf
+            size = self._size_at(stages[-1], h) if solved is None else math.inf
             if size <= 1:
                 path.steps.append((s, h))
                 if keep:
                     path.stages.append(self.x if len(path.steps) > most else stages[: self.tableau.used])
                 s = 1.0 if h == 1 - s else s + h
                 self.x, self.size = stages[-1], self.at_end
+                self.rooms.reverse()
                 self.changes[0].copy_(self.changes[-1])
             elif h < _STANDSTILL:
                 self._lose(self._ratios(stages[-1], h) <= 1 if solved is None else solved, EXTREME)
@@ -200,19 +142,27 @@ class March:
     def step(self, s: float, h: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stages (I, C, S, N, B) of a step from ``x``, whose change is known or, at its first stage, not
         needed; and where (S, N, B) they are solved, None for everywhere."""
-        stages = torch.empty_like(self.k)
-        each, flat = stages.unbind(0), stages.flatten(1).unbind(0)
-        each[0].copy_(x)
+        stages, each, flat = self._room()
+        each[0].whole.copy_(x)
         solve = _Implicit(self, s, h, x) if self.tableau.diagonal else None
-        for i in range(1, len(each)):
+        for i in range(1, len(flat)):
             torch.addmv(flat[0], self.before[i], self.rows[i], alpha=h, out=flat[i])
             if solve is None:
-                self._change(s + self.tableau.nodes[i] * h, each[i], i)
+                self._change_of(s + self.tableau.nodes[i] * h, each[i], i)
             else:
                 solved = solve(i, each[i])
                 if solved is not None:
                     return stages, solved
         return stages, None
+
+    def _room(self) -> _Room:
+        """For the stages of a step; of a march that keeps none two take turns, where the system would give
+        the memory anew, page by page, for every step."""
+        if self.keep:
+            return _Room.like(self.k)
+        if not self.rooms:
+            self.rooms = [_Room.like(self.k), _Room.like(self.k)]
+        return self.rooms[0]
 
     @torch.no_grad()
     def stages_of(self, path: Path, number: int) -> Tensor:
@@ -224,7 +174,10 @@ class March:
         return March.step(self, *step, kept)[0][: self.tableau.used]
 
     def _change(self, s: float, amounts: Tensor, stage: int) -> None:
-        self.right(s, amounts, self.where, out=self.changes[stage])
+        self._change_of(s, Parts.of(amounts), stage)
+
+    def _change_of(self, s: float, amounts: Parts, stage: int) -> None:
+        self.evaluate(s, amounts, self.change_parts[stage])
         if self.lost is not None:
             self.changes[stage].masked_fill_(self.lost, 0)
 
@@ -238,19 +191,22 @@ class March:
         scale = torch.maximum(self.size, self.at_end).mul_(self.control.rtol).add_(self.control.atol)
         return error.div_(scale)
 
-    def _sizes(self, end: Tensor, h: float) -> Tensor:
-        """The error of each fit, (B,), in tolerances."""
-        return self._norm(self._errors(end, h))
+    def _size_at(self, end: Tensor, h: float) -> float:
+        """The largest error of a fit, in tolerances."""
+        return self._norm(self._errors(end, h).square_())
 
-    def _norm(self, errors: Tensor) -> Tensor:
-        return self._size(errors.abs().amax().reshape(1), errors.square_)
+    def _norm(self, squares: Tensor) -> float:
+        """The largest size of a fit, (C, S, N, B)."""
+        largest = math.sqrt(float(squares.amax()))
+        return largest if self.control.largest else self._of_fits(squares, largest)
 
-    def _size(self, largest: Tensor, squares: Callable[[], Tensor]) -> Tensor:
-        if self.control.largest:
+    def _of_fits(self, squares: Tensor, largest: float) -> float:
+        """That of the root mean squares, or 2/3 of the largest of all."""
+        if not math.isfinite(largest):
             return largest
         # A few whose elimination is no longer saturated, while others' is, do not show in a mean.
-        mean = (self._by_fit(squares()) / self.count).sqrt_()
-        return torch.maximum(mean, largest / _SINGLE)
+        mean = math.sqrt(float((self._by_fit(squares) / self.count).amax()))
+        return max(mean, largest / _SINGLE)
 
     def _steepest(self, s: float) -> Tensor:
         """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""
@@ -273,10 +229,11 @@ class March:
         """A first step whose error should be the tolerance: that of a decay by exp(-r s) in a step h grows as
         (r h)^5, with a factor that is the method's, and r is how the change itself changes."""
         scale = self.size * self.control.rtol + self.control.atol
-        size, slope = (float(self._norm(of / scale).max()) for of in (self.x, self.k[0]))
+        size, slope = (self._norm((of / scale).square_()) for of in (self.x, self.k[0]))
         h = min(0.01 * size / slope, 0.01) if slope > 0 and size > 0 else 0.01
+        h = max(h, 1e-12)
         self._change(h, self.x + h * self.k[0], 1)
-        curve = float(self._norm((self.k[1] - self.k[0]) / scale).max()) / h
+        curve = self._norm(((self.k[1] - self.k[0]) / scale).square_()) / h
         if slope == 0 or curve == 0:
             return 1.0
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h
@@ -304,17 +261,18 @@ class _Implicit:
         self.matrix = inverse(unit - self.part * slope)
         self.speed = _SLOW
 
-    def __call__(self, stage: int, base: Tensor) -> Tensor | None:
-        """From ``base``, the stage without its own change, to the stage, in its place; where (S, N, B) it is
-        solved, None for everywhere."""
-        march, known, k = self.march, base.clone(), self.march.changes[stage]
+    def __call__(self, stage: int, at: Parts) -> Tensor | None:
+        """From the stage without its own change to the stage, in its place; where (S, N, B) it is solved,
+        None for everywhere."""
+        march, base, k = self.march, at.whole, self.march.changes[stage]
+        known = base.clone()
         s = self.s + march.tableau.nodes[stage] * self.h
         flat = base.flatten()
         torch.addmv(flat, march.before[stage], march.guesses[stage], alpha=self.part, out=flat)
         size, last = torch.maximum(known.abs(), base.abs()), math.inf
         scale = size * march.control.rtol + march.control.atol
         for _ in range(_NEWTON):
-            march._change(s, base, stage)
+            march._change_of(s, at, stage)
             change = times(self.matrix, torch.add(known - base, k, alpha=self.part))
             base.add_(change)
             far = (change / scale).abs_().amax(0)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import times
-from medcm_cli.pk.adjoint import add, backwards, gradients_at, sound
+from medcm_cli.pk.adjoint import backwards, multiplied, of_stages, sound
 from medcm_cli.pk.replay import Inputs
-from medcm_cli.pk.stages import Call, Slopes, pieces, slopes_of, solver, staged
+from medcm_cli.pk.slopes import slopes_along, solver
+from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steps import March, Path
 from medcm_cli.pk.tableaux import coefficients
 
@@ -29,55 +30,52 @@ def carried(
     B)."""
     assert given.tangents is not None
     tangents, nothing = sound(march, given.tangents), [False] * len(given.tensors)
+    slopes = slopes_along(call, march, path, given.tensors, nothing)
     for numbers in pieces(march, path):
-        at = slopes_of(call, march, path, numbers, given.tensors, nothing)
-        source = sound(march, _source(call, at, given.moved, tangents.shape[1]))
-        stages, tangents = _forwards(march, path, numbers, at.slope, source, tangents)
+        slopes.at(numbers)
+        source = sound(march, slopes.source(given.moved, tangents.shape[1]))
+        stages, tangents = _forwards(march, path, numbers, slopes.slope, source, tangents)
         if kept is not None:
             kept.append(stages)
     return tangents
-
-
-def _source(call: Call, at: Slopes, moved: Sequence[Tensor], count: int) -> Tensor:
-    """How the changes at stages vary along tangents at fixed amounts, (C, K, I, S, N, B)."""
-    change = at.change
-    source = change.new_zeros(len(change), count, *change.shape[1:])
-    for (k, p), by in zip(call.moves, moved, strict=True):
-        place = 1 + call.moving.index(p)
-        for c, row in enumerate(at.rows):
-            part = row[place].detach() * staged(by, len(change[0]))
-            source[c, k] += part.sum(0) if part.ndim > 4 else part
-    return source
 
 
 def _forwards(
     march: March,
     path: Path,
     numbers: range,
-    slope: Sequence[Tensor],
+    slope: Tensor,
     source: Tensor,
     tangents: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Tangents at each stage of some steps, (I, C, K, S, N, B), and at their end."""
+    """Tangents at each stage of some steps, (I, C, K, S, N, B), and at their end.
+
+    :param source: (C, K, I, S, N, B).
+    """
     tableau, used = march.tableau, march.tableau.used
     of = coefficients(tableau, tangents.dtype, tangents.device)
     matrix = solver(march, path, numbers, slope)
-    of_stages = torch.stack(list(slope))[:, :, None].unbind(-4)
+    columns = of_stages(slope, len(numbers) * used, 1)
     stages = tangents.new_empty(len(numbers) * used, *tangents.shape)
     changes = tangents.new_empty(used, *tangents.shape)
-    flat = changes.flatten(1)
+    flat, flat_stages = changes.flatten(1).t(), stages.flatten(1).unbind(0)
+    before = [flat[:, :i] for i in range(used)]
+    parts, turned, here = stages.flatten(0, 1).unbind(0), changes.unbind(0), source.unbind(2)
     for place, number in enumerate(numbers):
         h, begin = path.steps[number][1], tangents.flatten()
         for i in range(used):
             at = place * used + i
-            base = begin if not i else torch.addmv(begin, flat[:i].t(), of.rows[i], alpha=h)
-            stage, here = base.view_as(tangents), source.select(-4, at)
+            if i:
+                torch.addmv(begin, before[i], of.rows[i], alpha=h, out=flat_stages[at])
+            else:
+                flat_stages[at].copy_(begin)
             if i and matrix is not None:
                 part = h * tableau.diagonal
-                stage = times(matrix.select(-4, at)[:, :, None], stage + part * here)
-            stages[at] = stage
-            changes[i] = times(of_stages[at], stage) + here
-        tangents = torch.addmv(begin, flat.t(), of.weights, alpha=h).view_as(tangents)
+                base = stages[at] + part * source.select(-4, at)
+                stages[at] = times(matrix.select(-4, at)[:, :, None], base)
+            multiplied(columns[at], parts[at * len(changes[0]) :], turned[i])
+            turned[i].add_(here[at])
+        tangents = torch.addmv(begin, flat, of.weights, alpha=h).view_as(tangents)
     return stages, tangents
 
 
@@ -95,49 +93,13 @@ def adjoint_with(
     :param kept: what ``carried`` kept. :param needs: which tensors need one.
     """
     bar, turning = (sound(march, of) for of in bars)
-    grads: list[Tensor | None] = [None] * len(given.tensors)
-    by_moved = [torch.zeros_like(moved) for moved in given.moved]
+    slopes = slopes_along(call, march, path, given.tensors, needs, twice=True)
     for numbers, stages in zip(reversed(pieces(march, path)), reversed(kept), strict=True):
-        at = slopes_of(call, march, path, numbers, given.tensors, needs, twice=True)
-        turned, turning = backwards(march, path, numbers, at.slope, turning)
-        source, curved = _curvature(call, at, given.moved, needs, turned, stages)
-        changed, bar = backwards(march, path, numbers, at.slope, bar, source)
-        add(call, grads, needs, curved)
-        add(call, grads, needs, gradients_at(at, needs, changed))
-        for place, (k, p) in enumerate(call.moves):
-            for c, row in enumerate(at.rows):
-                by = row[1 + call.moving.index(p)].detach() * turned[:, c, k]
-                by_moved[place] += by.sum(-4)
-    return [bar, turning, *(None if g is None else sound(march, g) for g in grads), *by_moved]
-
-
-def _curvature(
-    call: Call,
-    at: Slopes,
-    moved: Sequence[Tensor],
-    needs: Sequence[bool],
-    turned: Tensor,
-    stages: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of <``turned``, J x' + g>, both (I, C, K, S, N, B), with ``stages`` the tangents x': by
-    amounts, (C, I, S, N, B), and by the tensors that need one."""
-    outputs, weights = list[Tensor](), list[Tensor]()
-    for c, row in enumerate(at.rows):
-        along = turned[:, c]
-        weight = [(along[:, None] * stages).sum(2).movedim(0, 1)]
-        for p in call.moving:
-            pairs = [(k, by) for (k, q), by in zip(call.moves, moved, strict=True) if p == q]
-            parts = [along[:, k] * staged(by, len(along)) for k, by in pairs]
-            weight.append(torch.stack(parts).sum(0) if len(parts) > 1 else parts[0])
-        for output, by in zip(row, weight, strict=True):
-            if output.requires_grad:
-                outputs.append(output)
-                weights.append(by)
-    wanted = [at.amounts, *(tensor for tensor, need in zip(at.tensors, needs, strict=True) if need)]
-    if not outputs:
-        first, *others = (torch.zeros_like(tensor) for tensor in wanted)
-        return first, others
-    first, *others = torch.autograd.grad(
-        outputs, wanted, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return first, others
+        slopes.at(numbers)
+        turned, turning = backwards(march, path, numbers, slopes.slope, turning)
+        source = slopes.curved(turned, stages, given.moved)
+        changed, bar = backwards(march, path, numbers, slopes.slope, bar, source)
+        slopes.add_gradient(changed)
+        slopes.add_turned(turned)
+    grads = [None if g is None else sound(march, g) for g in slopes.gradients()]
+    return [bar, turning, *grads, *(sound(march, by) for by in slopes.by_moved())]

@@ -40,7 +40,7 @@ class _Anything:
 def states_of(written: Written) -> tuple[str, ...]:
     """The states of a rate, as it gives them."""
     function, parameters = written.function, written.parameters
-    t, amounts, z = _points(1, parameters, 0)
+    t, amounts, z = points(1, parameters, 0)
     z |= _examples(written)
 
     def call() -> Any:
@@ -75,7 +75,7 @@ def facts_of(written: Written, output: Output | None, start: Start | None) -> Fa
     check(written, start)
     if output is not None:
         check(output)
-    t, amounts, z = _points(len(written.states), written.parameters, 0)
+    t, amounts, z = points(len(written.states), written.parameters, 0)
     nothing = torch.zeros_like(amounts)
     source = bool((written(t, nothing, z | _examples(written)) != 0).any())
     rows = {} if output is None else output.rows(t, nothing, z)
@@ -87,7 +87,7 @@ def facts_of(written: Written, output: Output | None, start: Start | None) -> Fa
 
 def unread(written: Written, output: Output | None, start: Start | None) -> list[str]:
     """Parameters that no function of a model depends on."""
-    t, amounts, z = _points(len(written.states), written.parameters, 0)
+    t, amounts, z = points(len(written.states), written.parameters, 0)
     with torch.enable_grad():
         leaves = {name: value.requires_grad_() for name, value in z.items()}
         found = [written(t, amounts, leaves | _examples(written))]
@@ -109,7 +109,7 @@ def check(written: Written | Output, start: Start | None = None) -> None:
     """
     what = "rate" if isinstance(written, Written) else "output"
     function, states = written.function, written.states
-    t, amounts, z = _points(len(states), written.parameters, 0)
+    t, amounts, z = points(len(states), written.parameters, 0)
     z |= _examples(written)
     found = _called(what, function, lambda: written.raw(t, amounts, z))
     if what == "rate":
@@ -130,14 +130,14 @@ def check(written: Written | Output, start: Start | None = None) -> None:
 
 def check_start(start: Start) -> None:
     """The same of what a model begins with. :raises InputError: likewise."""
-    _, _, z = _points(1, start.parameters, 0)
+    _, _, z = points(1, start.parameters, 0)
     found = _called("start", start.function, lambda: start.raw(z))
     _check_mapping("start", start.function, found, start.states, whole=False)
 
 
 def is_timed(written: Written) -> bool:
     """Whether a rate depends on the time."""
-    _, amounts, z = _points(len(written.states), written.parameters, 0)
+    _, amounts, z = points(len(written.states), written.parameters, 0)
     z |= _examples(written)
     read = list[Any]()
 
@@ -166,7 +166,7 @@ def is_linear(written: Written) -> bool:
 
     slopes = []
     for number, size in enumerate(_MAGNITUDES):
-        t, amounts, z = _points(len(written.states), written.parameters, 0)
+        t, amounts, z = points(len(written.states), written.parameters, 0)
         amounts = amounts.roll(number, 2) * size
         with Seen():
             written.raw(t, amounts, z)
@@ -176,8 +176,9 @@ def is_linear(written: Written) -> bool:
     return same and seen <= _SMOOTH and not any(slope.requires_grad for slope in slopes)
 
 
-def _points(count: int, parameters: Sequence[str], seed: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Times (1, N, 1), amounts (count, 1, N, 1) and parameters, all between 0.5 and 1.5."""
+def points(count: int, parameters: Sequence[str], seed: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Where functions are tried: times (1, N, 1), amounts (count, 1, N, 1) and parameters, all between 0.5
+    and 1.5."""
     g = torch.Generator(device="cpu").manual_seed(seed)
     drawn = 0.5 + torch.rand(
         1 + count + len(parameters), 1, _SAMPLES, 1, generator=g, dtype=torch.float64, device="cpu"

@@ -1,6 +1,7 @@
 """Regimens written out, linear models as dA/dt, and scipy's integrator going from dose to dose: what the
 tests of pharmacokinetics are checked against."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from medcm_cli.pk import (
@@ -308,3 +311,78 @@ ORAL = OdeModel(
     rtol=1e-9,
     atol=1e-6,
 )
+
+
+# -- many subjects at once -------------------------------------------------------------------------
+
+
+def random_regimens(dose: float, subjects: int, seed: int) -> Schedule:
+    """Three doses each, boluses and infusions at random times, and four observations."""
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(count: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, subjects, 1, generator=g, dtype=torch.float64)
+
+    start = uniform(3, 0, 40).sort(0).values
+    duration = torch.where(uniform(3, 0, 1) < 0.5, 0, uniform(3, 0.1, 6))
+    return Schedule.build(uniform(4, 0.5, 60).sort(0).values, start, duration, uniform(3, 0.5, 1.5) * dose)
+
+
+def together(
+    right: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    start: np.ndarray,
+    dosed: int,
+    schedule: Schedule,
+    stiff: bool = False,
+    atol: float = 1e-11,
+) -> np.ndarray:
+    """Amounts (T, C, N) at each observation by scipy, rtol 1e-10: the p-th interval between events of every
+    subject as one system.
+
+    :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at the first event, (C, N).
+    :param dosed: the compartment, from 0, that doses go into.
+    """
+    begin, duration, amount, times = (
+        values[:, 0, :, 0].numpy()
+        for values in (schedule.start, schedule.duration, schedule.amount, schedule.time)
+    )
+    end = begin + duration
+    edges = np.sort(np.concatenate([begin, end, times]), 0)
+    state, found = start.copy(), np.zeros((len(times), *start.shape))
+    for left, following in zip(edges, [*edges[1:], edges[-1]], strict=True):
+        found[:, :] = np.where((times == left)[:, None], state, found)
+        at_once = (begin == left) & (duration == 0) & (following > left)  # both of its ends are edges
+        state[dosed] += np.where(at_once, amount, 0).sum(0)
+        width, middle = following - left, (left + following) / 2
+        inflow = np.zeros_like(state)
+        runs = (middle > begin) & (middle < end)
+        inflow[dosed] = np.where(runs, amount / np.where(duration > 0, duration, 1), 0).sum(0)
+        if not width.any():
+            continue
+
+        def change(s: float, flat: np.ndarray, left=left, width=width, inflow=inflow) -> np.ndarray:  # type: ignore[no-untyped-def]
+            return np.ravel(width * (right(left + s * width, flat.reshape(start.shape)) + inflow))
+
+        options: dict[str, Any] = {"method": "DOP853"}
+        if stiff:
+            options = {"method": "Radau", "jac": functools.partial(_blocks, change, start.shape)}
+        state = solve_ivp(change, (0, 1), state.ravel(), rtol=1e-10, atol=atol, **options).y[:, -1]
+        state = state.reshape(start.shape)
+    return found
+
+
+def _blocks(
+    change: Callable[[float, np.ndarray], np.ndarray], shape: tuple[int, ...], s: float, flat: np.ndarray
+) -> sparse.csc_matrix:
+    """The derivatives of each subject's states by its own, by differences."""
+    states, columns = shape[0], []
+    for state in range(states):
+        step = 1e-6 * np.maximum(np.abs(flat.reshape(shape)[state]), 1e-6)
+        ends = []
+        for sign in (1, -1):
+            there = flat.reshape(shape).copy()
+            there[state] += sign * step
+            ends.append(change(s, there.ravel()).reshape(shape))
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    rows = [[sparse.diags(columns[x][c]) for x in range(states)] for c in range(states)]
+    return sparse.csc_matrix(sparse.bmat(rows))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from medcm_cli.pk.change import Right
 from medcm_cli.pk.interval import follow, follow_with
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steps import Control, Right
+from medcm_cli.pk.steps import Control
 from medcm_cli.pk.tableaux import TABLEAUX, Tableau
 
 F64 = torch.float64

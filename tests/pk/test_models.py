@@ -19,20 +19,19 @@ from medcm_cli.study.options import conf_dir, made
 from tests.pk.regimens import Dose, Regimen, built, close
 
 F64 = torch.float64
-Z = Mapping[str, float]
-Right = Callable[[float, np.ndarray, Z], Sequence[float]]
+Z = Mapping[str, Any]  # of one subject, or of N: (N,) each
+Right = Callable[[Any, np.ndarray, Z], Sequence[Any]]
 
 
 class Case(NamedTuple):
     """A choice of conf/pk, values of its parameters, and the same model by hand: dA/dt, amounts at first,
-    what is observed, the state that doses go into and their size. The functions take one subject's numbers,
-    or arrays (N,) of many."""
+    what is observed, the state that doses go into and their size."""
 
     choice: str
     values: Z
     right: Right
-    start: Callable[[Z], Sequence[float]]
-    seen: Callable[[np.ndarray, Z], float]
+    start: Callable[[Z], Sequence[Any]]
+    seen: Callable[[np.ndarray, Z], Any]
     dosed: int = 0
     size: float = 100.0
     tolerance: float = 1e-9
@@ -58,56 +57,55 @@ def named(choice: str, parameters: Sequence[str] | None = None, **options: Any) 
     return pk
 
 
-def hill(c: float, half: float, power: float = 1.0) -> float:
-    above: float = np.maximum(c, 0.0) ** power
-    found: float = above / (half**power + above)
-    return found
+def hill(c: Any, half: Any, power: Any = 1.0) -> Any:
+    above = np.maximum(c, 0.0) ** power
+    return above / (half**power + above)
 
 
-def central(t: float, y: np.ndarray, z: Z) -> list[float]:
+def central(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     """One compartment."""
     del t
     return [-z["CL"] / z["V1"] * y[0]]
 
 
-def oral_two(y: np.ndarray, z: Z, out: float) -> list[float]:
+def oral_two(y: np.ndarray, z: Z, out: Any) -> list[Any]:
     """Depot, central, peripheral."""
     over = z["Q"] * (y[1] / z["V1"] - y[2] / z["V2"])
     return [-z["KA"] * y[0], z["KA"] * y[0] - out - over, over]
 
 
-def saturable(c: float, z: Z) -> float:
+def saturable(c: Any, z: Z) -> Any:
     return z["VM"] * c / (z["KM"] + c)
 
 
-def metabolite(t: float, y: np.ndarray, z: Z) -> list[float]:
+def metabolite(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     del t
     c = y[0] / z["V1"]
     return [-(z["CL"] + z["CLF"]) * c, z["CLF"] * c - z["CLM"] * y[1] / z["V1M"]]
 
 
-def response(form: Callable[[float, Z], float], lose: Callable[[float, Z], float]) -> Right:
-    def right(t: float, y: np.ndarray, z: Z) -> list[float]:
+def response(form: Callable[[Any, Z], Any], lose: Callable[[Any, Z], Any]) -> Right:
+    def right(t: Any, y: np.ndarray, z: Z) -> list[Any]:
         c = y[0] / z["V1"]
         return [*central(t, y, z), z["KIN"] * form(c, z) - z["KOUT"] * lose(c, z) * y[1]]
 
     return right
 
 
-def one(c: float, z: Z) -> float:
+def one(c: Any, z: Z) -> Any:
     del c, z
     return 1.0
 
 
-def less(c: float, z: Z) -> float:
+def less(c: Any, z: Z) -> Any:
     return 1 - hill(c, z["IC50"])
 
 
-def more(c: float, z: Z) -> float:
+def more(c: Any, z: Z) -> Any:
     return 1 + z["EMAX"] * hill(c, z["EC50"])
 
 
-def bound(t: float, y: np.ndarray, z: Z) -> list[float]:
+def bound(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     """Free drug, target, complex."""
     del t
     c = y[0] / z["V1"]
@@ -119,14 +117,13 @@ def bound(t: float, y: np.ndarray, z: Z) -> list[float]:
     ]
 
 
-def free(y: np.ndarray, z: Z) -> float:
+def free(y: np.ndarray, z: Z) -> Any:
     total = y[0] / z["V1"]
     b = total - y[1] - z["KSS"]
-    found: float = 0.5 * (b + np.sqrt(b * b + 4 * z["KSS"] * total))
-    return found
+    return 0.5 * (b + np.sqrt(b * b + 4 * z["KSS"] * total))
 
 
-def quasi_steady(t: float, y: np.ndarray, z: Z) -> list[float]:
+def quasi_steady(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     del t
     c = free(y, z)
     complex_ = y[0] / z["V1"] - c
@@ -136,12 +133,12 @@ def quasi_steady(t: float, y: np.ndarray, z: Z) -> list[float]:
     ]
 
 
-def claret(t: float, y: np.ndarray, z: Z) -> list[float]:
+def claret(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     kill = z["KD"] * np.exp(-z["LAMBDA"] * t) * y[0] / z["V1"]
     return [*central(t, y, z), (z["KG"] - kill) * y[1]]
 
 
-def simeoni(t: float, y: np.ndarray, z: Z) -> list[float]:
+def simeoni(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     w = y[1:].sum(0)
     grown = z["L0"] * y[1] / (1 + (z["L0"] / z["L1"] * w) ** 20) ** (1 / 20)
     hit = z["K2"] * y[0] / z["V1"] * y[1]
@@ -149,7 +146,7 @@ def simeoni(t: float, y: np.ndarray, z: Z) -> list[float]:
     return [*central(t, y, z), grown - hit, hit - died[0], died[0] - died[1], died[1] - died[2]]
 
 
-def effect_site(t: float, y: np.ndarray, z: Z) -> list[float]:
+def effect_site(t: Any, y: np.ndarray, z: Z) -> list[Any]:
     return [*central(t, y, z), z["KE0"] * (y[0] / z["V1"] - y[1])]
 
 
@@ -158,17 +155,17 @@ RESPONSE = {**ONE, "KIN": 4.0, "KOUT": 0.3}
 PLUS, MINUS = {"EMAX": 3.0, "EC50": 4.0}, {"IC50": 4.0}
 
 
-def nothing(z: Z) -> list[float]:
+def nothing(z: Z) -> list[Any]:
     del z
     return [0.0]
 
 
-def of(place: int, volume: str = "") -> Callable[[np.ndarray, Z], float]:
+def of(place: int, volume: str = "") -> Callable[[np.ndarray, Z], Any]:
     """A state, or its concentration."""
     return lambda y, z: y[place] / (z[volume] if volume else 1.0)
 
 
-def rest(z: Z) -> list[float]:
+def rest(z: Z) -> list[Any]:
     return [0.0, z["KIN"] / z["KOUT"]]
 
 
@@ -183,9 +180,9 @@ CASES = [
     Case(
         "michaelis_menten_two_compartment",
         {"VM": 8.0, "KM": 3.0, "V1": 5.0, "Q": 1.2, "V2": 8.0},
-        lambda _, y, z: oral_two(
-            np.concatenate([0 * y[:1], y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z)
-        )[1:],
+        lambda _, y, z: oral_two(np.stack([0 * y[0], *y]), {**z, "KA": 0.0}, saturable(y[0] / z["V1"], z))[
+            1:
+        ],
         lambda _: [0.0, 0.0],
         of(0, "V1"),
     ),

@@ -1,0 +1,144 @@
+"""How amounts change in an interval between events, which every trajectory goes through from 0 to 1."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from medcm_cli.pk.formula import Formula
+
+Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class Where(NamedTuple):
+    """What the right-hand side depends on beside the state, in an interval of each trajectory: times and
+    parameters (S, N, B); ``inflow`` (C, S, N, B), None where there is none. Each may have a gradient."""
+
+    left: Tensor
+    width: Tensor
+    values: tuple[Tensor, ...]
+    inflow: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, ``inflow`` last."""
+        return [self.left, self.width, *self.values, *([] if self.inflow is None else [self.inflow])]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], inflow: bool) -> "Where":
+        """From ``tensors``, the last of which is the inflow or not."""
+        left, width, *values = tensors
+        last = values.pop() if inflow else None
+        return cls(left, width, tuple(values), last)
+
+
+@dataclass(frozen=True)
+class Right:
+    """d(amounts)/ds at s in [0, 1], to which the interval of every trajectory is mapped.
+
+    ``timed``: the rate depends on the time. ``formula`` of the rate, where it is used: the values of
+    ``Where`` are then its parts, and the inflow that of the whole interval.
+    """
+
+    rate: Rate
+    names: tuple[str, ...]
+    timed: bool = True
+    formula: Formula | None = None
+
+    def __call__(self, s: float | Tensor, amounts: Tensor, where: Where, out: Tensor | None = None) -> Tensor:
+        """:param s: of amounts (C, S, N, B), or (I, 1, 1, 1) of (C, I, S, N, B)."""
+        if self.formula is not None:
+            return self._by_formula(self.formula, s, amounts, where)
+        time = where.left
+        if self.timed:
+            time = time + s * where.width
+        change = self.rate(time, amounts, dict(zip(self.names, where.values, strict=True)))
+        if where.inflow is not None:
+            lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
+            change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
+        return torch.mul(change, where.width, out=out)
+
+    def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
+        inputs = {
+            **formula.inputs([where.left, where.width, *where.values]),
+            **formula.of_amounts(amounts.unbind(0)),
+        }
+        if self.timed:
+            inputs["place"] = s if isinstance(s, Tensor) else amounts.new_tensor(s)
+        like = amounts[0]
+        found = torch.stack(
+            [
+                row.expand_as(like) if isinstance(row, Tensor) else torch.full_like(like, row)
+                for row in formula.whole(inputs)
+            ]
+        )
+        if where.inflow is None:
+            return found
+        lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
+        return found + (where.inflow[:, None] if lacks_stages else where.inflow)
+
+    def bound(self, where: Where) -> "Evaluate":
+        """For one interval, without gradients."""
+        formula = self.formula
+        if formula is None:
+            return lambda s, amounts, out: self(s, amounts.whole, where, out.whole)
+        fixed = formula.inputs([where.left, where.width, *where.values])
+        run, timed = formula.whole.bound(fixed, [*formula.names, "place"]), self.timed
+
+        def evaluate(s: float, amounts: Parts, out: Parts) -> None:
+            place = amounts.whole.new_tensor(s) if timed else amounts.whole
+            run((*amounts.rows, place), out.rows)
+            if where.inflow is not None:
+                out.whole.add_(where.inflow)
+
+        return evaluate
+
+
+class Parts(NamedTuple):
+    """Of (C, S, N, B), the whole and its C rows."""
+
+    whole: Tensor
+    rows: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, whole: Tensor) -> "Parts":
+        """Both."""
+        return cls(whole, whole.unbind(0))
+
+
+Evaluate = Callable[[float, Parts, Parts], Any]
+"""Of s and amounts, and where to put the change."""
+
+
+def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
+    """The change of each compartment by the amount in each, (C, C, ...)."""
+    with torch.enable_grad():
+        leaf = amounts.detach().requires_grad_()
+        change = right(s, leaf, where)
+        return torch.stack([row for (row,) in rows_of(change, [leaf])]).detach()
+
+
+def rows_of(change: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> list[tuple[Tensor, ...]]:
+    """The derivatives of the change of each compartment by ``leaves``."""
+    if not change.requires_grad:
+        return [tuple(torch.zeros_like(leaf) for leaf in leaves) for _ in change]
+    each = torch.eye(len(change), dtype=change.dtype, device=change.device)
+    return [
+        torch.autograd.grad(
+            change,
+            leaves,
+            one.view(-1, *[1] * (change.ndim - 1)).expand_as(change),
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for one in each
+    ]
+
+
+def leaf(value: Tensor) -> Tensor:
+    """The same, that has a gradient by it."""
+    return value if value.requires_grad else value.detach().requires_grad_()
