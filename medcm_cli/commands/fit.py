@@ -168,7 +168,7 @@ class _Left(NamedTuple):
     whether its progress is ``shown``; and the study's ``folder``."""
 
     label: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     records: list["Record"]
     done: int
     effort: float

@@ -209,14 +209,14 @@ def test_200_regimens_are_those_of_scipy(case: Case) -> None:
     enter = entering(case, regimens, z)
 
     def right(t: Array, y: Array) -> list[Any]:
-        rows = list(case.right(t, y, hand))  # type: ignore[arg-type]
+        rows = list(case.right(t, y, hand))
         return [rows[0] + enter(t), *rows[1:]]
 
-    begin = np.stack([np.broadcast_to(value, SUBJECTS) for value in case.start(hand)])  # type: ignore[arg-type]
+    begin = np.stack([np.broadcast_to(value, SUBJECTS) for value in case.start(hand)])
     # Doses have begun where something comes in by transit, too.
     pieces = pieces_of(case, regimens, z) or [Piece(0, row, 0 * row, 0 * row) for row in regimens.start]
     amounts = by_scipy(right, begin, pieces, regimens.time)
-    seen: list[Any] = [case.seen(each, hand) for each in amounts]  # type: ignore[arg-type]
+    seen: list[Any] = [case.seen(each, hand) for each in amounts]
     closed = not hasattr(pk, "by_exponential") or pk.by_exponential
     agree(solve(pk, schedule, tensors(z)), np.stack(seen), 1e-8 if closed else 100 * case.tolerance)
 
