@@ -18,7 +18,8 @@ def command(arguments: list[str]) -> None:
         type=word("sandwich", "hessian", "profile", "sir", "bootstrap", "jackknife"),
         default="sandwich",
         help="sandwich, as NONMEM's, or hessian; both are written, this one is shown; profile or sir, of "
-        "models without a network; of fits with split=bootstrap or split=deletion together, bootstrap or jackknife",
+        "models without a network; bootstrap or jackknife, of fits with split=bootstrap or split=deletion "
+        "together",
     )
     parser.add_argument("--level", type=fraction, default=0.95, help="confidence level of the intervals")
     add_trust(parser)
