@@ -101,6 +101,12 @@ class Objective(Protocol):
         del population, state
         return None
 
+    def error(self, population: Population, state: State) -> Tensor | None:
+        """The Monte Carlo error of the value of each fit, (B,), where what is carried makes it up; None
+        where it is that of the noise of an epoch, or there is none."""
+        del population, state
+        return None
+
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """Value to minimise per fit, (B,): a sum over subjects, divided by ``divisor``."""
 

@@ -176,8 +176,10 @@ class Evaluation:
         """The loss of all subjects at values that do not move, (B,), and its Monte Carlo error: the mean of
         draws that no other epoch has, of each fit its own."""
         if self._noise is None or self._refresh is not None or not self.whole:
-            loss = self.total(flat, carried, differentiate=False).loss
-            return loss, torch.zeros_like(loss)
+            part = self.total(flat, carried, differentiate=False)
+            state = State(self.layout.unpack(self.scales.model(part.values)), part.carried)
+            error = self._objective.error(self._population, state)
+            return part.loss, torch.zeros_like(part.loss) if error is None else error
         counts = self._subjects.tolist()
         source = Noise(streams, self._noise.shape, counts, flat.dtype, "rest", flat.device)
         found = []
