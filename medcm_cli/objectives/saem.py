@@ -25,6 +25,9 @@ _TOLERANCE, _ITERATIONS = (
     2,
 )  # of the modes that proposals are made at: a step in eta, and steps an epoch
 _KEPT = 0.95  # of a variance, in an epoch of the exploration, at the least
+_POWER = (
+    0.7  # of an epoch after the exploration: steps that are longer than averages would have, and are averaged
+)
 _POINTS = 256  # of the moments of eta
 
 
@@ -92,7 +95,7 @@ class Saem(Objective):
         share = population.present.sum(0) / carried["subjects"]
         after = (carried["passes"] + share - self.exploration).clamp(min=1)
         exploring = carried["passes"] < self.exploration
-        gain = maximisation.Gain(share / after, torch.where(exploring, _KEPT**share, 0.0))
+        gain = maximisation.Gain(share / after**_POWER, torch.where(exploring, _KEPT**share, 0.0))
         eta = carried["eta"].unbind(0)
         new, eta, prediction = maximisation.step(
             model, population, state.trained, state.moved, eta, drawn, gain

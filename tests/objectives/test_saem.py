@@ -33,7 +33,6 @@ from tests.helpers import (
 )
 
 STREAMS = [Stream(3, 1, replicate) for replicate in (1, 2, 3)]
-STILL = maximisation.Gain(torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64))
 WHOLE = maximisation.Gain(torch.ones(3, dtype=F64), torch.zeros(3, dtype=F64))
 
 
@@ -86,8 +85,7 @@ def population(linear: Linear) -> Population:
     noise = 0.2 * torch.randn(subjects.dv.shape[0], 1, 25, 1, generator=g, dtype=F64)
     weight = subjects.covariates["weight"][..., :1]
     zeta = {"CL": 1 + 0.01 * (weight - 70), "V1": torch.full((1,), 2.0, dtype=F64)}
-    one = subjects.select if False else subjects
-    dv = (linear.predict(zeta, one, eta) + noise)[..., :1]
+    dv = (linear.predict(zeta, subjects, eta) + noise)[..., :1]
     return replace(subjects, dv=dv.expand_as(subjects.dv).contiguous())
 
 
