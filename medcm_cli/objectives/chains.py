@@ -24,15 +24,27 @@ from medcm_cli.objectives.modes import evaluate, find_modes
 
 _FREEDOM = 4.0  # degrees of freedom of proposals: chi-squared with 4 is the sum of two exponentials
 _REST = 4  # numbers of a draw beside those of the two proposals
+_HIGHER = 1.0  # -2 log density that a mode is no mode by
 _WALK = 2.38  # of a random walk in one dimension (Roberts, Gelman and Gilks 1997, Ann Appl Probab 7:110-120)
+
+
+class Around(NamedTuple):
+    """Where posteriors of eta lie: a ``peak`` with the expected information, the modes ``eta``, or how far
+    their search is, R of (1, N, B), and the ``value`` there, (1, N, B), as of ``integral.joint``."""
+
+    peak: Peak
+    eta: list[Tensor]
+    value: Tensor
 
 
 class Draws(NamedTuple):
     """``eta``, R of (S, N, B): where S chains of each subject are. Of each subject, (1, N, B), the logarithm
     of the mean weight of S proposals, ``log_mean``, whose expectation is the likelihood without n / 2
-    log(2 pi), and that of the mean square, ``log_square``."""
+    log(2 pi), and that of the mean square, ``log_square``. ``start`` of the next search for modes, R of (1,
+    N, B): the mode, but where a chain has come to where the density is higher."""
 
     eta: list[Tensor]
+    start: list[Tensor]
     log_mean: Tensor
     log_square: Tensor
 
@@ -49,21 +61,23 @@ def around(
     start: Sequence[Tensor],
     tolerance: float,
     iterations: int,
-) -> tuple[Peak, list[Tensor]]:
-    """Where the posteriors of eta lie, by the expected information at modes, or on the way to them; and the
-    modes, R of (1, N, B)."""
+) -> Around:
+    """See ``Around``.
+
+    :param start: of the search for modes. :param tolerance: see ``find_modes``, as of ``iterations``.
+    """
     modes = find_modes(model, values, population, start, tolerance, iterations)
     omega, zeta = model.prior_cholesky(values, population), model.typical(values, population)
     u = solve_lower(omega, modes.eta)
     at = evaluate(model, values, zeta, omega, population, u)
-    return Peak(zeta, omega, u, cholesky(at.information)), modes.eta
+    return Around(Peak(zeta, omega, u, cholesky(at.information)), modes.eta, at.value)
 
 
 def step(
     model: Model,
     values: Values,
     population: Population,
-    at: Peak,
+    around: Around,
     eta: Sequence[Tensor],
     fresh: Tensor,
     prediction: Tensor,
@@ -76,7 +90,7 @@ def step(
         yet, which begin at the first proposal. :param prediction: there, (T, S, N, B).
     :param noise: as many as ``numbers`` says, (S, N, B) each, standard normal.
     """
-    k = len(eta)
+    k, at = len(eta), around.peak
     first, second, (a, b, c, d) = noise[:k], noise[k : 2 * k], noise[2 * k :]
     u = solve_lower(at.omega, eta)
     value = joint_of(model, values, population, prediction, eta, u)
@@ -95,11 +109,18 @@ def step(
     value_there = _dense(joint(model, values, population, at, there))
     accept = torch.special.log_ndtr(d) < (value - value_there) / 2
     u = [torch.where(accept, new, old) for new, old in zip(there, u, strict=True)]
+    value, best = torch.where(accept, value_there, value).min(0, keepdim=True)
+    eta = multiply_lower(at.omega, u)
+    higher = ~(around.value <= value + _HIGHER)
+    start = [
+        torch.where(higher, effect.gather(0, best), mode)
+        for effect, mode in zip(eta, around.eta, strict=True)
+    ]
     log_weight = weight - k / 2 * LOG_2PI - log_det(at.factor) / 2
     means = [
         torch.logsumexp(power * log_weight, 0, keepdim=True) - math.log(len(log_weight)) for power in (1, 2)
     ]
-    return Draws(multiply_lower(at.omega, u), *means)
+    return Draws(eta, start, *means)
 
 
 def _log_t(x: Sequence[Tensor]) -> Tensor:

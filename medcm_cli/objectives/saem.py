@@ -20,14 +20,9 @@ from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.integral import joint
 from medcm_cli.runs.description import Description
 
-_TOLERANCE, _ITERATIONS = (
-    1e-2,
-    2,
-)  # of the modes that proposals are made at: a step in eta, and steps an epoch
+_TOLERANCE, _ITERATIONS = 1e-2, 2  # of modes, in an epoch: a step in eta, and how many steps
 _KEPT = 0.95  # of a variance, in an epoch of the exploration, at the least
-_POWER = (
-    0.7  # of an epoch after the exploration: steps that are longer than averages would have, and are averaged
-)
+_POWER = 0.7  # steps of epochs after it are longer than those of a mean would be, and are averaged
 _POINTS = 256  # of the moments of eta
 
 
@@ -103,7 +98,7 @@ class Saem(Objective):
         mode = maximisation.recentred(
             model, population, state.trained, new, [one[None] for one in carried["mode"]]
         )
-        at, mode = chains.around(model, new, population, mode, _TOLERANCE, _ITERATIONS)
+        at = chains.around(model, new, population, mode, _TOLERANCE, _ITERATIONS)
         fresh = carried["drawn"] == 0
         found = chains.step(model, new, population, at, eta, fresh, prediction, noise.unbind(0))
         means = {
@@ -112,7 +107,7 @@ class Saem(Objective):
         }
         kept = {
             "eta": torch.stack(found.eta),
-            "mode": torch.cat(mode),
+            "mode": torch.cat(found.start),
             "drawn": population.present.expand_as(fresh).clone(),
             "passes": carried["passes"] + share,
         }
@@ -163,7 +158,7 @@ class Saem(Objective):
         """Mean and covariance of the posterior, by the weights of quasi-random proposals."""
         values, k = state.trained, model.size(population)
         zero = torch.zeros_like(population.present)[None]
-        at, _ = chains.around(model, values, population, [zero] * k, _TOLERANCE**2, 100)
+        at = chains.around(model, values, population, [zero] * k, _TOLERANCE**2, 100).peak
         z = [row.view(-1, 1, 1) for row in normal_points(k, _POINTS).to(at.u[0]) * _WIDER]
         u = at.away(z)
         value = joint(model, values, population, at, u)

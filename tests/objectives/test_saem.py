@@ -156,13 +156,13 @@ def test_the_chains_have_the_posterior(linear: Linear, population: Population) -
     zero = [torch.zeros(1, 25, 3, dtype=F64)] * 2
     modes = find_modes(linear, values, population, zero, 1e-12, 20).eta
     want = laplace_covariance(linear, values, population, modes)  # exact, of this model
-    at, _ = chains.around(linear, values, population, zero, 1e-12, 20)
+    at = chains.around(linear, values, population, zero, 1e-12, 20)
     g = torch.Generator().manual_seed(4)
     eta: Sequence[Tensor] = [torch.full((20, 25, 3), 5.0, dtype=F64)] * 2  # far off
     kept, fresh, log_mean = [], torch.zeros(1, 25, 3, dtype=torch.bool), []
     for number in range(220):
         noise = torch.randn(chains.numbers(2), 20, 25, 3, generator=g, dtype=F64)
-        f = linear.predict(at.zeta, population, eta)
+        f = linear.predict(at.peak.zeta, population, eta)
         found = chains.step(linear, values, population, at, eta, fresh, f, noise.unbind(0))
         eta = found.eta
         if number >= 20:
