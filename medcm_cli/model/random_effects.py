@@ -24,6 +24,8 @@ OMEGA, PI = "omega", "pi"
 SIGMA = "sigma"
 """The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
 _SHRUNK = 1 - 1e-6
+MOST_CORRELATED = math.atanh(_SHRUNK)
+"""The largest raw correlation of a covariance that is singular to rounding."""
 
 
 @dataclass(frozen=True)

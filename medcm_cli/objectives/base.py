@@ -95,6 +95,11 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
+    def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
+        """The same of values that have come to rest, of which none is ``moved``: what is carried learns more
+        of them."""
+        return self.refresh(model, population, state, noise)
+
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """Of each fit, (B,), the share of subjects for which what ``refresh`` searches was not found; None
         where it searches nothing."""

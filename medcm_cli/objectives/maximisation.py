@@ -38,19 +38,18 @@ def step(
     values: Values,
     moved: Sequence[str],
     eta: Sequence[Tensor],
+    prediction: Tensor,
     drawn: Tensor,
     gain: Gain,
-) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
-    """Values after a step of those that are ``moved``; eta, R of (S, N, B), around the new typical
-    parameters; and predictions there, (T, S, N, B).
+) -> dict[str, Tensor]:
+    """Values after a step of those that are ``moved``.
 
-    :param eta: draws. :param drawn: (1, N, B), 1 of the subjects that have some, 0 of others; a fit without
-        any stays as it is.
+    :param eta: draws, R of (S, N, B), around typical parameters of the given values.
+    :param prediction: there, (T, S, N, B). :param drawn: (1, N, B), 1 of the subjects that have draws, 0 of
+        others; a fit without any stays as it is.
     """
     move = torch.where(drawn.sum((0, 1)) > 0, gain.move, 0)
     new = dict(values)
-    # Typical predictions move, and eta the other way: z, and what is predicted, stay.
-    prediction = model.predict(model.typical(values, population), population, eta)
     typical = [name for name in moved if name.startswith("global.")]
     if typical:
         change = _regression(model, population, values, typical, eta, drawn)
@@ -66,7 +65,7 @@ def step(
             new |= _covariance(group, values, effects, there, move, gain.least)
     if "sigma" in moved:
         new["sigma"] = _sigma(model, population, values, eta, prediction, drawn, move, gain.least)
-    return new, list(eta), prediction
+    return new
 
 
 def recentred(

@@ -12,23 +12,27 @@ from medcm_cli.checks import whole
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import multiply_lower, total
-from medcm_cli.objectives import chains, maximisation
+from medcm_cli.objectives import ascent, chains, maximisation
 from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.integral import joint
 from medcm_cli.runs.description import Description
 
 _TOLERANCE, _ITERATIONS = 1e-2, 2  # of modes, in an epoch: a step in eta, and how many steps
 _KEPT = 0.95  # of a variance, in an epoch of the exploration, at the least
-_POWER = 0.7  # steps of epochs after it are longer than those of a mean would be, and are averaged
+_RATE = 0.05  # the weight of an epoch's scores
+# Of the k-th epoch after the exploration a step is (k + _SHORT)^-_POWER of one of Newton's method: longer
+# than those of a mean would be, and averaged.
+_POWER, _SHORT = 0.7, 10.0
 _POINTS = 256  # of the moments of eta
 
 
 @dataclass(frozen=True)
 class Saem(Objective):
-    """-2 log L, by the mean weight of proposals of eta over all epochs after the ``exploration``
+    """-2 log L, by the mean weight of an epoch's proposals of eta; at rest, by that over many epochs
     (docs/methods.md, "Objectives").
 
     In an epoch values step to where the joint density of levels and individual parameters is highest, at the
@@ -67,11 +71,16 @@ class Saem(Objective):
             "eta": none.expand(size, self.chains, -1, -1).clone(),
             "mode": none.expand(size, -1, -1).clone(),
             "drawn": none,
+            "epochs": none,
             "log_mean": none,
             "log_square": none,
         }
-        of_fit = {"passes": none[0, 0], "subjects": population.present.sum(0).to(dtype)}
         moved = _moved(model, population, trained)
+        of_fit = {"passes": none[0, 0], "subjects": population.present.sum(0).to(dtype)}
+        count = sum(trained[name][..., 0].numel() for name in moved)
+        if count:
+            own["score"] = none.expand(count, -1, -1).clone()
+            of_fit["information"] = none[0, 0].expand(count, count, -1).clone()
         return State(trained, own | of_fit, per_subject=tuple(own), moved=moved)
 
     def refresh_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
@@ -88,30 +97,80 @@ class Saem(Objective):
         drawn = carried["drawn"] * population.present
         # Of a minibatch the step is as much shorter as it has fewer subjects.
         share = population.present.sum(0) / carried["subjects"]
-        after = (carried["passes"] + share - self.exploration).clamp(min=1)
-        exploring = carried["passes"] < self.exploration
-        gain = maximisation.Gain(share / after**_POWER, torch.where(exploring, _KEPT**share, 0.0))
         eta = carried["eta"].unbind(0)
-        new, eta, prediction = maximisation.step(
-            model, population, state.trained, state.moved, eta, drawn, gain
-        )
-        mode = maximisation.recentred(
-            model, population, state.trained, new, [one[None] for one in carried["mode"]]
-        )
-        at = chains.around(model, new, population, mode, _TOLERANCE, _ITERATIONS)
-        fresh = carried["drawn"] == 0
-        found = chains.step(model, new, population, at, eta, fresh, prediction, noise.unbind(0))
-        means = {
-            name: torch.where(fresh, value, _log_mean(carried[name], value, 1 / after))
-            for name, value in (("log_mean", found.log_mean), ("log_square", found.log_square))
+        old = state.trained
+        prediction = model.predict(model.typical(old, population), population, eta)
+        new, known = self._moved(model, population, state, eta, prediction, drawn, share)
+        # Individual parameters, and so what is predicted, stay where they are.
+        eta = maximisation.recentred(model, population, old, new, eta)
+        mode = [one[None] for one in carried["mode"]]
+        mode = maximisation.recentred(model, population, old, new, mode)
+        own = {
+            "eta": torch.stack(list(eta)),
+            "mode": torch.cat(mode),
+            "passes": carried["passes"] + share,
+            "epochs": torch.zeros_like(carried["epochs"]),
         }
-        kept = {
+        changed = replace(state, trained=dict(new), carried={**carried, **known, **own})
+        return self._drawn(model, population, changed, prediction, noise)
+
+    @torch.no_grad()
+    def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
+        """See ``Objective.settled``: chains go on, and weights are averaged over all their epochs since."""
+        eta = state.carried["eta"].unbind(0)
+        prediction = model.predict(model.typical(state.trained, population), population, eta)
+        return self._drawn(model, population, state, prediction, noise)
+
+    def _drawn(
+        self, model: Model, population: Population, state: State, prediction: Tensor, noise: Tensor
+    ) -> State:
+        """After a step of the chains. :param prediction: where they are, (T, S, N, B)."""
+        carried, values = state.carried, state.trained
+        eta, mode = carried["eta"].unbind(0), [one[None] for one in carried["mode"]]
+        at = chains.around(model, values, population, mode, _TOLERANCE, _ITERATIONS)
+        fresh = carried["drawn"] == 0
+        found = chains.step(model, values, population, at, eta, fresh, prediction, noise.unbind(0))
+        epochs = carried["epochs"] + 1
+        own = {
             "eta": torch.stack(found.eta),
             "mode": torch.cat(found.start),
             "drawn": population.present.expand_as(fresh).clone(),
-            "passes": carried["passes"] + share,
+            "epochs": epochs,
+            "log_mean": _log_mean(carried["log_mean"], found.log_mean, 1 / epochs),
+            "log_square": _log_mean(carried["log_square"], found.log_square, 1 / epochs),
         }
-        return replace(state, trained=new, carried={**carried, **means, **kept})
+        return replace(state, carried={**carried, **own})
+
+    def _moved(
+        self,
+        model: Model,
+        population: Population,
+        state: State,
+        eta: Sequence[Tensor],
+        prediction: Tensor,
+        drawn: Tensor,
+        share: Tensor,
+    ) -> tuple[Values, dict[str, Tensor]]:
+        """Values after their step, and what is known of scores."""
+        carried, moved = state.carried, state.moved
+        if not moved:
+            return state.trained, {}
+        passes = carried["passes"]
+        exploring = passes < self.exploration
+        found = ascent.scores(model, population, state.trained, moved, eta, prediction)
+        known = ascent.Known(carried["score"], carried["information"])
+        rate = torch.maximum(1 / passes.clamp(min=1), torch.full_like(passes, _RATE))
+        known = ascent.learned(known, found, drawn, share, rate)
+        new: Values = state.trained
+        if not everywhere(exploring):
+            move = share * (passes - self.exploration + _SHORT).clamp(min=_SHORT) ** -_POWER
+            there = ascent.step(state.trained, moved, known, found, drawn, share, move)
+            new = {**new, **{name: torch.where(exploring, new[name], there[name]) for name in moved}}
+        if not nowhere(exploring):
+            gain = maximisation.Gain(share, _KEPT**share)
+            there = maximisation.step(model, population, state.trained, moved, eta, prediction, drawn, gain)
+            new = {**new, **{name: torch.where(exploring, there[name], new[name]) for name in moved}}
+        return new, known._asdict()
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``. Its gradient is that of -2 log density of levels and individual parameters,
@@ -149,8 +208,8 @@ class Saem(Objective):
     def error(self, population: Population, state: State) -> Tensor:
         """See ``Objective.error``."""
         carried = state.carried
-        after = (carried["passes"] - self.exploration).clamp(min=1)
-        variance = torch.expm1(carried["log_square"] - 2 * carried["log_mean"]) / (self.chains * after)
+        draws = self.chains * carried["epochs"]
+        variance = torch.expm1(carried["log_square"] - 2 * carried["log_mean"]) / draws
         return population.sum_subjects(4 * variance).sqrt()
 
     @torch.no_grad()
