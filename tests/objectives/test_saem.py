@@ -19,7 +19,7 @@ from medcm_cli.model import Equations, Model, RandomEffects, ResidualError, Valu
 from medcm_cli.model.distributions import Additive
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import covariance, dense
-from medcm_cli.objectives import Fo, Saem, State, chains, maximisation
+from medcm_cli.objectives import Fo, Saem, State, ascent, chains, maximisation
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.training.loop import Course, train
 from medcm_cli.training.trained import Trained
@@ -269,18 +269,78 @@ def test_nothing_moves_without_draws(linear: Linear, population: Population) -> 
     values = linear.init(STREAMS, F64)
     moved = ("global.CL", "global.V1", "omega", "correlation", "sigma")
     nobody = torch.zeros(1, 25, 3, dtype=F64)
-    new, *_ = maximisation.step(
-        linear, population, values, moved, draws_of(linear, population), nobody, WHOLE
-    )
+    eta = draws_of(linear, population)
+    f = linear.predict(linear.typical(values, population), population, eta)
+    new = maximisation.step(linear, population, values, moved, eta, f, nobody, WHOLE)
     for name, value in values.items():
         torch.testing.assert_close(new[name], value, rtol=1e-5, atol=1e-5)
 
 
+MOVED = ("omega", "correlation", "sigma", "global.CL", "global.V1", "global.CL_weight_slope")
+
+
+def rows_of(values: Values) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, place) for name in MOVED for place in np.ndindex(*values[name].shape[:-1])]
+
+
+def test_scores_are_the_gradient_of_each_subjects_likelihood(linear: Linear, population: Population) -> None:
+    """Their mean over exact draws of the posterior, by finite differences of the exact likelihood."""
+    values = plausible_linear(linear)
+    zero = [torch.zeros(1, 25, 3, dtype=F64)] * 2
+    modes = find_modes(linear, values, population, zero, 1e-12, 20).eta
+    factor = torch.linalg.cholesky(
+        laplace_covariance(linear, values, population, modes).permute(2, 3, 0, 1)
+    ).permute(2, 3, 0, 1)
+    z = torch.randn(2, 8000, 25, 3, generator=torch.Generator().manual_seed(2), dtype=F64)
+    eta = list((torch.cat(modes)[:, None] + torch.einsum("ijnb,jsnb->isnb", factor, z)).unbind(0))
+    f = linear.predict(linear.typical(values, population), population, eta)
+    found = ascent.scores(linear, population, values, MOVED, eta, f)
+    assert found.shape == (7, 8000, 25, 3)
+    error = found.std(1) / 8000**0.5
+    for row, (name, place) in enumerate(rows_of(values)):
+        each = []
+        for shift in (1e-5, -1e-5):
+            moved = values[name].clone()
+            moved[place] += shift
+            each.append(Fo().of_subjects(linear, population, State({**values, name: moved}))[0])
+        want = -(each[0] - each[1]) / 4e-5
+        assert bool(((found[row].mean(0) - want).abs() < 4.5 * error[row] + 1e-6).all())
+
+
+def plausible_linear(linear: Linear) -> dict[str, Tensor]:
+    """Omega 0.6 and 0.4, sigma 0.25."""
+    values = linear.init(STREAMS, F64)
+    known = {"omega": [-0.2, -0.7], "correlation": [0.4], "sigma": [-1.26]}
+    return values | {
+        name: torch.tensor(raw, dtype=F64)[:, None].expand(-1, 3).clone() for name, raw in known.items()
+    }
+
+
+def test_a_step_by_information_solves_for_it(linear: Linear) -> None:
+    """The gradient of draws over the sum of outer products of scores; and no step is longer than is said."""
+    values, g = plausible_linear(linear), torch.Generator().manual_seed(7)
+    scores = 0.01 * torch.randn(7, 1, 40, 3, generator=g, dtype=F64)
+    scores[:, :, 30:, 1] = 100.0  # of subjects without draws
+    drawn = torch.ones(1, 40, 3, dtype=F64)
+    drawn[:, 30:, 1] = 0
+    nothing = ascent.Known(torch.zeros(7, 40, 3, dtype=F64), torch.zeros(7, 7, 3, dtype=F64))
+    one = torch.ones(3, dtype=F64)
+    known = ascent.learned(nothing, scores, drawn, one, one)
+    move = torch.tensor([0.01, 0.01, 1.0], dtype=F64)
+    for factor in (1.0, 1e6):
+        new = ascent.step(values, MOVED, known, factor * scores, drawn, one, move)
+        for fit, count in enumerate((40, 30, 40)):
+            rows = scores[:, 0, :count, fit].numpy()
+            want = np.linalg.solve(rows @ rows.T, factor * rows.sum(1))
+            for row, (name, place) in enumerate(rows_of(values)):
+                got = float((new[name][place] - values[name][place])[fit] / move[fit])
+                least = max(1.0, abs(float(values[name][place][fit])))
+                assert got == pytest.approx(np.clip(want[row], -0.5 * least, 0.5 * least), rel=0.01, abs=1e-3)
+
+
 def test_what_is_moved(model: Model, linear: Linear, population: Population) -> None:
     """Networks and parameters without a random effect follow the gradient."""
-    assert set(Saem().init(linear, population, STREAMS, F64).moved) == {
-        *("omega", "correlation", "sigma", "global.CL", "global.V1", "global.CL_weight_slope")
-    }
+    assert set(Saem().init(linear, population, STREAMS, F64).moved) == set(MOVED)
     state = Saem().init(model, make_population(4, 3), STREAMS, F64)
     assert set(state.moved) == {"omega", "correlation", "sigma"}
     known = replace(model, random_effects=RandomEffects(("CL", "V1"), fixed=[[0.04, 0.0], [0.0, 0.02]]))
