@@ -23,10 +23,10 @@ from medcm_cli.runs.description import Description
 
 _TOLERANCE, _ITERATIONS = 1e-2, 2  # of modes, in an epoch: a step in eta, and how many steps
 _KEPT = 0.95  # of a variance, in an epoch of the exploration, at the least
-_RATE = 0.05  # the weight of an epoch's scores
+_RATE = 0.02  # the weight of an epoch's scores, once there are as many
 # Of the k-th epoch after the exploration a step is (k + _SHORT)^-_POWER of one of Newton's method: longer
 # than those of a mean would be, and averaged.
-_POWER, _SHORT = 0.7, 10.0
+_POWER, _SHORT = 0.7, 5.0
 _POINTS = 256  # of the moments of eta
 
 

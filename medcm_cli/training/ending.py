@@ -76,17 +76,20 @@ class Rule:
 class Watch:
     """The histories of a batch of B fits, P numbers each. ``rate`` (B,): what steps are multiplied by;
     ``done`` (B,): who has converged, and at which epoch ``ended`` (B,), 0 where not; ``mean`` (P, B): of the
-    values since steps were shortened, or last fell."""
+    values since steps were shortened, or the objective last fell; of those that are ``moved``, (P,), by steps
+    of the objective's own, since it last fell."""
 
-    def __init__(self, rule: Rule, values: Tensor) -> None:
+    def __init__(self, rule: Rule, values: Tensor, moved: Tensor | None = None) -> None:
         count = values.shape[-1]
+        self._moved = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        self._moved = (self._moved if moved is None else moved)[:, None]
         self.rule = rule
         flat = values.detach()
         nothing = flat.new_zeros(count)
         self.rate = nothing + (SHORTER if rule.noise and rule.near else 1)
         self.done = torch.zeros_like(nothing, dtype=torch.bool)
         self.ended = torch.zeros_like(nothing, dtype=torch.long)
-        self.mean, self._count = torch.zeros_like(flat), nothing.clone()
+        self.mean, self._count = torch.zeros_like(flat), torch.zeros_like(flat)
         self._losses = flat.new_zeros(rule.window, count)
         self._logs, self._usual = torch.zeros_like(flat), torch.full_like(flat, math.nan)
         self._astray = torch.zeros_like(self.ended)
@@ -178,7 +181,8 @@ class Watch:
         self._level = torch.where(shorter, math.inf, torch.where(new, median, self._level))
         self._error = torch.where(new, error, self._error)
         self._still = torch.where(shorter, 0, self._still)
-        self._count = torch.where(new & ~self.done, 0, self._count)
+        again = torch.where(self._moved, fell | stale, new) & ~self.done
+        self._count = torch.where(again, 0, self._count)
         self._logs = torch.zeros_like(self._logs)
         self._filled = 0
         fresh = stale | shorter
