@@ -24,8 +24,9 @@ from medcm_cli.runs.description import Description
 _TOLERANCE, _ITERATIONS = 1e-2, 2  # of modes, in an epoch: a step in eta, and how many steps
 _KEPT = 0.95  # of a variance, in an epoch of the exploration, at the least
 _RATE = 0.02  # the weight of an epoch's scores, once there are as many
-# Of the k-th epoch after the exploration a step is (k + _SHORT)^-_POWER of one of Newton's method: longer
-# than those of a mean would be, and averaged.
+_MANY = 5  # times as many subjects as values that are moved: who has fewer takes no step by information
+# Of the k-th epoch after the exploration a step is (k + _SHORT)^-_POWER of a whole one: longer than those of
+# a mean would be, and averaged.
 _POWER, _SHORT = 0.7, 5.0
 _POINTS = 256  # of the moments of eta
 
@@ -157,20 +158,25 @@ class Saem(Objective):
             return state.trained, {}
         passes = carried["passes"]
         exploring = passes < self.exploration
-        found = ascent.scores(model, population, state.trained, moved, eta, prediction)
         known = ascent.Known(carried["score"], carried["information"])
-        rate = torch.maximum(1 / passes.clamp(min=1), torch.full_like(passes, _RATE))
-        known = ascent.learned(known, found, drawn, share, rate)
-        new: Values = state.trained
-        if not everywhere(exploring):
-            move = share * (passes - self.exploration + _SHORT).clamp(min=_SHORT) ** -_POWER
-            there = ascent.step(state.trained, moved, known, found, drawn, share, move)
-            new = {**new, **{name: torch.where(exploring, new[name], there[name]) for name in moved}}
-        if not nowhere(exploring):
-            gain = maximisation.Gain(share, _KEPT**share)
+        # Of few subjects the scores do not tell the information.
+        many = carried["subjects"] >= _MANY * len(known.score)
+        if not nowhere(many):
+            found = ascent.scores(model, population, state.trained, moved, eta, prediction)
+            rate = torch.maximum(1 / passes.clamp(min=1), torch.full_like(passes, _RATE))
+            known = ascent.learned(known, found, drawn, share, rate)
+        shorter = (passes - self.exploration + _SHORT).clamp(min=_SHORT) ** -_POWER
+        newton = many & ~exploring
+        new = {name: state.trained[name] for name in moved}
+        if not nowhere(newton):
+            there = ascent.step(state.trained, moved, known, found, drawn, share, share * shorter)
+            new = {name: torch.where(newton, there[name], old) for name, old in new.items()}
+        if not everywhere(newton):
+            move = torch.where(exploring, share, share * shorter)
+            gain = maximisation.Gain(move, torch.where(exploring, _KEPT**share, 0.0))
             there = maximisation.step(model, population, state.trained, moved, eta, prediction, drawn, gain)
-            new = {**new, **{name: torch.where(exploring, there[name], new[name]) for name in moved}}
-        return new, known._asdict()
+            new = {name: torch.where(newton, old, there[name]) for name, old in new.items()}
+        return {**state.trained, **new}, known._asdict()
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``. Its gradient is that of -2 log density of levels and individual parameters,

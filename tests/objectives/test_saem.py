@@ -4,8 +4,10 @@ steps against closed forms and scipy."""
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import optimize
@@ -21,12 +23,16 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Fo, Saem, State, ascent, chains, maximisation
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.study.job import Job
 from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loss import Layout
 from medcm_cli.training.trained import Trained
 from tests.helpers import (
     COVARIATES,
     ERROR_MODELS,
     F64,
+    SHARED,
+    configuration,
     make_events,
     make_population,
     plausible,
@@ -380,6 +386,43 @@ def test_the_gradient_is_that_of_the_likelihood(model: Model, error: str) -> Non
         torch.testing.assert_close(total[name][place], want, rtol=0.03, atol=0.15)
 
 
+@pytest.mark.slow
+def test_theophylline_ends_where_quadrature_does(tmp_path: Path) -> None:
+    """From where the data say, both scored by quadrature."""
+    source = SHARED / "data" / "theophylline" / "theophylline.csv"
+    if not source.is_file():
+        pytest.skip("the data are not beside this checkout (../shared/data/theophylline)")
+    table = pd.read_csv(source)
+    first = table.groupby("Subject").first().reset_index()
+    doses = pd.DataFrame({"id": first["Subject"], "time": 0.0, "amt": first["Dose"] * first["Wt"], "evid": 1})
+    levels = pd.DataFrame({"id": table["Subject"], "time": table["Time"], "dv": table["conc"], "evid": 0})
+    rows = pd.concat([doses, levels]).sort_values(["id", "evid", "time"], ascending=[True, False, True])
+    rows.to_csv(tmp_path / "events.csv", index=False)
+    ofv = {}
+    for objective in ("saem", "agq"):
+        job = Job.build(
+            configuration(
+                None,
+                tmp_path,
+                *("dataset=table", f"dataset.path={tmp_path / 'events.csv'}", "dataset.covariates={}"),
+                *("dataset.name=theophylline", "dataset.units={time: h, amount: mg, level: mg/L}"),
+                *("dataset.bolus_duration=0", "pk=one_compartment_oral", "network=none", "split=all"),
+                *("network.global_parameters=[KA,CL,V1]", "random_effects=[KA,CL,V1]", "omega=diagonal"),
+                *(f"objective={objective}", "epochs=2000", "dtype=float64", "learning_rate=0.03"),
+            )
+        )
+        ends = job.train([(1, 1)]).ends
+        assert ends is not None
+        assert bool(ends.converged.all())
+        population = job.problem.double([job.problem.folds[1].train])
+        state = job.objective.init(job.problem.model, population, STREAMS[:1], F64)
+        values = Layout.of(state.trained, last=state.per_subject).unpack(ends.values)
+        ofv[objective] = float(score(job.problem.model, values, population, STREAMS[:1], "agq").total)
+        if objective == "saem":
+            assert float(ends.objective) == pytest.approx(ofv["saem"], abs=4 * float(ends.error) + 0.02)
+    assert abs(ofv["saem"] - ofv["agq"]) < 0.1
+
+
 def test_a_fit_does_not_depend_on_its_batch(model: Model) -> None:
     everyone = Population.from_events(make_events(20, ragged=True), F64)
     folds = [np.arange(12), np.arange(4, 11), np.arange(16)]
@@ -390,6 +433,7 @@ def test_a_fit_does_not_depend_on_its_batch(model: Model) -> None:
         torch.testing.assert_close(alone.objective[:, 0], together.objective[:, fit])
 
 
+@pytest.mark.slow
 def test_minibatches(linear: Linear, population: Population) -> None:
     """Steps with each minibatch end near the maximum too."""
     least, _ = optimum(linear, population)
