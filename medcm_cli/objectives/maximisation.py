@@ -136,7 +136,7 @@ def _slopes(
         leaf = own.clone().requires_grad_()
         zeta = model.typical({**values, **dict(zip(names, leaf.unbind(0), strict=True))}, population)
         centres = model.random_effects.centres(zeta)
-        found = []
+        found = list[Tensor | None]()
         for name in model.random_effects.names:
             at = centres.get(name)
             if at is None:

@@ -98,7 +98,7 @@ class Saem(Objective):
         drawn = carried["drawn"] * population.present
         # Of a minibatch the step is as much shorter as it has fewer subjects.
         share = population.present.sum(0) / carried["subjects"]
-        eta = carried["eta"].unbind(0)
+        eta: Sequence[Tensor] = carried["eta"].unbind(0)
         old = state.trained
         prediction = model.predict(model.typical(old, population), population, eta)
         new, known = self._moved(model, population, state, eta, prediction, drawn, share)
@@ -260,7 +260,7 @@ def _moved(model: Model, population: Population, trained: Values) -> tuple[str, 
             for wanted in (True, False)
         )
         touches, also = (
-            torch.autograd.grad(sum(of), list(leaves.values()), retain_graph=True, allow_unused=True)
+            torch.autograd.grad(of, list(leaves.values()), retain_graph=True, allow_unused=True)
             if of
             else [None] * len(leaves)
             for of in (of_held, of_others)
