@@ -37,6 +37,7 @@ from tests.helpers import (
     make_population,
     plausible,
 )
+from tests.objectives import occasions
 
 STREAMS = [Stream(3, 1, replicate) for replicate in (1, 2, 3)]
 WHOLE = maximisation.Gain(torch.ones(3, dtype=F64), torch.zeros(3, dtype=F64))
@@ -216,6 +217,22 @@ def test_a_step_of_omega_is_the_covariance_of_draws(model: Model) -> None:
     new = maximisation.step(model, population, wide, moved, eta, f, drawn, slow)
     before, after = (functional.softplus(v["omega"]) for v in (wide, new))
     torch.testing.assert_close(after, 0.9 * before)
+
+
+def test_a_step_of_pi_is_of_occasions_that_subjects_have() -> None:
+    numbers = (1, 3, 2, 3)
+    rows, model = occasions.table(numbers), occasions.model_of(("CL", "V1"), "full", ("additive",))
+    population = occasions.population_of(rows)
+    values, drawn = model.init(STREAMS[:1], F64), torch.ones(1, 4, 1, dtype=F64)
+    eta = draws_of(model, population)
+    f = model.predict(model.typical(values, population), population, eta)
+    gain = maximisation.Gain(torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64))
+    new = maximisation.step(model, population, values, ("pi", "pi_correlation"), eta, f, drawn, gain)
+    assert model.occasions is not None
+    kappa = torch.stack(list(model.kappas(eta).values()))[..., 0]  # (L, O, S, N)
+    have = torch.cat([kappa[:, :number, :, n].flatten(1) for n, number in enumerate(numbers)], 1)
+    got = dense(covariance(model.occasions.cholesky(new)))[..., 0]
+    torch.testing.assert_close(got, have @ have.T / have.shape[1], rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ERROR_MODELS)
