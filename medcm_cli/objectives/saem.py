@@ -49,8 +49,8 @@ class Saem(Objective):
     effort: ClassVar[float] = 5.0
 
     def __post_init__(self) -> None:
-        whole("objective.chains", self.chains, 1)
-        whole("objective.exploration", self.exploration, 0)
+        whole("objective.chains", self.chains, 1, 1000)
+        whole("objective.exploration", self.exploration, 0, 1_000_000)
 
     def describe(self) -> Description:
         """-2 log L, by importance sampling."""
