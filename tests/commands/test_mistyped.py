@@ -50,9 +50,8 @@ WORDS = {
     "samples=2": "samples: no such option; did you mean objective.samples?",
     "objective.formulation=joint": "objective.formulation: only objective=foce has this option",
     "objective=vii": "objective=vii: no such choice; did you mean vi?",
-    "objective=em": (
-        "objective=em: no such choice; there are agq, fo, foce, focei, iw, laplace, mse, saem, vi"
-    ),
+    "objective=em": "objective=em: no such choice; did you mean saem?",
+    "objective=q": "objective=q: no such choice; there are agq, fo, foce, focei, iw, laplace, mse, saem, vi",
     "-m error=additive,combine": "error=combine: no such choice; did you mean combined?",
     "pk.lag.V1=1": "pk.lag.V1: no such option; to add it, give +pk.lag.V1=1",
     "+pk.lag={V1:1} nonsense=1": "nonsense: no such option; medcm fit --help lists them",
