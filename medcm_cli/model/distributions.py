@@ -27,6 +27,11 @@ class Distribution(Protocol):
     def individual(self, zeta: Tensor, eta: Tensor, shape: Tensor | float) -> Tensor:
         """z. :param shape: of the distributions that have one."""
 
+    def centre(self, zeta: Tensor) -> Tensor | None:
+        """g(zeta), where there is a g with g(z) = g(zeta) + eta; None where there is none."""
+        del zeta
+        return None
+
     def slope(self, zeta: Tensor, eta: Tensor, shape: Tensor | float) -> Tensor | None:
         """The derivative of log z in eta; None where that is 1."""
         del zeta, eta, shape
@@ -46,6 +51,10 @@ class Exponential(Distribution):
         del shape
         return zeta * torch.exp(eta)
 
+    def centre(self, zeta: Tensor) -> Tensor:
+        """See ``Distribution``."""
+        return torch.log(zeta)
+
 
 @dataclass(frozen=True)
 class Additive(Distribution):
@@ -60,6 +69,10 @@ class Additive(Distribution):
         del shape
         z = zeta + eta
         return torch.maximum(z, FLOOR * zeta) if self.above_zero else z
+
+    def centre(self, zeta: Tensor) -> Tensor:
+        """See ``Distribution``; what happens at the floor is left out."""
+        return zeta
 
     def slope(self, zeta: Tensor, eta: Tensor, shape: Tensor | float) -> Tensor:
         """See ``Distribution``."""
@@ -86,6 +99,10 @@ class Logit(Distribution):
         """See ``Distribution``. By odds, which have no logarithm of 0 where zeta is rounded to a bound."""
         del shape
         return self.lower + (self.upper - self.lower) * self._share(zeta, eta)
+
+    def centre(self, zeta: Tensor) -> Tensor:
+        """See ``Distribution``."""
+        return self.logit(zeta)
 
     def slope(self, zeta: Tensor, eta: Tensor, shape: Tensor | float) -> Tensor:
         """See ``Distribution``."""

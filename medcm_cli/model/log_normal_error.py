@@ -28,6 +28,11 @@ class LogNormalError(ErrorModel):
         check_fixed(self)
 
     @property
+    def in_proportion(self) -> bool:
+        """On the log scale."""
+        return True
+
+    @property
     def needs_positive(self) -> bool:
         """A level of 0 has no logarithm."""
         return True

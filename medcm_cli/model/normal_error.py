@@ -190,6 +190,11 @@ class SummedSpread(Spread):
 class ResidualError(SummedSpread, NormalError):
     """The paper's: normal, and the sds add."""
 
+    @property
+    def in_proportion(self) -> bool:
+        """Of one component; not of levels above 0, whose normal is cut off."""
+        return len(self.components) == 1 and not self.above_zero
+
 
 @dataclass(frozen=True)
 class CombinedVariancesError(NormalError):

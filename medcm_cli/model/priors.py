@@ -13,6 +13,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.model import Model
 from medcm_cli.model.penalty import Priors
 from medcm_cli.model.random_effects import RandomEffects
+from medcm_cli.model.rows import raws_of
 from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.triangular import covariance, lower_from_raw, total
 
@@ -115,9 +116,9 @@ class PopulationPrior:
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """The model's unconstrained values at coordinates (P, B)."""
         log_sigma, parts = self._parts(x)
-        named = {"sigma": _softplus_inverse(log_sigma)}
+        named = {"sigma": raws_of(log_sigma.exp())}
         for group, log_sd, raw in parts:
-            named |= {group.of: _softplus_inverse(log_sd), group.raw_correlation: raw}
+            named |= {group.of: raws_of(log_sd.exp()), group.raw_correlation: raw}
         return {name: value for name, value in named.items() if len(value)}
 
     def report(self, x: Tensor) -> dict[str, Tensor]:
@@ -160,9 +161,3 @@ def lkj_partial(raw: Tensor, column: int, size: int, shape: float) -> Tensor:
 
 def _normal(x: Tensor, mean: float, sd: float) -> Tensor:
     return -0.5 * (((x - mean) / sd) ** 2 + LOG_2PI) - math.log(sd)
-
-
-def _softplus_inverse(log_value: Tensor) -> Tensor:
-    """Raw value whose softplus is exp(``log_value``)."""
-    value = log_value.exp()
-    return value + torch.log(-torch.expm1(-value))

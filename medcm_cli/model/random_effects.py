@@ -14,15 +14,18 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import EXPONENTIAL, Additive, BoxCox, Distribution
 from medcm_cli.model.initial import constant, positive_init
-from medcm_cli.model.rows import Row, correlation_row, row_of
+from medcm_cli.model.rows import Row, correlation_row, raws_of, row_of
 from medcm_cli.numerics.streams import Stream, per_fit
-from medcm_cli.numerics.triangular import Lower, diagonal, lower_from_raw
+from medcm_cli.numerics.triangular import Lower, cholesky, diagonal, lower_from_raw, raw_from_lower
 
 STRUCTURES = ("full", "diagonal")
 OMEGA, PI = "omega", "pi"
 """The covariance between subjects, and that between the occasions of one."""
 SIGMA = "sigma"
 """The random effect of the residual error: a subject's sds are exp(eta) times the population's."""
+_SHRUNK = 1 - 1e-6
+MOST_CORRELATED = math.atanh(_SHRUNK)
+"""The largest raw correlation of a covariance that is singular to rounding."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,12 @@ class RandomEffects:
         effect = torch.zeros_like(zeta[name]) if shift is None else shift
         return self._of(name).slope(zeta[name], effect, self._shape(name, zeta))
 
+    def centres(self, zeta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the parameters whose random effect is added to a function g of their typical value
+        (``Distribution.centre``), which does not change in time: g(zeta), (1, N, B) or (B,)."""
+        found = {name: self._of(name).centre(zeta[name]) for name in self.names if name in zeta}
+        return {name: at for name, at in found.items() if at is not None and at.ndim <= 3}
+
     def reach(self, zeta: Mapping[str, Tensor]) -> list[tuple[Tensor | float, Tensor | float]]:
         """From where to where modes of each random effect are searched."""
         return [self._of(name).reach(self._shape(name, zeta)) for name in self.names]
@@ -271,6 +280,37 @@ class RandomEffects:
         rhos = [self._known(self.correlation(*pair)) for pair in self.pairs]
         raw = [next(raws) if rho is None else constant(values, math.atanh(rho)) for rho in rhos]
         return lower_from_raw(scale, raw, self.pairs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each block is estimated as a whole, or is a single omega."""
+        if self.fixed is not None:
+            return False
+        free, pairs = self.free, self.free_pairs
+        return all(
+            len(block) == 1
+            or (all(i in free for i in block) and all((i, j) in pairs for i in block for j in block if j < i))
+            for block in self.blocks
+        )
+
+    def raws(self, covariance: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """The unconstrained values that have this covariance, (B,) each entry, as far as they are estimated;
+        the opposite of ``cholesky``. One that is singular, or is so to rounding, has its correlations a
+        little smaller. Of what ``is_plain`` only."""
+        sd = [row[place].sqrt() for place, row in enumerate(covariance)]
+        pairs = self.pairs
+        correlation = [
+            [
+                _SHRUNK * covariance[i][j] / (sd[i] * sd[j]) if (i, j) in pairs else torch.zeros_like(sd[0])
+                for j in range(i)
+            ]
+            + [torch.ones_like(sd[0])]
+            for i in range(len(sd))
+        ]
+        _, raw = raw_from_lower(cholesky(correlation), _SHRUNK, pairs)
+        sizes = self.sizes or [1.0] * len(sd)
+        values = {self.of: raws_of(torch.stack([sd[i] / sizes[i] for i in self.free]))} if self.free else {}
+        return values | ({self.raw_correlation: torch.stack(raw)} if raw else {})
 
 
 def _is_covariance(matrix: Sequence[Sequence[float]], size: int) -> bool:

@@ -99,6 +99,11 @@ class ErrorModel(Protocol):
         return [component for component in self.components if component not in self.fixed]
 
     @property
+    def in_proportion(self) -> bool:
+        """Whether a normal observation's sd, on the scale of ``white``, is in proportion to its one sigma."""
+        return False
+
+    @property
     def allows_zero(self) -> bool:
         """Whether an observation has a density where its prediction is 0, as before the first dose."""
         return False

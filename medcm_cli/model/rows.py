@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from medcm_cli.checks import number, shown
@@ -46,6 +47,11 @@ class Row:
 def raw_of(value: float) -> float:
     """What softplus gives a value above 0 of, by a form that neither overflows nor cancels."""
     return value + math.log(-math.expm1(-value))
+
+
+def raws_of(value: Tensor) -> Tensor:
+    """The same of tensors, elementwise."""
+    return value + torch.log(-torch.expm1(-value))
 
 
 def row_of(name: str, place: int, given: Coefficient | None, unit: float = 1.0) -> Row:

@@ -150,6 +150,27 @@ def lower_from_raw(
     return rows if pairs is None or len(pairs) == len(rows) * (len(rows) - 1) // 2 else Sparse(rows, pairs)
 
 
+def raw_from_lower(
+    lower: Lower, most: float, pairs: Collection[tuple[int, int]] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The opposite: ``scale`` and ``raw_correlation`` of a Cholesky factor.
+
+    :param most: partial correlations are taken as no further from 0, since those of 1 have no raw value.
+    """
+    scale, raw = [], []
+    for i, row in enumerate(lower):
+        sd = total([entry * entry for entry in row]).sqrt()
+        left = torch.ones_like(sd)
+        for j, entry in enumerate(row[:-1]):
+            if pairs is not None and (i, j) not in pairs:
+                continue
+            partial = (entry / sd / left.sqrt()).clamp(-most, most)
+            raw.append(torch.atanh(partial))
+            left = left * (1 - partial * partial)
+        scale.append(sd)
+    return scale, raw
+
+
 def diagonal(scale: Sequence[Tensor]) -> Lower:
     """diag(scale), of K tensors, as a lower-triangular matrix."""
     zero = torch.zeros_like(scale[0])

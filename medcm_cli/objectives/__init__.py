@@ -8,6 +8,7 @@ from medcm_cli.objectives.focei import Focei
 from medcm_cli.objectives.iw import Iw
 from medcm_cli.objectives.laplace import Laplace
 from medcm_cli.objectives.mse import Mse
+from medcm_cli.objectives.saem import Saem
 from medcm_cli.objectives.vi import Vi
 from medcm_cli.runs.description import Description
 
@@ -22,6 +23,7 @@ __all__ = [
     "Laplace",
     "Mse",
     "Objective",
+    "Saem",
     "State",
     "Vi",
 ]

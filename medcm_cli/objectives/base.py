@@ -95,9 +95,20 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
+    def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
+        """The same of values that have come to rest, of which none is ``moved``: what is carried learns more
+        of them."""
+        return self.refresh(model, population, state, noise)
+
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """Of each fit, (B,), the share of subjects for which what ``refresh`` searches was not found; None
         where it searches nothing."""
+        del population, state
+        return None
+
+    def error(self, population: Population, state: State) -> Tensor | None:
+        """The Monte Carlo error of the value of each fit, (B,), where what is carried makes it up; None
+        where it is that of the noise of an epoch, or there is none."""
         del population, state
         return None
 

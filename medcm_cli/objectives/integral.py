@@ -71,7 +71,20 @@ def peak(model: Model, values: Values, population: Population, eta: Sequence[Ten
 def joint(model: Model, values: Values, population: Population, at: Peak, u: Sequence[Tensor]) -> Tensor:
     """l = -2 log p(y, eta) at ``u``, without normal constants and log|Omega|: (S, N, B)."""
     eta = multiply_lower(at.omega, u)
-    prediction, own = model.predict(at.zeta, population, eta), model.of_subjects(values, eta)
+    prediction = model.predict(at.zeta, population, eta)
+    return joint_of(model, values, population, prediction, eta, u)
+
+
+def joint_of(
+    model: Model,
+    values: Values,
+    population: Population,
+    prediction: Tensor,
+    eta: Sequence[Tensor],
+    u: Sequence[Tensor],
+) -> Tensor:
+    """The same where the ``prediction`` (T, S, N, B) at ``u``, and so at ``eta``, is known."""
+    own = model.of_subjects(values, eta)
     value = population.sum_observations(model.error.deviance(own, prediction, population).value)
     return value + total([x * x for x in u])
 

@@ -56,6 +56,10 @@ class Penalised(Objective):
     ) -> State:
         """See ``Objective.init``. :raises InputError: a prior of nothing that is estimated."""
         state = self.objective.init(model, population, streams, dtype)
+        if state.moved:
+            raise InputError(
+                "priors: objective=saem takes steps that know of none; choose objective=focei, laplace or agq"
+            )
         self.of_priors(model, state.trained)
         share = population.present / population.present.sum(0)
         return replace(

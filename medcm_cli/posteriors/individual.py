@@ -18,6 +18,7 @@ from torch import Tensor
 from medcm_cli.checks import one_of
 from medcm_cli.data import Population
 from medcm_cli.model import Model, Values
+from medcm_cli.model.rows import raws_of
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import (
     Lower,
@@ -25,6 +26,7 @@ from medcm_cli.numerics.triangular import (
     covariance,
     dense,
     multiply_lower,
+    raw_from_lower,
     solve_lower,
     total,
 )
@@ -311,14 +313,6 @@ def _variational(
 def _as_q(mode: Sequence[Tensor], lower: Lower) -> dict[str, Tensor]:
     """The values of ``objectives.vi`` that give a mean and a covariance: the inverse of
     ``lower_from_raw``."""
-    sd, raw = [], []
-    for row in lower:
-        scale = total([entry * entry for entry in row]).sqrt()
-        left = torch.ones_like(scale)
-        for entry in row[:-1]:
-            partial = (entry / scale / left.sqrt()).clamp(-0.999, 0.999)
-            raw.append(torch.atanh(partial))
-            left = left * (1 - partial * partial)
-        sd.append(scale + torch.log(-torch.expm1(-scale)))  # the inverse of softplus
-    q = {"q.mean": torch.cat(list(mode)), "q.sd": torch.stack(sd)}
+    sd, raw = raw_from_lower(lower, 0.999)
+    q = {"q.mean": torch.cat(list(mode)), "q.sd": raws_of(torch.stack(sd))}
     return q | ({"q.correlation": torch.stack(raw)} if raw else {})

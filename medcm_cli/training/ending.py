@@ -76,17 +76,21 @@ class Rule:
 class Watch:
     """The histories of a batch of B fits, P numbers each. ``rate`` (B,): what steps are multiplied by;
     ``done`` (B,): who has converged, and at which epoch ``ended`` (B,), 0 where not; ``mean`` (P, B): of the
-    values since steps were shortened, or last fell."""
+    values since steps were shortened, or the objective last fell; of those that are ``moved``, (P,), by steps
+    of the objective's own, since steps were first shortened, or it last fell."""
 
-    def __init__(self, rule: Rule, values: Tensor) -> None:
+    def __init__(self, rule: Rule, values: Tensor, moved: Tensor | None = None) -> None:
         count = values.shape[-1]
+        self._moved = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        self._moved = (self._moved if moved is None else moved)[:, None]
         self.rule = rule
         flat = values.detach()
         nothing = flat.new_zeros(count)
-        self.rate = nothing + (SHORTER if rule.noise and rule.near else 1)
+        self._first = SHORTER if rule.noise and rule.near else 1.0
+        self.rate = nothing + self._first
         self.done = torch.zeros_like(nothing, dtype=torch.bool)
         self.ended = torch.zeros_like(nothing, dtype=torch.long)
-        self.mean, self._count = torch.zeros_like(flat), nothing.clone()
+        self.mean, self._count = torch.zeros_like(flat), torch.zeros_like(flat)
         self._losses = flat.new_zeros(rule.window, count)
         self._logs, self._usual = torch.zeros_like(flat), torch.full_like(flat, math.nan)
         self._astray = torch.zeros_like(self.ended)
@@ -146,7 +150,8 @@ class Watch:
         self._losses[self._filled] = torch.nan_to_num(loss, nan=math.inf, posinf=math.inf)
         self._logs += torch.nan_to_num(_log_square(gradient))
         self._count += 1
-        self.mean += (values - self.mean) / self._count
+        # Of who has converged the mean is what it is, however long others take.
+        self.mean += torch.where(self.done, 0, (values - self.mean) / self._count)
         self._filled += 1
         return self._filled == self.rule.window
 
@@ -165,6 +170,7 @@ class Watch:
         error = 1.2533 * spread / math.sqrt(window) if self.rule.noise else torch.zeros_like(median)
         fell = self._level - median > self._least(median, error)
         self._still = torch.where(fell | stale, 0, self._still + 1)
+        again = stale | (fell & torch.isfinite(self._level)) | (self.rate >= self._first)
         over = self._still >= (_PATIENCE if self.rule.noise else 1)
         if self.rule.brief and epoch >= _MOST_BRIEF * self.rule.window:
             over = torch.ones_like(over)
@@ -178,7 +184,7 @@ class Watch:
         self._level = torch.where(shorter, math.inf, torch.where(new, median, self._level))
         self._error = torch.where(new, error, self._error)
         self._still = torch.where(shorter, 0, self._still)
-        self._count = torch.where(new & ~self.done, 0, self._count)
+        self._count = torch.where(torch.where(self._moved, again, new) & ~self.done, 0, self._count)
         self._logs = torch.zeros_like(self._logs)
         self._filled = 0
         fresh = stale | shorter

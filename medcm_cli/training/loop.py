@@ -145,7 +145,8 @@ class _Fits:
         self._watch: Watch | None = None
         if course.stop:
             scale = objective.describe().scale
-            self._watch = Watch(Rule(begun.evaluation.noisy, scale, course.brief, course.near), self._flat)
+            rule = Rule(self._evaluation.noisy, scale, course.brief, course.near)
+            self._watch = Watch(rule, self._flat, self._evaluation.moved_rows)
         self._failures: list[Failure | None] = [None] * count
         # Of each fit, its loss where it failed and in which epoch; 0 where it has not.
         self._lost = self._flat.detach().new_zeros(count)
@@ -162,8 +163,7 @@ class _Fits:
         self._now, self._loss = torch.zeros_like(self._failed[0]), torch.zeros_like(self._lost)
         self._before: Tensor | None = None
         self._last: tuple[Tensor, Tensor] | None = None  # loss and gradient of the epoch under way
-        self._snapshots: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self._snapshots, self._values = list[Tensor](), list[Tensor]()
         self._unsound = torch.zeros_like(self.alive)
         self._take(1, begun.first, self.alive)
 

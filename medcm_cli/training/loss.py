@@ -175,10 +175,12 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor]:
         """The loss of all subjects at values that do not move, (B,), and its Monte Carlo error: the mean of
         draws that no other epoch has, of each fit its own."""
-        if self._noise is None or self._refresh is not None or not self.whole:
+        counts = self._subjects.tolist()
+        if self._refresh is not None:
+            return self._settled(flat, carried, streams)
+        if self._noise is None or not self.whole:
             loss = self.total(flat, carried, differentiate=False).loss
             return loss, torch.zeros_like(loss)
-        counts = self._subjects.tolist()
         source = Noise(streams, self._noise.shape, counts, flat.dtype, "rest", flat.device)
         found = []
         for _ in range(DRAWS):
@@ -186,6 +188,21 @@ class Evaluation:
             found.append(self.part(flat, carried, None, differentiate=False).loss)
         losses = torch.stack(found)
         return losses.mean(0), losses.std(0) / DRAWS**0.5
+
+    @torch.no_grad()
+    def _settled(
+        self, flat: Tensor, carried: dict[str, Tensor], streams: Sequence[Stream]
+    ) -> tuple[Tensor, Tensor]:
+        """The same of an objective whose own steps have random numbers, which it does not take any more."""
+        assert self._refresh is not None
+        counts = self._subjects.tolist()
+        source = Noise(streams, self._refresh.shape, counts, flat.dtype, "rest", flat.device)
+        state = State(self.layout.unpack(self.scales.model(flat)), carried, self._per_subject)
+        for _ in range(DRAWS):
+            state = self._objective.settled(self._model, self._population, state, source.draw())
+        loss = self._objective.loss(self._model, self._population, state, self.noise)
+        error = self._objective.error(self._population, state)
+        return loss, torch.zeros_like(loss) if error is None else error
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medcm_cli.errors import InputError
-from medcm_cli.model.rows import Row
+from medcm_cli.model.rows import Row, raws_of
 
 
 class _Part(NamedTuple):
@@ -63,10 +63,10 @@ class Scales:
             lower, upper = part.lower.to(trained), part.upper.to(trained)
             x = trained[part.place]
             if kind == "log":
-                raw = _raw(lower + torch.exp(x))
+                raw = raws_of(lower + torch.exp(x))
             else:
                 inside = lower + (upper - lower) * torch.sigmoid(x)
-                raw = torch.atanh(inside) if kind == "rho" else _raw(inside)
+                raw = torch.atanh(inside) if kind == "rho" else raws_of(inside)
             values = values.index_copy(0, part.place, raw)
         return values
 
@@ -87,11 +87,6 @@ class Scales:
                 share = ((value - lower) / (upper - lower)).clamp(margin, 1 - margin)
                 found[part.place] = torch.logit(share)
         return found
-
-
-def _raw(value: Tensor) -> Tensor:
-    """What softplus gives a value above 0 of."""
-    return value + torch.log(-torch.expm1(-value))
 
 
 def _part(found: Sequence[tuple[int, Row]], device: torch.device) -> _Part:

@@ -179,7 +179,7 @@ def test_version(place: Path, quick: Quick) -> None:
     ("arguments", "words"),
     [
         (["--help"], [f"\n  {name} " for name in ("simulate", "fit", "summarize", "benchmark")]),
-        (["fit", "--help"], ["objective: agq, fo, foce, focei, iw, laplace, mse, vi", "epochs: 2000"]),
+        (["fit", "--help"], ["objective: agq, fo, foce, focei, iw, laplace, mse, saem, vi", "epochs: 2000"]),
         (["simulate", "--help"], ["--n ", "--seed ", "--fold-size ", "(500, or"]),
         (["summarize", "--help"], ["--tail ", "--expected "]),
         (["fit", "--cfg", "job", "objective=foce"], ["formulation: joint", "\nepochs: 2000"]),

@@ -183,6 +183,7 @@ OF_A_CHOICE = {
         f"objective={name}": {"objective.mode_gradient": "null"}
         for name in ("foce", "focei", "laplace", "agq")
     },
+    "objective=saem": {"objective.exploration": "0"},
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
     "split=bootstrap": {"split.size": "null"},
     **{

@@ -60,6 +60,14 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "vi, entropy": ("objective=vi", "objective.estimator=entropy", "objective.family=mean_field"),
     "iw": ("objective=iw", "error=combined"),
+    "saem": ("objective=saem", "error=combined", "objective.exploration=1"),
+    "saem, equations": (
+        *("objective=saem", "training.protocol=field", "network=equations", "random_effects=[CL,V1]"),
+        *("dataset.truth=null", "occasions={parameters: [CL], times: [20]}"),
+        "network.equations={CL: {typical: 0.1, weight: {power: {initial: 0.5}}}, V1: {typical: 2}, "
+        "Q: {typical: 0.1}, V2: {typical: {fixed: 0.5}}}",
+    ),
+    "saem, minibatches": ("objective=saem", "dataset.batch_subjects=3"),
     "vi, minibatches": ("objective=vi", "dataset.batch_subjects=3"),
     "distributions": (
         *("objective=foce", "network=none", "random_effects=[CL,V1,Q]", "dataset.truth=null"),

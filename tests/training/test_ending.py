@@ -144,6 +144,28 @@ def test_a_fit_converges_once_its_objective_no_longer_falls() -> None:
     assert float(noisy.rate[1]) == 1.0
 
 
+def test_what_an_objective_moves_is_averaged_for_longer() -> None:
+    """Since steps were first shortened, but no longer than since the objective fell; beside it, since they
+    were last."""
+    noise = np.random.default_rng(1).normal(0, 1e-3, (1500, 2))
+    losses = torch.from_numpy(100 + noise)
+    losses[:500, 1] += 50  # of the second fit
+    values = torch.zeros(2, 2, dtype=F64)
+    watch = Watch(Rule(noise=True, scale=1.0, brief=False), values, torch.tensor([True, False]))
+    began: list[int] = []
+    for epoch, loss in enumerate(losses, 1):
+        rate = watch.rate.clone()
+        if watch.see(loss, torch.ones_like(values), torch.full_like(values, epoch)):
+            watch.judge(epoch, [], torch.ones(2, dtype=torch.bool))
+            began += [epoch] * bool(watch.rate[0] < rate[0])
+        if bool(watch.done.all()):
+            break
+    first, second = watch.ended.tolist()
+    assert watch.mean[0, 0] == (began[0] + 1 + first) / 2
+    assert watch.mean[1, 0] == (began[-1] + 50 + 1 + first) / 2  # a first window has nothing to fall from
+    assert watch.mean[0, 1] == (550 + 1 + second) / 2
+
+
 def test_a_draw_that_goes_astray_says_nothing_of_convergence() -> None:
     losses = torch.full((1500, 1), 100.0, dtype=F64)
     losses[::7] = 1e20
