@@ -30,7 +30,7 @@ from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.loss import Layout
 
-METHODS = ("hessian", "sandwich")
+METHODS = ("sandwich", "hessian")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega
 AT_BOUNDARY = "Omega is on its boundary"  # or Pi: why a fit has no standard errors
 FLAT = 1e-6  # directions of network weights with less of the largest curvature than this are held

@@ -17,7 +17,7 @@ def command(arguments: list[str]) -> None:
         "--method",
         type=word("sandwich", "hessian", "profile", "sir", "bootstrap", "jackknife"),
         default="sandwich",
-        help="sandwich, as NONMEM's, or hessian; both are written, this one is shown; profile or sir, of "
+        help="sandwich or hessian; both are written, this one is shown; profile or sir, of "
         "models without a network; bootstrap or jackknife, of fits with split=bootstrap or split=deletion "
         "together",
     )

@@ -246,7 +246,7 @@ def test_a_failed_fit_and_an_omega_on_its_boundary_are_named(tmp_path: Path) -> 
         (("absent",), "absent: no such folder"),
         (
             ("--method", "wald"),
-            "--method is 'wald'; expected one of hessian, sandwich, profile, sir, bootstrap",
+            "--method is 'wald'; expected one of sandwich, hessian, profile, sir, bootstrap",
         ),
         (("--level", "95"), "--level is 95; expected a number between 0 and 1"),
         (("--level", "nan"), "--level is nan"),
