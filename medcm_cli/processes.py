@@ -1,6 +1,7 @@
 """Processes beside this one: how many cores there are for them, how they begin, and that none outlives
 it."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+_KEPT = 2**30  # bytes of freed memory that a process keeps
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+
 _FORKED = sys.platform == "linux"  # elsewhere a process that others are forked from is slow or not safe
 
 
@@ -20,6 +24,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with this process, as far as the C library lets it: glibc gives each tensor of more
+    than 32 MiB back to the system when it is freed, and to get the next takes longer than many operations."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def foresee(modules: Sequence[str]) -> None:

@@ -55,3 +55,32 @@ def running(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+FREED = """
+import resource, sys
+import torch
+from medcm_cli.processes import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.ones(2**24)  # 64 MiB
+before = faults()
+for _ in range(10):
+    torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how memory is given back is asked of Linux alone")
+def test_memory_that_was_freed_is_not_asked_for_again() -> None:
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "as it is")
+    }
+    if faults["as it is"] < 10:
+        pytest.skip("this C library keeps large blocks by itself")
+    assert faults["kept"] < faults["as it is"] / 5

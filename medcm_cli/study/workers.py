@@ -40,6 +40,7 @@ def prepare(threads: int) -> None:
     """
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    processes.keep_freed_memory()
 
 
 def batches(records: Sequence[Record], most: int | None, processes: int) -> list[list[Record]]:
