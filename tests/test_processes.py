@@ -67,7 +67,8 @@ def faults():
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
-torch.ones(2**24)  # 64 MiB
+for _ in range(3):
+    torch.ones(2**24)  # 64 MiB
 before = faults()
 for _ in range(10):
     torch.ones(2**24)
