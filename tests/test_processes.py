@@ -67,7 +67,7 @@ def faults():
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for _ in range(3):
+for _ in range(20):  # until it has come to rest
     torch.ones(2**24)  # 64 MiB
 before = faults()
 for _ in range(10):

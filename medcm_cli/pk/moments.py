@@ -18,20 +18,24 @@ class _Moment(torch.autograd.Function):
         ctx.n = n
         if n == 0:
             x = x.clamp(min=torch.finfo(x.dtype).tiny)  # M_0(0) = 1, not 0 / 0
-            return torch.expm1(-x).neg_() / x
+            return torch.neg(x).expm1_().neg_().div_(x)
         if x.device.type == "cpu":  # others would have to be waited for
             low, high = torch.aminmax(x)
             if float(high) < QUADRATURE_BELOW:
                 return _moment_quadrature(x, n)
-            if float(low) >= QUADRATURE_BELOW:
-                return _moment_recurrence(x, n)
+            flat = x.reshape(-1)
+            result = _moment_recurrence(flat.clamp(min=QUADRATURE_BELOW), n)
+            if not float(low) >= QUADRATURE_BELOW:  # or not a number, which another fit may have come to
+                few = (flat < QUADRATURE_BELOW).nonzero().flatten()
+                result[few] = _moment_quadrature(flat[few], n)
+            return result.view(x.shape)
         small = _moment_quadrature(x.clamp(max=QUADRATURE_BELOW), n)
         return torch.where(x < QUADRATURE_BELOW, small, _moment_recurrence(x.clamp(min=QUADRATURE_BELOW), n))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return -grad * moment(x, ctx.n + 1), None
+        return -(grad * moment(x, ctx.n + 1)), None
 
 
 def moment(x: Tensor, n: int) -> Tensor:
@@ -82,7 +86,9 @@ def _moment_quadrature(x: Tensor, n: int) -> Tensor:
 
 
 def _moment_recurrence(x: Tensor, n: int) -> Tensor:
-    value, decay = -torch.expm1(-x) / x, torch.exp(-x)
+    less = -x
+    decay = torch.exp(less)
+    value = less.expm1_().neg_().div_(x)
     for order in range(1, n + 1):
-        value = (order * value - decay) / x
+        value = value.mul_(order).sub_(decay).div_(x)
     return value

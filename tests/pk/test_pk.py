@@ -299,6 +299,15 @@ def test_moments_equal_quadrature(order: int) -> None:
     torch.testing.assert_close(moment(x, order), wanted, rtol=2e-12, atol=0)
 
 
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_moment_is_its_own_whatever_stands_beside_it(order: int, dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, 1e-4, 0.1, 0.499, 0.501, 1.0, 40.0, math.nan], dtype=dtype)
+    alone = torch.cat([moment(value.view(1), order) for value in x])
+    for together, wanted in ((x, alone), (x[:-1], alone[:-1]), (x.view(2, 4).T, alone.view(2, 4).T)):
+        torch.testing.assert_close(moment(together, order), wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_moment_derivatives() -> None:
     x = torch.tensor([0.01, 0.3, 0.6, 4.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: moment(v, 0), (x,))
