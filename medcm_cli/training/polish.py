@@ -45,9 +45,10 @@ class Polish:
 def polish_of(model: Model, objective: Objective, population: Population) -> Polish | None:
     """How fits by an objective are polished; None where that has noise, or moves values itself, or subjects
     have values of their own."""
-    noise = objective.noise_shape(model, population), objective.refresh_shape(model, population)
+    if (objective.noise_shape(model, population), objective.refresh_shape(model, population)) != (None, None):
+        return None
     state = objective.init(model, population, [Stream(0, 1, 1)], torch.float64)
-    if noise != (None, None) or state.moved or set(state.per_subject) & set(state.trained):
+    if state.moved or set(state.per_subject) & set(state.trained):
         return None
     chosen: Criterion | Objective = objective
     if objective.describe().scale is not None:

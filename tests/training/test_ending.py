@@ -12,7 +12,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Mse, Objective, Vi
+from medcm_cli.objectives import Fo, Foce, Mse, Objective, Saem, Vi
 from medcm_cli.pk import one_compartment
 from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
 from medcm_cli.training.ending import Moments, Rule, Watch
@@ -117,6 +117,8 @@ def test_values_of_a_large_network_stay_and_the_others_are_polished(model: Model
     assert of_few is not None
     assert of_few.fixed == ()
     assert polish_of(model, Vi(), make_population(8, 1)) is None
+    # Asked with one stream, of any number of fits: saem looks at what its values move.
+    assert polish_of(model, Saem(), make_population(8, 3)) is None
 
 
 # -- the rule --------------------------------------------------------------------------------------
