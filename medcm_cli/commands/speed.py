@@ -31,7 +31,11 @@ from medcm_cli.training.loop import Course, train
 
 FITS = 100
 FOLLOWING = "foce, implicit, combined"
-ODE_FITS = 10
+FEW_FITS = 10
+WRITTEN = "{CL: {typical: 0.1, weight: {power: 0.75}}, V1: {typical: 2, weight: {power: 1}}, " + (
+    "Q: {typical: {fixed: 0.15}}, V2: {typical: {fixed: 0.75}}}"
+)
+ENDING = "vi", "saem"  # that converge at the same likelihood
 LARGE = ((1250, None), (2500, None), (5000, None), (5000, 500))  # subjects, those of a minibatch
 LARGE_DOSES, LARGE_OBSERVATIONS = 30, 20
 RAGGED, SHORT_DOSES, LONG_DOSES = 200, 4, 400
@@ -51,6 +55,10 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
             **{
                 f"{name}, {FITS} fits": functools.partial(_train, job, FITS, epochs)
                 for name, job in jobs.items()
+            },
+            **{
+                f"{name}, {FEW_FITS} fits, to their ends": functools.partial(_train_to_ends, job)
+                for name, job in _to_ends(10 * epochs, folder).items()
             },
             f"vi, {FITS} fits, kept on disk": lambda: _train(
                 jobs["vi"], FITS, epochs, Kept(Path(folder, "kept.npz"), {})
@@ -79,14 +87,16 @@ def measure(epochs: int, repeats: int, report: Callable[[str], None]) -> Section
         f"iw, {FITS} fits": (hundred, 3.0),
         f"focei, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 1.3),
         f"laplace, {FITS} fits": (f"{FOLLOWING}, {FITS} fits", 3.0),
+        f"saem, {FEW_FITS} fits, to their ends": (f"vi, {FEW_FITS} fits, to their ends", 3.0),
         f"vi, {FITS} fits, kept on disk": (hundred, 1.02),
         "vi, 1 fit, ragged": ("vi, 1 fit, padded", 0.5),
         "torchdiffeq": ("closed form", None),
     }
     cells = []
     for name in tasks:
-        unit = "ms per epoch" if "fit" in name else f"ms, prediction and gradient, {ODE_FITS} fits"
-        row = [name, f"{median[name] * 1e3:.2f} {unit}", "", ""]
+        unit = "ms per epoch" if "fit" in name else f"ms, prediction and gradient, {FEW_FITS} fits"
+        shown = f"{median[name]:.2f} s" if "ends" in name else f"{median[name] * 1e3:.2f} {unit}"
+        row = [name, shown, "", ""]
         if name in ratios:
             base, most = ratios[name]
             row[2] = f"{median[name] / median[base]:.2f} x {base}"
@@ -109,6 +119,18 @@ def _job(epochs: int, folder: str, *options: str) -> Job:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", [*options, f"outputs={folder}", f"epochs={epochs}"])
     return Job.build(as_config(composed))
+
+
+def _to_ends(epochs: int, folder: str) -> dict[str, Job]:
+    """Fits, each of a fold of its own, that converge in so many epochs, by ``ENDING``."""
+    field = "training.protocol=field", "network=equations", f"+network.equations={WRITTEN}"
+    folds = f"fold={list(range(1, FEW_FITS + 1))}"
+    return {name: _job(epochs, folder, f"objective={name}", folds, *field) for name in ENDING}
+
+
+def _train_to_ends(job: Job) -> float:
+    """Seconds of the training loop."""
+    return job.train([(fold, 1) for fold in range(1, FEW_FITS + 1)]).seconds
 
 
 def _train(job: Job, fits: int, epochs: int, kept: Kept | None = None) -> float:
@@ -138,7 +160,7 @@ def _ragged(grouped: bool) -> Population:
 def _predict(job: Job, closed: bool) -> float:
     """Seconds of one prediction with its gradient, at three samples of the true random effects around
     typical values."""
-    population, _ = job.problem.populations([(1, replicate) for replicate in range(1, ODE_FITS + 1)])
+    population, _ = job.problem.populations([(1, replicate) for replicate in range(1, FEW_FITS + 1)])
     _, subjects, fits = population.shape
     eta = torch.randn(2, 3, subjects, fits, generator=torch.Generator().manual_seed(0)) * 0.15
     base = torch.tensor([0.1, 2.0, 0.15, 0.75])
