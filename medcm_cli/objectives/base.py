@@ -95,6 +95,12 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
+    def near(self, model: Model, population: Population, state: State) -> State:
+        """The same beginning, where population parameters are near what the data say: what each subject has
+        for itself is what these lead to."""
+        del model, population
+        return state
+
     def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
         """The same of values that have come to rest, of which none is ``moved``: what is carried learns more
         of them."""

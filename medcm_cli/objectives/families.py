@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medcm_cli.data.population import Population
+from medcm_cli.model import Model, Values
 from medcm_cli.model.random_effects import raw_correlation_init
+from medcm_cli.model.rows import raws_of
 from medcm_cli.numerics.streams import Stream, per_fit
+from medcm_cli.numerics.triangular import cholesky, raw_from_lower
 from medcm_cli.objectives import by_occasion
 from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
+from medcm_cli.objectives.modes import find_modes, laplace_covariance
 
 FAMILIES = ("full_rank", "mean_field", "mixture", "flow", "by_occasion")
 
@@ -151,6 +156,36 @@ def init(
         drawn = raw_correlation_init(streams, "q.correlation", (n, *several, pairs), dtype)
         values["q.correlation"] = drawn.movedim(-2, 0).transpose(-3, -2) if several else drawn.transpose(0, 1)
     return values | (flow_init(streams, shape, dtype) if family == "flow" else {})
+
+
+@torch.no_grad()
+def at_modes(
+    family: str, model: Model, population: Population, values: Mapping[str, Tensor], known: Values
+) -> dict[str, Tensor]:
+    """Values, of which those of a Gaussian q are such that it is Laplace's approximation to each subject's
+    posterior, given the population parameters that are ``known``; a q of another family, and one of a subject
+    whose approximation is not finite, is left where it is."""
+    if family not in ("full_rank", "mean_field"):
+        return dict(values)
+    k = model.size(population)
+    zero = torch.zeros_like(values["q.mean"][:1])
+    eta = find_modes(model, known, population, [zero] * k, _TOLERANCE, _ITERATIONS).eta
+    covariance = laplace_covariance(model, known, population, eta)
+    lower = cholesky([list(row[: place + 1]) for place, row in enumerate(covariance)])
+    scale, raw = raw_from_lower(lower, _MOST_CORRELATED)
+    sizes = model.sizes(k) or [1.0] * k
+    found = {
+        "q.mean": torch.cat([effect / size for effect, size in zip(eta, sizes, strict=True)]),
+        "q.sd": raws_of(torch.stack([sd / size for sd, size in zip(scale, sizes, strict=True)])),
+    }
+    if "q.correlation" in values:
+        found["q.correlation"] = torch.stack(raw)
+    finite = torch.stack([torch.isfinite(value).all(0) for value in found.values()]).all(0)
+    return {**values, **{name: torch.where(finite, value, values[name]) for name, value in found.items()}}
+
+
+_TOLERANCE, _ITERATIONS = 1e-3, 50  # of modes
+_MOST_CORRELATED = 0.999
 
 
 def posterior(

@@ -1,7 +1,7 @@
 """Importance-weighted variational inference: a bound of the likelihood that tightens as samples are added."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -66,6 +66,11 @@ class Iw(Objective):
         occasions = (0, 0) if model.occasions is None else (population.occasions, len(model.occasions.names))
         own = families.init(self.family, 1, streams, shape, dtype, occasions)
         return State(model.init(streams, dtype) | own, per_subject=tuple(own))
+
+    def near(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective.near``."""
+        values = families.at_modes(self.family, model, population, state.trained, state.trained)
+        return replace(state, trained=values)
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N)."""

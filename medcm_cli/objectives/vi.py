@@ -43,7 +43,7 @@ class Vi(Objective):
     ``population`` variational adds a Gaussian q over the log sigmas, log omegas and raw correlations that are
     not fixed, one per fit, drawn afresh for each sample; minus the ELBO then has log q - log prior of these
     (``PopulationPrior`` with LKJ(``lkj``)), once.
-    ``initial_sd``: of q_i where it begins; None: softplus(-1).
+    ``initial_sd``: of q_i where it begins; None: softplus(-1), or, near the data, Laplace's approximation.
     """
 
     samples: int = 3
@@ -126,6 +126,13 @@ class Vi(Objective):
         if self.initial_sd is not None:
             own["q.sd"] = torch.full_like(own["q.sd"], raw_of(self.initial_sd))
         return State(values | own, carried, per_subject=(*own, *carried))
+
+    def near(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective.near``; with an ``initial_sd`` q is that of the beginning."""
+        if self.initial_sd is not None:
+            return state
+        known = self.estimates(model, state.trained)
+        return replace(state, trained=families.at_modes(self.family, model, population, state.trained, known))
 
     def noise_shape(self, model: Model, population: Population) -> tuple[int, int, int]:
         """eps: (K, S, N), and P more with P population parameters, for which the first subject's are used."""

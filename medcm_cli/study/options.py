@@ -169,8 +169,6 @@ def with_protocol(config: Config) -> dict[str, Any]:
     objective = dict(config["objective"])
     if objective.get("mode_gradient", "") is None:
         objective["mode_gradient"] = "implicit" if training["polish"] else None
-    if objective.get("initial_sd", 0) is None and training["start"] == "data":
-        objective["initial_sd"] = 0.05
     return {**config, "training": training, "tail": tail, "objective": objective}
 
 

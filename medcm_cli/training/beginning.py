@@ -20,6 +20,7 @@ class How(NamedTuple):
     batch_subjects: int | None
     log: bool
     redraws: int
+    near: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def begun(
     device = there.present.device
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
-        state = objective.init(model, population, drawn, dtype).to(device)
+        state = objective.init(model, population, drawn, dtype)
+        if how.near:
+            state = objective.near(model, population, state)
+        state = state.to(device)
         evaluation = Evaluation(model, objective, there, state, drawn, dtype, how.batch_subjects, how.log)
         flat = evaluation.packed(state).requires_grad_()
         first = evaluation.total(flat, state.carried, differentiate=True)

@@ -95,7 +95,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     there = population.to(device)
     if course.batch_subjects is not None and course.batch_subjects < population.shape[1]:
         there = there.by_subject()
-    how = How(course.batch_subjects, course.log, course.redraws)
+    how = How(course.batch_subjects, course.log, course.redraws, course.near)
     start = begun(model, objective, population, there, streams, dtype, how)
     fits = _Fits(model, objective, there, make_optimizer, start, course)
     before, seconds = fits.resumed(kept)

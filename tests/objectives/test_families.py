@@ -1,6 +1,7 @@
 """Families of q: densities, moments, draws, and posteriors that are no Gaussian."""
 
 import functools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from scipy import special, stats
 
 from medcm_cli.model import Model
-from medcm_cli.objectives import State, Vi, families
+from medcm_cli.objectives import Fo, Iw, State, Vi, families
 from medcm_cli.training.loop import Course, train
 from tests.helpers import STREAMS, LinearGaussian, make_population
+from tests.objectives.linear import STREAMS as THREE
+from tests.objectives.linear import linear_of, population_of
 from tests.objectives.posteriors import BEYOND, F64, INITIAL, grid, known, moved, normal, q_of
 from tests.objectives.test_vi_population import INITIAL_ZETA, Constant
 
@@ -163,3 +166,28 @@ def test_families_on_a_curved_posterior(model: Model) -> None:
     assert bounds["full_rank"] + 0.3 < bounds["flow"]
     assert max(bounds.values()) < evidence.sum() + 0.05
     assert errors["flow"] < errors["full_rank"]
+
+
+@pytest.mark.parametrize("objective", [Vi(estimator="standard"), Iw()])
+def test_near_the_data_q_begins_as_the_posterior(model: Model, objective: Vi | Iw) -> None:
+    """Where that is Gaussian the bound is then the likelihood, whatever is drawn."""
+    linear = linear_of(model)
+    population = population_of(linear)
+    state = objective.init(linear, population, THREE, F64)
+    trained = {**state.trained, "omega": state.trained["omega"] + 1.5, "sigma": state.trained["sigma"] + 1}
+    state = replace(state, trained=trained)
+    shape = objective.noise_shape(linear, population)
+    noise = torch.randn(*shape, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
+    exact = Fo().loss(linear, population, State(trained), None) / 2
+    exact = exact + population.observation_count * math.log(2 * math.pi) / 2
+    began = objective.near(linear, population, state)
+    torch.testing.assert_close(objective.loss(linear, population, began, noise), exact, rtol=0, atol=1e-4)
+    assert bool((objective.loss(linear, population, state, noise) > exact + 1).all())
+
+
+def test_an_initial_sd_is_kept_near_the_data(model: Model) -> None:
+    linear = linear_of(model)
+    population = population_of(linear)
+    objective = Vi(initial_sd=0.1)
+    state = objective.init(linear, population, THREE, F64)
+    assert objective.near(linear, population, state) is state

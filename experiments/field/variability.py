@@ -1,0 +1,68 @@
+"""Which method to use when: data sets of little and of much variability, rich and sparse, linear and not.
+
+    python experiments/field/variability.py outputs/data
+
+Writes four tables, each of 40 sets: ten for each variability of 20, 50, 100 and 150 % (CV of both parameters). Every set
+has 300 observations. ``linear``: levels after a bolus, one compartment; ``emax``: responses to doses, without time. The
+first parameter (CL, ED50) follows weight to the power of 0.75.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+VARIABILITY = (0.2, 0.5, 1.0, 1.5)
+SETS = 10  # of each
+DESIGNS = {"rich": (50, 6), "sparse": (150, 2)}  # subjects, observations of each
+TIMES = np.array([0.5, 2.0, 6.0, 12.0, 24.0, 36.0])  # h
+DOSES = np.array([0.0, 100.0, 300.0, 500.0, 1000.0, 3000.0])  # mg
+TRUTH = {"linear": {"CL": 5.0, "V1": 50.0}, "emax": {"ED50": 500.0, "EMAX": 30.0}}  # L/h, L; mg, score
+BOLUS, BASELINE = 100.0, 5.0  # mg, score
+ERROR = {"linear": 0.15, "emax": 0.1}  # proportional
+POWER, USUAL = 0.75, 70.0  # of weight, kg
+
+
+def omega(variability: float) -> float:
+    """Of a log-normal parameter with that coefficient of variation."""
+    return float(np.sqrt(np.log1p(variability**2)))
+
+
+def table(model: str, design: str) -> pd.DataFrame:
+    """All sets of a model and design; random numbers of each are its own."""
+    subjects, seen = DESIGNS[design]
+    parts = []
+    for number, cv in enumerate(np.repeat(VARIABILITY, SETS), 1):
+        rng = np.random.default_rng([number, list(TRUTH).index(model), list(DESIGNS).index(design)])
+        weight = np.round(np.clip(rng.normal(USUAL, 15, subjects), 35, 120), 1)
+        first, second = (
+            typical * np.exp(omega(cv) * rng.standard_normal(subjects)) for typical in TRUTH[model].values()
+        )
+        first = first * (weight / USUAL) ** POWER
+        grid = TIMES if model == "linear" else DOSES
+        at = np.sort(np.array([rng.choice(grid, seen, replace=False) for _ in range(subjects)]), 1)
+        if model == "linear":
+            level = BOLUS / second[:, None] * np.exp(-(first / second)[:, None] * at)
+        else:
+            level = BASELINE + second[:, None] * at / (first[:, None] + at)
+        level = level * (1 + ERROR[model] * rng.standard_normal(level.shape))
+        subject = np.arange(1, subjects + 1)
+        rows = {"set": number, "id": np.repeat(subject, seen), "wt": np.repeat(weight, seen)}
+        if model == "linear":
+            observed = pd.DataFrame({**rows, "time": at.ravel(), "amt": 0.0, "dv": level.ravel(), "evid": 0})
+            dose = pd.DataFrame(
+                {"set": number, "id": subject, "wt": weight, "time": 0.0, "amt": BOLUS, "dv": 0.0, "evid": 1}
+            )
+            parts.append(pd.concat([dose, observed]).sort_values(["id", "time"], kind="stable"))
+        else:
+            parts.append(pd.DataFrame({**rows, "dose": at.ravel(), "y": level.ravel()}))
+    return pd.concat(parts)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for model in TRUTH:
+        for design in DESIGNS:
+            table(model, design).to_csv(folder / f"{model}_{design}.csv", index=False)
