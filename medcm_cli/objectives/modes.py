@@ -252,7 +252,7 @@ def _linearised(
 
     def spread(values: Tensor, other: float) -> Tensor:
         everyone = values.new_full((*values.shape[:-2], among.numel()), other)
-        return everyone.index_copy(-1, index, values.squeeze(-2)).unflatten(-1, among.shape[-2:])
+        return everyone.index_copy_(-1, index, values.squeeze(-2)).view(*values.shape[:-2], *among.shape[-2:])
 
     return spread(prediction, 1.0), [spread(column, 0.0) for column in columns]
 
