@@ -25,6 +25,7 @@ _SQUARED = 0.1  # of a step's length in the last: Newton's method is as fast as 
 # Of rough ones, which cost little, how many at most, as long as not most trajectories take steps below a
 # tenth of their amounts; one above the half of them leads nowhere.
 _ROUGH_STEPS, _MOST, _NEAR, _FAR = 4, 0.8, 0.1, 0.5
+_TURNED = 1e-6  # that the matrix of a last step may be off where it leads to, if the solver is not
 _FEW = 0.7  # of all trajectories: fewer are followed without the others
 _DIGITS = 1e-4  # of the amounts, that the solver's error may have grown to
 _WITHOUT_BOUND = 1e6  # of what one dose leaves: amounts that will not settle
@@ -86,10 +87,8 @@ def searched(
     :param doses: that a second search begins after, where the first fails; 0: there is none.
     :param rough: the period and its derivatives where they cost less, by which the search begins.
     """
-    begin, last = nothing, torch.zeros_like(nothing[0])
-    if rough is not None:
-        begin, last = _nearly(way, rough, nothing, wanted)
-    x, inverse, settled, lost = _newton(way, begin, wanted, last)
+    begin = nothing if rough is None else _nearly(way, rough, nothing, wanted)
+    x, inverse, settled, lost = _newton(way, begin, wanted)
     missing = wanted & ~settled & ~lost
     if doses and bool(missing.any()):
         index, begin = missing.flatten().nonzero().flatten(), nothing
@@ -100,9 +99,7 @@ def searched(
         some = begin is not nothing
         for _ in range(doses):
             begin = way.period(begin)
-        other, other_inverse, found, _ = _newton(
-            way._replace(some=None), begin, missing, torch.zeros_like(begin[0])
-        )
+        other, other_inverse, found, _ = _newton(way._replace(some=None), begin, missing)
         if some:
             other, other_inverse = _put(x, index, other), _put(inverse, index, other_inverse)
             found = _put(torch.zeros_like(settled), index, found)
@@ -111,10 +108,10 @@ def searched(
     return x, torch.where(settled, inverse, 0), settled
 
 
-def _nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the search begins, and how long the last step there was, (S, N, B), 0 for none: a few of Newton's
-    steps by ``rough`` periods, and one from there by a period as it is, for which their derivatives are good
-    enough. Who comes near no solution begins at nothing."""
+def _nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tensor:
+    """Where the search begins: after a few of Newton's steps by ``rough`` periods, and one from there by a
+    period as it is, for which their derivatives are good enough. Who comes near no solution begins at
+    nothing."""
     x, first, unit = nothing, nothing, _unit(nothing)
     for number in range(_ROUGH_STEPS):
         after, by = rough(x)
@@ -128,10 +125,8 @@ def _nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> tup
         if float((sound & (length < _NEAR * size)).sum()) > _MOST * float(wanted.sum()):
             break
     near = sound & (length < _FAR * size)
-    step = times(inverse, way.period(x) - x)
-    there, length = _moved(x, step), step.abs().amax(0)
-    near = near & torch.isfinite(there).all(0)
-    return torch.where(near, there, nothing), torch.where(near, length, 0)
+    there = _moved(x, times(inverse, way.period(x) - x))
+    return torch.where(near & torch.isfinite(there).all(0), there, nothing)
 
 
 def _unit(like: Tensor) -> Tensor:
@@ -203,42 +198,43 @@ def _among(some: Some, index: Tensor, inner: Tensor) -> tuple[Period, Slope]:
 
 class _Search(NamedTuple):
     """Amounts ``x`` (C, S, N, B); those that trajectories without a solution are put back to; the length of
-    the ``last`` step and the ``most`` that amounts may come to, (S, N, B)."""
+    the ``last`` step and the ``most`` that amounts may come to, (S, N, B); ``inverse`` of the last step."""
 
     x: Tensor
     begin: Tensor
     last: Tensor
     most: Tensor
+    inverse: Tensor
 
 
-def _newton(
-    way: Followed, begin: Tensor, wanted: Tensor, last: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _newton(way: Followed, begin: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Amounts, (1 - dP/dx)^-1 (C, C, S, N, B) there, whether these are a solution, and whether amounts grow
     without bound. Where there is no solution they are what one period makes of the beginning, so that no
     other's period is harder to integrate."""
-    return _steps(way, _Search(begin, begin, last, torch.zeros_like(last)), wanted, range(_STEPS))
+    zero = torch.zeros_like(begin[0])
+    nowhere = _unit(begin).expand(len(begin), *begin.shape)
+    return _steps(way, _Search(begin, begin, zero, zero, nowhere), wanted, range(_STEPS))
 
 
 def _steps(
     way: Followed, at: _Search, wanted: Tensor, numbers: range
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``_newton``. Where most have their solution, the others are followed without them."""
-    x, begin, last, most = at
+    x, begin, last, most, inverse = at
     search = way.within
     active, settled, boundless = wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
     unit = _unit(begin)
-    inverse = unit.expand(len(begin), *begin.shape)
     for number in numbers:
         after, by = way.slope(x)
         if not number:
             begin, most = after, _WITHOUT_BOUND * after.abs().amax(0)
         now = inverse_of(torch.where(active, unit - by, unit))
+        turned = (now - inverse).abs().amax((0, 1)) / now.abs().amax((0, 1))
         inverse = torch.where(active, now, inverse)
         step = times(now, after - x)
         there = _moved(x, step)
         size, growth, length = there.abs().amax(0), now.abs().sum(1).amax(0), step.abs().amax(0)
-        done = active & _close(search, size, growth, length, last)
+        done = active & _close(search, size, growth, length, last, turned)
         last, lost = length, active & ~(size < most)
         settled = settled | (done & ~lost & (growth * search.rtol < _DIGITS))
         boundless = boundless | lost
@@ -248,7 +244,7 @@ def _steps(
             break
         if way.some is not None and float(active.double().mean()) < _FEW:
             index = active.flatten().nonzero().flatten()
-            part = _Search(*(_chosen(values, index) for values in (x, begin, last, most)))
+            part = _Search(*(_chosen(values, index) for values in (x, begin, last, most, inverse)))
             period, slope = way.some(index)
             alone = Followed(period, slope, search, functools.partial(_among, way.some, index))
             all_of_them = torch.ones_like(part.last, dtype=torch.bool)
@@ -260,11 +256,18 @@ def _steps(
     return torch.where(active, begin, x), inverse, settled, boundless
 
 
-def _close(search: Tolerance, size: Tensor, growth: Tensor, length: Tensor, last: Tensor) -> Tensor:
-    """Whether a step of this ``length``, the ``last`` of which is known, leads to a solution."""
+def _close(
+    search: Tolerance, size: Tensor, growth: Tensor, length: Tensor, last: Tensor, turned: Tensor
+) -> Tensor:
+    """Whether a step of this ``length``, the ``last`` of which is known, leads to a solution.
+
+    :param turned: by how much, as a share, that changed the matrix of the step.
+    """
     doubt = growth * (search.rtol * size + search.atol)
     enough = search.relative * size + search.absolute + 4 * doubt
     # Errors are squared: the next step would be as many times shorter once more, and squared.
     shorter = length / last
     beyond = torch.where(shorter < _SQUARED, length * shorter.square(), torch.inf)
-    return (length <= enough) | (10 * beyond <= enough)
+    # The matrix is that of where the step begins, and derivatives are as exact as it.
+    exact = turned * shorter <= (growth * search.rtol).clamp(min=_TURNED)
+    return (length <= enough) | ((10 * beyond <= enough) & exact)
