@@ -23,7 +23,7 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, searched, solution
+from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution
 from medcm_cli.pk.steps import Control
 from medcm_cli.pk.stretch import Stretch, moved_by, share, tensors_of, turned_parts
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
@@ -249,23 +249,29 @@ class _Steady:
         if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
-            x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
+            x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
         found = here._differentiable(x, inverse)
         return (found if here._returns() else here.after(found, "latest")), settled
 
-    def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``steady.searched``."""
+    def _searched(
+        self, doses: int, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``steady.searched``. :param known: what was found before, and where."""
         own, fine = self.run.pk.control, self.control
         nothing = torch.zeros_like(self.run.line.jump[0])
         start = self.run.pk.begin(self.series.z)
         nothing = nothing if start is None else start.expand_as(nothing)
         wanted = self.series.present.expand_as(nothing[0])
         fewer = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
-        rtol = max(fine.rtol, _ROUGH)
-        rough = replace(fewer, control=replace(fine, rtol=rtol, atol=fine.atol * (rtol / fine.rtol)))
         some = functools.partial(fewer._both, nothing.shape[1:])
         way = Followed(fewer.period, fewer.slope, Tolerance(fine.rtol, fine.atol, own.rtol, own.atol), some)
-        return searched(way, nothing, wanted, doses, rough.slope)
+        if known is None:
+            rtol = max(fine.rtol, _ROUGH)
+            rough = replace(fewer, control=replace(fine, rtol=rtol, atol=fine.atol * (rtol / fine.rtol)))
+            begin = nearly(way, rough.slope, nothing, wanted)
+        else:
+            begin = torch.where(known[1], known[0].detach(), nothing)
+        return searched(way, nothing, wanted, doses, begin)
 
     def _both(self, shape: Sequence[int], index: Tensor) -> tuple[Period, Slope]:
         """The ways of some trajectories alone."""

@@ -78,17 +78,16 @@ def settle(
 
 @torch.no_grad()
 def searched(
-    way: Followed, nothing: Tensor, wanted: Tensor, doses: int, rough: Slope | None = None
+    way: Followed, nothing: Tensor, wanted: Tensor, doses: int, begin: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fixed point x = P(x) of a period, by Newton's method; (1 - dP/dx)^-1 (C, C, S, N, B) there; and
     whether (S, N, B) there is one.
 
     :param nothing: amounts of 0, (C, S, N, B). :param wanted: where to solve, (S, N, B).
     :param doses: that a second search begins after, where the first fails; 0: there is none.
-    :param rough: the period and its derivatives where they cost less, by which the search begins.
+    :param begin: where the search begins, such as ``nearly``, in place of nothing.
     """
-    begin = nothing if rough is None else _nearly(way, rough, nothing, wanted)
-    x, inverse, settled, lost = _newton(way, begin, wanted)
+    x, inverse, settled, lost = _newton(way, nothing if begin is None else begin, wanted)
     missing = wanted & ~settled & ~lost
     if doses and bool(missing.any()):
         index, begin = missing.flatten().nonzero().flatten(), nothing
@@ -108,10 +107,11 @@ def searched(
     return x, torch.where(settled, inverse, 0), settled
 
 
-def _nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tensor:
-    """Where the search begins: after a few of Newton's steps by ``rough`` periods, and one from there by a
-    period as it is, for which their derivatives are good enough. Who comes near no solution begins at
-    nothing."""
+@torch.no_grad()
+def nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tensor:
+    """Where a search may begin: after a few of Newton's steps by ``rough`` periods, which cost less, and one
+    from there by a period as it is, for which their derivatives are good enough; at nothing for who comes
+    near no solution."""
     x, first, unit = nothing, nothing, _unit(nothing)
     for number in range(_ROUGH_STEPS):
         after, by = rough(x)

@@ -20,7 +20,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
-from medcm_cli.pk.steady import Followed, Tolerance, searched
+from medcm_cli.pk.steady import Followed, Tolerance, nearly, searched
 from tests.pk.regimens import Dose, Regimen, built, close
 
 F64 = torch.float64
@@ -158,8 +158,8 @@ def test_a_search_that_goes_round_begins_again_after_doses(apart: bool) -> None:
     way = Followed(period, slope, Tolerance(1e-9, 1e-9, 1e-9, 1e-9), some)
     nothing, wanted = torch.zeros(1, 1, 1, 3, dtype=F64), torch.tensor([[[True, False, True]]])
     assert not bool(searched(way, nothing, wanted, 0)[2].any())
-    for rough in (None, slope):
-        x, inverse, settled = searched(way, nothing, wanted, 50, rough)
+    for begin in (None, nearly(way, slope, nothing, wanted)):
+        x, inverse, settled = searched(way, nothing, wanted, 50, begin)
         assert settled.tolist() == wanted.tolist()
         root = torch.full((2,), 1.7692923542386314, dtype=F64)
         torch.testing.assert_close(x[0][wanted], root, rtol=1e-9, atol=0)
