@@ -21,7 +21,7 @@ from medcm_cli.data.edit import part
 from medcm_cli.data.events import EventTable
 from medcm_cli.data.sheet import BoolArray, FloatArray, IntArray
 from medcm_cli.pk.ragged import Ragged, groups_of
-from medcm_cli.pk.schedule import Features, Schedule, at, by_subject
+from medcm_cli.pk.schedule import Features, Schedule, alone, at, by_subject
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class Population:
     def take(self, index: Tensor) -> "Population":
         """Some subjects of each fit: ``index`` (n, B) into its N."""
         return self._at(index)._present(self.present.gather(0, index))
+
+    def alone(self, index: Tensor) -> "Population":
+        """Some subjects (n,) of all N B, counted fit by fit within a subject: each the one of a fit of its
+        own, (..., 1, n)."""
+        fits = self.present.shape[-1]
+        return self._each(lambda values: alone(values, index, fits))
 
     def _at(self, index: Tensor) -> "Population":
         return self._each(lambda values: at(values, index), self.schedule.at(index))

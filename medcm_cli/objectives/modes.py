@@ -21,6 +21,10 @@ from medcm_cli.numerics.triangular import (
     solve_lower_transposed,
     total,
 )
+from medcm_cli.pk import Ragged
+from medcm_cli.pk.schedule import alone
+
+_FEW = 0.6  # of all subjects: fewer are followed without the others
 
 Reach = Sequence[tuple[Tensor | float, Tensor | float]]
 """From where to where each random effect is searched."""
@@ -73,8 +77,8 @@ def find_modes(
     zeta = model.typical(values, population)
     omega = model.prior_cholesky(values, population)
 
-    def at(u: Sequence[Tensor]) -> Point:
-        return evaluate(model, values, zeta, omega, population, u)
+    def at(u: Sequence[Tensor], among: Tensor | None = None) -> Point:
+        return evaluate(model, values, zeta, omega, population, u, among)
 
     reach = model.reach(zeta, population)
     search = _begin(at, solve_lower(omega, _clamped(start, reach)))
@@ -85,7 +89,7 @@ def find_modes(
         search = _arrive(search, candidate, moved <= tolerance)
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, change, at(candidate))
+        search = _judge(search, candidate, change, at(candidate, ~search.done))
     return Modes(multiply_lower(omega, search.u), search.converged)
 
 
@@ -192,11 +196,20 @@ def laplace_covariance(model: Model, values: Values, population: Population, eta
 
 
 def evaluate(
-    model: Model, values: Values, zeta: Values, omega: Lower, population: Population, u: Sequence[Tensor]
+    model: Model,
+    values: Values,
+    zeta: Values,
+    omega: Lower,
+    population: Population,
+    u: Sequence[Tensor],
+    among: Tensor | None = None,
 ) -> Point:
-    """What modes minimise, at ``u`` of (S, N, B) each."""
+    """What modes minimise, at ``u`` of (S, N, B) each.
+
+    :param among: (1, N, B), of whom alone it is wanted; None: of all.
+    """
     eta = multiply_lower(omega, u)
-    prediction, columns = model.linearise(zeta, population, eta)
+    prediction, columns = _linearised(model, zeta, population, eta, among)
     own = model.of_subjects(values, eta)
     terms, sd, pull, curvature = model.error.deviance(own, prediction, population)
     loadings = [loading / sd for loading in multiply_lower_transposed(omega, columns)]
@@ -214,6 +227,34 @@ def evaluate(
         gradient,
         information,
     )
+
+
+def _linearised(
+    model: Model, zeta: Values, population: Population, eta: Sequence[Tensor], among: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """f and the columns of G at ``eta``. Of a model that is integrated a few are followed without the others,
+    who then have 1 and 0."""
+    if among is None or not model.pk.needs_double or isinstance(population.schedule, Ragged):
+        return model.linearise(zeta, population, eta)
+    index, fits = among.flatten().nonzero().flatten(), among.shape[-1]
+    if len(index) > _FEW * among.numel():
+        return model.linearise(zeta, population, eta)
+    own = {
+        name: alone(value, index, fits)
+        if name in model.pk.parameters and value.ndim > 1
+        # What a fit has, its subjects share.
+        else value[..., index % fits if value.shape[-1] > 1 else torch.zeros_like(index)]
+        for name, value in zeta.items()
+    }
+    prediction, columns = model.linearise(
+        own, population.alone(index), [alone(values, index, fits) for values in eta]
+    )
+
+    def spread(values: Tensor, other: float) -> Tensor:
+        everyone = values.new_full((*values.shape[:-2], among.numel()), other)
+        return everyone.index_copy_(-1, index, values.squeeze(-2)).view(*values.shape[:-2], *among.shape[-2:])
+
+    return spread(prediction, 1.0), [spread(column, 0.0) for column in columns]
 
 
 def _with_scale(

@@ -54,6 +54,7 @@ def backwards(
     parts, backs = bars.flatten(0, 1).unbind(0), by_stages.unbind(0)
     flat_bars, flat = bars.flatten(1).unbind(0), by_stages.flatten(1).t()
     rows = coefficients(tableau, bar.dtype, bar.device).later
+    sources = None if source is None else source.unbind(1)
     after = [flat[:, i + 1 :] for i in range(used)]
     for place in reversed(range(len(numbers))):
         h = path.steps[numbers[place]][1]
@@ -61,9 +62,8 @@ def backwards(
         for i in reversed(range(used)):
             at, back = place * used + i, backs[i]
             torch.addmv(flat_bars[at], after[i], rows[i], beta=0, alpha=h, out=flat_bars[at])
-            multiplied(rows_of_slope[at], parts[at * len(bar) :], back)
-            if source is not None:
-                back.add_(source[:, at])
+            more_here = None if sources is None else sources[at]
+            multiplied(rows_of_slope[at], parts[at * len(bar) :], back, more_here)
             if i and matrix is not None:
                 back.copy_(times(inverted[at].view(len(bar), len(bar), *more, *bar.shape[-3:]), back))
                 bars[at].add_(back, alpha=h * tableau.diagonal)
@@ -74,15 +74,21 @@ def backwards(
 def of_stages(matrix: Tensor, stages: int, more: int) -> list[tuple[Tensor, ...]]:
     """The columns of a matrix (C, C, I or 1, S, N, B) at each of so many stages, (C, 1, ..., S, N, B) with
     ``more`` dimensions of 1."""
-    size, shape = len(matrix), matrix.shape[3:]
-    each = matrix.unbind(2)
-    columns = [of.reshape(size, size, *[1] * more, *shape).unbind(1) for of in each]
-    return columns if len(each) == stages else columns * stages
+    size, known = matrix.shape[1:3]
+    flat = matrix.reshape(len(matrix), size * known, *[1] * more, *matrix.shape[3:]).unbind(1)
+    columns = [flat[at::known] for at in range(known)]
+    return columns if known == stages else columns * stages
 
 
-def multiplied(columns: Sequence[Tensor], by: Sequence[Tensor], out: Tensor) -> None:
-    """The sum of columns, each times that of ``by`` in its place, into ``out``."""
-    torch.mul(columns[0], by[0], out=out)
+def multiplied(
+    columns: Sequence[Tensor], by: Sequence[Tensor], out: Tensor, more: Tensor | None = None
+) -> None:
+    """The sum of columns, each times that of ``by`` in its place, and of what there is more, into
+    ``out``."""
+    if more is None:
+        torch.mul(columns[0], by[0], out=out)
+    else:
+        torch.addcmul(more, columns[0], by[0], out=out)
     for place in range(1, len(columns)):
         torch.addcmul(out, columns[place], by[place], out=out)
 

@@ -136,7 +136,7 @@ def _is(formula: Formula, written: Written) -> bool:
         for row, wanted in zip(formula.slope, slope.unbind(-2), strict=True):
             each.append((Program(row)(at_zero), wanted.movedim(-1, 0)))
         for found, wanted in each:
-            rows = [torch.as_tensor(of, dtype=a.dtype).expand_as(a[0]) for of in found]
+            rows = [torch.as_tensor(of, dtype=a.dtype, device=a.device).expand_as(a[0]) for of in found]
             if not torch.allclose(torch.stack(rows), wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
                 return False
     return True

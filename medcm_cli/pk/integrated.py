@@ -3,6 +3,7 @@
 Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steady import Period, Slope, Tolerance, searched, solution
+from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution
 from medcm_cli.pk.steps import Control
 from medcm_cli.pk.stretch import Stretch, moved_by, share, tensors_of, turned_parts
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
@@ -32,6 +33,7 @@ _SPARSE = 0.8
 # Doses that add up multiply the error of one period, by more than this where a steady state is solved for to
 # a hundredth of the tolerances.
 _GROWTH = 10.0
+_ROUGH = 1e-3  # relative tolerance of the periods that a search for a steady state begins with
 
 
 class Integrable(Dosed, Protocol):
@@ -179,7 +181,7 @@ class _Run:
         """Amounts at the end of a stretch."""
         # A width of 0 may have a derivative.
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
-        if fixed and fit is None and not bool((stretch.width != 0).any()):
+        if fixed and not bool((stretch.width != 0).any()):
             return state
         tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
         if state.ndim == 4:
@@ -247,25 +249,34 @@ class _Steady:
         if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
-            x, inverse, settled = here._searched(self.run.pk.steady_state_doses)
+            x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
         found = here._differentiable(x, inverse)
         return (found if here._returns() else here.after(found, "latest")), settled
 
-    def _searched(self, doses: int) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``steady.searched``."""
+    def _searched(
+        self, doses: int, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``steady.searched``. :param known: what was found before, and where."""
         own, fine = self.run.pk.control, self.control
         nothing = torch.zeros_like(self.run.line.jump[0])
         start = self.run.pk.begin(self.series.z)
         nothing = nothing if start is None else start.expand_as(nothing)
         wanted = self.series.present.expand_as(nothing[0])
-        bare = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
-        search = Tolerance(fine.rtol, fine.atol, own.rtol, own.atol)
+        fewer = replace(self, run=replace(self.run, wrt=(), moves=()), moved=())
+        some = functools.partial(fewer._both, nothing.shape[1:])
+        way = Followed(fewer.period, fewer.slope, Tolerance(fine.rtol, fine.atol, own.rtol, own.atol), some)
+        if known is None:
+            rtol = max(fine.rtol, _ROUGH)
+            rough = replace(fewer, control=replace(fine, rtol=rtol, atol=fine.atol * (rtol / fine.rtol)))
+            begin = nearly(way, rough.slope, nothing, wanted)
+        else:
+            begin = torch.where(known[1], known[0].detach(), nothing)
+        return searched(way, nothing, wanted, doses, begin)
 
-        def some(index: Tensor) -> tuple[Period, Slope]:
-            part = bare.some(index, nothing.shape[1:])
-            return part.period, part.slope
-
-        return searched(bare.period, bare.slope, nothing, wanted, search, doses, some)
+    def _both(self, shape: Sequence[int], index: Tensor) -> tuple[Period, Slope]:
+        """The ways of some trajectories alone."""
+        part = self.some(index, shape)
+        return part.period, part.slope
 
     def some(self, index: Tensor, shape: Sequence[int]) -> "_Steady":
         """That of some trajectories (n,) alone, of all (S, N, B)."""
@@ -293,26 +304,39 @@ class _Steady:
         """The same with its derivatives, (C, C, S, N, B)."""
         size = len(amounts)
         unit = torch.eye(size, dtype=amounts.dtype, device=amounts.device).view(size, size, 1, 1, 1)
-        state = torch.cat([amounts[:, None], unit.expand(size, *amounts.shape)], 1)
-        end = replace(self, moved=[{}] * size).period(state)
+        end = self.period(torch.cat([amounts[:, None], unit.expand(size, *amounts.shape)], 1))
         return end[:, 0], end[:, 1:]
 
     def after(self, state: Tensor, hours: str) -> Tensor:
         """``hours``, the name of a field of the series, after a dose begins, from what was there before."""
-        count = len(self.run.pk.states)
+        given, turns, stretches = self._whole if hours == "interval" else self._pieces(hours)
+        if state.ndim > 4:
+            given = stacked(given, turns or [None] * (state.shape[1] - 1), 1)
+        state = state + given
+        for stretch in stretches:
+            state = self.run.along(stretch, state, self.control, self.fit)
+        return state
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
+        """``_pieces`` of a period, which a search follows several times."""
+        return self._pieces("interval")
+
+    def _pieces(self, hours: str) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
+        """What is given at once, how parameters of doses move that, and the stretches after it."""
+        count, right = len(self.run.pk.states), self.run.right
+        shape = self.run.line.jump.shape[-3:] if self.fit is None else (1, 1, len(self.fit[0]))
 
         def at_once(series: Series) -> list[Tensor]:
             return [series.at_once(count)]
 
         def stretches(series: Series) -> list[Tensor]:
-            length = getattr(series, hours).expand(state.shape[-3:])
+            length = getattr(series, hours).expand(shape)
             return [part for stretch in series.stretches(count, length) for part in stretch]
 
         (given,), pieces = at_once(self.series), stretches(self.series)
         turns = [along(stretches, self.series, moved) for moved in self.moved]
-        if state.ndim > 4:
-            given = stacked(given, [along(at_once, self.series, moved)[0] for moved in self.moved], 1)
-        state = state + given
+        found = list[Stretch]()
         for place in range(0, len(pieces), 2):
             width, inflow = pieces[place : place + 2]
             # A rate that depends on t is taken at 0: a steady state needs one that does not.
@@ -325,9 +349,9 @@ class _Steady:
                 }
                 for turn in turns
             ]
-            stretch = Stretch(begin, width, inflow, self.series.z, moved)
-            state = self.run.along(stretch, state, self.control, self.fit)
-        return state
+            parts = None if right.formula is None else right.formula.parts_of(self.series.z, width)
+            found.append(Stretch(begin, width, inflow, self.series.z, moved, parts))
+        return given, [along(at_once, self.series, moved)[0] for moved in self.moved], found
 
     def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:
         """The amounts that a period leaves as they are, found already, with their derivatives."""

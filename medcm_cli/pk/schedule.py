@@ -164,6 +164,17 @@ def at(values: Tensor, index: Tensor) -> Tensor:
     return values.expand(*values.shape[:-1], fits).gather(-2, index)
 
 
+def alone(values: Tensor, index: Tensor, fits: int) -> Tensor:
+    """(..., N, B), or with 1 for one of these, at ``index`` (n,) into the flat N B of B = ``fits``: each as
+    the one subject of a fit of its own, (..., 1, n)."""
+    subjects, own = values.shape[-2:]
+    nobody = torch.zeros_like(index)
+    taken: Tensor = values[
+        ..., index // fits if subjects > 1 else nobody, index % fits if own > 1 else nobody
+    ]
+    return taken.unsqueeze(-2)
+
+
 def by_subject(values: Tensor) -> Tensor:
     """(..., N, B), the same, with all of a subject side by side in memory: where N is large and some subjects
     are taken again and again, that is where the time goes."""

@@ -26,6 +26,7 @@ _SAFETY, _LEAST, _LARGEST = 0.9, 0.2, 10.0  # of the next step, as a multiple of
 _STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
 _DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
 _KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
+_AHEAD, _BLOCK = 8, 2**21  # steps, and bytes of their stages, that memory is asked for at once
 _NEWTON = 10  # iterations of an implicit stage
 _CLOSE = 1e-2  # of the tolerance, that such a stage is solved to
 # Of the changes in these, each to the last: what is supposed, and the power of what stages before it had.
@@ -63,12 +64,17 @@ class _Room(NamedTuple):
     flat: Sequence[Tensor]
 
     @classmethod
-    def like(cls, k: Tensor) -> "_Room":
-        """New, as large as ``k``."""
-        stages = torch.empty_like(k)
-        rows, count = stages.flatten(0, 1).unbind(0), k.shape[1]
-        each = [Parts(whole, rows[i * count : (i + 1) * count]) for i, whole in enumerate(stages.unbind(0))]
-        return cls(stages, each, stages.flatten(1).unbind(0))
+    def several(cls, k: Tensor, rooms: int) -> list["_Room"]:
+        """New ones, each as large as ``k``, side by side."""
+        whole = k.new_empty(rooms, *k.shape)
+        each, rows = whole.flatten(0, 1).unbind(0), whole.flatten(0, 2).unbind(0)
+        flat = whole.flatten(2).flatten(0, 1).unbind(0)
+        stages, states = k.shape[:2]
+        parts = [Parts(of, rows[i * states : (i + 1) * states]) for i, of in enumerate(each)]
+        return [
+            cls(of, parts[first : first + stages], flat[first : first + stages])
+            for of, first in zip(whole.unbind(0), range(0, len(each), stages), strict=True)
+        ]
 
 
 class March:
@@ -127,7 +133,7 @@ class March:
                     path.stages.append(self.x if len(path.steps) > most else stages[: self.tableau.used])
                 s = 1.0 if h == 1 - s else s + h
                 self.x, self.size = stages[-1], self.at_end
-                self.rooms.reverse()
+                self._leave()
                 self.changes[0].copy_(self.changes[-1])
             elif h < _STANDSTILL:
                 self._lose(self._ratios(stages[-1], h) <= 1 if solved is None else solved, EXTREME)
@@ -158,11 +164,17 @@ class March:
     def _room(self) -> _Room:
         """For the stages of a step; of a march that keeps none two take turns, where the system would give
         the memory anew, page by page, for every step."""
-        if self.keep:
-            return _Room.like(self.k)
         if not self.rooms:
-            self.rooms = [_Room.like(self.k), _Room.like(self.k)]
+            several = max(1, min(_AHEAD, _BLOCK // (self.k.nbytes + 1))) if self.keep else 2
+            self.rooms = _Room.several(self.k, several)
         return self.rooms[0]
+
+    def _leave(self) -> None:
+        """The room of a step that is taken."""
+        if self.keep:
+            del self.rooms[:1]
+        else:
+            self.rooms.reverse()
 
     @torch.no_grad()
     def stages_of(self, path: Path, number: int) -> Tensor:
@@ -171,7 +183,9 @@ class March:
         if kept.ndim == self.k.ndim:
             return kept
         self._change(step[0], kept, 0)
-        return March.step(self, *step, kept)[0][: self.tableau.used]
+        stages = March.step(self, *step, kept)[0][: self.tableau.used]
+        self._leave()
+        return stages
 
     def _change(self, s: float, amounts: Tensor, stage: int) -> None:
         self._change_of(s, Parts.of(amounts), stage)

@@ -218,6 +218,9 @@ def _of_power(node: Node, by_base: Node, by_exponent: Node) -> Node:
 
 def scaled(by: Node, node: Node) -> Node:
     """``by``, which is fixed, times ``node``: into its terms, where each has a fixed factor anyway."""
+    whole = dict[Node, Node]()
+    if _gathered(node, by, whole) > len(whole):  # what was multiplied out has become less
+        return functools.reduce(add, (mul(factor, core) for core, factor in whole.items()))
     if node.op == "add" and not node.fixed and all(map(_takes, node.args)):
         return add(*(scaled(by, arg) for arg in node.args))
     return mul(by, node)
@@ -227,6 +230,15 @@ def _takes(node: Node) -> bool:
     if node.op == "add" and not node.fixed:
         return all(map(_takes, node.args))
     return node.fixed or (node.op == "mul" and node.args[0].fixed)
+
+
+def _gathered(node: Node, factor: Node, into: dict[Node, Node]) -> int:
+    """How many terms ``factor`` times ``node`` has; ``into``: what each thing in them is multiplied by."""
+    own, core = parted(node)
+    if core.op == "add" and _takes(core):
+        return sum(_gathered(term, mul(factor, own), into) for term in core.args)
+    into[core] = add(into.get(core, ZERO), mul(factor, own))
+    return 1
 
 
 def fixed_in(nodes: tuple[Node, ...]) -> list[Node]:

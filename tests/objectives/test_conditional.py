@@ -9,9 +9,19 @@ import torch
 
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import ErrorModel, LogNormalError, Model, StudentError, Values
+from medcm_cli.model import (
+    CovariateNetwork,
+    ErrorModel,
+    LogNormalError,
+    Model,
+    RandomEffects,
+    ResidualError,
+    StudentError,
+    Values,
+)
 from medcm_cli.objectives import Agq, Foce, Focei, Laplace, State
 from medcm_cli.objectives.conditional import Conditional
+from medcm_cli.objectives.modes import find_modes
 from medcm_cli.pk import OdeModel, two_compartment_rate
 from medcm_cli.study.identity import identity
 from tests.helpers import (
@@ -26,6 +36,7 @@ from tests.helpers import (
     slopes,
     with_error,
 )
+from tests.pk.test_models import named
 
 FITS, SUBJECTS = 2, 5
 TIGHT: dict[str, Any] = {"mode_tolerance": 1e-10, "mode_iterations": 500}
@@ -250,6 +261,52 @@ def test_an_integrated_model_gives_what_the_closed_form_does(model: Model, name:
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("learned", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_who_has_arrived_is_not_integrated_with_the_others(
+    learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of ten subjects begin far from their modes: these are the same as if all were followed to the end,
+    also where each fit has learned terms of its own."""
+    names = ("CL", "V1") if learned else ("CL", "V1", "Q", "V2")
+    pk = named("neural_ode" if learned else "two_compartment_ode", rtol=1e-7, atol=1e-5)
+    begin = {"CL": 0.14, "V1": 2.0, "Q": 0.15, "V2": 0.75}
+    network = CovariateNetwork.build([], list(names), {}, {name: begin[name] for name in names})
+    model = Model(network, pk, RandomEffects(("CL", "V1")), ResidualError(("additive", "proportional")))
+    values = model.init(STREAMS, F64)
+    g = torch.Generator().manual_seed(3)
+    values |= {
+        name: 0.3 * torch.randn(weight.shape, generator=g, dtype=F64)
+        for name, weight in pk.weights(values).items()
+    }
+    population = make_population(SUBJECTS, FITS)
+    eta = [0.3 * torch.randn(1, SUBJECTS, FITS, generator=g, dtype=F64) for _ in range(2)]
+    with torch.no_grad():
+        level = model.predict(model.typical(values, population), population, eta)
+    noise = torch.randn(level.shape, generator=g, dtype=F64)
+    population = replace(population, dv=level * (1 + 0.1 * noise))
+    followed, whole = [], OdeModel.sensitivities
+
+    def counted(pk: OdeModel, schedule: Any, *given: Any) -> Any:
+        followed.append(schedule.start[0].numel())
+        return whole(pk, schedule, *given)
+
+    monkeypatch.setattr(OdeModel, "sensitivities", counted)
+    monkeypatch.setattr("medcm_cli.objectives.modes._FEW", 0.0)
+    modes = find_modes(model, values, population, eta, 1e-4, 200)
+    assert bool(modes.converged.all())
+    assert set(followed) == {SUBJECTS * FITS}
+    start = [eta.clone() for eta in modes.eta]
+    for n, b in ((1, 0), (4, 1)):
+        start[0][0, n, b] += 0.8
+    monkeypatch.setattr("medcm_cli.objectives.modes._FEW", 0.6)
+    followed.clear()
+    found = find_modes(model, values, population, start, 1e-4, 200)
+    assert bool(found.converged.all())
+    assert (followed[0], max(followed[1:])) == (SUBJECTS * FITS, 2)
+    for got, want in zip(found.eta, modes.eta, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
 def test_where_the_hessian_is_not_positive_the_expected_one_stands_in(model: Model) -> None:

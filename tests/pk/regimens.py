@@ -316,47 +316,63 @@ ORAL = OdeModel(
 # -- many subjects at once -------------------------------------------------------------------------
 
 
-def random_regimens(dose: float, subjects: int, seed: int) -> Schedule:
-    """Three doses each, boluses and infusions at random times, and four observations."""
+def random_regimens(dose: float, subjects: int, seed: int, at_once: bool = False) -> Schedule:
+    """Three doses each, boluses and infusions, unless all are given ``at_once``, at random times, and four
+    observations."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(count: int, low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, subjects, 1, generator=g, dtype=torch.float64)
 
     start = uniform(3, 0, 40).sort(0).values
-    duration = torch.where(uniform(3, 0, 1) < 0.5, 0, uniform(3, 0.1, 6))
+    duration = torch.where(uniform(3, 0, 1) < (1.0 if at_once else 0.5), 0, uniform(3, 0.1, 6))
     return Schedule.build(uniform(4, 0.5, 60).sort(0).values, start, duration, uniform(3, 0.5, 1.5) * dose)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A dose of each subject, (N,): ``compartment`` that it goes into, evenly over ``duration``, 0 at
+    once."""
+
+    compartment: int
+    start: np.ndarray
+    duration: np.ndarray
+    amount: np.ndarray
+
+
+def pieces_of(schedule: Schedule, compartment: int) -> list[Piece]:
+    """The doses of a schedule."""
+    each = (values[:, 0, :, 0].numpy() for values in (schedule.start, schedule.duration, schedule.amount))
+    return [Piece(compartment, *row) for row in zip(*each, strict=True)]
 
 
 def together(
     right: Callable[[np.ndarray, np.ndarray], np.ndarray],
     start: np.ndarray,
-    dosed: int,
+    pieces: Sequence[Piece],
     schedule: Schedule,
     stiff: bool = False,
     atol: float = 1e-11,
 ) -> np.ndarray:
-    """Amounts (T, C, N) at each observation by scipy, rtol 1e-10: the p-th interval between events of every
-    subject as one system.
+    """Amounts (T, C, N) at each observation of a schedule by scipy, rtol 1e-10: the p-th interval between
+    events of every subject as one system.
 
     :param right: (t (N,) h, amounts (C, N)) -> dA/dt. :param start: amounts at the first event, (C, N).
-    :param dosed: the compartment, from 0, that doses go into.
+    :param pieces: what is given, in place of the schedule's doses.
     """
-    begin, duration, amount, times = (
-        values[:, 0, :, 0].numpy()
-        for values in (schedule.start, schedule.duration, schedule.amount, schedule.time)
-    )
-    end = begin + duration
-    edges = np.sort(np.concatenate([begin, end, times]), 0)
+    times = schedule.time[:, 0, :, 0].numpy()
+    begins, ends = [p.start for p in pieces], [p.start + p.duration for p in pieces]
+    edges = np.sort(np.concatenate([begins, ends, times]), 0)
     state, found = start.copy(), np.zeros((len(times), *start.shape))
     for left, following in zip(edges, [*edges[1:], edges[-1]], strict=True):
         found[:, :] = np.where((times == left)[:, None], state, found)
-        at_once = (begin == left) & (duration == 0) & (following > left)  # both of its ends are edges
-        state[dosed] += np.where(at_once, amount, 0).sum(0)
         width, middle = following - left, (left + following) / 2
         inflow = np.zeros_like(state)
-        runs = (middle > begin) & (middle < end)
-        inflow[dosed] = np.where(runs, amount / np.where(duration > 0, duration, 1), 0).sum(0)
+        for p, end in zip(pieces, ends, strict=True):
+            at_once = (p.start == left) & (p.duration == 0) & (following > left)  # both of its ends are edges
+            state[p.compartment] += np.where(at_once, p.amount, 0)
+            runs = (middle > p.start) & (middle < end)
+            inflow[p.compartment] += np.where(runs, p.amount / np.where(p.duration > 0, p.duration, 1), 0)
         if not width.any():
             continue
 

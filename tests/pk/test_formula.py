@@ -11,7 +11,7 @@ from torch import Tensor
 from medcm_cli.pk import OdeModel, learned_elimination_rate, sensitivities, two_compartment_rate
 from medcm_cli.pk.formula import formula_of
 from medcm_cli.pk.rates import Written
-from medcm_cli.pk.symbols import ONE, ZERO, derivative, div, given, mul, number, sub
+from medcm_cli.pk.symbols import ONE, ZERO, add, derivative, div, given, mul, neg, number, scaled, sub
 from tests.pk.regimens import DOSE_TYPICAL, NAMED, Dose, Regimen, built
 from tests.pk.test_models import CASES, named
 
@@ -125,3 +125,13 @@ def test_expressions_are_simplified() -> None:
     assert derivative(mul(k, x), y) is ZERO
     assert div(mul(k, x), x) is k
     assert derivative(div(x, y), x) is div(ONE, y)
+
+
+def test_multiples_of_one_thing_are_gathered_where_that_leaves_less() -> None:
+    x, y, k, r, w = (given(name, name in "krw") for name in "xykrw")
+    over = sub(mul(k, x), mul(r, y))
+    gathered = scaled(w, sub(neg(mul(k, x)), over))  # -2 k x + r y
+    assert gathered is add(mul(add(mul(w, neg(k)), mul(neg(w), k)), x), mul(mul(neg(w), neg(r)), y))
+    assert scaled(w, over) is add(mul(mul(w, k), x), mul(mul(w, neg(r)), y))
+    apart = mul(k, add(mul(x, y), mul(r, x)))  # whose first term has no factor that is fixed
+    assert scaled(w, apart) is mul(w, apart)

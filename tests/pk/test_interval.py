@@ -127,6 +127,25 @@ def test_tangents_are_derivatives_along_them(method: str) -> None:
 
 
 @METHODS
+def test_steps_side_by_side_are_those_one_by_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tangents, and gradients of them; with several pieces of an interval."""
+    monkeypatch.setattr("medcm_cli.pk.stages._ELEMENTS", 200)
+    found = []
+    for small in (0, 10**9):
+        monkeypatch.setattr("medcm_cli.pk.tangents._SMALL", small)
+        given = inputs()
+        turns = moved(given)
+        tangents = torch.ones(2, 2, 1, 2, 1, dtype=F64).requires_grad_()
+        with torch.no_grad():
+            alone = follow_with(call(method, MOVES), given[0], tangents, given[1:], turns)
+        both = follow_with(call(method, MOVES), given[0], tangents, given[1:], turns)
+        torch.testing.assert_close(both, alone, rtol=0, atol=0)
+        torch.stack([of.square().sum() for of in both]).sum().backward()
+        found.append([*both, *(leaf.grad for leaf in (*given, tangents, *turns))])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@METHODS
 def test_gradients_of_tangents_and_their_own(method: str) -> None:
     given = inputs()
     tangents = torch.randn(2, 2, 1, 2, 1, generator=torch.Generator().manual_seed(1), dtype=F64)

@@ -381,9 +381,12 @@ def test_a_model_equals_its_equations(case: Case) -> None:
     )
 
 
-def sensitivities_are_differences(pk: PkModel, schedule: Schedule, z: dict[str, Tensor]) -> None:
-    """Between fits of one batch, which a solver takes the same steps for. :param z: (1, N, 1) each."""
-    names, step = tuple(z), 1e-4
+def sensitivities_are_differences(
+    pk: PkModel, schedule: Schedule, z: dict[str, Tensor], names: Sequence[str]
+) -> None:
+    """Between fits of one batch, which a solver takes the same steps for. :param z: (1, N, 1) of each of the
+    ``names``, and weights that all fits share, (..., 1)."""
+    step = 1e-4
     fits = {name: value.repeat(1, 1, 1 + 2 * len(names)) for name, value in z.items()}
     for number, name in enumerate(names):
         for place, sign in ((1 + 2 * number, 1), (2 + 2 * number, -1)):
@@ -401,7 +404,7 @@ def sensitivities_are_differences(pk: PkModel, schedule: Schedule, z: dict[str, 
 def test_sensitivities_are_derivatives(case: Case) -> None:
     names = tuple(case.values)
     pk = named(case.choice, names, rtol=1e-7, atol=1e-7)
-    sensitivities_are_differences(pk, built(regimen(case.size)), values_of(case, 2, 2))
+    sensitivities_are_differences(pk, built(regimen(case.size)), values_of(case, 2, 2), names)
 
 
 @pytest.mark.parametrize("case", EACH)

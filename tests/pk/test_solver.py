@@ -22,7 +22,7 @@ from medcm_cli.pk import (
     solve,
     two_compartment_rate,
 )
-from tests.pk.regimens import Dose, Regimen, built, random_regimens, together
+from tests.pk.regimens import Dose, Regimen, built, pieces_of, random_regimens, together
 
 F64 = torch.float64
 UNITS = tuple(f"{kind}{unit}" for unit in (1, 2, 3) for kind in ("UP", "DOWN", "SLOPE"))
@@ -104,7 +104,8 @@ def worst(name: str, subjects: int, **options: str) -> float:
         return np.asarray(change[:, 0, :, 0].numpy())
 
     start = np.zeros((len(pk.states), subjects))
-    wanted = together(right, start, 0, schedule, method == "Radau", pk.atol / 1e4)[:, pk.seen]
+    given = pieces_of(schedule, 0)
+    wanted = together(right, start, given, schedule, method == "Radau", pk.atol / 1e4)[:, pk.seen]
     with torch.no_grad():
         amounts = (solve(pk, schedule, z) * z[pk.volume])[:, 0, :, 0].numpy()
     return float((np.abs(amounts - wanted) / (pk.atol + pk.rtol * np.abs(wanted))).max())

@@ -20,6 +20,7 @@ from medcm_cli.pk import (
     two_compartment,
     two_compartment_rate,
 )
+from medcm_cli.pk.steady import Followed, Tolerance, nearly, searched
 from tests.pk.regimens import Dose, Regimen, built, close
 
 F64 = torch.float64
@@ -141,6 +142,28 @@ def test_a_duration_or_a_lag_beyond_any_number_of_doses_fails_alone() -> None:
     assert got[..., 0].isnan().all()
     one = solve(LAGGED, SERIES, values(LAG=20.0, D=1.0, **others))
     close(got[..., 1:], one.numpy(), 1e-8)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_search_that_goes_round_begins_again_after_doses(apart: bool) -> None:
+    """Newton's method for 2 + 2 x - x^3 goes from 0 to -1 and back, but from near its root, 1.7693, there."""
+
+    def period(x: Tensor) -> Tensor:
+        return x + (2 + 2 * x - x**3) / 10
+
+    def slope(x: Tensor) -> tuple[Tensor, Tensor]:
+        return period(x), (1 + (2 - 3 * x**2) / 10)[None]
+
+    some = (lambda _: (period, slope)) if apart else None
+    way = Followed(period, slope, Tolerance(1e-9, 1e-9, 1e-9, 1e-9), some)
+    nothing, wanted = torch.zeros(1, 1, 1, 3, dtype=F64), torch.tensor([[[True, False, True]]])
+    assert not bool(searched(way, nothing, wanted, 0)[2].any())
+    for begin in (None, nearly(way, slope, nothing, wanted)):
+        x, inverse, settled = searched(way, nothing, wanted, 50, begin)
+        assert settled.tolist() == wanted.tolist()
+        root = torch.full((2,), 1.7692923542386314, dtype=F64)
+        torch.testing.assert_close(x[0][wanted], root, rtol=1e-9, atol=0)
+        torch.testing.assert_close(inverse[0, 0][wanted], 10 / (3 * root**2 - 2), rtol=1e-6, atol=0)
 
 
 def test_no_elimination_is_no_steady_state_of_one_fit_alone() -> None:
