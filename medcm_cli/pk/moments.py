@@ -65,7 +65,7 @@ def moment_difference(a: Tensor, gap: Tensor) -> Tensor:
 
 
 def three_decays(rates: Sequence[Tensor], width: Tensor) -> Tensor:
-    """What a unit that waits at three rates (1/h), one after the other, leaves at the third after ``width`` h,
+    """What of a unit that leaves at three rates (1/h) in turn waits for the third after ``width`` h,
     over the product of the first two: the second divided difference of exp(-rate width); exact and smooth
     where rates are equal."""
     low, middle, high = torch.stack(torch.broadcast_tensors(*rates)).sort(0).values.unbind(0)

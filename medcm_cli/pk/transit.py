@@ -172,8 +172,8 @@ def _central(linear: LinearModel, since: Tensor, z: Values) -> Tensor:
 
 
 def _shares(linear: LinearModel, since: Tensor, z: Values) -> list[Tensor]:
-    """The same of every compartment, by number. A peripheral one takes up what each exponential of the central
-    one brings, and empties at a rate of its own."""
+    """The same of every compartment, by number. A peripheral one takes up what each exponential of the
+    central one brings, and empties at a rate of its own."""
     of_bolus = linear.response(z)
     found = [torch.exp(-z["KA"] * since), _central(linear, since, z)]
     for flow, volume in (("Q", "V2"), ("Q3", "V3"))[: len(linear.states) - 2]:

@@ -58,7 +58,7 @@ def options_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
     return configuration(table, outputs, *given, *options)
 
 
-def pk_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
+def pk_of(table: Path, outputs: Path, *options: str, written: bool = True) -> dict[str, Any]:
     pk = [
         *(
             "study=pk",
@@ -67,7 +67,8 @@ def pk_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
             "error=proportional",
             "objective=foce",
         ),
-        *(f"+network.equations={{{PK}}}", "random_effects=[CL,V1]", "omega=full", "learning_rate=0.05"),
+        *("random_effects=[CL,V1]", "omega=full", "learning_rate=0.05"),
+        *([f"+network.equations={{{PK}}}"] if written else []),
     ]
     return options_of(table, outputs, *pk, "epochs=30", "tail=0", *options)
 
@@ -183,3 +184,53 @@ def test_a_subject_without_individual_parameters_is_refused(
     config = with_known(pd_of(more, tmp_path, "omega=diagonal", f"fixed={{individual: '{kinetics}'}}"))
     with pytest.raises(InputError, match=r"column 'ID': is 99, of whom the fit .* has no known_"):
         Job.build(config)
+
+
+NETWORKS = {
+    "in equations": (
+        "network=equations",
+        "+network.equations={CL: {typical: 2, weight: {network: [4]}}, V1: {typical: 20}}",
+    ),
+    "branches": (
+        "network=multi_branch",
+        "network.branches=[{inputs: [weight], hidden: [4], heads: [CL, V1]}]",
+        "network.global_parameters=[]",
+        "network.initial={CL: 2, V1: 20}",
+    ),
+    "a parameter of each fit": (
+        "network=none",
+        "network.global_parameters=[CL,V1]",
+        "network.initial={CL: 2, V1: 20}",
+    ),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_network_of_a_fit_is_known(table: Path, tmp_path: Path, network: str) -> None:
+    """Typical parameters are those of the other fit, and the likelihood that of these as data."""
+    ((folder, _),) = run(pk_of(table, tmp_path, *NETWORKS[network], written=False))
+    (of_pk,) = restore(finished([folder]))
+    config = with_known(pd_of(table, tmp_path, f"fixed={{population: '{folder}'}}"))
+    ((_, record),) = fits = run(config)
+    (fit,) = restore(fits)
+    model, population = fit.problem.model, fit.population
+    typical = {}
+    for name in ("CL", "V1"):
+        typical[name] = of_pk.problem.model.typical(of_pk.estimates, of_pk.population)[name].expand(1, 8, 1)
+        found = model.typical(fit.estimates, population)[name].expand(1, 8, 1)
+        torch.testing.assert_close(found, typical[name], rtol=1e-6, atol=0)
+    assert not {name for name in fit.state.trained if "weight" in name or "CL" in name or "V1" in name}
+    assert record.config["random_effects"] == ["CL", "V1", "E0"]
+    # The same with a column of each.
+    frame = pd.read_csv(table)
+    for name, value in typical.items():
+        frame[name] = frame["ID"].map(dict(zip(range(1, 9), value[0, :, 0].tolist(), strict=True)))
+    columns = tmp_path / "columns.csv"
+    frame.to_csv(columns, index=False)
+    entry = "of_{}: {{column: {}, scale: 100, reference: 1, unit: '-'}}"
+    equations = ", ".join(f"{n}: {{typical: {{fixed: 1}}, of_{n}: {{power: 1}}}}" for n in typical)
+    covariates = ", ".join(entry.format(n, n) for n in typical)
+    of_columns = pd_of(columns, tmp_path / "hand", f"+dataset.covariates={{{covariates}}}", pk=equations)
+    of_columns["initial"] = config["initial"]
+    hand = Job.build(of_columns).train([(1, 1)])
+    torch.testing.assert_close(hand.objective, Job.build(config).train([(1, 1)]).objective, rtol=1e-5, atol=0)
