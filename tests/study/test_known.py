@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from medcm_cli import runs
+from medcm_cli import load_study, predict, runs
 from medcm_cli.errors import InputError
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
@@ -219,6 +219,13 @@ def test_the_network_of_a_fit_is_known(table: Path, tmp_path: Path, network: str
         typical[name] = of_pk.problem.model.typical(of_pk.estimates, of_pk.population)[name].expand(1, 8, 1)
         found = model.typical(fit.estimates, population)[name].expand(1, 8, 1)
         torch.testing.assert_close(found, typical[name], rtol=1e-6, atol=0)
+    effects = pd.read_parquet(folder / "random_effects.parquet")
+    eta = [torch.tensor(effects[name].to_numpy(copy=True))[None, :, None] for name in ("eta_1", "eta_2")]
+    z = of_pk.problem.model.individual(typical, eta, of_pk.population)
+    individual = with_known(pd_of(table, tmp_path, "omega=diagonal", f"fixed={{individual: '{folder}'}}"))
+    for name in ("CL", "V1"):
+        own = list(individual["known"][f"known_{name}"].values())
+        np.testing.assert_allclose(own, z[name][0, :, 0], rtol=1e-5)
     assert not {name for name in fit.state.trained if "weight" in name or "CL" in name or "V1" in name}
     assert record.config["random_effects"] == ["CL", "V1", "E0"]
     # The same with a column of each.
@@ -234,3 +241,42 @@ def test_the_network_of_a_fit_is_known(table: Path, tmp_path: Path, network: str
     of_columns["initial"] = config["initial"]
     hand = Job.build(of_columns).train([(1, 1)])
     torch.testing.assert_close(hand.objective, Job.build(config).train([(1, 1)]).objective, rtol=1e-5, atol=0)
+
+
+def test_predictions_have_the_kinetics_of_each_subject(table: Path, tmp_path: Path, kinetics: Path) -> None:
+    """By the closed form at what the other fit says of him; of the unit of the effect is what is one."""
+    run(with_known(pd_of(table, tmp_path, "omega=diagonal", f"fixed={{individual: '{kinetics}'}}")))
+    study = load_study(tmp_path / "default")
+    found = predict(study, table, times=[2.0, 30.0], draws=20)
+    (of_pk,) = restore(finished([kinetics]))
+    model, effects = of_pk.problem.model, pd.read_parquet(kinetics / "random_effects.parquet")
+    zeta = model.typical(of_pk.estimates, of_pk.population)
+    z = {
+        name: zeta[name].expand(1, 8, 1)[0, :, 0].numpy() * np.exp(effects[f"eta_{place}"].to_numpy())
+        for place, name in enumerate(("CL", "V1"), 1)
+    }
+    cp = found.curve[found.curve["endpoint"] == "cp"]
+    for time in (2.0, 30.0):
+        want = 100 / z["V1"] * np.exp(-z["CL"] / z["V1"] * time)
+        for column in ("typical", "median", "lower_90"):
+            np.testing.assert_allclose(cp.loc[cp["time"] == time, column], want, rtol=1e-4)
+    assert "known" in set(found.warnings["kind"])
+    units = found.parameters.drop_duplicates("parameter").set_index("parameter")["unit"]
+    assert dict(units[["E0", "SLOPE", "CL"]]) == {"E0": "-", "SLOPE": "1/(mg/L)", "CL": "L/h"}
+    stranger = pd.read_csv(table).query("ID == 1").assign(ID=77)
+    with pytest.raises(InputError, match=r"is 77, of whom .*expected a column known_CL"):
+        predict(study, stranger)
+    own = predict(study, stranger.assign(known_CL=3.0, known_V1=10.0), times=[2.0, 4.0], draws=20)
+    assert own.curve["typical"].iloc[0] == pytest.approx(10 * np.exp(-0.6), rel=1e-4)
+
+
+def test_a_new_patient_has_the_kinetics_of_the_known_network(table: Path, tmp_path: Path) -> None:
+    ((folder, _),) = run(pk_of(table, tmp_path, *NETWORKS["branches"], written=False))
+    run(with_known(pd_of(table, tmp_path, f"fixed={{population: '{folder}'}}")))
+    patient = pd.read_csv(table).query("ID == 1 and AMT > 0").assign(ID=77, WT=63.0)
+    both = [
+        predict(load_study(tmp_path / name), patient, times=[2.0, 30.0], draws=20).curve
+        for name in ("pk", "default")
+    ]
+    levels = [curve if "endpoint" not in curve else curve[curve["endpoint"] == "cp"] for curve in both]
+    np.testing.assert_allclose(levels[1]["typical"], levels[0]["typical"], rtol=1e-5)
