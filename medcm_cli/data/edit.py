@@ -142,18 +142,22 @@ def on_clock(events: EventTable) -> EventTable:
 
 
 def of_endpoint(observed: EventTable, events: EventTable, number: int) -> EventTable:
-    """Observations at the times of a table, all of one endpoint: of what is collected, where observations of
-    ``events`` are, what there is so far of the one that is collected then, and, where none is, over as long
-    as they are in the median."""
+    """Observations at the times of a table, all of one endpoint: of what is collected, what there is so far
+    of a subject's sample in ``events`` that is collected then, and, where none is, over as long as the
+    subject's are in the median. Of who has none over as long as the endpoint says, and, where that is for
+    each sample to say, all that there is so far."""
     rows = ~events.is_dose & (events.endpoint == number) & (events.over > 0)
-    over = np.zeros(len(observed.clock))
+    said = events.kinds[number].over if events.kinds else None
+    over = np.full(len(observed.clock), 0.0 if said is None or isinstance(said, str) else float(said))
     if rows.any():
-        over = np.where(observed.is_dose, 0.0, _so_far(observed, events, rows))
+        over = _so_far(observed, events, rows, over)
+    over = np.where(observed.is_dose, 0.0, over)
     return replace(observed, endpoint=np.full_like(observed.endpoint, number), over=over)
 
 
-def _so_far(observed: EventTable, events: EventTable, rows: BoolArray) -> FloatArray:
-    """Of each row how long has been collected of what ends at the next of ``rows``."""
+def _so_far(observed: EventTable, events: EventTable, rows: BoolArray, other: FloatArray) -> FloatArray:
+    """Of each row how long has been collected of what ends at the next of ``rows``; ``other`` of who has
+    none."""
     samples = pd.DataFrame({name: getattr(events, name)[rows] for name in ("subject", "clock", "over")})
     samples["begin"] = samples["clock"] - samples["over"]
     at = pd.DataFrame({"subject": observed.subject, "clock": observed.clock})
@@ -162,8 +166,10 @@ def _so_far(observed: EventTable, events: EventTable, rows: BoolArray) -> FloatA
     found = pd.merge_asof(order, ends, on="clock", by="subject", direction="forward")
     begin = pd.Series(found["begin"].to_numpy(), order.index).reindex(at.index).to_numpy()
     passed = observed.clock - begin
-    least = 1e-9 * float(samples["over"].min())  # 0 would be what there is, collected or not
-    return np.where(passed >= 0, np.maximum(passed, least), float(samples["over"].median()))
+    usual = at["subject"].map(samples.groupby("subject")["over"].median()).to_numpy()
+    usual = np.where(np.isnan(usual), other, usual)
+    least = 1e-9 * usual  # 0 would be what there is, collected or not
+    return np.where(passed >= 0, np.maximum(passed, least), usual)
 
 
 def copies(events: EventTable, number: int) -> EventTable:
