@@ -1,5 +1,5 @@
-"""NUTS where random effects are of occasions, of sigma, or of another distribution than the exponential: means
-are those of draws from the prior that the likelihood weights, by hand."""
+"""NUTS where random effects are of occasions, of sigma, or of another distribution than the exponential:
+means are those of draws from the prior that the likelihood weights, by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +23,8 @@ Drawn = tuple[np.ndarray, np.ndarray, np.ndarray | float, np.ndarray | float]
 
 
 class Case(NamedTuple):
-    """Options; the sd of each random effect; and from draws (K, S) and an occasion, from 0, what a subject then
-    has: CL, V1, F and sigma."""
+    """Options; the sd of each random effect; and from draws (K, S) and an occasion, from 0, what a subject
+    then has: CL, V1, F and sigma."""
 
     options: tuple[str, ...]
     sds: tuple[float, ...]
@@ -49,7 +49,7 @@ CASES = {
             "fixed={omega: [[0.09, 0, 0], [0, 0.04, 0], [0, 0, 0.16]], sigma: {proportional: 0.2}}",
         ),
         (0.3, 0.2, 0.4),
-        lambda e, o: (2 * np.exp(e[0]), 20 * np.exp(e[1]), 1.0, SIGMA * np.exp(e[2])),
+        lambda e, _: (2 * np.exp(e[0]), 20 * np.exp(e[1]), 1.0, SIGMA * np.exp(e[2])),
         ("eta_1", "eta_2", "eta_3"),
     ),
     "additive and Box-Cox": Case(
@@ -59,7 +59,7 @@ CASES = {
             "fixed={omega: [[0.16, 0], [0, 0.04]], sigma: {proportional: 0.2}}",
         ),
         (0.4, 0.2),
-        lambda e, o: (2 + e[0], 20 * np.exp((np.exp(0.5 * e[1]) - 1) / 0.5), 1.0, SIGMA),
+        lambda e, _: (2 + e[0], 20 * np.exp((np.exp(0.5 * e[1]) - 1) / 0.5), 1.0, SIGMA),
         ("eta_1", "eta_2"),
     ),
     "logit": Case(
@@ -71,7 +71,7 @@ CASES = {
             "fixed={omega: [[0.09, 0], [0, 0.36]], sigma: {proportional: 0.2}}",
         ),
         (0.3, 0.6),
-        lambda e, o: (2 * np.exp(e[0]), np.full_like(e[0], 20.0), expit(logit(0.8) + e[1]), SIGMA),
+        lambda e, _: (2 * np.exp(e[0]), np.full_like(e[0], 20.0), expit(logit(0.8) + e[1]), SIGMA),
         ("eta_1", "eta_2"),
     ),
 }
@@ -99,10 +99,10 @@ def weighted(case: Case, levels: pd.DataFrame, draws: int = 400_000) -> tuple[np
     sds = np.array(case.sds)[:, None]
     eta = sds * np.random.default_rng(0).standard_normal((len(sds), draws))
     log_weight = np.zeros(draws)
-    for row in levels.itertuples():
-        cl, v, share, sigma = case.of(eta, int(row.OCC) - 1)
-        level = share * 100 / v * np.exp(-cl / v * (row.TIME % 48))
-        log_weight += norm.logpdf(row.DV, level, sigma * level)
+    for time, occasion, dv in levels[["TIME", "OCC", "DV"]].to_numpy():
+        cl, v, share, sigma = case.of(eta, int(occasion) - 1)
+        level = share * 100 / v * np.exp(-cl / v * (time % 48))
+        log_weight += norm.logpdf(dv, level, sigma * level)
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     mean = eta @ weight
