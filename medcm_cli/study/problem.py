@@ -29,7 +29,9 @@ from medcm_cli.model.distributions import Distribution, bounds_of, distributions
 from medcm_cli.model.random_effects import PI
 from medcm_cli.model.rows import read_initial
 from medcm_cli.numerics.devices import CPU
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import PkModel, check_schedule, with_given
+from medcm_cli.pk.given import Given
 from medcm_cli.study.dataset import (
     Also,
     check_observations,
@@ -83,6 +85,9 @@ class Problem:
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
+        if isinstance(model.pk, Given):
+            begun = model.init([Stream(0, 1, 1)], torch.float64)
+            model.pk.check_beginning(model.network.values_of(begun))
         split, occasions = config["split"], config["occasions"]
         also = Also(
             config["endpoints"], split.get("column"), model.pk.abscissa, occasions, config.get(KNOWN) or {}
