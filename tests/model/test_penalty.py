@@ -171,7 +171,7 @@ def test_pi_has_one_and_what_is_known_has_none() -> None:
     found = Priors({"pi_CL": Prior("half_normal", 0.0, 0.5)}, references=covariates).penalty(own, values)
     pi = torch.nn.functional.softplus(values["pi"][0])
     np.testing.assert_allclose(found, -stats.halfnorm(scale=0.5).logpdf(pi), rtol=1e-10)
-    written = {"CL": {"typical": {"fixed": 0.2}}, "V1": {"typical": 2.0}}
+    written: dict[str, Any] = {"CL": {"typical": {"fixed": 0.2}}, "V1": {"typical": 2.0}}
     model = replace(own, network=Equations.build(written, {}), occasions=None)
     prior = Priors({"CL": Prior("normal", 0.2, 0.1)})
     with pytest.raises(InputError, match=r"priors\.CL: nothing of this name is estimated; .* V1, omega_CL"):
