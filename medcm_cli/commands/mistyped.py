@@ -191,7 +191,10 @@ class _Options:
         above = key.rpartition(".")[0]
         if key in self.of:
             choices = self.of[key]
-            if key in self._mappings and not (override.is_delete() or override.is_add()):
+            if key in self._mappings and not override.is_delete() and not override.is_add():
+                given = override.value()
+                if isinstance(given, Mapping) and all(f"{key}.{name}" in self.of for name in given):
+                    return ""  # it has them all, and another override is at fault
                 return f"{key}: entries are added with a +, as in +{_text(override)}"
             # What is chosen of a group stands in the place of what it has by default.
             own = any(one.startswith(f"{group}=") for one in chosen)

@@ -117,7 +117,7 @@ def sections(found: Prediction) -> list[Section]:
     times = _chosen(found.times, found.units.hours)
     order = _order(shown, found.curve["regimen"])
     for name, part in found.of_endpoints:
-        title = f"{'Levels' if name == 'level' else name}, {part.unit}{words}"
+        title = f"{'Levels' if name == 'level' else name}{part.over(shown)}, {part.unit}{words}"
         result.append(_levels(title, part, shown, times, order))
     if len(found.thresholds):
         result.append(_above(found, shown, times, words, order))

@@ -55,21 +55,23 @@ def subjects(sheet: Sheet, group: str | None = None) -> tuple[IntArray, tuple[st
     return subject, tuple(labels)
 
 
-def with_values(sheet: Sheet, values: Mapping[str, Mapping[str, float]]) -> Sheet:
-    """With columns that it does not have, of values that subjects have elsewhere (``Format.values``).
+def with_values(sheet: Sheet, values: Mapping[str, Mapping[str, float]]) -> tuple[Sheet, tuple[str, ...]]:
+    """With columns that it does not have, of values that subjects have elsewhere (``Format.values``), and a
+    line that says so.
 
     :raises InputError: a subject has none.
     """
     missing = {name: own for name, own in values.items() if sheet.find(name) is None}
     if not missing or not sheet.has("id"):
-        return sheet
+        return sheet, ()
     column = sheet.named("id")
     who = sheet.frame[column].map(label)
     added = {name: who.map(own) for name, own in missing.items()}
     for name, cells in added.items():
         what = f"is {{value}}, of whom the fit that fixed.individual names has no {name}"
-        sheet.first(cells.isna().to_numpy(), column, what)
-    return replace(sheet, frame=sheet.frame.assign(**added))
+        sheet.first(cells.isna().to_numpy(), column, f"{what}; expected a column {name}")
+    line = f"{sheet.source}: {', '.join(added)} are those of the subject of this {column} in the fit that "
+    return replace(sheet, frame=sheet.frame.assign(**added)), (f"{line}fixed.individual names",)
 
 
 def _of_group(sheet: Sheet, group: str) -> pd.Series:

@@ -142,18 +142,19 @@ def on_clock(events: EventTable) -> EventTable:
 
 
 def of_endpoint(observed: EventTable, events: EventTable, number: int) -> EventTable:
-    """Observations at the times of a table, all of one endpoint: of what is collected, where observations of
-    ``events`` are, what there is so far of the one that is collected then, and, where none is, over as long
-    as they are in the median."""
+    """Observations at the times of a table, all of one endpoint: of what is collected, what there is so far
+    of a subject's sample in ``events``, or, between these, over as long as they are in the median; of who has
+    none over as long as the endpoint says, or, where each sample would say it, all so far."""
     rows = ~events.is_dose & (events.endpoint == number) & (events.over > 0)
-    over = np.zeros(len(observed.clock))
-    if rows.any():
-        over = np.where(observed.is_dose, 0.0, _so_far(observed, events, rows))
-    return replace(observed, endpoint=np.full_like(observed.endpoint, number), over=over)
+    said = events.kinds[number].over if events.kinds else None
+    over = np.full(len(observed.clock), 0.0 if said is None or isinstance(said, str) else float(said))
+    over = _so_far(observed, events, rows, over) if rows.any() else over
+    endpoint = np.full_like(observed.endpoint, number)
+    return replace(observed, endpoint=endpoint, over=np.where(observed.is_dose, 0.0, over))
 
 
-def _so_far(observed: EventTable, events: EventTable, rows: BoolArray) -> FloatArray:
-    """Of each row how long has been collected of what ends at the next of ``rows``."""
+def _so_far(observed: EventTable, events: EventTable, rows: BoolArray, other: FloatArray) -> FloatArray:
+    """Of each row how long the sample that ends at the next of ``rows`` has taken; ``other`` without one."""
     samples = pd.DataFrame({name: getattr(events, name)[rows] for name in ("subject", "clock", "over")})
     samples["begin"] = samples["clock"] - samples["over"]
     at = pd.DataFrame({"subject": observed.subject, "clock": observed.clock})
@@ -162,8 +163,9 @@ def _so_far(observed: EventTable, events: EventTable, rows: BoolArray) -> FloatA
     found = pd.merge_asof(order, ends, on="clock", by="subject", direction="forward")
     begin = pd.Series(found["begin"].to_numpy(), order.index).reindex(at.index).to_numpy()
     passed = observed.clock - begin
-    least = 1e-9 * float(samples["over"].min())  # 0 would be what there is, collected or not
-    return np.where(passed >= 0, np.maximum(passed, least), float(samples["over"].median()))
+    usual = at["subject"].map(samples.groupby("subject")["over"].median()).fillna(pd.Series(other)).to_numpy()
+    # 0 would be what there is, collected or not.
+    return np.where(passed >= 0, np.maximum(passed, 1e-9 * usual), usual)
 
 
 def copies(events: EventTable, number: int) -> EventTable:

@@ -125,12 +125,13 @@ def read_events(
     if unknown:
         known = ", ".join(covariates) or "none"
         raise InputError(f"dataset.over_time.{unknown[0]}: no such covariate; the dataset has {known}")
-    sheet = columns.with_values(read_sheet(path, how.columns, how.keep, how.dialect), how.values)
+    sheet, notes = columns.with_values(read_sheet(path, how.columns, how.keep, how.dialect), how.values)
     rows = _read(
         sheet if how.abscissa is None else without_time(sheet, how.abscissa, how.group), covariates, how
     )
     release()  # the sheet, of which nothing is needed any more
-    return _written(rows)
+    table = _written(rows)
+    return replace(table, notes=(*table.notes, *notes)) if how.patients else table
 
 
 def read_plain(path: Path, how: Format | None = None, wanted: Sequence[str] = ()) -> EventTable:

@@ -2,6 +2,7 @@
 
 from medcm_cli.model.endpoint_errors import EndpointErrors
 from medcm_cli.model.equations import Equations
+from medcm_cli.model.known_network import WithKnown
 from medcm_cli.model.log_normal_error import LogNormalError
 from medcm_cli.model.model import Model, Values
 from medcm_cli.model.networks import CovariateNetwork, Network, Rescaled
@@ -25,4 +26,5 @@ __all__ = [
     "ResidualError",
     "StudentError",
     "Values",
+    "WithKnown",
 ]

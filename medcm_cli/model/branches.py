@@ -32,33 +32,35 @@ class Branch:
     name: str  # prefix of this branch's trained values: weight, weight+age, or weight_2 for the second such
 
     @classmethod
-    def build(cls, options: object, covariates: Collection[str], before: Sequence["Branch"]) -> "Branch":
+    def build(
+        cls,
+        options: object,
+        covariates: Collection[str],
+        before: Sequence["Branch"],
+        where: str = "network.branches",
+    ) -> "Branch":
         """From an entry of ``network.branches``.
 
         :param covariates: names of those that the dataset has.
-        :param before: the branches that stand before this one.
+        :param before: the branches that stand before this one. :param where: what the entry is called.
         :raises InputError: an option that does not exist or is not of its kind, an unknown covariate or
             activation.
         """
         if not isinstance(options, Mapping):
-            raise InputError(f"network.branches: {options!r}; expected inputs, hidden, heads and activation")
+            raise InputError(f"{where}: {options!r}; expected inputs, hidden, heads and activation")
         unknown = set(options) - {"inputs", "hidden", "heads", "activation"}
         if unknown:
-            raise InputError(f"network.branches: unknown option {min(unknown)!r}")
+            raise InputError(f"{where}: unknown option {min(unknown)!r}")
         activation = str(options.get("activation", "smooth_relu"))
         if activation not in ACTIVATIONS:
-            raise InputError(
-                f"network.branches: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}"
-            )
-        lists = {key: _entries(options, key) for key in ("inputs", "hidden", "heads")}
-        hidden = tuple(whole("network.branches: a layer of 'hidden'", units, 1) for units in lists["hidden"])
-        inputs, heads = (_names(lists[key], key) for key in ("inputs", "heads"))
+            raise InputError(f"{where}: activation {activation!r}; expected one of {sorted(ACTIVATIONS)}")
+        lists = {key: _entries(where, options, key) for key in ("inputs", "hidden", "heads")}
+        hidden = tuple(whole(f"{where}: a layer of 'hidden'", units, 1) for units in lists["hidden"])
+        inputs, heads = (_names(where, lists[key], key) for key in ("inputs", "heads"))
         for name in inputs:
             if name not in covariates:
                 known = ", ".join(covariates) or "none"
-                raise InputError(
-                    f"network.branches: covariate {name!r} is not in the dataset, which has {known}"
-                )
+                raise InputError(f"{where}: covariate {name!r} is not in the dataset, which has {known}")
         alike = 1 + sum(branch.inputs == inputs for branch in before)
         return cls(inputs, hidden, heads, activation, "+".join(inputs) + (f"_{alike}" if alike > 1 else ""))
 
@@ -104,19 +106,19 @@ class Branch:
         return effects
 
 
-def _entries(options: Mapping[str, object], key: str) -> Sequence[object]:
+def _entries(where: str, options: Mapping[str, object], key: str) -> Sequence[object]:
     """The list that an option of a branch is."""
     value = options.get(key) or ()
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise InputError(f"network.branches: {key!r} is {value!r}; expected a list that is not empty")
+        raise InputError(f"{where}: {key!r} is {value!r}; expected a list that is not empty")
     return value
 
 
-def _names(values: Sequence[object], key: str) -> tuple[str, ...]:
+def _names(where: str, values: Sequence[object], key: str) -> tuple[str, ...]:
     """Names of covariates or parameters, each once."""
     names = tuple(map(str, values))
     if len(set(names)) < len(names):
-        raise InputError(f"network.branches: {key!r} is {list(names)}; expected each name once")
+        raise InputError(f"{where}: {key!r} is {list(names)}; expected each name once")
     return names
 
 

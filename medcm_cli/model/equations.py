@@ -144,6 +144,11 @@ class Equations(Network):
             new = given.get(old.name)
             if new is None:
                 return old
+            if new.estimated and not old.estimated:
+                raise InputError(
+                    f"initial.{old.name}: the equation has it as known, {old.begin:g}; expected {{initial: "
+                    "NUMBER} there, or {fixed: NUMBER} here"
+                )
             low, high = max(new.lower, old.lower), min(new.upper, old.upper)
             return replace(old, begin=new.begin, estimated=new.estimated, lower=low, upper=high)
 
@@ -177,7 +182,7 @@ def _parameter(
             continue
         if covariate == "network" and covariate not in covariates:  # of several covariates
             joint = {"heads": [name], **(option if isinstance(option, Mapping) else {"inputs": option})}
-            branches.append(Branch.build(joint, covariates, [*before, *branches]))
+            branches.append(Branch.build(joint, covariates, [*before, *branches], f"{where}.network"))
             continue
         described = _described(f"{where}.{covariate}", name, str(covariate), covariates)
         if not isinstance(option, Mapping) or len(option) != 1:
@@ -185,7 +190,8 @@ def _parameter(
         ((kind, given),) = option.items()
         if kind == "network":
             branch = {"inputs": [covariate], "hidden": given, "heads": [name]}
-            branches.append(Branch.build(branch, covariates, [*before, *branches]))
+            place = f"{described.where}.network"
+            branches.append(Branch.build(branch, covariates, [*before, *branches], place))
         elif kind in TERMS:
             terms.append(TERMS[kind](described, given))
         else:

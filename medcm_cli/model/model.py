@@ -12,6 +12,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.equations import Equations
+from medcm_cli.model.known_network import WithKnown
 from medcm_cli.model.networks import Network, Rescaled
 from medcm_cli.model.random_effects import SIGMA, RandomEffects
 from medcm_cli.model.residual_error import OF_SUBJECTS, ErrorModel
@@ -79,7 +80,9 @@ class Model:
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
-        network = self.network.network if isinstance(self.network, Rescaled) else self.network
+        network = self.network
+        while isinstance(network, Rescaled | WithKnown):
+            network = network.network
         if isinstance(network, Equations):
             lacks = [name for name in self.pk.parameters if name not in self.network.parameters]
             more = [name for name in self.network.parameters if name not in self.pk.parameters]

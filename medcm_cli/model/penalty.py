@@ -39,9 +39,9 @@ class Prior:
 @dataclass(frozen=True)
 class Priors:
     """``numbers``: name -> prior, of typical parameters at the ``references`` of covariates, of coefficients,
-    of ``omega_CL`` and its like, and of ``sigma_additive`` and its like, in the units of the data;
-    ``wishart``: a matrix M and degrees of freedom, Omega is inverse-Wishart with scale matrix df M; ``lkj``:
-    the shape of that of Omega's correlations."""
+    of ``omega_CL``, ``pi_CL``, ``sigma_additive`` and their like, in the units of the data; ``wishart``: a
+    matrix M and degrees of freedom, Omega is inverse-Wishart with scale matrix df M; ``lkj``: the shape of
+    that of Omega's correlations."""
 
     numbers: Mapping[str, Prior] = field(default_factory=dict)
     wishart: tuple[Sequence[Sequence[float]], float] | None = None
@@ -73,10 +73,14 @@ class Priors:
         at = {name: like.new_full(shape, value) for name, value in self.references.items()}
         typical = model.network.typical(values, {n: at[n] for n in model.network.inputs})
         found = {name: zeta.reshape(-1, like.shape[-1])[0] for name, zeta in typical.items()}
+        known = model.network.values_of(values)
+        found = {name: zeta for name, zeta in found.items() if not _is_number(known.get(name, zeta))}
         found |= {name: value for name, (value, _, _) in model.coefficients(values).items()}
-        if model.random_effects.fixed is None:
-            for name, row in zip(model.random_effects.names, model.omega_cholesky(values), strict=True):
-                found[f"omega_{name}"] = total([entry * entry for entry in row]).sqrt()
+        for group in model.groups:
+            lower = group.cholesky(values)
+            for place in group.free:
+                sd = total([entry * entry for entry in lower[place]]).sqrt()
+                found[f"{group.of}_{group.names[place]}"] = sd
         sigmas = model.error.sigmas(values)
         return found | {f"sigma_{name}": sigmas[name] for name in model.error.free}
 
@@ -97,6 +101,11 @@ class Priors:
             log_c = log_det(lower) - 2 * total([torch.log(value) for value in sd])
             terms.append((1 - self.lkj) * log_c + lkj_constant(size, self.lkj))
         return terms
+
+
+def _is_number(value: Tensor | float) -> bool:
+    """Whether it is the same of every fit, as what is known is."""
+    return not isinstance(value, Tensor) or value.ndim == 0
 
 
 def wishart_log_density(lower: Lower, matrix: Sequence[Sequence[float]], df: float) -> Tensor:

@@ -76,7 +76,19 @@ def predict(  # noqa: PLR0913 (the notebook's interface, as `dose`)
     warnings = joined([tables.pop("warnings"), study.notes, *_warnings(study, events, regimens, plans, last)])
     doses = pd.concat([dose_table(name, table) for name, table in regimens.items()], ignore_index=True)
     rank = described(study.runs[0].record).rank
-    return Prediction(study.label, study.units, grid, warnings=warnings, doses=doses, rank=rank, **tables)
+    collected = {
+        kind.name: None if isinstance(kind.over, str) else kind.over
+        for kind in events.kinds
+        if kind.over is not None
+    }
+    return Prediction(
+        *(study.label, study.units, grid),
+        warnings=warnings,
+        doses=doses,
+        rank=rank,
+        collected=collected,
+        **tables,
+    )
 
 
 def _numbers(name: str, given: Any) -> FloatArray:

@@ -1,5 +1,6 @@
 """What predictions and doses are handed over as: tables with a row for each thing, and words about them."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -36,7 +37,9 @@ class Prediction:
     Bounds are ``lower_90``, ``lower_50``, ``median``, ``upper_50`` and ``upper_90``. Levels and thresholds
     are in ``unit``, all in ``units``; ``attrs["units"]`` of each table has those of its columns. ``label``
     names the study, ``disclaimer`` what predictions are for; ``rank`` of its objective gives figures their
-    colour.
+    colour. ``collected``: endpoints that are collected over a time, and how long, None where the samples say
+    it; ``curve`` and ``shape`` have what there is so far of a patient's sample, or else that of a time as
+    long as his others; of who has none, over how long it says, or all since the first dose.
     """
 
     label: str
@@ -53,6 +56,7 @@ class Prediction:
     shape: pd.DataFrame = field(default_factory=pd.DataFrame)
     disclaimer: str = DISCLAIMER
     rank: int | None = None
+    collected: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name_units(self, "predictions", self.units.of_each)
@@ -72,10 +76,23 @@ class Prediction:
                 frame: pd.DataFrame = getattr(self, table)
                 if "endpoint" in frame:
                     own[table] = frame[frame["endpoint"] == name].drop(columns="endpoint")
+            own["collected"] = {name: self.collected[name]} if name in self.collected else {}
             if number:  # thresholds are levels
                 own |= {table: getattr(self, table).iloc[:0] for table in ("thresholds", "above")}
             found.append((name, replace(self, **own)))
         return found or [("level", self)]
+
+    def over(self, patients: Collection[str]) -> str:
+        """Of a part of ``of_endpoints``: in words, over what time the curves of some patients are; empty of
+        what is not collected."""
+        if not self.collected:
+            return ""
+        (hours,) = self.collected.values()
+        sampled = set(self.observations["patient"]) & set(patients)
+        otherwise = " so far" if hours is None else f" over {hours:g} {self.units.time}"
+        if not sampled:
+            return otherwise
+        return " of each sample" + (f", or{otherwise}" if set(patients) - sampled else "")
 
     def __repr__(self) -> str:
         return contents(self)

@@ -186,6 +186,9 @@ class Study:
             "levels and targets are above the patient's baseline, which is subtracted from those in the file"
         )
         rows = [("", "baseline", words)] if steps.get("baseline") else []
+        if self.fits.config.get(KNOWN):
+            words = "parameters of each subject that another fit found are known here, and intervals narrower"
+            rows.append(("", "known", words))
         still = sum(converged(fit.record) is False for fit in self.runs)
         if still:
             words = f"{still} of {len(self.runs)} fits have not converged: they ended at no optimum"

@@ -51,14 +51,22 @@ def predict(pk: Linear, schedule: Schedule, z: Values) -> Tensor:
     )
     amounts, then = stepwise.amounts(pk, flow, None, schedule, z)
 
+    return observed(pk, amounts, then, schedule)
+
+
+def observed(pk: Linear, amounts: Tensor, z: Values, schedule: Schedule) -> Tensor:
+    """Of each observation the output of its endpoint, (T, S, N, B), as ``predict`` has it.
+
+    :param amounts: in each compartment and, last, excreted, where an endpoint is that: (T, C, S, N, B).
+    :param z: parameters in force then, (S, N, B) or (T, S, N, B).
+    """
+
     def one(name: str) -> Tensor:
-        place = (
-            size
-            if name == EXCRETED
-            else pk.states.index(name.removesuffix(_AMOUNT).removesuffix(_CONCENTRATION))
-        )
+        if name == EXCRETED:
+            return amounts[:, -1]
+        place = pk.states.index(name.removesuffix(_AMOUNT).removesuffix(_CONCENTRATION))
         if name == "central" or name.endswith(_CONCENTRATION):
-            return amounts[:, place] / (pk.amount_per_level * then[_VOLUMES.get(pk.states[place], pk.volume)])
+            return amounts[:, place] / (pk.amount_per_level * z[_VOLUMES.get(pk.states[place], pk.volume)])
         return amounts[:, place]
 
     each = {name: one(name) for name in dict.fromkeys(pk.endpoints)}

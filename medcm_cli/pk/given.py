@@ -107,6 +107,24 @@ class Given(PkModel):
         """See ``PkModel``."""
         return self.model.half_life(self._all(z))
 
+    def check_beginning(self, begin: Mapping[str, Tensor | float]) -> None:
+        """Whether what is given has a meaning where a fit begins.
+
+        :param begin: its parameters, as far as they are known, a number each. :raises InputError: a given
+            parameter that has to be above 0 is not, or is no number.
+        """
+        if not set(self.parameters) <= set(begin):
+            return
+        z = {name: torch.as_tensor(begin[name], dtype=torch.float64).reshape(1) for name in self.parameters}
+        found = self._all(z)
+        for name, expression in self.through.items():
+            if not bool(torch.isfinite(found[name])):
+                at = ", ".join(f"{other} {float(found[other]):g}" for other in expression.names)
+                raise InputError(
+                    f"given.{name} is {expression.text!r}, which where a fit begins ({at}) is no number "
+                    "above 0; expected one, or another beginning (network.equations, initial)"
+                )
+
     def predict(self, schedule: Schedule, z: Values) -> Tensor:
         """See ``medcm_cli.pk.solve``."""
         return self.model.predict(schedule, self._all(z))

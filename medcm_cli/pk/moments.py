@@ -1,6 +1,7 @@
 """Moments of a decaying exponential over the unit interval, accurate and differentiable to every order."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,15 @@ def moment_difference(a: Tensor, gap: Tensor) -> Tensor:
     integral = (weights.view_as(points) * integrand).sum(0)
     far = torch.where(small, 1, b)
     return torch.where(small, integral, (moment(a, 0) - torch.exp(-a) * moment(gap, 0)) / far)
+
+
+def three_decays(rates: Sequence[Tensor], width: Tensor) -> Tensor:
+    """What of a unit that leaves at three rates (1/h) in turn waits for the third after ``width`` h,
+    over the product of the first two: the second divided difference of exp(-rate width); exact and smooth
+    where rates are equal."""
+    low, middle, high = torch.stack(torch.broadcast_tensors(*rates)).sort(0).values.unbind(0)
+    difference = moment_difference((middle - low) * width, (high - middle) * width)
+    return width * width * torch.exp(-low * width) * difference
 
 
 # Above it the recurrence loses no more than the factor (n / x)^n of rounding; below it so few Gauss-Legendre

@@ -1,8 +1,9 @@
 """Absorption through a number of transit compartments that need not be whole (Savic et al., J Pharmacokinet
 Pharmacodyn 2007, 34:711-726)."""
 
+import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from medcm_cli.checks import whole
 from medcm_cli.errors import InputError
-from medcm_cli.pk import dosing
+from medcm_cli.pk import amounts, dosing
 from medcm_cli.pk.absorption import MAKERS, AroundLinear, given_at_once, only
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.linear import LinearModel
-from medcm_cli.pk.moments import moment
+from medcm_cli.pk.moments import moment, three_decays
 from medcm_cli.pk.schedule import Schedule
 
 _NODES = 48
@@ -45,6 +46,7 @@ class TransitAbsorption(AroundLinear):
     bioavailability: Mapping[int, str] = field(default_factory=dict)
     durations: Mapping[int, str] = field(default_factory=dict)
     bioavailability_keeps: str = "rate"
+    excreted: str | None = None
     linear: LinearModel = field(init=False, repr=False, compare=False)
     parameters: tuple[str, ...] = field(init=False)
 
@@ -57,6 +59,7 @@ class TransitAbsorption(AroundLinear):
             self.bioavailability,
             self.durations,
             self.bioavailability_keeps,
+            self.excreted,
         )
         object.__setattr__(self, "linear", linear)
         object.__setattr__(self, "parameters", tuple(dict.fromkeys((*linear.parameters, "NTR", "MTT"))))
@@ -65,6 +68,17 @@ class TransitAbsorption(AroundLinear):
     def units(self) -> dict[str, str]:
         """See ``PkModel.units``."""
         return {**self.linear.units, "NTR": "-", "MTT": "{time}"}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See ``LinearModel``."""
+        return self.linear.outputs
+
+    def observing(self, outputs: Sequence[str]) -> "TransitAbsorption":
+        """See ``LinearModel``."""
+        copied = copy.copy(self)
+        object.__setattr__(copied, "linear", self.linear.observing(outputs))
+        return copied
 
     def check(self, schedule: Schedule) -> None:
         """See ``PkModel.check``. :raises InputError: of doses into the depot, also an infusion or a steady
@@ -131,11 +145,40 @@ def _through(pk: TransitAbsorption, schedule: Schedule, amount: Tensor, z: Value
     x = (rate * entered).clamp(min=torch.finfo(amount.dtype).tiny)
     density = rate * torch.exp(z["NTR"] * torch.log(x) - x - torch.lgamma(shape))
     since = (elapsed - entered).clamp(min=0)
-    share: Tensor | float = 0.0
-    of_bolus = linear.response(z)
+    weight = torch.where(reached, amount * width, 0)
+
+    def came(share: Tensor) -> Tensor:
+        """Of what a unit in the depot leads to ``since`` h after it, (T, S, N, B)."""
+        found: Tensor = (weight * (weights * density * share).sum(0)).sum(0)
+        return found
+
+    if linear.observes is not None:
+        return came(_central(linear, since, z)) / (pk.amount_per_level * z[linear.volume])
+    there = torch.stack([came(share) for share in _shares(linear, since, z)], 1)
+    if amounts.EXCRETED in linear.endpoints:
+        share = 1.0 if linear.excreted is None else z[linear.excreted]
+        left = came(torch.ones_like(since)) - there.sum(1)
+        there = torch.cat([there, (share * left)[:, None]], 1)
+    return amounts.observed(linear, there, z, schedule)
+
+
+def _central(linear: LinearModel, since: Tensor, z: Values) -> Tensor:
+    """What the central compartment holds of a unit in the depot ``since`` h before."""
+    share, of_bolus = torch.zeros_like(since), linear.response(z)
     for out, weight in zip(of_bolus.rates.unbind(0), of_bolus.weights.unbind(0), strict=True):
         low, gap = torch.minimum(out, z["KA"]), (out - z["KA"]).abs()
         share = share + weight * z["KA"] * since * torch.exp(-low * since) * moment(gap * since, 0)
-    entry = (weights * density * share).sum(0) * width
-    level = torch.where(reached, amount * entry, 0).sum(0)
-    return level / (pk.amount_per_level * z[linear.volume])
+    return share
+
+
+def _shares(linear: LinearModel, since: Tensor, z: Values) -> list[Tensor]:
+    """The same of every compartment, by number. A peripheral one takes up what each exponential of the
+    central one brings, and empties at a rate of its own."""
+    of_bolus = linear.response(z)
+    found = [torch.exp(-z["KA"] * since), _central(linear, since, z)]
+    for flow, volume in (("Q", "V2"), ("Q3", "V3"))[: len(linear.states) - 2]:
+        into, back = z[flow] / z[linear.volume], z[flow] / z[volume]
+        decays = zip(of_bolus.rates.unbind(0), of_bolus.weights.unbind(0), strict=True)
+        each = [weight * three_decays((z["KA"], out, back), since) for out, weight in decays]
+        found.append(z["KA"] * into * torch.stack(each).sum(0))
+    return found

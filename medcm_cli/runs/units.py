@@ -96,7 +96,8 @@ class Units(NamedTuple):
     and ``reported``, that of concentrations in results, of which one of ``level`` is ``scale``.
     ``stated``: the configuration says so, and a fit begins where it would in h and with levels of a usual
     size, whatever the units. ``endpoints``: name and unit in the event table of each, where there are
-    several, of which the first is that of levels. ``axis``: what observations depend on in place of time."""
+    several, of which the first is that of levels. ``axis``: what observations depend on in place of time.
+    ``effect``: the unit of effects and responses, that of levels if it is empty."""
 
     reported: str
     scale: float
@@ -106,6 +107,7 @@ class Units(NamedTuple):
     stated: bool = True
     endpoints: tuple[tuple[str, str], ...] = ()
     axis: str = ""
+    effect: str = ""
 
     @classmethod
     def of(cls, dataset: Mapping[str, Any]) -> "Units":
@@ -126,8 +128,10 @@ class Units(NamedTuple):
         if pk.get("_target_") == "medcm_cli.pk.DirectModel":
             unit = str(pk.get("x_unit", "{amount}")).format_map(units.named)
             units = units._replace(axis=f"{pk.get('column', 'dose')}, {unit}")
+        others = [str(of.get("unit") or "") for of in endpoints.values() if of.get("output") != "central"]
         return units._replace(
-            endpoints=tuple((name, str(one.get("unit") or units.level)) for name, one in endpoints.items())
+            endpoints=tuple((name, str(one.get("unit") or units.level)) for name, one in endpoints.items()),
+            effect=next(iter(others), ""),
         )
 
     def endpoint(self, number: int) -> "Units":
@@ -179,7 +183,9 @@ class Units(NamedTuple):
 
     def of_parameters(self, patterns: Mapping[str, str]) -> dict[str, str]:
         """Parameter -> its unit, of those that a compartment model names (``PkModel.units``)."""
-        return {name: pattern.format_map(self.named) for name, pattern in patterns.items()}
+        named = {**self.named, "model": self.effect or self.level}
+        found = {name: pattern.format_map(named) for name, pattern in patterns.items()}
+        return {name: f"1{unit[1:]}" if unit.startswith("-/") else unit for name, unit in found.items()}
 
     @property
     def hours(self) -> float:

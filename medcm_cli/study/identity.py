@@ -19,6 +19,10 @@ KNOWN = "known"
 """Covariates of subjects that come from another fit (``study.known``), as a record has them beside its
 options: column -> id -> value."""
 
+KNOWN_NETWORK = "known_network"
+"""Typical parameters that come from the network of another fit: its ``config`` as far as that says the
+network, and the ``values`` of what it has trained, name -> (nested) lists."""
+
 AXES: tuple[str, ...] = ("fold", "outer", "inner", "replicate")
 """Options with several values that are trained together, as one batch."""
 

@@ -15,9 +15,9 @@ from medcm_cli.model import Model
 from medcm_cli.model.random_effects import SIGMA
 from medcm_cli.numerics.triangular import covariance
 from medcm_cli.runs.sweeps import finished
-from medcm_cli.study.identity import KNOWN, Config
+from medcm_cli.study.identity import KNOWN, KNOWN_NETWORK, STARTS, Config
 from medcm_cli.study.options import complete_problem, names_a_fit
-from medcm_cli.study.restore import ensemble, restore
+from medcm_cli.study.restore import Ensemble, ensemble, restore
 
 
 def with_known(config: Config) -> dict[str, Any]:
@@ -42,7 +42,10 @@ def with_known(config: Config) -> dict[str, Any]:
     record = fits[0][1]
     where = f"fixed.{way}: {folder}"
     if not isinstance(config["network"].get("equations"), Mapping):
-        raise InputError(f"fixed.{way}: expected network=equations, where each parameter can be known")
+        raise InputError(
+            f"fixed.{way}: expected network=equations here, which say the other parameters, networks "
+            "among them, as in E0: {typical: 1, age: {network: [12]}}; the other fit may have any network"
+        )
     _check_units(where, config, record.config)
     found = _population(where, config, fits[0]) if way == "population" else _individual(where, config, fits)
     return {**config, **found}
@@ -65,8 +68,14 @@ def _population(where: str, config: Config, fit: tuple[Path, runs.Record]) -> di
     model, values = of.model, of.estimates
     if not of.mixed:
         raise InputError(f"{where} has no Omega and sigma, as its objective has no random effects")
-    _check_model(where, config, model, of.config)
+    _check_random_effects(where, config, model, of.config)
     known: dict[str, Tensor | float] = dict(model.network.values_of(values))
+    written = set(model.network.parameters) <= set(known)
+    network = {} if written else _network(where, config, of)
+    if written:
+        _check_equations(where, config, model)
+    else:
+        known = {}
     for group in model.groups:
         own = covariance(group.cholesky(values))
         sds = [own[place][place].sqrt() for place in range(len(own))]
@@ -80,17 +89,54 @@ def _population(where: str, config: Config, fit: tuple[Path, runs.Record]) -> di
         if name in known:
             raise InputError(f"initial.{name}: fixed.population says it, too; leave one out")
     initial = {name: {"fixed": float(value)} for name, value in known.items()}
-    return {"fixed": None, "initial": {**initial, **said}}
+    shapes = model.random_effects.shapes(values)
+    spread = dict(config["distributions"])
+    for name in model.random_effects.distributions:
+        if f"{name}_boxcox" in shapes:
+            spread[name] = {"boxcox": {"fixed": float(shapes[f"{name}_boxcox"])}}
+    return {"fixed": None, "initial": {**initial, **said}, "distributions": spread, **network}
 
 
-def _check_model(where: str, config: Config, model: Model, other: Config) -> None:
-    """Whether this model has all that the other fit's has."""
-    named = model.network.named
+def _network(where: str, config: Config, of: Ensemble) -> dict[str, Any]:
+    """The network of the other fit as it is, in the place of equations of its parameters."""
+    covariates, model = config["dataset"]["covariates"], of.model
+    for name in model.network.inputs:
+        entry = of.config["dataset"]["covariates"][name]
+        for kind in ("unit", "values"):
+            if name not in covariates or covariates[name].get(kind) != entry.get(kind):
+                raise InputError(f"{where} is by {name}; expected dataset.covariates.{name} as it is there")
+    for name in config["initial"]:
+        if name in model.network.named:
+            raise InputError(f"initial.{name}: fixed.population says it, too; leave one out")
+    equations = config["network"]["equations"]
+    left = {name: given for name, given in equations.items() if name not in model.network.parameters}
+    if not left:
+        raise InputError(f"{where}: no parameter is left; expected equations of some others")
+    names = set(model.network.init(of.streams, torch.float64))
+    values = {name: value[..., 0].tolist() for name, value in of.estimates.items() if name in names}
+    kept = {key: of.config[key] for key in (*_OF_A_MODEL, STARTS, KNOWN_NETWORK) if key in of.config}
+    dataset = {key: value for key, value in of.config["dataset"].items() if key != "path"}
+    return {
+        "network": {**config["network"], "equations": left},
+        KNOWN_NETWORK: {"config": {**kept, "dataset": dataset}, "values": values},
+    }
+
+
+_OF_A_MODEL = (
+    *("network", "pk", "error", "random_effects", "given", "endpoints", "omega", "occasions"),
+    *("distributions", "fixed", "initial", "dtype"),
+)
+
+
+def _check_equations(where: str, config: Config, model: Model) -> None:
+    """Whether the typical parameters of the other fit are equations here."""
     for name in model.network.parameters:
-        if name not in named or not isinstance(other["network"].get("equations"), Mapping):
-            raise InputError(f"{where}: the typical {name} is no equation; expected network=equations there")
         if name not in config["network"]["equations"]:
             raise InputError(f"{where} has {name}; expected an equation of it here, too")
+
+
+def _check_random_effects(where: str, config: Config, model: Model, other: Config) -> None:
+    """Whether what varies between subjects does so here."""
     for name in model.random_effects.names:
         if name not in config["random_effects"]:
             raise InputError(f"{where}: {name} varies between subjects; expected it among random_effects")

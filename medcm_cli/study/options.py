@@ -296,7 +296,8 @@ def fixed(config: Config) -> tuple[Any, dict[str, Any]]:
     if KNOWN in config and names_a_fit(given):  # which covariates say
         return None, {}
     if not isinstance(given, Mapping) or not given or set(given) - {"omega", "pi", "sigma"}:
-        raise InputError(f"fixed is {given!r}; expected null, truth or omega, sigma or both, as in {_FIXED}")
+        expected = f"null, truth, omega, sigma or both, as in {_FIXED}, or a fit, {{population: FOLDER}}"
+        raise InputError(f"fixed is {given!r}; expected {expected}")
     if "pi" in given and config["occasions"] is None:
         raise InputError("fixed.pi: nothing varies between occasions (occasions is null)")
     sigma = given.get("sigma", {})

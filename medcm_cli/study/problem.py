@@ -15,13 +15,23 @@ from medcm_cli.checks import as_option
 from medcm_cli.data import EventTable, Fold, Population, apparent_volume
 from medcm_cli.data.sheet import IntArray
 from medcm_cli.errors import InputError
-from medcm_cli.model import CovariateNetwork, ErrorModel, Model, Network, RandomEffects, Rescaled
+from medcm_cli.model import (
+    CovariateNetwork,
+    ErrorModel,
+    Model,
+    Network,
+    RandomEffects,
+    Rescaled,
+    WithKnown,
+)
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.distributions import Distribution, bounds_of, distributions, in_odds
 from medcm_cli.model.random_effects import PI
 from medcm_cli.model.rows import read_initial
 from medcm_cli.numerics.devices import CPU
+from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import PkModel, check_schedule, with_given
+from medcm_cli.pk.given import Given
 from medcm_cli.study.dataset import (
     Also,
     check_observations,
@@ -30,7 +40,7 @@ from medcm_cli.study.dataset import (
     true_values_of,
     with_stand_in,
 )
-from medcm_cli.study.identity import KNOWN, STARTS, Config
+from medcm_cli.study.identity import KNOWN, KNOWN_NETWORK, STARTS, Config
 from medcm_cli.study.observed import error_of, fixing, observing
 from medcm_cli.study.occasions import structure_of
 from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
@@ -69,12 +79,15 @@ class Problem:
 
         :raises InputError: bad data, or options that are unknown or do not fit together.
         """
-        own = {key: config[key] for key in (*PROBLEM, STARTS, KNOWN) if key in config}
+        own = {key: config[key] for key in (*PROBLEM, STARTS, KNOWN, KNOWN_NETWORK) if key in config}
         config = with_stand_in(complete_problem(own))
         dataset, dtype = config["dataset"], getattr(torch, config["dtype"])
         truth = true_values_of(dataset, tuple(config["random_effects"]), not config["distributions"])
         path = dataset_path(config)
         model = model_of(config)
+        if isinstance(model.pk, Given):
+            begun = model.init([Stream(0, 1, 1)], torch.float64)
+            model.pk.check_beginning(model.network.values_of(begun))
         split, occasions = config["split"], config["occasions"]
         also = Also(
             config["endpoints"], split.get("column"), model.pk.abscissa, occasions, config.get(KNOWN) or {}
@@ -194,6 +207,10 @@ def model_of(config: Config) -> Model:
     if not isinstance(network, CovariateNetwork):
         factors = {}
     wrapped = Rescaled(network, factors, bounds) if factors or bounds else network
+    if KNOWN_NETWORK in config:
+        other = config[KNOWN_NETWORK]
+        values = {name: torch.tensor(of, dtype=torch.float64) for name, of in other["values"].items()}
+        wrapped = WithKnown(wrapped, model_of(other["config"]).network, values)
     given = _initial(config, effects, error, wrapped)
     of_network = {name: one for name, one in given.items() if name in wrapped.named}
     of_pi = {name: one for name, one in given.items() if name.startswith(("pi_", "rho_pi_"))}
@@ -248,9 +265,6 @@ def _begins(config: Config) -> dict[str, float]:
         if isinstance(typical, dict):
             typical = typical.get("initial", typical.get("fixed"))
         begin[name] = typical
-    said = config["initial"] if isinstance(config["initial"], dict) else {}
-    for name, given in {**(config.get(STARTS) or {}), **said}.items():
-        begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     for name, given in {**(config.get(STARTS) or {}), **_mapping(config["initial"])}.items():
         begin[name] = given.get("initial", given.get("fixed")) if isinstance(given, dict) else given
     return {name: float(v) for name, v in begin.items() if isinstance(v, int | float) and v > 0}

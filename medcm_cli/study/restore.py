@@ -15,7 +15,7 @@ from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective, State
 from medcm_cli.runs.sweeps import grouped
-from medcm_cli.study.identity import AXES
+from medcm_cli.study.identity import AXES, KNOWN_NETWORK
 from medcm_cli.study.job import objective_of
 from medcm_cli.study.options import complete
 from medcm_cli.study.problem import Problem, model_of
@@ -181,14 +181,22 @@ def _config(records: Sequence[runs.Record], folder: Path, trust: bool) -> dict[s
     for axis in ("outer", "inner", "replicate") if nested else ("fold", "replicate"):
         axes[axis] = sorted({getattr(record.address, axis) for record in records})
     batch = {"fits": None, "processes": 1, "threads": 1}
-    # JSON has no keys but text; those of lag and such are numbers of compartments.
+    return {**_with_numbers(config), **axes, "batch": batch, "overwrite": False}
+
+
+def _with_numbers(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration from JSON, which has no keys but text, where those of ``pk.lag`` and such are numbers
+    of compartments."""
     pk = {
         key: {int(k) if k.isdecimal() else k: v for k, v in value.items()}
         if isinstance(value, dict)
         else value
         for key, value in config["pk"].items()
     }
-    return {**config, **axes, "batch": batch, "overwrite": False, "pk": pk}
+    if KNOWN_NETWORK not in config:
+        return {**config, "pk": pk}
+    known = config[KNOWN_NETWORK]
+    return {**config, "pk": pk, KNOWN_NETWORK: {**known, "config": _with_numbers(known["config"])}}
 
 
 def _estimate(folder: Path, record: runs.Record, tail: int | None = None) -> dict[str, Tensor]:

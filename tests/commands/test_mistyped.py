@@ -55,6 +55,13 @@ WORDS = {
     "-m error=additive,combine": "error=combine: no such choice; did you mean combined?",
     "pk.lag.V1=1": "pk.lag.V1: no such option; to add it, give +pk.lag.V1=1",
     "+pk.lag={V1:1} nonsense=1": "nonsense: no such option; medcm fit --help lists them",
+    "dataset.covariates={weight:{unit:kg}} batch.fit=2": (
+        "batch.fit: no such option; did you mean batch.fits?"
+    ),
+    "dataset.covariates={weight:{unit:kg},age:{unit:a}}": (
+        "dataset.covariates: entries are added with a +, as in "
+        "+dataset.covariates={weight:{unit:kg},age:{unit:a}}"
+    ),
     "pk.lag={V1:1}": "pk.lag: entries are added with a +, as in +pk.lag={V1:1}",
     "dataset.covariates.vfw=3": (
         "dataset.covariates.vfw: no such option; did you mean dataset.covariates.vwf?"

@@ -154,7 +154,7 @@ def test_a_network_of_several_covariates() -> None:
         ({"typical": 1, "sex": {"category": {"M": 2}}}, "sex.category is .*; expected M, other"),
         ({"typical": 1, "age": {"maturation": {"half": 40}}}, "maturation is .*; expected half, hill"),
         ({"typical": {"initial": 1}, "age": {"network": [4]}}, "typical is estimated"),
-        ({"typical": 1, "age": {"network": []}}, "'hidden' is .*; expected a list"),
+        ({"typical": 1, "age": {"network": []}}, r"CL\.age\.network: 'hidden' is .*; expected a list"),
         ({"typical": 1, "age": {"function": {"a": 1}}}, "function is .*; expected of"),
     ],
 )

@@ -11,13 +11,14 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model
+from medcm_cli.model import Equations, Model
 from medcm_cli.model.penalty import Prior, Priors, lkj_constant, priors_of, wishart_log_density
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.numerics.triangular import cholesky
 from medcm_cli.objectives import Fo, Foce, Focei, Mse, Objective, Vi
 from medcm_cli.objectives.penalised import SHARE, Penalised
 from tests.helpers import F64, STREAMS, make_population
+from tests.objectives import occasions
 
 REFERENCES = {"weight": 70.0, "vwf": 100.0}
 GIVEN: dict[str, Any] = {
@@ -160,6 +161,21 @@ def test_what_an_objective_or_a_model_cannot_have_is_refused(model: Model) -> No
         penalised(Fo(), omega={"inverse_wishart": {"omega": [[1, 0], [0, 1]], "df": 1}}).init(
             model, make_population(3, 2), STREAMS, F64
         )
+
+
+def test_pi_has_one_and_what_is_known_has_none() -> None:
+    """Beside Omega, and by its name; a typical value that an equation has as known is no part of a fit."""
+    own = occasions.model_of(("CL",))
+    values = own.init(STREAMS, F64)
+    covariates = dict.fromkeys(own.network.inputs, 1.0)
+    found = Priors({"pi_CL": Prior("half_normal", 0.0, 0.5)}, references=covariates).penalty(own, values)
+    pi = torch.nn.functional.softplus(values["pi"][0])
+    np.testing.assert_allclose(found, -stats.halfnorm(scale=0.5).logpdf(pi), rtol=1e-10)
+    written: dict[str, Any] = {"CL": {"typical": {"fixed": 0.2}}, "V1": {"typical": 2.0}}
+    model = replace(own, network=Equations.build(written, {}), occasions=None)
+    prior = Priors({"CL": Prior("normal", 0.2, 0.1)})
+    with pytest.raises(InputError, match=r"priors\.CL: nothing of this name is estimated; .* V1, omega_CL"):
+        prior.penalty(model, model.init(STREAMS, F64))
 
 
 def test_samples_of_the_population_have_them_too(model: Model) -> None:

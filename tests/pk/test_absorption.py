@@ -153,27 +153,38 @@ def test_transit_compartments_equal_scipy(number: float, options: Any) -> None:
     close(solve(pk, schedule, z)[:, 0, :, 0], np.stack([through(one, DOSES, times) for one in own], -1))
 
 
-@pytest.mark.parametrize("compartments", [1, 3])
+@pytest.mark.parametrize("compartments", [1, 2, 3])
 def test_whole_numbers_are_a_chain_of_compartments(compartments: int) -> None:
-    """Two transit compartments after that into which a dose goes, all left at one rate."""
-    pk = TransitAbsorption(compartments)
-    z = {**values(pk.parameters), "NTR": torch.tensor([2.0], dtype=F64)}
-    linear = linear_rhs(compartments, absorption=True)
+    """Two transit compartments after that into which a dose goes, all left at one rate; every output."""
+    plain = TransitAbsorption(compartments, 1.0)
+    pk = plain.observing(plain.outputs)
+    z = {**values(pk.parameters, 1), "NTR": torch.tensor([[[2.0]]], dtype=F64)}
+    linear, own = linear_rhs(compartments, absorption=True), of_subject(z, 0)
 
     def chain(t: float, a: np.ndarray, own: dict[str, float]) -> np.ndarray:
         rate = 3 / own["MTT"]
-        rest = linear(t, a[3:], own)
+        rest = linear(t, a[3:-1], own)
         rest[0] += rate * a[2]
         moved = [-rate * a[0], rate * (a[0] - a[1]), rate * (a[1] - a[2])]
-        return np.concatenate([moved, rest])
+        return np.concatenate([moved, rest, [own["CL"] / own["V1"] * a[4]]])
 
-    regimen = Regimen([Dose(0.0), Dose(12.0, 800.0), Dose(13.0, 500.0)], resets=(12.5,))
-
-    def wanted(n: int) -> np.ndarray:
-        own = of_subject({**z, "NTR": z["NTR"].expand(1, 2, 1)}, n)
-        return integrated(chain, 4 + compartments, 4, 0, regimen, lambda _: own)
-
-    close(solve(pk, built(regimen), z)[:, 0, :, 0], np.stack([wanted(n) for n in range(2)], -1))
+    doses = [Dose(0.0), Dose(3.0, 600.0, 2.0, compartment=4), Dose(12.0, 800.0), Dose(13.0, 500.0)]
+    regimen = Regimen(doses, resets=(12.5,))
+    same = [dose if dose.compartment is None else replace(dose, compartment=1) for dose in doses]
+    schedule = built(replace(regimen, doses=same))
+    states = pk.linear.states
+    amounts = {
+        name: integrated(chain, 5 + compartments, place, 0, regimen, lambda _: own) * own["V1"] * 1000
+        for place, name in enumerate((*states, "excreted"), 3)
+    }
+    check_schedule(pk, schedule)
+    for number, name in enumerate(pk.outputs):
+        of = replace(schedule, endpoint=torch.full_like(schedule.time, number, dtype=torch.long))
+        state = name.removesuffix("_amount").removesuffix("_concentration")
+        level = name == "central" or name.endswith("_concentration")
+        volume = own[{"peripheral": "V2", "peripheral_2": "V3"}.get(state, "V1")] if level else 1.0
+        close(solve(pk, of, z)[:, 0, 0, 0], amounts[state] / volume, 1e-7)
+    close(solve(plain, schedule, z)[:, 0, 0, 0], amounts["central"] / own["V1"])
 
 
 def test_extreme_transit_compartments_lose_nothing() -> None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from medcm_cli.errors import InputError
-from medcm_cli.pk import LinearModel, MixedAbsorption, OdeModel, PkModel, Schedule, sensitivities, solve
+from medcm_cli.pk import (
+    LinearModel,
+    MixedAbsorption,
+    OdeModel,
+    PkModel,
+    Schedule,
+    TransitAbsorption,
+    sensitivities,
+    solve,
+)
 from medcm_cli.pk.models import kinetics
 from tests.pk.regimens import MAKERS, Dose, Regimen, built, close, column, integrated, linear_rhs, spread
 
@@ -101,6 +110,11 @@ def mixed_in_urine() -> PkModel:
     return pk.observing(["central", "excreted", "depot"])
 
 
+def transit_in_urine() -> PkModel:
+    pk = TransitAbsorption(2, 1.0, excreted="FE")
+    return pk.observing(["central", "excreted", "peripheral"])
+
+
 def rate_in_urine() -> PkModel:
     return OdeModel(
         with_urine,
@@ -121,6 +135,7 @@ MODELS: dict[str, Callable[[], PkModel]] = {
     "two": lambda: two_in_urine(False),
     "two, oral": lambda: two_in_urine(True),
     "parallel absorption": mixed_in_urine,
+    "transit absorption": transit_in_urine,
     "by a rate": rate_in_urine,
 }
 
@@ -129,8 +144,9 @@ MODELS: dict[str, Callable[[], PkModel]] = {
 def test_sensitivities_are_differences(model: str) -> None:
     """Of every endpoint, some collected over a time, by every parameter; and of the gradient of these."""
     pk, given = MODELS[model](), REGIMENS["boluses"]
-    z = spread([n for n in pk.parameters if n not in ("FE", "D", "ODDS")], 5, 2)
-    z |= {name: torch.full_like(z["CL"], value) for name, value in (("FE", 0.4), ("D", 3.0), ("ODDS", 0.7))}
+    shares = {"FE": 0.4, "D": 3.0, "ODDS": 0.7, "NTR": 2.7, "MTT": 1.6}
+    z = spread([n for n in pk.parameters if n not in shares], 5, 2)
+    z |= {name: torch.full_like(z["CL"], value) for name, value in shares.items()}
     z = {name: z[name] for name in pk.parameters}
     over = column([0.0, 1.0, 0.0, 4.0, 6.0, 0.0, 5.0])
     schedule = replace(built(given), endpoint=column([0, 1, 2, 1, 1, 0, 1]).long(), over=over)

@@ -10,6 +10,7 @@ import torch
 from medcm_cli.errors import InputError
 from medcm_cli.pk import one_compartment, sensitivities, solve, two_compartment, with_given
 from medcm_cli.pk.expression import parsed, units_of
+from medcm_cli.pk.given import Given
 from tests.helpers import F64, make_population
 
 Z = {"KE": 0.2, "KD": 0.35, "V1": 2.5}
@@ -90,3 +91,18 @@ def test_units_follow() -> None:
 def test_what_is_refused(given: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         with_given(two_compartment(), given)
+
+
+@pytest.mark.parametrize("given", [{"CL": "V1 * (K - KD)"}, {"CL": "V1 / (K - K)"}, {"CL": "log(K) * V1"}])
+def test_what_is_no_parameter_where_a_fit_begins_is_refused(given: dict[str, str]) -> None:
+    pk = with_given(one_compartment(), given)
+    assert isinstance(pk, Given)
+    begin = {"V1": 20.0, "K": 0.1, "KD": 0.2}
+    with pytest.raises(
+        InputError, match=r"given\.CL is .* where a fit begins \(.*K 0.1.*\) is no number above"
+    ):
+        pk.check_beginning(begin)
+    pk.check_beginning({"V1": 20.0})  # what comes from a network is not known yet
+    sound = with_given(one_compartment(), {"CL": "V1 * (KD - K)"})
+    assert isinstance(sound, Given)
+    sound.check_beginning(begin)

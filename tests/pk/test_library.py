@@ -45,6 +45,8 @@ def model(choice: str, parameters: Sequence[str], **options: Any) -> PkModel:
     config = {str(key): value for key, value in given.items() if key != "defaults"}
     if "amount_per_level" in config:
         config["amount_per_level"] = 1.0
+    if "compartments" in config and "rate" not in config:
+        config["compartments"] = 1 + ("Q" in parameters) + ("Q3" in parameters)
     if "rate" in config:
         config |= {"parameters": list(parameters), **options}
     pk: PkModel = made(config, "pk")
@@ -68,9 +70,9 @@ MIXED = ("absorption_zero_order", "absorption_parallel", "absorption_sequential"
 PARTS = {"D": 3.5, "ODDS": 0.7, "NTR": 2.7, "MTT": 1.6}
 
 
-def linear_case(choice: str) -> Case:
-    """Closed forms and those around them."""
-    n, oral = LINEAR.get(choice, (1, choice != "absorption_zero_order"))
+def linear_case(choice: str, compartments: int = 1) -> Case:
+    """Closed forms and those around them, of so many ``compartments``."""
+    n, oral = LINEAR.get(choice, (compartments, choice != "absorption_zero_order"))
     names = [*("CL", "V1", "Q", "V2", "Q3", "V3")[: 2 * n], *(["KA"] if oral else [])]
     own = {"absorption_zero_order": "D", "absorption_parallel": "D ODDS", "absorption_sequential": "D ODDS"}
     own |= {"absorption_transit": "NTR MTT"}
@@ -155,7 +157,12 @@ OTHERS = [
     ),
     Case("neural_ode", ONE, learned, nothing, of(0, "V1"), size=5000.0),
 ]
-ALL = [*CASES, *OTHERS, *map(linear_case, (*LINEAR, *MIXED))]
+ALL = [
+    *CASES,
+    *OTHERS,
+    *map(linear_case, (*LINEAR, *MIXED)),
+    *(linear_case(choice, 2) for choice in MIXED),
+]
 EACH = [pytest.param(case, id=f"{case.choice} {'-'.join(case.values)}") for case in ALL]
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medcm_cli import load_study, predict
+from medcm_cli.commands.predictions import sections
 from medcm_cli.data.edit import dose_corners, observed_at, of_endpoint
 from medcm_cli.errors import InputError
+from medcm_cli.report.figures import individual
 from medcm_cli.study.job import Job
 from tests.helpers import configuration
 
@@ -97,6 +100,34 @@ def test_a_curve_shows_what_there_is_of_a_sample_so_far(table: Path, tmp_path: P
     assert 0 < found[0.0] < 1e-6  # nothing yet
     assert found[10.0] == found[30.0] == 4.0  # of none: the median of 4, 4 and 12 h
     assert not of_endpoint(grid, events, 0).over.any()
+
+
+@pytest.mark.parametrize(("over", "otherwise"), [("COLLECTED", " so far"), ("4", " over 4 h")])
+def test_predictions_say_over_what_time_they_are(
+    table: Path, tmp_path: Path, over: str, otherwise: str
+) -> None:
+    """A patient without samples beside one with two of 4 h, whose curve is the same without the other."""
+    job = built(table, tmp_path, "objective=fo", "study=urine", over=over)
+    job.run(list(job.plan().records.values()))
+    study = load_study(tmp_path / "urine")
+    frame = pd.read_csv(table).query("ID == 2")
+    blood = frame[frame["DVID"] != 2].assign(ID=9)
+    times = [2.0, 4.0, 30.0]
+    both, alone = (predict(study, of, times=times, draws=20) for of in (pd.concat([frame, blood]), frame))
+    (_, plasma), (name, urine) = both.of_endpoints
+    assert (name, plasma.over(["2"]), urine.over(["2"])) == ("urine", "", " of each sample")
+    assert (urine.over(["9"]), urine.over(["2", "9"])) == (otherwise, f" of each sample, or{otherwise}")
+    curve = urine.curve.set_index(["patient", "time"])["typical"]
+    np.testing.assert_array_equal(curve["2"], alone.of_endpoints[1][1].curve["typical"])
+    z = both.parameters.set_index(["patient", "parameter"])["typical"]["9"]
+    left = [float(np.exp(-z["CL"] / z["V1"] * max(t, 0))) for t in (-2.0, 0.0, 26.0, 2.0, 4.0, 30.0)]
+    for place, time in enumerate(times):
+        before = left[place] if over == "4" else 1.0
+        assert curve["9"][time] == pytest.approx(DOSE * z["FE"] * (before - left[3 + place]), rel=1e-4)
+    drawn = individual.patient(urine, "9", name)
+    assert drawn.figure.axes[0].get_ylabel() == f"urine{otherwise}, mg"
+    titles = [section.title for section in sections(both)]
+    assert f"urine of each sample, or{otherwise}, mg" in titles
 
 
 @pytest.mark.parametrize(

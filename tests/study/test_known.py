@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from medcm_cli import runs
+from medcm_cli import load_study, predict, runs
 from medcm_cli.errors import InputError
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
@@ -58,7 +58,7 @@ def options_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
     return configuration(table, outputs, *given, *options)
 
 
-def pk_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
+def pk_of(table: Path, outputs: Path, *options: str, written: bool = True) -> dict[str, Any]:
     pk = [
         *(
             "study=pk",
@@ -67,7 +67,8 @@ def pk_of(table: Path, outputs: Path, *options: str) -> dict[str, Any]:
             "error=proportional",
             "objective=foce",
         ),
-        *(f"+network.equations={{{PK}}}", "random_effects=[CL,V1]", "omega=full", "learning_rate=0.05"),
+        *("random_effects=[CL,V1]", "omega=full", "learning_rate=0.05"),
+        *([f"+network.equations={{{PK}}}"] if written else []),
     ]
     return options_of(table, outputs, *pk, "epochs=30", "tail=0", *options)
 
@@ -183,3 +184,99 @@ def test_a_subject_without_individual_parameters_is_refused(
     config = with_known(pd_of(more, tmp_path, "omega=diagonal", f"fixed={{individual: '{kinetics}'}}"))
     with pytest.raises(InputError, match=r"column 'ID': is 99, of whom the fit .* has no known_"):
         Job.build(config)
+
+
+NETWORKS = {
+    "in equations": (
+        "network=equations",
+        "+network.equations={CL: {typical: 2, weight: {network: [4]}}, V1: {typical: 20}}",
+    ),
+    "branches": (
+        "network=multi_branch",
+        "network.branches=[{inputs: [weight], hidden: [4], heads: [CL, V1]}]",
+        "network.global_parameters=[]",
+        "network.initial={CL: 2, V1: 20}",
+    ),
+    "a parameter of each fit": (
+        "network=none",
+        "network.global_parameters=[CL,V1]",
+        "network.initial={CL: 2, V1: 20}",
+    ),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_network_of_a_fit_is_known(table: Path, tmp_path: Path, network: str) -> None:
+    """Typical parameters are those of the other fit, and the likelihood that of these as data."""
+    ((folder, _),) = run(pk_of(table, tmp_path, *NETWORKS[network], written=False))
+    (of_pk,) = restore(finished([folder]))
+    config = with_known(pd_of(table, tmp_path, f"fixed={{population: '{folder}'}}"))
+    ((_, record),) = fits = run(config)
+    (fit,) = restore(fits)
+    model, population = fit.problem.model, fit.population
+    typical = {}
+    for name in ("CL", "V1"):
+        typical[name] = of_pk.problem.model.typical(of_pk.estimates, of_pk.population)[name].expand(1, 8, 1)
+        found = model.typical(fit.estimates, population)[name].expand(1, 8, 1)
+        torch.testing.assert_close(found, typical[name], rtol=1e-6, atol=0)
+    effects = pd.read_parquet(folder / "random_effects.parquet")
+    eta = [torch.tensor(effects[name].to_numpy(copy=True))[None, :, None] for name in ("eta_1", "eta_2")]
+    z = of_pk.problem.model.individual(typical, eta, of_pk.population)
+    individual = with_known(pd_of(table, tmp_path, "omega=diagonal", f"fixed={{individual: '{folder}'}}"))
+    for name in ("CL", "V1"):
+        own = list(individual["known"][f"known_{name}"].values())
+        np.testing.assert_allclose(own, z[name][0, :, 0], rtol=1e-5)
+    assert not {name for name in fit.state.trained if "weight" in name or "CL" in name or "V1" in name}
+    assert record.config["random_effects"] == ["CL", "V1", "E0"]
+    # The same with a column of each.
+    frame = pd.read_csv(table)
+    for name, value in typical.items():
+        frame[name] = frame["ID"].map(dict(zip(range(1, 9), value[0, :, 0].tolist(), strict=True)))
+    columns = tmp_path / "columns.csv"
+    frame.to_csv(columns, index=False)
+    entry = "of_{}: {{column: {}, scale: 100, reference: 1, unit: '-'}}"
+    equations = ", ".join(f"{n}: {{typical: {{fixed: 1}}, of_{n}: {{power: 1}}}}" for n in typical)
+    covariates = ", ".join(entry.format(n, n) for n in typical)
+    of_columns = pd_of(columns, tmp_path / "hand", f"+dataset.covariates={{{covariates}}}", pk=equations)
+    of_columns["initial"] = config["initial"]
+    hand = Job.build(of_columns).train([(1, 1)])
+    torch.testing.assert_close(hand.objective, Job.build(config).train([(1, 1)]).objective, rtol=1e-5, atol=0)
+
+
+def test_predictions_have_the_kinetics_of_each_subject(table: Path, tmp_path: Path, kinetics: Path) -> None:
+    """By the closed form at what the other fit says of him; of the unit of the effect is what is one."""
+    run(with_known(pd_of(table, tmp_path, "omega=diagonal", f"fixed={{individual: '{kinetics}'}}")))
+    study = load_study(tmp_path / "default")
+    found = predict(study, table, times=[2.0, 30.0], draws=20)
+    (of_pk,) = restore(finished([kinetics]))
+    model, effects = of_pk.problem.model, pd.read_parquet(kinetics / "random_effects.parquet")
+    zeta = model.typical(of_pk.estimates, of_pk.population)
+    z = {
+        name: zeta[name].expand(1, 8, 1)[0, :, 0].numpy() * np.exp(effects[f"eta_{place}"].to_numpy())
+        for place, name in enumerate(("CL", "V1"), 1)
+    }
+    cp = found.curve[found.curve["endpoint"] == "cp"]
+    for time in (2.0, 30.0):
+        want = 100 / z["V1"] * np.exp(-z["CL"] / z["V1"] * time)
+        for column in ("typical", "median", "lower_90"):
+            np.testing.assert_allclose(cp.loc[cp["time"] == time, column], want, rtol=1e-4)
+    assert "known" in set(found.warnings["kind"])
+    units = found.parameters.drop_duplicates("parameter").set_index("parameter")["unit"]
+    assert dict(units[["E0", "SLOPE", "CL"]]) == {"E0": "-", "SLOPE": "1/(mg/L)", "CL": "L/h"}
+    stranger = pd.read_csv(table).query("ID == 1").assign(ID=77)
+    with pytest.raises(InputError, match=r"is 77, of whom .*expected a column known_CL"):
+        predict(study, stranger)
+    own = predict(study, stranger.assign(known_CL=3.0, known_V1=10.0), times=[2.0, 4.0], draws=20)
+    assert own.curve["typical"].iloc[0] == pytest.approx(10 * np.exp(-0.6), rel=1e-4)
+
+
+def test_a_new_patient_has_the_kinetics_of_the_known_network(table: Path, tmp_path: Path) -> None:
+    ((folder, _),) = run(pk_of(table, tmp_path, *NETWORKS["branches"], written=False))
+    run(with_known(pd_of(table, tmp_path, f"fixed={{population: '{folder}'}}")))
+    patient = pd.read_csv(table).query("ID == 1 and AMT > 0").assign(ID=77, WT=63.0)
+    both = [
+        predict(load_study(tmp_path / name), patient, times=[2.0, 30.0], draws=20).curve
+        for name in ("pk", "default")
+    ]
+    levels = [curve if "endpoint" not in curve else curve[curve["endpoint"] == "cp"] for curve in both]
+    np.testing.assert_allclose(levels[1]["typical"], levels[0]["typical"], rtol=1e-5)

@@ -103,6 +103,10 @@ def test_coefficients_of_equations_too(data: Path) -> None:
     assert set(values) & {"global.CL_weight_power"} == set()
     values["global.V1"] += 50
     assert float(model.network.typical(values, {"weight": weight})["V1"].max()) <= 9
+    known = "{CL: {typical: 1, weight: {power: 0.75}}, V1: {typical: {fixed: 2}}}"
+    for name, value in (("V1", 3), ("CL_weight_power", 0.5)):
+        with pytest.raises(InputError, match=rf"initial\.{name}: the equation has it as known"):
+            started(data, {name: value}, "network=equations", f"network.equations={known}")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def patient(prediction: Prediction, name: str, quantity: str = "level") -> style
             _days(axis, prediction.units.hours)
             axis.set_xlabel(f"time, {prediction.units.time}")
             axis.set_title("as given" if regimen == GIVEN else style.named(regimen))
-        axes[0].set_ylabel(f"{quantity}, {prediction.unit}")
+        axes[0].set_ylabel(f"{quantity}{prediction.over([name])}, {prediction.unit}")
         style.legend(figure, _handles(seen[seen["on_curve"]], floor, bool(thresholds), colour))
         figure.supxlabel(_said(prediction, name, width), fontsize=6, color="0.35", x=0.01, ha="left")
         figure.suptitle(style.named(name, 60), fontsize=9, x=0.01, ha="left")
