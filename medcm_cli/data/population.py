@@ -110,6 +110,10 @@ class Population:
         """Some subjects of each fit: ``index`` (n, B) into its N."""
         return self._at(index)._present(self.present.gather(0, index))
 
+    def of_fits(self, fits: Tensor) -> "Population":
+        """Some fits, by their numbers (n,)."""
+        return self._each(lambda values: values if values.shape[-1] == 1 else values[..., fits])
+
     def _at(self, index: Tensor) -> "Population":
         return self._each(lambda values: at(values, index), self.schedule.at(index))
 
