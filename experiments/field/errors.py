@@ -58,7 +58,7 @@ def measured(fits: pd.DataFrame) -> pd.DataFrame:
         columns[f"{objective} RMSE"] = {
             n: scale[n] * np.sqrt((error**2).mean()) for n, error in found.items()
         } | {"converged": len(ended), "of": len(own), "seconds each": own["seconds"].mean()}
-    return pd.DataFrame(columns).round(1).fillna("")
+    return pd.DataFrame(columns).round(1).astype(object).fillna("")
 
 
 def between_starts(fits: pd.DataFrame) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def find_modes(
     max_iterations: int,
 ) -> Modes:
     """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta, for each subject, as far as the
-    distributions of parameters reach: within [-3, 3] of those that are exponential.
+    distributions of parameters reach: of those that are exponential within [-3, 3], or five sds.
 
     Fisher scoring with Levenberg-Marquardt damping per subject, in u = L^-1 eta with Omega = L L', where the
     prior is u'u and a nearly singular Omega does no harm. For Gaussian observations with mean f and sd s(f)
@@ -77,7 +77,7 @@ def find_modes(
     def at(u: Sequence[Tensor]) -> Point:
         return evaluate(model, values, zeta, omega, population, u)
 
-    reach = model.reach(zeta, population)
+    reach = model.reach(zeta, population, omega)
     search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search, reach)
@@ -218,7 +218,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        moves = inside(model.reach(zeta, population), eta)
+        moves = inside(model.reach(zeta, population, omega), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
