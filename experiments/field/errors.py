@@ -51,13 +51,16 @@ def measured(fits: pd.DataFrame) -> pd.DataFrame:
     fits = fits.assign(**{"var error": fits[sigma] ** 2})
     columns = {}
     for objective, own in fits.groupby("objective"):
-        ended = own[own["converged"].eq(True)]
-        found = {name: ended[name] - value for name, value in truth.items() if name in ended}
+        found = {name: own[name] - value for name, value in truth.items() if name in own}
         scale = {name: 100 / (1 if name.startswith("rho") else truth[name]) for name in found}
         columns[f"{objective} bias"] = {n: scale[n] * error.mean() for n, error in found.items()}
         columns[f"{objective} RMSE"] = {
             n: scale[n] * np.sqrt((error**2).mean()) for n, error in found.items()
-        } | {"converged": len(ended), "of": len(own), "seconds each": own["seconds"].mean()}
+        } | {
+            "converged": int(own["converged"].eq(True).sum()),
+            "of": len(own),
+            "seconds each": own["seconds"].mean(),
+        }
     return pd.DataFrame(columns).round(1).astype(object).fillna("")
 
 
@@ -66,7 +69,7 @@ def between_starts(fits: pd.DataFrame) -> pd.DataFrame:
     objective's values lie apart at most, in how many by more than 0.01 and 0.1."""
     rows = {}
     for objective, own in fits[fits["converged"].eq(True)].groupby("objective"):
-        value = own.pivot(index="fold", columns="study", values="objective_value").dropna()
+        value = own.pivot_table(index="fold", columns="study", values="objective_value").dropna()
         apart = value.max(axis=1) - value.min(axis=1)
         largest = ", ".join(f"{fold}: {by:.3f}" for fold, by in apart.nlargest(3).items())
         rows[objective] = {
@@ -84,7 +87,7 @@ def between_methods(fits: pd.DataFrame, score: str) -> pd.DataFrame:
     in the median set and at most, and in how many sets by no more than ``NEAR``."""
     rows = {}
     for study, own in fits.groupby("study"):
-        value = own.pivot(index="fold", columns="objective", values=score).dropna(axis=1, how="all")
+        value = own.pivot_table(index="fold", columns="objective", values=score).dropna(axis=1, how="all")
         above = value.sub(value.min(axis=1), axis=0)
         for objective, by in above.items():
             rows[f"{study}, {objective}"] = {
@@ -102,11 +105,13 @@ def main(studies: Sequence[str]) -> None:
     for study, fits in everything.groupby("study", sort=False):
         print(f"{study}\n\n{measured(fits.dropna(axis=1, how='all')).to_markdown()}\n")
     for dataset, fits in everything.groupby("dataset"):
-        if fits["study"].nunique() > 1:
-            print(f"{dataset}, starts: {', '.join(fits['study'].unique())}; objective apart, in its unit\n")
+        starts = fits["study"].unique()
+        if len(starts) > 1:
+            print(f"{dataset}, starts: {', '.join(starts)}; objective apart, in its unit\n")
             print(f"{between_starts(fits).to_markdown()}\n")
         if "ofv_agq" in fits and fits["ofv_agq"].notna().any():
-            print(f"{dataset}, OFV by agq above the lowest\n\n{between_methods(fits, 'ofv_agq').to_markdown()}\n")
+            print(f"{dataset}, OFV by agq above the lowest\n")
+            print(f"{between_methods(fits, 'ofv_agq').to_markdown()}\n")
 
 
 if __name__ == "__main__":

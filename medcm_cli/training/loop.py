@@ -219,7 +219,7 @@ class _Fits:
         if watch.see(*self._last, self._flat.detach()):
             found = (stepper.moments for stepper in (*self._shared, *self._own))
             watch.judge(epoch, [of for of in found if of is not None], ~self._evaluation.own_rows)
-            if not watch.rule.noise:
+            if not watch.rule.noise and self._evaluation.whole:
                 self._carried = self._evaluation.searched_widely(self._flat.detach(), self._carried)
 
     def keep(self, total: Part) -> None:
