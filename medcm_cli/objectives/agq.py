@@ -53,7 +53,7 @@ class Agq(Conditional):
         eta = state.carried["eta"].split(1)
         nodes = hermite(len(eta), self.nodes)
         # Several nodes are placed by the expected information, which always has an inverse: where the Hessian
-        # has none, as where two modes become one, the sum of few nodes has no bound, and a fit would end there.
+        # has none, as where two modes become one, the sum of few nodes has no bound: a fit would end there.
         exact = self.nodes == 1
         return around_modes(
             model, state.trained, population, eta, exact=exact, follow=self.follows, nodes=nodes
