@@ -2,9 +2,11 @@
 
     python experiments/field/variability.py outputs/data
 
-Writes four tables, each of 40 sets: ten for each variability of 20, 50, 100 and 150 % (CV of both parameters). Every set
-has 300 observations. ``linear``: levels after a bolus, one compartment; ``emax``: responses to doses, without time. The
-first parameter (CL, ED50) follows weight to the power of 0.75.
+Writes four tables, each of 40 sets: ten for each variability of 20, 50, 100 and 150 % (CV of both
+parameters).
+Every set has 300 observations. ``linear``: levels after a bolus, one compartment; ``emax``: responses to
+doses, without time.
+The first parameter (CL, ED50) follows weight to the power of 0.75.
 """
 
 import sys

@@ -23,7 +23,7 @@ from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import log_det, total
 from medcm_cli.objectives import Fo, Foce, Focei, Laplace
 from medcm_cli.objectives.integral import Nodes, Peak, hermite, joint, peak
-from medcm_cli.objectives.modes import find_modes
+from medcm_cli.objectives.modes import best_modes
 
 METHODS = ("agq", "imp", "laplace", "focei", "foce", "fo")
 QUADRATURE_UP_TO = 3  # random effects: of more, nodes are too many
@@ -82,7 +82,7 @@ def score(
     if method == "agq" and _NODES[1] ** effects > _MOST:
         raise InputError(f"--by=agq: the nodes of {effects} random effects are too many; choose --by=imp")
     start = [torch.zeros_like(population.present)[None] for _ in range(effects)]
-    modes = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
+    modes = best_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
     at = peak(model, values, population, modes.eta)
     unfound = _unfound(population, modes.converged[0])
     if method == "agq":
@@ -103,7 +103,7 @@ def _by_objective(
 ) -> Score:
     objective = _OBJECTIVES[method]
     begun = objective.init(model, population, streams, torch.float64)
-    state = objective.refresh(model, population, replace(begun, trained=dict(values)))
+    state = objective.searched_widely(model, population, replace(begun, trained=dict(values)))
     ofv = objective.of_subjects(model, population, state)[0]
     found = state.carried.get("converged")
     unfound = torch.zeros_like(ofv[0]) if found is None else _unfound(population, found[0])

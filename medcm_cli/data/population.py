@@ -116,6 +116,10 @@ class Population:
         fits = self.present.shape[-1]
         return self._each(lambda values: alone(values, index, fits))
 
+    def of_fits(self, fits: Tensor) -> "Population":
+        """Some fits, by their numbers (n,)."""
+        return self._each(lambda values: values if values.shape[-1] == 1 else values[..., fits])
+
     def _at(self, index: Tensor) -> "Population":
         return self._each(lambda values: at(values, index), self.schedule.at(index))
 

@@ -13,7 +13,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient, coefficient
 
 FLOOR = 1e-3  # of the typical value: the least of an additive parameter that has to be above 0
-_REACH = 3.0  # a search goes to exp(3) = 20 times the typical value, and to a 20th of it
+_REACH = 3.0  # a search goes to exp(3) = 20 times the typical value, and to a 20th of it, ...
+_SDS, _FURTHEST = 5.0, 10.0  # ... or so many sds where that is further, but no further than this
 _LOGITS = 8.0  # likewise on the logit scale
 _FLAT = 1e-6  # a shape that is 0 to rounding
 
@@ -37,10 +38,11 @@ class Distribution(Protocol):
         del zeta, eta, shape
         return None
 
-    def reach(self, shape: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
-        """From where to where modes of eta are searched."""
+    def reach(self, shape: Tensor | float, sd: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """From where to where modes of eta are searched, whose standard deviation is ``sd``."""
         del shape
-        return -_REACH, _REACH
+        far = (_SDS * sd).clamp(_REACH, _FURTHEST)
+        return -far, far
 
 
 class Exponential(Distribution):
@@ -82,9 +84,9 @@ class Additive(Distribution):
         least = torch.finfo(z.dtype).tiny ** 0.5
         return 1 / torch.where(z.abs() < least, least, z)
 
-    def reach(self, shape: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+    def reach(self, shape: Tensor | float, sd: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Anywhere."""
-        del shape
+        del shape, sd
         return -torch.inf, torch.inf
 
 
@@ -113,9 +115,9 @@ class Logit(Distribution):
         width = self.upper - self.lower
         return width * share * (1 - share) / (self.lower + width * share)
 
-    def reach(self, shape: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+    def reach(self, shape: Tensor | float, sd: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """See ``Distribution``."""
-        del shape
+        del shape, sd
         return -_LOGITS, _LOGITS
 
     def of_odds(self, odds: Tensor) -> Tensor:
@@ -156,8 +158,10 @@ class BoxCox(Distribution):
         del zeta
         return torch.exp(shape * eta)
 
-    def reach(self, shape: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
-        """As far as z goes with an exponential distribution, and no further than that in eta."""
+    def reach(self, shape: Tensor | float, sd: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """As far as z goes with an exponential distribution of little width, and no further than that in
+        eta."""
+        del sd
         if not isinstance(shape, Tensor):
             size = max(abs(shape), _FLAT)
             reach = math.log1p(_REACH * size) / size

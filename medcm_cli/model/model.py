@@ -151,9 +151,14 @@ class Model:
         found = first + [size for sizes in own for size in sizes * ((count - len(first)) // len(sizes))]
         return found if any(size != 1 for size in found) else None
 
-    def reach(self, zeta: Values, population: Population) -> list[tuple[Tensor | float, Tensor | float]]:
-        """From where to where modes of each of the R random effects are searched."""
-        return [reach for group in self._each(population) for reach in group.reach(zeta)]
+    def reach(
+        self, zeta: Values, population: Population, omega: Lower
+    ) -> list[tuple[Tensor | float, Tensor | float]]:
+        """From where to where modes of each of the R random effects are searched. :param omega: the Cholesky
+        factor of their covariance."""
+        sds = iter([total([entry * entry for entry in row]).detach().sqrt() for row in omega])
+        groups = self._each(population)
+        return [reach for group in groups for reach in group.reach(zeta, [next(sds) for _ in group.names])]
 
     def there(self, population: Population) -> Tensor | None:
         """Of each of the R random effects whether a subject has it, 1 or 0, (R, 1, N, B): not those of

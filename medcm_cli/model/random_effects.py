@@ -220,9 +220,14 @@ class RandomEffects:
         found = {name: self._of(name).centre(zeta[name]) for name in self.names if name in zeta}
         return {name: at for name, at in found.items() if at is not None and at.ndim <= 3}
 
-    def reach(self, zeta: Mapping[str, Tensor]) -> list[tuple[Tensor | float, Tensor | float]]:
-        """From where to where modes of each random effect are searched."""
-        return [self._of(name).reach(self._shape(name, zeta)) for name in self.names]
+    def reach(
+        self, zeta: Mapping[str, Tensor], sds: Sequence[Tensor]
+    ) -> list[tuple[Tensor | float, Tensor | float]]:
+        """From where to where modes of each random effect are searched, whose ``sds`` are these."""
+        return [
+            self._of(name).reach(self._shape(name, zeta), sd)
+            for name, sd in zip(self.names, sds, strict=True)
+        ]
 
     def _of(self, name: str) -> Distribution:
         return self.distributions.get(name, EXPONENTIAL)

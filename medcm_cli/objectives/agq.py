@@ -22,8 +22,8 @@ MOST = 2000  # nodes of a subject
 
 @dataclass(frozen=True)
 class Agq(Conditional):
-    """``nodes`` per random effect, around eta_hat with the scale of Laplace's approximation, of which it is
-    the case of one node (docs/methods.md, "Objectives")."""
+    """``nodes`` per random effect, around eta_hat, as wide as the expected information there says; of one
+    node, Laplace's approximation (docs/methods.md, "Objectives")."""
 
     nodes: int = 5
     effort: ClassVar[float] = 20.0
@@ -52,6 +52,9 @@ class Agq(Conditional):
         """See ``Conditional``."""
         eta = state.carried["eta"].split(1)
         nodes = hermite(len(eta), self.nodes)
+        # Several nodes are placed by the expected information, which always has an inverse: where the Hessian
+        # has none, as where two modes become one, the sum of few nodes has no bound: a fit would end there.
+        exact = self.nodes == 1
         return around_modes(
-            model, state.trained, population, eta, exact=True, follow=self.follows, nodes=nodes
+            model, state.trained, population, eta, exact=exact, follow=self.follows, nodes=nodes
         )

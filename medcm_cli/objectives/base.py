@@ -101,6 +101,11 @@ class Objective(Protocol):
         del model, population
         return state
 
+    def searched_widely(self, model: Model, population: Population, state: State) -> State:
+        """``refresh`` of an objective without random numbers, where what it searches is looked for in more
+        places than where it was last: now and then, since it takes long."""
+        return self.refresh(model, population, state)
+
     def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
         """The same of values that have come to rest, of which none is ``moved``: what is carried learns more
         of them."""

@@ -13,7 +13,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State
-from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.modes import best_modes, find_modes, laplace_covariance
 
 GRADIENTS = ("fixed", "implicit")
 
@@ -86,6 +86,14 @@ class Conditional(Objective):
         start, values = state.carried["eta"].split(1), state.trained
         model = self.searched(model, values, population)
         modes = find_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
+        return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
+
+    @torch.no_grad()
+    def searched_widely(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective``: a posterior may have several modes."""
+        start, values = state.carried["eta"].split(1), state.trained
+        model = self.searched(model, values, population)
+        modes = best_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
         return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:

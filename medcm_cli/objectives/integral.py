@@ -131,7 +131,7 @@ def around_modes(
     # Of modes that are constants u moves with Omega.
     moved = [s * (x - x.detach()) for s, x in zip(slope, still, strict=True)]
     if follow:
-        free = inside(model.reach(zeta, population), eta)
+        free = inside(model.reach(zeta, population, omega), eta)
         along, moves = _following(at, u, free, slope, curvature if exact else None)
         moved = [torch.where(moves, a, b) for a, b in zip(along, moved, strict=True)]
     return result + total(moved)

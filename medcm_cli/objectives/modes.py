@@ -57,7 +57,7 @@ def find_modes(
     max_iterations: int,
 ) -> Modes:
     """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta, for each subject, as far as the
-    distributions of parameters reach: within [-3, 3] of those that are exponential.
+    distributions of parameters reach: of those that are exponential within [-3, 3], or five sds.
 
     Fisher scoring with Levenberg-Marquardt damping per subject, in u = L^-1 eta with Omega = L L', where the
     prior is u'u and a nearly singular Omega does no harm. For Gaussian observations with mean f and sd s(f)
@@ -69,7 +69,8 @@ def find_modes(
     An observation that is not normal has its -2 log density in place of its two terms, and what the error
     model gives as its curvature (``ErrorModel.deviance``).
 
-    :param start: first guess, one (1, N, B) per random effect.
+    :param start: first guesses, one (S, N, B) per random effect, of which the lowest place counts that a
+        search ends in: another than the first guess's by more than rounding.
     :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
         is taken without another evaluation.
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
@@ -80,7 +81,7 @@ def find_modes(
     def at(u: Sequence[Tensor], among: Tensor | None = None) -> Point:
         return evaluate(model, values, zeta, omega, population, u, among)
 
-    reach = model.reach(zeta, population)
+    reach = model.reach(zeta, population, omega)
     search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search, reach)
@@ -90,7 +91,57 @@ def find_modes(
         if bool(search.done.all()):
             break
         search = _judge(search, candidate, change, at(candidate, ~search.done))
-    return Modes(multiply_lower(omega, search.u), search.converged)
+    return _lowest(Modes(multiply_lower(omega, search.u), search.converged), search.at.value)
+
+
+def best_modes(
+    model: Model,
+    values: Values,
+    population: Population,
+    start: Sequence[Tensor],
+    tolerance: float,
+    max_iterations: int,
+) -> Modes:
+    """``find_modes`` from more than one ``start``, one (1, N, B) per random effect, of the subjects whose
+    posterior has several modes: from 0 too, and from two sds either way along each axis of L.
+
+    A subject whose ``start`` leads to the lowest of them keeps that mode, to the last bit.
+    """
+    omega = model.prior_cholesky(values, population)
+    others = _around_zero(omega, start[0])
+    size = max(1, _ELEMENTS // (start[0].numel() * len(population.time)))
+    for first in range(0, len(others[0]), size):
+        some = [torch.cat([s, other[first : first + size]]) for s, other in zip(start, others, strict=True)]
+        modes = find_modes(model, values, population, some, tolerance, max_iterations)
+        start = modes.eta
+    return modes
+
+
+_AWAY = 2.0  # sds along an axis: of these designs' modes nothing is missed by 1.5 to 2, but by 1 and 3
+_ELEMENTS = 4_000_000  # predictions at once
+
+
+def _around_zero(omega: Lower, like: Tensor) -> list[Tensor]:
+    """eta = L u at u = 0 and at ``_AWAY`` either way along each axis, K of (2 K + 1, N, B)."""
+    k = len(omega)
+    away = _AWAY * torch.eye(k, dtype=like.dtype, device=like.device)
+    points = torch.cat([torch.zeros_like(away[:1]), away, -away])  # (2 K + 1, K)
+    u = [column.view(-1, 1, 1).expand(-1, *like.shape[1:]) for column in points.unbind(1)]
+    return multiply_lower(omega, u)
+
+
+_LOWER = 1e-6
+"""-2 log density, by which a mode has to be lower than the first guess's to be another one."""
+
+
+def _lowest(modes: Modes, value: Tensor) -> Modes:
+    """Of (S, N, B) the lowest of each subject's, (1, N, B)."""
+    if len(value) == 1:
+        return modes
+    value = torch.where(torch.isfinite(value), value, torch.inf)
+    value = torch.cat([value[:1] - _LOWER, value[1:]])
+    best = value.argmin(0, keepdim=True)
+    return Modes([e.gather(0, best) for e in modes.eta], modes.converged.gather(0, best))
 
 
 class _Search(NamedTuple):
@@ -171,7 +222,7 @@ def moving_modes(model: Model, values: Values, population: Population, eta: Sequ
         for i in range(len(start)):
             unit = [zero + 1 if i == j else zero for j in range(len(start))]
             inverse.append(solve_lower_transposed(factor, solve_lower(factor, unit)))
-        moves = inside(model.reach(zeta, population), eta)
+        moves = inside(model.reach(zeta, population, omega), eta)
         moves &= torch.isfinite(dense(inverse)).all(0).all(0)
         inverse = [[torch.where(moves, entry, 0) for entry in row] for row in inverse]
     change = [part - part.detach() for part in gradient]
@@ -236,6 +287,7 @@ def _linearised(
     who then have 1 and 0."""
     if among is None or not model.pk.needs_double or isinstance(population.schedule, Ragged):
         return model.linearise(zeta, population, eta)
+    among = among.any(0)  # of a subject's searches, from several starts
     index, fits = among.flatten().nonzero().flatten(), among.shape[-1]
     if len(index) > _FEW * among.numel():
         return model.linearise(zeta, population, eta)
@@ -252,7 +304,7 @@ def _linearised(
 
     def spread(values: Tensor, other: float) -> Tensor:
         everyone = values.new_full((*values.shape[:-2], among.numel()), other)
-        return everyone.index_copy_(-1, index, values.squeeze(-2)).view(*values.shape[:-2], *among.shape[-2:])
+        return everyone.index_copy_(-1, index, values.squeeze(-2)).view(*values.shape[:-2], *among.shape)
 
     return spread(prediction, 1.0), [spread(column, 0.0) for column in columns]
 

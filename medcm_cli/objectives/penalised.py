@@ -87,6 +87,11 @@ class Penalised(Objective):
         moved = self.objective.refresh(model, population, state, noise)
         return replace(moved, carried={**state.carried, **moved.carried})
 
+    def searched_widely(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective``."""
+        moved = self.objective.searched_widely(model, population, state)
+        return replace(moved, carried={**state.carried, **moved.carried})
+
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """See ``Objective``."""
         return self.objective.unconverged(population, state)

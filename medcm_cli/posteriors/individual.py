@@ -163,11 +163,11 @@ def _spread_out(model: Model, values: Values, population: Population, points: Te
     of one that reaches anywhere."""
     shapes = model.random_effects.shapes(values)
     spread = []
-    for place, (low, high) in enumerate(model.reach(shapes, population)):
+    omega = model.prior_cholesky(values, population)
+    for place, (low, high) in enumerate(model.reach(shapes, population, omega)):
         share = points[:, place, None, None]
         if isinstance(high, float) and math.isinf(high):
-            row = model.prior_cholesky(values, population)[place]
-            high = 3 * total([entry * entry for entry in row]).sqrt()
+            high = 3 * total([entry * entry for entry in omega[place]]).sqrt()
             low = -high
         spread.append((low + (high - low) * share).to(points.dtype))
     return spread

@@ -165,6 +165,7 @@ class _Fits:
         self._last: tuple[Tensor, Tensor] | None = None  # loss and gradient of the epoch under way
         self._snapshots, self._values = list[Tensor](), list[Tensor]()
         self._unsound = torch.zeros_like(self.alive)
+        self._carried: dict[str, Tensor] = begun.state.carried
         self._take(1, begun.first, self.alive)
 
     def evaluate(self, epoch: int, due: bool, last: bool) -> Part | None:
@@ -218,6 +219,8 @@ class _Fits:
         if watch.see(*self._last, self._flat.detach()):
             found = (stepper.moments for stepper in (*self._shared, *self._own))
             watch.judge(epoch, [of for of in found if of is not None], ~self._evaluation.own_rows)
+            if not watch.rule.noise and self._evaluation.whole:
+                self._carried = self._evaluation.searched_widely(self._flat.detach(), self._carried)
 
     def keep(self, total: Part) -> None:
         """A checkpoint: the values as they are, and the objective there."""

@@ -204,6 +204,12 @@ class Evaluation:
         error = self._objective.error(self._population, state)
         return loss, torch.zeros_like(loss) if error is None else error
 
+    @torch.no_grad()
+    def searched_widely(self, flat: Tensor, carried: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is carried at values that do not move, found anew (``Objective.searched_widely``)."""
+        state = State(self.layout.unpack(self.scales.model(flat)), carried, self._per_subject)
+        return self._objective.searched_widely(self._model, self._population, state).carried
+
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
         noise, self.refresh = (

@@ -3,10 +3,11 @@
 The Hessian is that of finite differences of the gradient where a search begins and where it seems to be over,
 and is brought up to date by each step in between (BFGS with Powell's damping; Nocedal and Wright 2006,
 sections 6.1 and 18.3). A direction of negative curvature is taken as if it were positive (Dauphin et al.
-2014), no step is longer than 1 in all, and one that does not lower the objective is halved.
+2014), no step is longer than 1 in all, and one that does not lower the objective is halved. Modes are looked
+for near where they were last, so that the objective is smooth; where a search begins and ends, further off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,8 @@ from medcm_cli.model import Model
 from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.square import inverse_of_saddle, made_positive
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective, State
+from medcm_cli.objectives.base import Criterion, Objective
+from medcm_cli.training.coordinates import Coordinates
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.trained import Ends, Trained
 
@@ -28,6 +30,8 @@ FEW = 40
 STEPS = 200
 _DIFFERENCE = 1e-4
 _HALVINGS = 15
+_TURNS = 5  # how often better modes are found where a search has ended
+_FEWER = 0.8  # of the fits of an evaluation, below which it is worth one of its own
 _ASIDE = 0.3  # how far it is gone from a saddle
 _ENOUGH = 1e-4  # of the fall that the gradient foretells
 RULE = f"Newton's method would lower the OFV by less than {LEAST:g}"
@@ -89,14 +93,25 @@ def polished(
         for name, value in begun.carried.items()
     }
     state = replace(begun, trained=values, carried=carried)
-    evaluation = Evaluation(model, objective, population, state, streams, dtype, None, log)
+
+    def evaluated(fits: Tensor) -> Evaluation:
+        """Some of them, (n,)."""
+        trained, carried = (
+            {name: value[..., fits] for name, value in of.items()} for of in (state.trained, state.carried)
+        )
+        some = replace(state, trained=trained, carried=carried)
+        own = [streams[fit] for fit in fits.tolist()]
+        return Evaluation(model, objective, population.of_fits(fits), some, own, dtype, None, log)
+
+    evaluation = evaluated(torch.arange(len(streams), device="cpu"))
     alive = torch.tensor([failure is None for failure in trained.failures], device="cpu")
     free = ~evaluation.layout.rows(fixed)
     if isinstance(chosen, Criterion):
         unit = torch.full_like(trained.ends.objective.to(dtype), 2 / chosen.scale)
     else:  # as if it were that of a normal error
         unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
-    search = _Search(evaluation, state, unit, free, alive)
+    steps = Coordinates(model, evaluation.layout.places, evaluation.packed(state), log)
+    search = _Search(evaluated, steps, state.carried, unit, free, alive)
     found = search.run()
     arrived = found.gain < LEAST
     values_there = evaluation.scales.model(found.x).to(trained.ends.values.dtype)
@@ -133,20 +148,33 @@ class _Found:
 
 
 class _Search:
-    """See the module. ``unit`` (B,): OFV in one of the loss; ``free`` (P,): what moves; ``alive`` (B,):
-    whose."""
+    """See the module. ``evaluated``: some of the fits, by their numbers; ``unit`` (B,): OFV in one of the
+    loss; ``free`` (P,): what moves; ``alive`` (B,): whose."""
 
     def __init__(
-        self, evaluation: Evaluation, state: State, unit: Tensor, free: Tensor, alive: Tensor
+        self,
+        evaluated: Callable[[Tensor], Evaluation],
+        coordinates: Coordinates,
+        carried: dict[str, Tensor],
+        unit: Tensor,
+        free: Tensor,
+        alive: Tensor,
     ) -> None:
-        self._evaluation, self._unit = evaluation, unit
+        self._evaluated, self._coordinates, self._unit = evaluated, coordinates, unit
         self._free = free.nonzero()[:, 0]
-        self._x = evaluation.packed(state)
-        self._loss, self._gradient, self._carried = self._at(self._x, state.carried)
+        everyone = torch.ones_like(alive)
+        self._everyone = everyone.nonzero()[:, 0]
+        self._some = self._everyone, evaluated(self._everyone)
+        self._x = x = coordinates.begin
+        self._carried = self._some[1].searched_widely(coordinates.trained(x, self._everyone), carried)
+        self._loss, self._gradient = torch.zeros_like(unit), torch.zeros_like(x[self._free])
+        self._loss, self._gradient, self._carried = self._at(x, self._carried, everyone)
         self._gain = torch.full_like(self._loss, torch.inf)
-        self._hessian = self._differences()
+        self._hessian = torch.zeros(len(alive), *2 * [len(self._free)], dtype=x.dtype, device=x.device)
+        self._hessian = self._differences(everyone)
         self._seen = self._hessian  # by differences, where it was last
         self._fresh = torch.ones_like(alive)
+        self._elsewhere = torch.zeros_like(alive, dtype=torch.long)  # how often modes were found to be
         self._going = alive & torch.isfinite(self._loss)
 
     def run(self) -> _Found:
@@ -161,32 +189,74 @@ class _Search:
             over = ~(gain >= LEAST / 1000)
             self._going &= torch.isfinite(gain)
             arrived = over & self._fresh & self._going
-            left = self._leave_saddles(arrived) if bool(arrived.any()) else arrived
+            left = self._look_around(arrived) if bool(arrived.any()) else arrived
+            arrived &= ~left
+            left = left | (self._leave_saddles(arrived) if bool(arrived.any()) else arrived)
             self._going &= ~arrived | left
             if not bool(self._going.any()):
                 break
-            moved = self._along(_bounded(step), slope, self._going & ~over)
+            wanted = self._going & ~over
+            moved = self._along(_bounded(step), slope, wanted) if bool(wanted.any()) else wanted
             self._going &= moved | ~self._fresh | left
             again = self._going & (over | ~moved)
             if bool(again.any()):
-                self._hessian = torch.where(again[:, None, None], self._differences(), self._hessian)
+                self._hessian = self._differences(again)
                 self._seen = torch.where(again[:, None, None], self._hessian, self._seen)
             self._fresh = again
-        return _Found(self._x, self._loss, self._gain, self._carried)
+        x = self._coordinates.trained(self._x, self._everyone)
+        return _Found(x, self._loss, self._gain, self._carried)
 
-    def _at(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        part = self._evaluation.part(x, carried, None)
-        return part.loss, part.gradient[self._free], part.carried
+    def _of(self, who: Tensor) -> tuple[Tensor, Evaluation]:
+        """Some of the fits by their numbers, all ``who`` (B,) are wanted among them, and few others: an
+        evaluation takes as long as its fits are many."""
+        if int(who.sum()) < _FEWER * len(self._some[0]) or not bool(who[self._some[0]].sum() == who.sum()):
+            fits = who.nonzero()[:, 0]
+            self._some = fits, self._evaluated(fits)
+        return self._some
 
-    def _differences(self) -> Tensor:
-        """The Hessian, (B, F, F), in the numbers that move."""
+    def _at(
+        self, x: Tensor, carried: dict[str, Tensor], who: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, gradient and what is carried of those ``who`` (B,) are wanted; of others as it was last."""
+        fits, evaluation = self._of(who)
+        own = {name: value[..., fits] for name, value in carried.items()}
+        leaf = x[:, fits].detach().requires_grad_()
+        trained = self._coordinates.trained(leaf, fits)
+        part = evaluation.part(trained.detach(), own, None)
+        (gradient,) = torch.autograd.grad(trained, leaf, part.gradient)
+        there = {
+            name: value.index_copy(-1, fits, part.carried[name]) for name, value in self._carried.items()
+        }
+        loss = self._loss.index_copy(0, fits, part.loss)
+        return loss, self._gradient.index_copy(1, fits, gradient[self._free]), there
+
+    def _differences(self, who: Tensor) -> Tensor:
+        """The Hessian, (B, F, F), in the numbers that move, of those ``who`` (B,) are wanted; of others as it
+        was."""
         columns = []
         for place in self._free.tolist():
             there = self._x.detach().clone()
             there[place] += _DIFFERENCE
-            columns.append((self._at(there, self._carried)[1] - self._gradient) / _DIFFERENCE)
+            columns.append((self._at(there, self._carried, who)[1] - self._gradient) / _DIFFERENCE)
         hessian = torch.stack(columns).permute(2, 0, 1)
-        return (hessian + hessian.mT) / 2
+        return torch.where(who[:, None, None], (hessian + hessian.mT) / 2, self._hessian)
+
+    def _look_around(self, arrived: Tensor) -> Tensor:
+        """Where modes are found that are better than those that led there, go on from these; who does, (B,).
+        Who does so again and again has no optimum: on either side of a place others are the better."""
+        fits, evaluation = self._of(arrived)
+        own = {name: value[..., fits] for name, value in self._carried.items()}
+        x = self._coordinates.trained(self._x[:, fits], fits)
+        found = evaluation.searched_widely(x, own)
+        wide = {name: value.index_copy(-1, fits, found[name]) for name, value in self._carried.items()}
+        loss, gradient, carried = self._at(self._x, wide, arrived)
+        other = arrived & ((loss - self._loss).abs() * self._unit > LEAST)
+        self._elsewhere += other
+        left = other & (self._elsewhere <= _TURNS)
+        self._gain = torch.where(other & ~left, torch.inf, self._gain)
+        self._going &= ~other | left
+        self._take(left, self._x, loss, gradient, carried)
+        return left
 
     def _leave_saddles(self, arrived: Tensor) -> Tensor:
         """Where there is a direction along which the objective is lower on either side, go there; who has,
@@ -200,7 +270,7 @@ class _Search:
             return left
         for side in (_ASIDE, -_ASIDE):
             there = self._x.index_add(0, self._free, side * vector[:, :, 0].T)
-            loss, gradient, carried = self._at(there, self._carried)
+            loss, gradient, carried = self._at(there, self._carried, arrived)
             lower = (self._loss - loss) * self._unit > LEAST
             taken = arrived & (fall > LEAST) & lower & torch.isfinite(gradient).all(0) & ~left
             self._take(taken, there, loss, gradient, carried)
@@ -226,7 +296,7 @@ class _Search:
         slope = torch.where(slope < 0, full, slope)
         for _ in range(_HALVINGS):
             there = self._x.index_add(0, self._free, length * step)
-            loss, gradient, carried = self._at(there, self._carried)
+            loss, gradient, carried = self._at(there, self._carried, waiting)
             good = torch.isfinite(loss) & torch.isfinite(gradient).all(0)
             # Where rounding is all that is left of a fall, a gradient that has shrunk tells it.
             rounding = 1e-12 * self._loss.abs()

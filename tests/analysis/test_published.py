@@ -155,7 +155,8 @@ def test_nodes_that_quadrature_needs_and_the_scores_by_all_methods(tmp_path: Pat
     assert agq.nodes == 32
     assert float(agq.total) == pytest.approx(729.57, abs=0.01)
     assert abs(float(imp.total - agq.total)) < 3 * float(imp.error)
-    for nodes, want in ((1, 730.45), (3, 731.96), (5, 729.90), (9, 729.59)):
+    # Towards the score, whose nodes are placed by the exact Hessian.
+    for nodes, want in ((1, 730.45), (3, 732.01), (5, 729.98), (9, 729.60)):
         objective = Agq(nodes=nodes, mode_tolerance=1e-8)
         state = objective.init(given.model, population, STREAMS[:1], F64)
         state = objective.refresh(given.model, population, replace(state, trained=known))

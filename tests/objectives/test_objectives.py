@@ -12,6 +12,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
+from medcm_cli.model.rows import raw_of
 from medcm_cli.objectives import Fo, Foce, Mse, State, Vi
 from medcm_cli.objectives.modes import find_modes
 from tests.helpers import (
@@ -125,16 +126,17 @@ def test_modes_equal_scipys(model: Model, error: str) -> None:
             assert value(got) <= found.fun + 1e-8 * abs(found.fun)
 
 
-def test_modes_stay_within_bounds(model: Model) -> None:
-    """Levels a million times too high push eta against -3 and 3."""
+@pytest.mark.parametrize(("omega", "reach"), [(0.3, 3.0), (1.0, 5.0), (1e3, 10.0)])
+def test_modes_stay_within_bounds(model: Model, omega: float, reach: float) -> None:
+    """Levels a million times too high push eta against -3 and 3, or five sds, and no further than 10."""
     population = make_population(4, 2)
     far = replace(population, dv=population.dv * 1e6)
     state = Fo().init(model, far, STREAMS, F64)
-    wide = {**state.trained, "omega": torch.full((2, 2), 1e3, dtype=F64)}
+    wide = {**state.trained, "omega": torch.full((2, 2), raw_of(omega), dtype=F64)}
     modes = find_modes(model, wide, far, [torch.zeros(1, 4, 2, dtype=F64)] * 2, 1e-8, 200)
     eta = torch.cat(modes.eta)
-    assert float(eta.abs().max()) <= 3 + 1e-9
-    assert float(eta.abs().max()) > 2.99
+    assert float(eta.abs().max()) <= reach + 1e-9
+    assert float(eta.abs().max()) > reach - 0.01
 
 
 def test_modes_with_nearly_singular_omega_in_float32(model: Model) -> None:
