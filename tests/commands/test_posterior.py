@@ -55,7 +55,7 @@ def test_a_posterior_with_the_population_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, (table,) = command(*SIMULATED, "fold=2")
-    assert [row[0] for row in table.cells] == ["eta_1, 8 subjects", "eta_2, 8 subjects"]
+    assert [row[0] for row in table.cells] == ["eta CL, log scale, 8 subjects", "eta V1, log scale, 8 subjects"]
     said = capsys.readouterr()
     assert "8 subjects in" in said.out
     # So few draws cannot be good ones, and the warning says whose.
@@ -100,7 +100,8 @@ def test_arviz_reads_a_joint_posterior(command: Callable[..., tuple[Path, list[S
     folder, (table,) = command("network=truth", "population=joint", "lkj=2", "study=other", "name=mine")
     folder = folder.parents[1] / "other" / "posterior" / "mine"
     names = ["sigma_additive", "omega_1", "omega_2", "rho_21"]
-    assert [row[0] for row in table.cells][:4] == names
+    shown = ["sigma additive, IU/mL", "omega CL", "omega V1", "rho CL:V1"]
+    assert [row[0].removesuffix(", log scale") for row in table.cells][:4] == shown
     draws = pd.read_parquet(folder / "draws.parquet").set_index(["chain", "draw", "position"])
     held = arviz_base.convert_to_dataset(draws.filter(like="eta").to_xarray())
     assert dict(held.sizes) == {"chain": 2, "draw": 4, "position": 8}
