@@ -1,12 +1,14 @@
 """Which method to use when: data sets of little and of much variability, rich and sparse, linear and not.
 
-    python experiments/field/variability.py outputs/data
+    python experiments/field/variability.py make outputs/data
+    python experiments/field/variability.py show outputs/linear_rich
 
 Writes four tables, each of 40 sets: ten for each variability of 20, 50, 100 and 150 % (CV of both
 parameters).
 Every set has 300 observations. ``linear``: levels after a bolus, one compartment; ``emax``: responses to
 doses, without time.
-The first parameter (CL, ED50) follows weight to the power of 0.75.
+The first parameter (CL, ED50) follows weight to the power of 0.75. ``show`` prints what fits of them have
+come to, of those that have converged.
 """
 
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from medcm_cli.runs.summary import summarize
 
 VARIABILITY = (0.2, 0.5, 1.0, 1.5)
 SETS = 10  # of each
@@ -62,9 +66,49 @@ def table(model: str, design: str) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def shown(study: str) -> pd.DataFrame:
+    """A row per objective and variability: of all fits how many have converged, and of these the root mean
+    squared error of the typical parameters (at the usual weight) and the bias of both omegas, %; how far
+    their OFV by quadrature is above the lowest of all objectives, the median; and the seconds of a fit."""
+    fits = summarize([Path(study)]).fits
+    truth = TRUTH["linear" if "typical_CL" in fits else "emax"]
+    fits = fits.assign(cv=[VARIABILITY[(int(fold) - 1) // SETS] for fold in fits["fold"]])
+    lowest = fits.groupby("fold")["ofv_agq"].transform("min") if "ofv_agq" in fits else np.nan
+    fits = fits.assign(above=fits["ofv_agq"] - lowest if "ofv_agq" in fits else np.nan)
+    rows = []
+    for (variant, objective, cv), own in fits.groupby(["variant", "objective", "cv"]):
+        ended = own[own["converged"].eq(True)]
+        errors = [
+            100 * np.sqrt(((ended[f"typical_{name}"] / value - 1) ** 2).mean())
+            for name, value in truth.items()
+        ]
+        bias = [100 * (ended[f"omega_{i}"] / omega(cv) - 1).mean() for i in (1, 2)]
+        names = [f"{what} {name}" for what in ("RMSE", "bias omega") for name in truth]
+        rows.append(
+            {
+                "": f"{objective}, {variant}",
+                "CV, %": round(100 * cv),
+                "converged": f"{len(ended)} of {len(own)}",
+                **{name: round(value, 1) for name, value in zip(names, [*errors, *bias], strict=True)},
+                "OFV above the lowest": round(ended["above"].median(), 2),
+                "s per fit": round(own["seconds"].mean(), 2),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(what: str, *places: str) -> None:
+    """Tables of data into a folder, or of studies."""
+    if what == "show":
+        for study in places:
+            print(f"{study}\n\n{shown(study).to_markdown(index=False)}\n")
+        return
+    folder = Path(places[0])
     folder.mkdir(parents=True, exist_ok=True)
     for model in TRUTH:
         for design in DESIGNS:
             table(model, design).to_csv(folder / f"{model}_{design}.csv", index=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -201,7 +201,10 @@ def _sigma(
         change = 0.5 * torch.log1p(move * (ratio - 1))
     else:
         change = move * (_newton(model, population, values, eta, prediction, drawn, log) - log)
-    return raws_of(torch.exp(log + torch.maximum(change, 0.5 * torch.log(least))))
+    # Nor does it rise faster than it may fall: a few early draws that predict next to nothing would bring a
+    # proportional error to where it is all that explains the levels, and keep it there.
+    most = -0.5 * torch.log(least)
+    return raws_of(torch.exp(log + torch.minimum(torch.maximum(change, -most), most)))
 
 
 def _newton(

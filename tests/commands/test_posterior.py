@@ -55,7 +55,8 @@ def test_a_posterior_with_the_population_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, (table,) = command(*SIMULATED, "fold=2")
-    assert [row[0] for row in table.cells] == ["eta CL, log scale, 8 subjects", "eta V1, log scale, 8 subjects"]
+    shown = [f"eta {name}, log scale, 8 subjects" for name in ("CL", "V1")]
+    assert [row[0] for row in table.cells] == shown
     said = capsys.readouterr()
     assert "8 subjects in" in said.out
     # So few draws cannot be good ones, and the warning says whose.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medcm_cli.data import Population
-from medcm_cli.model import Model, RandomEffects, Values
+from medcm_cli.model import Model, RandomEffects, ResidualError, Values
 from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives import Fo, State, ascent, maximisation
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
@@ -107,6 +107,30 @@ def test_a_step_of_sigma_is_the_most_likely_one(model: Model, name: str) -> None
     if name == "log-normal":
         white = error.white(values, f, population.dv)
         torch.testing.assert_close(white.square().mean((0, 1, 2)), torch.ones(3, dtype=F64))
+
+
+def test_while_it_explores_sigma_rises_no_faster_than_it_falls(model: Model) -> None:
+    """A draw that predicts next to nothing has white residuals of thousands."""
+    model = replace(model, error=ResidualError(("proportional",)))
+    population, values = make_population(6, 3, doses=2), plausible(model)
+    values = {n: torch.cat([v, v[..., :1]], -1) for n, v in values.items()}
+    eta = draws_of(model, population)
+    f = model.predict(model.typical(values, population), population, eta).clone()
+    f[:, 0, 0] /= 1e4
+    drawn = torch.ones(1, 6, 3, dtype=F64)
+    slow = WHOLE._replace(least=torch.full((3,), 0.81, dtype=F64))
+    before, slowly, at_once = (
+        torch.nn.functional.softplus(found["sigma"])
+        for found in (
+            values,
+            *(
+                maximisation.step(model, population, values, ("sigma",), eta, f, drawn, gain)
+                for gain in (slow, WHOLE)
+            ),
+        )
+    )
+    torch.testing.assert_close(slowly, before / 0.9)
+    assert bool((at_once > 100 * before).all())
 
 
 def test_a_step_of_typical_parameters_is_a_regression(linear: Linear, population: Population) -> None:
