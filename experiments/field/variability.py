@@ -26,7 +26,7 @@ TIMES = np.array([0.5, 2.0, 6.0, 12.0, 24.0, 36.0])  # h
 DOSES = np.array([0.0, 100.0, 300.0, 500.0, 1000.0, 3000.0])  # mg
 TRUTH = {"linear": {"CL": 5.0, "V1": 50.0}, "emax": {"ED50": 500.0, "EMAX": 30.0}}  # L/h, L; mg, score
 BOLUS, BASELINE = 100.0, 5.0  # mg, score
-ERROR = {"linear": 0.15, "emax": 0.1}  # proportional
+ADDITIVE, PROPORTIONAL = {"linear": 0.02, "emax": 0.0}, {"linear": 0.15, "emax": 0.1}  # sd, added (mg/L)
 POWER, USUAL = 0.75, 70.0  # of weight, kg
 
 
@@ -52,7 +52,8 @@ def table(model: str, design: str) -> pd.DataFrame:
             level = BOLUS / second[:, None] * np.exp(-(first / second)[:, None] * at)
         else:
             level = BASELINE + second[:, None] * at / (first[:, None] + at)
-        level = level * (1 + ERROR[model] * rng.standard_normal(level.shape))
+        sd = ADDITIVE[model] + PROPORTIONAL[model] * level
+        level = level + sd * rng.standard_normal(level.shape)
         subject = np.arange(1, subjects + 1)
         rows = {"set": number, "id": np.repeat(subject, seen), "wt": np.repeat(weight, seen)}
         if model == "linear":
