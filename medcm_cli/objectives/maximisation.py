@@ -143,7 +143,10 @@ def _slopes(
                 found.append(None)
                 continue
             (slope,) = (
-                torch.autograd.grad(at.sum(), leaf, retain_graph=True)
+                # What a network has learned may be all that it depends on.
+                torch.autograd.grad(
+                    at.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
                 if at.requires_grad
                 else (torch.zeros_like(leaf),)
             )

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from torch import Tensor
 from medcm_cli.analysis.scores import score
 from medcm_cli.data import Population
 from medcm_cli.errors import InputError
-from medcm_cli.model import Model, RandomEffects
+from medcm_cli.model import Equations, Model, RandomEffects
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Saem, State, chains
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
@@ -24,6 +25,7 @@ from medcm_cli.training.loop import Course, train
 from medcm_cli.training.loss import Layout
 from medcm_cli.training.trained import Trained
 from tests.helpers import (
+    COVARIATES,
     ERROR_MODELS,
     F64,
     SHARED,
@@ -257,3 +259,22 @@ def test_what_does_not_fit_is_refused(options: dict[str, int], words: str) -> No
         Saem(**options)
     with pytest.raises(InputError, match="objective=saem is no function without noise"):
         Saem().criterion(2)
+
+
+def test_a_network_in_an_equation(linear: Linear, population: Population) -> None:
+    """It learns how CL depends on weight, beside V1, which has no covariate and is moved: levels are likelier
+    than any typical values without a covariate make them."""
+    others: dict[str, dict[str, Any]] = {
+        "V1": {"typical": 2.0},
+        **{name: {"typical": {"fixed": 0.5}} for name in ("Q", "V2")},
+    }
+    constant, learned = (
+        replace(linear, network=Equations.build({"CL": {"typical": 1.0, **of}, **others}, COVARIATES))
+        for of in ({}, {"weight": {"network": [4]}})
+    )
+    trained = run(learned, population, epochs=400)
+    assert trained.failures == (None,) * 3
+    values = trained.layout.unpack(trained.checkpoints[-1])
+    value = Fo().loss(learned, population, State(values), None)
+    least, _ = optimum(constant, population)
+    assert bool((value < least).all()), value - least
