@@ -163,14 +163,14 @@ def _named(composed: DictConfig, hydra: Any) -> dict[str, Any]:
 
 
 class _Left(NamedTuple):
-    """What is left of a job, ``label``: its options and the ``records`` of the fits that remain, beside the
-    ``done`` ones; the ``effort`` of one of them; the ``device`` it is for and the ``cores`` that the job has;
-    whether its progress is ``shown``; and the study's ``folder``."""
+    """What is left of a job, ``label``: its options and the ``records`` of the fits that remain, beside those
+    that are ``done``; the ``effort`` of one of them; the ``device`` it is for and the ``cores`` that the job
+    has; whether its progress is ``shown``; and the study's ``folder``."""
 
     label: str
     config: Mapping[str, Any]
     records: list["Record"]
-    done: int
+    done: list["Record"]
     effort: float
     device: "torch.device"
     cores: int | None
@@ -202,11 +202,11 @@ def _job(composed: DictConfig) -> _Left | None:
         )
         return None
     complain("damaged, and done again:", plan.damaged)
-    records = [plan.records[fit] for fit in plan.todo]
+    records, done = ([plan.records[fit] for fit in fits] for fits in (plan.todo, plan.done))
     effort = job.objective.effort * config["epochs"]
     shown = not launched(hydra_config)  # else several would draw on one terminal
     cores = cores_of(hydra_config)
-    return _Left(label, job.config, records, len(plan.done), effort, job.device, cores, shown, study)
+    return _Left(label, job.config, records, done, effort, job.device, cores, shown, study)
 
 
 def _train(jobs: Sequence[_Left]) -> Iterator[tuple[int, Exception]]:
@@ -264,7 +264,7 @@ def _divided(jobs: Sequence[_Left]) -> tuple[list["Work"], int]:
         jobs, shares([job.effort * len(job.records) for job in jobs], processes), strict=True
     ):
         most, wanted = job.config["batch"]["fits"], min(share, count(job, len(job.records)))
-        parts, rest = interrupted(Path(job.config["outputs"]), job.records, most)
+        parts, rest = interrupted(Path(job.config["outputs"]), job.records, job.done, most)
         parts += batches(rest, most, max(1, wanted - len(parts))) if rest else []
         works.append(Work(job.config, parts, job.effort))
     return works, min(processes, sum(len(work.batches) for work in works))
@@ -276,7 +276,7 @@ def _words(job: _Left, finished: Sequence["Record"], seconds: float) -> list[str
     elsewhere = len(job.records) - len(finished)
     line = (
         f"{job.label}: {len(finished)} {'fit' if len(finished) == 1 else 'fits'} in {seconds:.1f} s"
-        + (f", {job.done} done before" if job.done else "")
+        + (f", {len(job.done)} done before" if job.done else "")
         + (f", {elsewhere} done by others" if elsewhere else "")
         + f", {len(failed)} failed -> {job.folder}"
     )

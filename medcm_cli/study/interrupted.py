@@ -32,21 +32,26 @@ def _fit(record: runs.Record) -> list[Any]:
 
 
 def interrupted(
-    root: Path, records: Sequence[runs.Record], most: int | None
+    root: Path, left: Sequence[runs.Record], done: Sequence[runs.Record], most: int | None
 ) -> tuple[list[list[runs.Record]], list[runs.Record]]:
-    """Of the fits of a job, ``records``, those that were in training, in the batches that they were in, of at
-    most ``most`` fits; and the rest. Batches that have been finished otherwise are forgotten."""
-    rest = {json.dumps(_fit(record)): record for record in records}
+    """Of the fits of a job that are ``left``, those that were in training, in the batches that they were in,
+    of at most ``most`` fits; and the rest. A batch stays whole where some of it is ``done``, as where its
+    process ended while it wrote: among fewer fits the others would come out otherwise, by rounding. Batches
+    that have been finished are forgotten."""
+    rest = {json.dumps(_fit(record)): record for record in left}
+    known = {json.dumps(_fit(record)): record for record in done} | rest
     found, of_ours = [], _about([])
-    for path in sorted(records[0].address.method_folder(root).glob(f"{_PREFIX}*.npz")):
+    for path in sorted(left[0].address.method_folder(root).glob(f"{_PREFIX}*.npz")):
         about = batch_of(path)
         try:
             fits = [json.dumps(fit) for fit in about["fits"]]
-            known = about == {**of_ours, "fits": about["fits"]}
+            alike = about == {**of_ours, "fits": about["fits"]}
         except (TypeError, KeyError):
             continue
-        if known and set(fits) <= set(rest) and len(fits) <= (most or len(fits)):
-            found.append([rest.pop(fit) for fit in fits])
+        possible = alike and set(fits) <= set(known) and len(fits) <= (most or len(fits))
+        if possible and set(fits) & set(rest):
+            found.append([known.pop(fit) for fit in fits])
+            rest = {fit: record for fit, record in rest.items() if fit in known}
         elif not set(fits) & set(rest) and _finished(path.parent, about["fits"]):
             remove(path)
     return found, list(rest.values())

@@ -183,20 +183,26 @@ class Job:
         )
 
     def run(
-        self, records: Sequence[runs.Record], progress: Callable[[int, Tensor], None] | None = None
+        self,
+        records: Sequence[runs.Record],
+        progress: Callable[[int, Tensor], None] | None = None,
+        left: Sequence[runs.Record] | None = None,
     ) -> list[runs.Record]:
         """Train the fits of ``records`` as one batch, or go on where a process that ended has left it, and
-        write their folders; returns the finished records."""
+        write the folders of those that are ``left``, by default all; returns their finished records."""
+        left = records if left is None else left
         root = Path(self.config["outputs"])
         if self.problem.preparation is not None:
             runs.write_preparation(root, records[0], self.problem.preparation)
-        for record in records:
+        for record in left:
             runs.start(root, record)
         fits = [(record.address.fold, record.address.replicate) for record in records]
         kept = kept_of(root, records)
         trained = self.train(fits, progress, kept)
         finished = []
         for fit, (record, tables) in enumerate(zip(records, self._tables(fits, trained), strict=True)):
+            if record not in left:
+                continue
             finished.append(
                 runs.finish(root, _finished(record, trained, fit, list(tables), self.device), tables)
             )

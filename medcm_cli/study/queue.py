@@ -9,6 +9,7 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError
 from medcm_cli.runs.claims import Claims
 from medcm_cli.study.identity import Config
+from medcm_cli.study.interrupted import kept_of
 
 PAUSE = 1.0  # s between two looks at what others are training
 
@@ -26,11 +27,12 @@ class Work:
 @dataclass(frozen=True)
 class Batch:
     """Fits of the job ``job``, from 0, that are trained together, which this process has claimed: ``claim``.
-    ``number``: of those taken so far, from 0."""
+    ``number``: of those taken so far, from 0. ``left``: those of ``records`` that are not written yet."""
 
     job: int
     number: int
     records: list[runs.Record]
+    left: list[runs.Record]
     claim: Path
 
 
@@ -86,12 +88,14 @@ class Queue:
             self._waiting.append((job, [of[name] for name in of if name in others]))
         if claim is None:
             return None
-        records = [of[name] for name in of if name not in others and not _finished(config, of[name])]
-        if not records:
+        left = [of[name] for name in of if name not in others and not _finished(config, of[name])]
+        if not left:
             self._claims.release(claim)
             return None
         self._taken += 1
-        return Batch(job, self._taken - 1, records, claim)
+        # What its process was writing when it ended goes on from there, with all that were trained together.
+        together = not others and kept_of(Path(config["outputs"]), part).exists
+        return Batch(job, self._taken - 1, part if together else left, left, claim)
 
     def drop(self, job: int) -> None:
         """Take no other batch of a job."""

@@ -239,11 +239,11 @@ def _trained(config: Config, batch: Batch, tell: Callable[[int, int, float], Non
     """A batch, trained and written: how it ended, and its finished records or what is wrong."""
 
     def report(epoch: int, objective: Tensor) -> None:
-        tell(len(batch.records), epoch, float(objective.nanmedian()))
+        tell(len(batch.left), epoch, float(objective.nanmedian()))
 
     try:
         prepare(int(config["batch"]["threads"]))
-        return "done", Job.build(config).run(batch.records, report)
+        return "done", Job.build(config).run(batch.records, report, batch.left)
     except (EOFError, BrokenPipeError):
         raise
     except Exception as error:

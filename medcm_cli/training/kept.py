@@ -43,6 +43,11 @@ class Kept:
         """Whether it costs little to write again."""
         return time.perf_counter() >= self._next
 
+    @property
+    def exists(self) -> bool:
+        """Whether anything is kept."""
+        return self._path.is_file()
+
     def write(self, reached: Reached) -> None:
         """Replace what was kept before."""
         started = time.perf_counter()

@@ -117,7 +117,8 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
             break
         fits.step(epoch, total)
         fits.look(epoch)
-        if kept is not None and kept.due:
+        # At the end too: some fits are written before others.
+        if kept is not None and (kept.due or epoch == course.epochs or fits.over(epoch in labels)):
             fits.keep_all(kept, epoch, time.perf_counter() - started)
     ends = fits.ends(course, streams)
     return fits.trained(sorted(labels.values()), time.perf_counter() - started, ends)

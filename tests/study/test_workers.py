@@ -5,8 +5,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from medcm_cli import runs
 from medcm_cli.errors import InputError, JobError
 from medcm_cli.study.interrupted import interrupted, kept_of
 from medcm_cli.study.job import Job
-from medcm_cli.study.queue import Work
+from medcm_cli.study.queue import Queue, Work
 from medcm_cli.study.workers import Progress, Workers, batches, process_count, shares
 from tests.helpers import configuration
 
@@ -308,8 +310,8 @@ def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path)
     plan = cut.plan()
     remaining = [plan.records[fit] for fit in plan.todo]
     assert len(remaining) == 3
-    assert interrupted(root, remaining, 2) == ([], remaining)  # to save memory
-    (part,), rest = interrupted(root, remaining, None)
+    assert interrupted(root, remaining, [], 2) == ([], remaining)  # to save memory
+    (part,), rest = interrupted(root, remaining, [], None)
     assert rest == []
     assert [record.address for record in part] == [record.address for record in batch]
     seen: list[int] = []
@@ -323,6 +325,48 @@ def test_a_batch_goes_on_in_the_batch_that_it_was_in(data: Path, tmp_path: Path)
                 for folder in (tmp_path / "whole", root)
             )
             pd.testing.assert_frame_equal(before, after, rtol=0, atol=0, check_exact=True)
+
+
+def test_a_batch_that_was_being_written_stays_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among fewer fits the others could come out otherwise, in the last digit; what is written stays."""
+    options = ("objective=mse", "fold=[1,2]", "replicate=[1,2,3,4]", "epochs=40", "checkpoint_every=10")
+    whole, cut = (Job.build(configuration(data, tmp_path / name, *options)) for name in ("whole", "cut"))
+    records = list(whole.plan().records.values())
+    whole.run(records)
+    root, written, finish = tmp_path / "cut", list[runs.Record](), runs.finish
+
+    def stop(*arguments: Any) -> runs.Record:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(finish(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr("medcm_cli.runs.finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(records)
+    monkeypatch.undo()
+    plan = cut.plan()
+    left, done = ([plan.records[fit] for fit in fits] for fits in (plan.todo, plan.done))
+    before = [(record.address.folder(root) / "run.json").read_bytes() for record in done]
+    assert len(done) == 3
+    parts, rest = interrupted(root, left, done, None)
+    assert rest == []
+    with Queue([Work(cut.config, parts)]) as queue:
+        batch = queue.take(wait=False)
+    assert batch is not None
+    assert [record.address for record in batch.records] == [record.address for record in records]
+    assert len(cut.run(batch.records, None, batch.left)) == 5
+    assert before == [(record.address.folder(root) / "run.json").read_bytes() for record in done]
+    for record in records:
+        for name in ("history", "parameters", "effects"):
+            ours, theirs = (
+                pq.ParquetFile(record.address.folder(folder) / f"{name}.parquet").read()
+                for folder in (tmp_path / "whole", root)
+            )
+            assert ours.equals(theirs)
+    assert not list(root.rglob(".training-*"))
 
 
 @pytest.mark.parametrize("option", ["learning_rate=0.2", "seed=1"])
@@ -341,6 +385,6 @@ def test_a_batch_of_another_configuration_is_not_gone_on_with(
             job.run(records, stop)
     assert list(tmp_path.rglob(".training-*"))
     _, others = endless(data, tmp_path, option)
-    assert interrupted(tmp_path, others, None) == ([], others)
+    assert interrupted(tmp_path, others, [], None) == ([], others)
     assert kept_of(tmp_path, others).read() is None
     assert kept_of(tmp_path, records).read() is not None
