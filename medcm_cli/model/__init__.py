@@ -5,7 +5,7 @@ from medcm_cli.model.equations import Equations
 from medcm_cli.model.known_network import WithKnown
 from medcm_cli.model.log_normal_error import LogNormalError
 from medcm_cli.model.model import Model, Values
-from medcm_cli.model.networks import CovariateNetwork, Network, Rescaled
+from medcm_cli.model.networks import CovariateNetwork, Network, Rescaled, innermost
 from medcm_cli.model.normal_error import CombinedVariancesError, PowerError, ResidualError
 from medcm_cli.model.random_effects import RandomEffects
 from medcm_cli.model.residual_error import ErrorModel
@@ -27,4 +27,5 @@ __all__ = [
     "StudentError",
     "Values",
     "WithKnown",
+    "innermost",
 ]

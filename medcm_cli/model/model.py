@@ -12,8 +12,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model.coefficients import Coefficient
 from medcm_cli.model.equations import Equations
-from medcm_cli.model.known_network import WithKnown
-from medcm_cli.model.networks import Network, Rescaled
+from medcm_cli.model.networks import Network, innermost
 from medcm_cli.model.random_effects import SIGMA, RandomEffects
 from medcm_cli.model.residual_error import OF_SUBJECTS, ErrorModel
 from medcm_cli.model.rows import Row, row_of
@@ -80,10 +79,7 @@ class Model:
 
     def _fitting(self) -> str:
         """Which options make network and pk fit."""
-        network = self.network
-        while isinstance(network, Rescaled | WithKnown):
-            network = network.network
-        if isinstance(network, Equations):
+        if isinstance(innermost(self.network), Equations):
             lacks = [name for name in self.pk.parameters if name not in self.network.parameters]
             more = [name for name in self.network.parameters if name not in self.pk.parameters]
             return (

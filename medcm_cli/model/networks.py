@@ -220,17 +220,10 @@ class CovariateNetwork(Network):
 
 
 @dataclass(frozen=True)
-class Rescaled(Network):
-    """A network whose typical parameters are in other units: each of ``factors`` times what ``network``
-    gives, which so begins, and learns, as it would in its own.
-
-    Of parameters that lie between ``bounds`` the network gives the odds of where. A factor of a covariate so
-    multiplies these, which is to add its logarithm to the logit.
-    """
+class Around(Network):
+    """What is trained is all of another ``network``; by default, all else is that one's too."""
 
     network: Network
-    factors: Mapping[str, float]
-    bounds: Mapping[str, Logit] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -258,8 +251,7 @@ class Rescaled(Network):
 
     def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Network.typical``."""
-        zeta = _times(self.network.typical(values, covariates), self.factors)
-        return {name: self.bounds[name].of_odds(z) if name in self.bounds else z for name, z in zeta.items()}
+        return self.network.typical(values, covariates)
 
     def coefficients(self, values: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str, bool]]:
         """See ``Network.coefficients``."""
@@ -269,6 +261,43 @@ class Rescaled(Network):
     def named(self) -> dict[str, float]:
         """See ``Network.named``."""
         return self.network.named
+
+    def values_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        """See ``Network.values_of``."""
+        return self.network.values_of(values)
+
+    def with_initial(self, given: Mapping[str, Coefficient]) -> "Around":
+        """See ``Network.with_initial``."""
+        return replace(self, network=self.network.with_initial(given))
+
+    def rows(self) -> list[Row]:
+        """See ``Network.rows``."""
+        return self.network.rows()
+
+
+def innermost(network: Network) -> Network:
+    """What is trained, without what is around it."""
+    while isinstance(network, Around):
+        network = network.network
+    return network
+
+
+@dataclass(frozen=True)
+class Rescaled(Around):
+    """A network whose typical parameters are in other units: each of ``factors`` times what ``network``
+    gives, which so begins, and learns, as it would in its own.
+
+    Of parameters that lie between ``bounds`` the network gives the odds of where. A factor of a covariate so
+    multiplies these, which is to add its logarithm to the logit.
+    """
+
+    factors: Mapping[str, float]
+    bounds: Mapping[str, Logit] = field(default_factory=dict)
+
+    def typical(self, values: Mapping[str, Tensor], covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Network.typical``."""
+        zeta = _times(self.network.typical(values, covariates), self.factors)
+        return {name: self.bounds[name].of_odds(z) if name in self.bounds else z for name, z in zeta.items()}
 
     def values_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         """See ``Network.values_of``."""
@@ -283,10 +312,6 @@ class Rescaled(Network):
         own = {name: one.over(self.factors.get(name, 1.0)) for name, one in given.items()}
         own |= {name: _in_odds(given[name], of) for name, of in self.bounds.items() if name in given}
         return replace(self, network=self.network.with_initial(own))
-
-    def rows(self) -> list[Row]:
-        """See ``Network.rows``."""
-        return self.network.rows()
 
 
 def _in_odds(given: Coefficient, of: Logit) -> Coefficient:

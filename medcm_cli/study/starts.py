@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medcm_cli.data import EventTable, Population, apparent_volume
 from medcm_cli.data.sheet import BoolArray
-from medcm_cli.model import CovariateNetwork, EndpointErrors, ErrorModel, Model, Rescaled
+from medcm_cli.model import CovariateNetwork, EndpointErrors, ErrorModel, Model, innermost
 from medcm_cli.model.distributions import bounds_of
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
@@ -126,7 +126,7 @@ class _Pooled:
     def of(cls, problem: Problem) -> "_Pooled":
         """Of a problem: free is what is not said to begin anywhere."""
         model, config = problem.model, problem.config
-        network = model.network.network if isinstance(model.network, Rescaled) else model.network
+        network = innermost(model.network)
         free: tuple[str, ...] = ()
         if isinstance(network, CovariateNetwork):
             free = tuple(name for name in network.parameters if name not in network.initial)
