@@ -18,7 +18,7 @@ from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import covariance, dense, multiply_lower, multiply_lower_transposed
-from medcm_cli.objectives.modes import find_modes
+from medcm_cli.objectives.modes import best_modes
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 
@@ -235,7 +235,7 @@ def cwres(model: Model, values: Values, population: Population) -> Tensor:
     :returns: (T, 1, N, B), 0 where there is no observation; a censored one has no part in the others'.
     """
     start = [torch.zeros_like(population.present)[None]] * model.size(population)
-    eta = find_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
+    eta = best_modes(model, values, population, start, _TOLERANCE, _ITERATIONS).eta
     prediction, columns = model.linearise(model.typical(values, population), population, eta)
     seen = model.error.as_normal(model.of_subjects(values, eta), prediction, population)
     kept = (

@@ -145,7 +145,8 @@ def begun(restored: Restored, chosen: Criterion) -> Begun:
     """Fits in double precision, with what is to be minimised."""
     problem, layout = restored.problem, _layout(restored)
     everyone = Population.from_events(problem.events, torch.float64, not problem.model.pk.needs_double)
-    separated = separate(problem.model, chosen, everyone, restored.population, restored.state)
+    state = restored.objective.searched_widely(problem.model, restored.population, restored.state)
+    separated = separate(problem.model, chosen, everyone, restored.population, state)
     return Begun(*separated, layout, layout.rows([name for name in layout.names if _is_weight(name)]))
 
 

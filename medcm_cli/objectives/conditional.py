@@ -111,5 +111,5 @@ class Conditional(Objective):
         """Modes of eta and the inverse of the information there."""
         start, values = state.carried["eta"].split(1), state.trained
         model = self.searched(model, values, population)
-        modes = find_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
+        modes = best_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
         return torch.cat(modes.eta), laplace_covariance(model, values, population, modes.eta)

@@ -12,7 +12,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored, refuse_sigma
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.modes import best_modes, laplace_covariance
 from medcm_cli.runs.description import Description
 
 
@@ -62,5 +62,5 @@ class Fo(Objective):
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Modes of eta and the inverse of the information there."""
         start = [torch.zeros_like(population.present)[None]] * model.size(population)
-        modes = find_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
+        modes = best_modes(model, state.trained, population, start, self.mode_tolerance, self.mode_iterations)
         return torch.cat(modes.eta), laplace_covariance(model, state.trained, population, modes.eta)

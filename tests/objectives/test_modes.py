@@ -15,7 +15,8 @@ from medcm_cli.analysis import scores
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Laplace
+from medcm_cli.objectives import Fo, Foce, Laplace
+from medcm_cli.objectives.base import Objective
 from medcm_cli.objectives.modes import best_modes, find_modes
 from medcm_cli.pk import DirectModel
 from tests.helpers import F64, table_of
@@ -110,6 +111,19 @@ def test_a_mode_is_that_of_the_fit_whatever_was_found_before(
     start = [torch.full((1, SUBJECTS, 1), 1.5, dtype=F64)] * K
     found = torch.cat(best_modes(hill, values, population, start, 1e-8, 200).eta)
     torch.testing.assert_close(found, best, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Fo(), Foce(), Laplace()], ids=["fo", "foce", "laplace"])
+def test_estimates_of_random_effects_are_the_best_modes(
+    hill: Model, population: Population, values: Mapping[str, Tensor], objective: Objective
+) -> None:
+    """Of whatever a fit was trained by, and where its own search has another mode."""
+    zero = [torch.zeros(1, SUBJECTS, 1, dtype=F64)] * K
+    best = torch.cat(best_modes(hill, values, population, zero, 1e-8, 200).eta)
+    begun = replace(objective.init(hill, population, [Stream(1, 1, 1)], F64), trained=dict(values))
+    found = objective.random_effects(hill, population, objective.refresh(hill, population, begun))
+    assert found is not None
+    torch.testing.assert_close(found[0], best, rtol=0, atol=1e-3)
 
 
 def test_scores_are_taken_at_the_best_modes(
