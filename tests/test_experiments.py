@@ -19,8 +19,9 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce
 from medcm_cli.runs.summary import ESTIMATES, MEASURES
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.job import Job
-from medcm_cli.study.options import axis, conf_dir, folds_of
+from medcm_cli.study.options import conf_dir
 from tests.helpers import configuration, make_events
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

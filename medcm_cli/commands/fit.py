@@ -20,8 +20,9 @@ from medcm_cli.commands.launchers import cores_of, launched, without_hydra
 from medcm_cli.commands.terminal import OUT, by_cause, complain, job_bar, said, shortened
 from medcm_cli.errors import InputError
 from medcm_cli.files import folder_name
+from medcm_cli.study.axes import axis
 from medcm_cli.study.identity import AXES, difference
-from medcm_cli.study.options import as_config, axis, complete, names_a_fit
+from medcm_cli.study.options import as_config, complete, names_a_fit
 from medcm_cli.study.processes import foresee_training
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ from medcm_cli.report.section import Section
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import as_config, conf_dir
 from medcm_cli.study.workers import prepare
+from medcm_cli.training.course import Course
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loop import train
 
 FITS = 100
 FOLLOWING = "foce, implicit, combined"

@@ -17,17 +17,19 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Objective
 from medcm_cli.objectives.penalised import Penalised
 from medcm_cli.pk import Ragged
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.identity import AXES, Config, difference, identity, versions
 from medcm_cli.study.interrupted import kept_of
 from medcm_cli.study.kinds import check_made
-from medcm_cli.study.options import axis, complete, folds_of, made
+from medcm_cli.study.options import complete, made
 from medcm_cli.study.plan import address_of
 from medcm_cli.study.problem import Fit, Problem
 from medcm_cli.study.starts import begun_by_data
 from medcm_cli.training import results
 from medcm_cli.training.absurd import with_absurd_failed
+from medcm_cli.training.course import Course
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loop import train
 from medcm_cli.training.polish import polish_of, polished
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Trained

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from medcm_cli import runs
 from medcm_cli.runs.planned import plan
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.identity import Config, dataset_name
-from medcm_cli.study.options import axis, folds_of
 
 
 def address_of(config: Config, fit: Mapping[str, int]) -> runs.Address:

@@ -32,6 +32,7 @@ from medcm_cli.numerics.devices import CPU
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.pk import PkModel, check_schedule, with_given
 from medcm_cli.pk.given import Given
+from medcm_cli.study.axes import folds_of
 from medcm_cli.study.dataset import (
     Also,
     check_observations,
@@ -43,7 +44,7 @@ from medcm_cli.study.dataset import (
 from medcm_cli.study.identity import KNOWN, KNOWN_NETWORK, STARTS, Config
 from medcm_cli.study.observed import error_of, fixing, observing
 from medcm_cli.study.occasions import structure_of
-from medcm_cli.study.options import PROBLEM, complete_problem, fixed, folds_of, made, with_method
+from medcm_cli.study.options import PROBLEM, complete_problem, fixed, made, with_method
 
 Fit = tuple[int, int]
 """(fold, replicate)"""

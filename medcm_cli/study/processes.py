@@ -3,8 +3,8 @@ torch."""
 
 from medcm_cli import processes
 from medcm_cli.checks import whole
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.identity import Config
-from medcm_cli.study.options import axis, folds_of
 
 _FITS_PER_PROCESS = 8  # a process of its own costs seconds of imports: not worth it for fewer
 _LOADED = ("medcm_cli.study.workers", "torch._dynamo")  # which the first optimiser loads

@@ -15,7 +15,7 @@ from medcm_cli.training.loss import Evaluation, Part
 
 
 class How(NamedTuple):
-    """Of a course (``loop.Course``) what its beginning has to know."""
+    """Of a course (``course.Course``) what its beginning has to know."""
 
     batch_subjects: int | None
     log: bool

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from medcm_cli.objectives.base import Objective, State
 from medcm_cli.training import replay
 from medcm_cli.training.absurd import cause_of
 from medcm_cli.training.beginning import Begun, How, begun
+from medcm_cli.training.course import Course
 from medcm_cli.training.ending import Rule, Watch
 from medcm_cli.training.kept import Kept, Reached
 from medcm_cli.training.loss import Minibatch, Part
@@ -23,48 +24,6 @@ from medcm_cli.training.steppers import MakeOptimizer, steppers
 from medcm_cli.training.trained import Ends, Failure, Trained
 
 Progress = Callable[[int, Tensor], None]
-
-
-def checkpoint_labels(epochs: int, every: int) -> dict[int, int]:
-    """Epoch -> label of the checkpoints: epoch 1, labelled 0, every ``every``-th and the last
-    (docs/methods.md, "Protocol of the simulation study"); without any epoch, the beginning."""
-    if not epochs:
-        return {0: 0}
-    return {1: 0} | {epoch: epoch for epoch in (*range(every, epochs, every), epochs) if epoch > 1}
-
-
-@dataclass(frozen=True)
-class Course:
-    """How long a fit is trained and how: ``epochs`` passes over its subjects, with a checkpoint every
-    ``checkpoint_every`` of them and after the last.
-
-    A pass is one step, or, where a fit has more than ``batch_subjects`` subjects, one step for each of the
-    minibatches of at most so many into which it is cut, in a new random order in every epoch. What all
-    subjects share takes a step with each minibatch, along a gradient whose expectation is that of the whole;
-    what a subject has for itself takes one step an epoch, along its own gradient.
-
-    ``redraws``: how often an initialisation is drawn again whose first loss or gradient is not finite, or
-    beyond any fit's (``Evaluation.sound``). ``graph``: an epoch is one CUDA graph, where it can be.
-
-    ``log``: parameters above 0 are trained as logarithms (``Scales``). ``stop``: a fit ends where it has
-    converged (``Watch``), at the mean of its last values where its objective has noise; ``brief``: early,
-    since it is polished afterwards; ``near``: it begins where the data say.
-    """
-
-    epochs: int
-    checkpoint_every: int
-    batch_subjects: int | None = None
-    redraws: int = 20
-    graph: bool = True
-    log: bool = False
-    stop: bool = False
-    brief: bool = False
-    near: bool = False
-
-    @property
-    def labels(self) -> dict[int, int]:
-        """See ``checkpoint_labels``."""
-        return checkpoint_labels(self.epochs, self.checkpoint_every)
 
 
 def train(  # noqa: PLR0913 (each is one thing that a batch needs)

@@ -89,9 +89,7 @@ class Part:
     carried: dict[str, Tensor]
 
 
-DRAWS = 100
-"""Of the loss of values that do not move."""
-
+DRAWS = 100  # of the loss of values that do not move
 _BEYOND = 1e12
 """Of an observation's share of a loss, in units of 1/2 (y - f)^2/sd^2: on average, observations lie more than
 a million sds from their predictions."""
@@ -116,9 +114,9 @@ class Evaluation:
 
     ``count`` (B,) minibatches of each fit; ``whole`` whether that is one for every fit, which is then not
     cut at all. Everything is where ``population`` is, but ``count``, which is on the CPU. ``limit`` (B,): see
-    ``largest``. ``shared`` of the P rows are of what subjects
-    share, and come first; ``own_rows`` and ``moved_rows`` (P,): which of the trained
-    values each subject has for itself, and which the objective moves; ``moves`` whether it moves any.
+    ``largest``. ``shared`` of the P rows are of what subjects share, and come first; ``own_rows`` and
+    ``moved_rows`` (P,): which each subject has for itself, and which the objective moves; ``moves`` whether
+    it moves any.
     """
 
     def __init__(
@@ -174,7 +172,7 @@ class Evaluation:
         self, flat: Tensor, carried: dict[str, Tensor], streams: Sequence[Stream]
     ) -> tuple[Tensor, Tensor]:
         """The loss of all subjects at values that do not move, (B,), and its Monte Carlo error: the mean of
-        draws that no other epoch has, of each fit its own."""
+        ``DRAWS`` that no other epoch has, of each fit its own."""
         counts = self._subjects.tolist()
         if self._refresh is not None:
             return self._settled(flat, carried, streams)

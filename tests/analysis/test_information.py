@@ -23,7 +23,8 @@ from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from tests.helpers import COVARIATES, ROOT, LinearGaussian, make_population
 
 sys.path.append(str(ROOT / "experiments" / "coverage"))

@@ -183,7 +183,7 @@ def test_jobs_of_one_objective_are_told_apart() -> None:
             one.objective,
             {},
             [runs.Record("running", one, "", {}, {}, None, 0, {})],
-            0,
+            [],
             1.0,
             CPU,
             None,

@@ -11,7 +11,8 @@ from medcm_cli.commands.posterior import check
 from medcm_cli.errors import InputError
 from medcm_cli.model.priors import PopulationPrior
 from medcm_cli.runs import check_name
-from medcm_cli.study.options import PROBLEM, as_config, complete_problem, conf_dir, folds_of
+from medcm_cli.study.axes import folds_of
+from medcm_cli.study.options import PROBLEM, as_config, complete_problem, conf_dir
 from medcm_cli.study.problem import model_of
 from tests.study.test_values import NAMES, VALUES, given
 

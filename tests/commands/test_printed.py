@@ -22,9 +22,10 @@ from medcm_cli.commands.parser import check_flags
 from medcm_cli.errors import InputError
 from medcm_cli.patients.targets import read_target
 from medcm_cli.runs import Units
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.dataset import with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
-from medcm_cli.study.options import PROBLEM, as_config, axis, complete, complete_problem, conf_dir, folds_of
+from medcm_cli.study.options import PROBLEM, as_config, complete, complete_problem, conf_dir
 from medcm_cli.study.problem import model_of
 from tests.commands.test_flags import reads
 from tests.helpers import ROOT

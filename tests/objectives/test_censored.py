@@ -14,7 +14,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from tests.helpers import ERRORS, F64, STREAMS, dense_omega, make_population, with_error
 
 LIMIT = 0.21

@@ -11,7 +11,8 @@ from scipy import special, stats
 
 from medcm_cli.model import Model
 from medcm_cli.objectives import Fo, Iw, State, Vi, families
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from tests.helpers import STREAMS, LinearGaussian, make_population
 from tests.objectives.linear import STREAMS as THREE
 from tests.objectives.linear import linear_of, population_of

@@ -15,7 +15,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.objectives import Fo, Foce, Mse, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from tests.helpers import F64, STREAMS
 from tests.objectives import occasions as known
 

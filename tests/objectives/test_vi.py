@@ -16,7 +16,8 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import State, Vi
 from medcm_cli.study.identity import identity
 from medcm_cli.study.options import conf_dir
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.loss import Evaluation
 from tests.helpers import STREAMS, make_events, make_population
 from tests.objectives.posteriors import BEYOND, F64, known, moved, normal

@@ -13,7 +13,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.objectives import Vi, families
 from medcm_cli.runs import Units
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.results import Reported, tables
 from tests.helpers import STREAMS, make_population
 from tests.objectives.posteriors import F64, INITIAL, OMEGA, known, moved, normal

@@ -19,7 +19,8 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Mse
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.results import Covariate, Reported, tables
 from tests.helpers import make_population
 

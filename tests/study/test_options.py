@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from medcm_cli.errors import InputError
+from medcm_cli.study.axes import axis
 from medcm_cli.study.job import Job
-from medcm_cli.study.options import axis
 from tests.helpers import configuration
 
 # -- axes ------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medcm_cli.errors import InputError
 from medcm_cli.haemophilia.preparation import Preparation
+from medcm_cli.study.axes import axis, folds_of
 from medcm_cli.study.dataset import format_of, true_values_of, with_stand_in
 from medcm_cli.study.job import objective_of, optimizer_of
-from medcm_cli.study.options import axis, complete, conf_dir, folds_of, made
+from medcm_cli.study.options import complete, conf_dir, made
 from medcm_cli.study.problem import model_of
 from tests.helpers import configuration, needs_of_models
 

@@ -18,7 +18,8 @@ from medcm_cli.numerics.triangular import lower_from_raw
 from medcm_cli.objectives import Fo
 from medcm_cli.pk import one_compartment, two_compartment
 from medcm_cli.training.coordinates import Coordinates
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.polish import polish_of, polished
 from medcm_cli.training.trained import Trained
 from tests.helpers import F64, table_of

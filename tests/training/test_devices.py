@@ -13,7 +13,8 @@ from medcm_cli.model import Model
 from medcm_cli.objectives import Mse
 from medcm_cli.study.job import Job
 from medcm_cli.study.options import conf_dir
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.trained import Trained
 from tests.helpers import STREAMS, configuration, make_population, needs_of_models
 

@@ -15,9 +15,10 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, Saem, Vi
 from medcm_cli.pk import one_compartment
 from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
+from medcm_cli.training.course import Course
 from medcm_cli.training.ending import Moments, Rule, Watch
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loop import train
 from medcm_cli.training.polish import LEAST, polish_of, polished
 from medcm_cli.training.trained import Ends, Trained
 from tests.helpers import F64, table_of

@@ -12,7 +12,8 @@ import torch
 from medcm_cli.model import Model
 from medcm_cli.study.job import Job
 from medcm_cli.training import replay
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.trained import Trained
 from tests.helpers import STREAMS, configuration, make_population
 from tests.training.test_replay import Failing

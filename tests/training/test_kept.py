@@ -17,8 +17,9 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Noise, Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, Vi
 from medcm_cli.training import kept as kept_module
+from medcm_cli.training.course import Course
 from medcm_cli.training.kept import Kept, Reached, batch_of
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loop import train
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Failure, Trained
 from tests.helpers import make_events, make_population

@@ -14,7 +14,8 @@ from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Iw, Laplace, Mse, Objective, State, Vi
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.loss import Evaluation
 from medcm_cli.training.trained import Trained
 from tests.helpers import make_events, make_population, schedule_of

@@ -20,8 +20,9 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import cholesky, multiply_lower, total
 from medcm_cli.objectives import Fo, Objective, State, Vi
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.training.course import Course
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.loop import train
 from medcm_cli.training.trained import Trained
 from tests.helpers import F64, LinearGaussian, make_events, make_population
 

@@ -13,7 +13,8 @@ from medcm_cli.model import Model
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import OdeModel, two_compartment_rate
 from medcm_cli.training import replay
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.steppers import Stepper
 from medcm_cli.training.trained import Trained
 from tests.helpers import STREAMS, make_population

@@ -19,7 +19,8 @@ from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
 from medcm_cli.runs import REFERENCE, Units
 from medcm_cli.runs.units import named_in
-from medcm_cli.training.loop import Course, train
+from medcm_cli.training.course import Course
+from medcm_cli.training.loop import train
 from medcm_cli.training.results import Covariate, Reported, tables
 from medcm_cli.training.trained import Trained
 from tests.helpers import COVARIATES, MULTI_BRANCH, make_events
