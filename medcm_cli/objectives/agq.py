@@ -1,7 +1,7 @@
 """Adaptive Gauss-Hermite quadrature of each subject's likelihood."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import State
+from medcm_cli.objectives.base import Objective, State
 from medcm_cli.objectives.conditional import Conditional
 from medcm_cli.objectives.integral import around_modes, hermite
 from medcm_cli.runs.description import Description
@@ -48,6 +48,13 @@ class Agq(Conditional):
             )
         return super().init(model, population, streams, dtype)
 
+    def held(self) -> Objective | None:
+        """See ``Objective``: a quadrature of several nodes may be centred anywhere."""
+        if self.nodes == 1:
+            return None
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _Held(**{**options, "mode_gradient": "fixed"})
+
     def of_subjects(self, model: Model, population: Population, state: State) -> Tensor:
         """See ``Conditional``."""
         eta = state.carried["eta"].split(1)
@@ -58,3 +65,14 @@ class Agq(Conditional):
         return around_modes(
             model, state.trained, population, eta, exact=exact, follow=self.follows, nodes=nodes
         )
+
+
+class _Held(Agq):
+    """Around the eta that are carried, modes or not, which stay where they are."""
+
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
+        """Nothing is searched."""
+        del model, population, noise
+        return state

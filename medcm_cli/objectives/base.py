@@ -106,6 +106,11 @@ class Objective(Protocol):
         places than where it was last: now and then, since it takes long."""
         return self.refresh(model, population, state)
 
+    def held(self) -> "Objective | None":
+        """The same with what is searched left where ``searched_widely`` has put it, which approximates the
+        same likelihood and has no step where a search leads elsewhere; None where it has to be searched."""
+        return None
+
     def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
         """The same of values that have come to rest, of which none is ``moved``: what is carried learns more
         of them."""

@@ -92,6 +92,11 @@ class Penalised(Objective):
         moved = self.objective.searched_widely(model, population, state)
         return replace(moved, carried={**state.carried, **moved.carried})
 
+    def held(self) -> Objective | None:
+        """See ``Objective``."""
+        held = self.objective.held()
+        return None if held is None else Penalised(held, self.priors)
+
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """See ``Objective``."""
         return self.objective.unconverged(population, state)

@@ -5,10 +5,17 @@ and is brought up to date by each step in between (BFGS with Powell's damping; N
 sections 6.1 and 18.3). A direction of negative curvature is taken as if it were positive (Dauphin et al.
 2014), no step is longer than 1 in all, and one that does not lower the objective is halved. Modes are looked
 for near where they were last, so that the objective is smooth; where a search begins and ends, further off.
+
+A quadrature of few nodes depends on the modes that it is centred at, and steps where one vanishes or another
+becomes the best. Where that keeps a search from its end, another holds the nodes where they are, and places
+them anew where it seems over (the mean-variance adaptive quadrature of Rabe-Hesketh, Skrondal and Pickles
+2005 holds its nodes likewise). It is over where the held objective is at its optimum and new nodes tell
+nothing else.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +38,7 @@ STEPS = 200
 _DIFFERENCE = 1e-4
 _HALVINGS = 15
 _TURNS = 5  # how often better modes are found where a search has ended
+_TURNS_HELD = 20  # likewise, of nodes that are held in between
 _FEWER = 0.8  # of the fits of an evaluation, below which it is worth one of its own
 _ASIDE = 0.3  # how far it is gone from a saddle
 _ENOUGH = 1e-4  # of the fall that the gradient foretells
@@ -94,7 +102,7 @@ def polished(
     }
     state = replace(begun, trained=values, carried=carried)
 
-    def evaluated(fits: Tensor) -> Evaluation:
+    def evaluated(objective: Objective, fits: Tensor) -> Evaluation:
         """Some of them, (n,)."""
         trained, carried = (
             {name: value[..., fits] for name, value in of.items()} for of in (state.trained, state.carried)
@@ -103,16 +111,29 @@ def polished(
         own = [streams[fit] for fit in fits.tolist()]
         return Evaluation(model, objective, population.of_fits(fits), some, own, dtype, None, log)
 
-    evaluation = evaluated(torch.arange(len(streams), device="cpu"))
+    evaluation = evaluated(objective, torch.arange(len(streams), device="cpu"))
     alive = torch.tensor([failure is None for failure in trained.failures], device="cpu")
     free = ~evaluation.layout.rows(fixed)
     if isinstance(chosen, Criterion):
         unit = torch.full_like(trained.ends.objective.to(dtype), 2 / chosen.scale)
     else:  # as if it were that of a normal error
         unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
-    steps = Coordinates(model, evaluation.layout.places, evaluation.packed(state), log)
-    search = _Search(evaluated, steps, state.carried, unit, free, alive)
-    found = search.run()
+    places = evaluation.layout.places
+    steps = Coordinates(model, places, evaluation.packed(state), log)
+    found = _Search(partial(evaluated, objective), steps, state.carried, unit, free, alive).run()
+    held, left = objective.held(), alive & ~(found.gain < LEAST) & torch.isfinite(found.loss)
+    if held is not None and bool(left.any()):
+        fits = left.nonzero()[:, 0]
+        again = _Search(
+            lambda some: evaluated(held, fits[some]),
+            Coordinates(model, places, found.x[:, fits], log),
+            {name: value[..., fits] for name, value in found.carried.items()},
+            unit[fits],
+            free,
+            alive[fits],
+            _TURNS_HELD,
+        )
+        found = _joined(found, again.run(), fits)
     arrived = found.gain < LEAST
     values_there = evaluation.scales.model(found.x).to(trained.ends.values.dtype)
     ends = Ends(
@@ -147,9 +168,25 @@ class _Found:
     carried: dict[str, Tensor]
 
 
+def _joined(found: _Found, again: _Found, fits: Tensor) -> _Found:
+    """With what a second search of some ``fits`` (n,) has brought to its end."""
+    here = (again.gain < LEAST).nonzero()[:, 0]
+    there = fits[here]
+
+    def joined(first: Tensor, second: Tensor) -> Tensor:
+        return first.index_copy(-1, there, second[..., here])
+
+    return _Found(
+        joined(found.x, again.x),
+        joined(found.loss, again.loss),
+        joined(found.gain, again.gain),
+        {name: joined(value, again.carried[name]) for name, value in found.carried.items()},
+    )
+
+
 class _Search:
     """See the module. ``evaluated``: some of the fits, by their numbers; ``unit`` (B,): OFV in one of the
-    loss; ``free`` (P,): what moves; ``alive`` (B,): whose."""
+    loss; ``free`` (P,): what moves; ``alive`` (B,): whose; ``turns``: how often other modes may be found."""
 
     def __init__(
         self,
@@ -159,7 +196,9 @@ class _Search:
         unit: Tensor,
         free: Tensor,
         alive: Tensor,
+        turns: int = _TURNS,
     ) -> None:
+        self._turns = turns
         self._evaluated, self._coordinates, self._unit = evaluated, coordinates, unit
         self._free = free.nonzero()[:, 0]
         everyone = torch.ones_like(alive)
@@ -252,7 +291,7 @@ class _Search:
         loss, gradient, carried = self._at(self._x, wide, arrived)
         other = arrived & ((loss - self._loss).abs() * self._unit > LEAST)
         self._elsewhere += other
-        left = other & (self._elsewhere <= _TURNS)
+        left = other & (self._elsewhere <= self._turns)
         self._gain = torch.where(other & ~left, torch.inf, self._gain)
         self._going &= ~other | left
         self._take(left, self._x, loss, gradient, carried)
