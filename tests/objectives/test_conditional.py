@@ -178,6 +178,36 @@ def test_quadrature_of_one_node_is_laplaces_and_of_many_the_integral(model: Mode
     assert abs(few[1, 0] - want) < abs(one[1, 0] - want)
 
 
+def test_quadrature_around_another_place_than_the_mode_is_the_same_integral(model: Model) -> None:
+    """Of many nodes; and held there, with the gradient of what is then minimised."""
+    model = with_error(model, "combined")
+    population = make_population(3, FITS)
+    agq = Agq(nodes=24, **TIGHT)
+    held = agq.held()
+    assert held is not None
+    assert Agq(nodes=1).held() is None
+    state = found(agq, model, population)
+    eta = state.carried["eta"]
+    aside = replace(state, carried={**state.carried, "eta": eta + 0.1})
+    assert torch.equal(held.refresh(model, population, aside).carried["eta"], eta + 0.1)
+    with torch.no_grad():
+        want = agq.loss(model, population, state, None)
+        torch.testing.assert_close(held.loss(model, population, aside, None), want, rtol=0, atol=1e-5)
+    few = Agq(nodes=3, **TIGHT).held()
+    assert few is not None
+    leaves = {key: value.clone().requires_grad_() for key, value in aside.trained.items()}
+    loss = few.loss(model, population, replace(aside, trained=leaves), None)
+    gradient = torch.autograd.grad(loss.sum(), list(leaves.values()))
+    for name, slope in zip(leaves, gradient, strict=True):
+        moved = [{**aside.trained, name: aside.trained[name] + h} for h in (1e-5, -1e-5)]
+        with torch.no_grad():
+            high, low = (
+                few.loss(model, population, replace(aside, trained=there), None).sum().item()
+                for there in moved
+            )
+        assert slope.sum().item() == pytest.approx((high - low) / 2e-5, rel=1e-5, abs=1e-5)
+
+
 def total(objective: Conditional, model: Model, population: Population, trained: Values) -> torch.Tensor:
     """The objective as a function of the trained values alone: the modes are found for each anew."""
     state = objective.init(model, population, STREAMS, F64)

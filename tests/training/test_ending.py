@@ -1,8 +1,10 @@
 """Fits end where they have converged, each as if it were alone, and one that has not says so."""
 
 import functools
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Mse, Objective, Saem, Vi
+from medcm_cli.objectives import Fo, Foce, Mse, Objective, Saem, State, Vi
+from medcm_cli.objectives.base import Criterion
 from medcm_cli.pk import one_compartment
+from medcm_cli.runs.description import Description
 from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
 from medcm_cli.training.course import Course
 from medcm_cli.training.ending import Moments, Rule, Watch
 from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import train
+from medcm_cli.training.loss import Layout
 from medcm_cli.training.polish import LEAST, polish_of, polished
 from medcm_cli.training.trained import Ends, Trained
 from tests.helpers import F64, table_of
@@ -101,6 +106,87 @@ def test_the_optimum_is_that_of_scipy(plain: Model) -> None:
     begin = ends_of(trained).values[:, 0].numpy() + 0.05
     found = minimize(loss, begin, method="Nelder-Mead", options={"maxiter": 4000, "fatol": 1e-7})
     assert float(ends_of(trained).objective) == pytest.approx(found.fun, abs=0.01)
+
+
+@dataclass(frozen=True)
+class Stairs(Objective):
+    """50 (x - ``BOTTOM``)^2 and a step up wherever a search leads elsewhere as x, CL as it is trained,
+    rises. ``searches``: whether it is searched at each x."""
+
+    searches: bool = True
+    mixed: ClassVar[bool] = False
+
+    def describe(self) -> Description:
+        return Description("-2 log L", likelihood="stairs", scale=2.0)
+
+    def criterion(self, effects: int) -> Criterion:
+        del effects
+        return Criterion(self, 2.0)
+
+    def held(self) -> Objective | None:
+        return Stairs(searches=False) if self.searches else None
+
+    def init(
+        self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
+    ) -> State:
+        del population
+        trained = model.init(streams, dtype, typical_only=True)
+        return State(trained, {"step": torch.zeros_like(trained["global.CL"])})
+
+    def refresh(
+        self, model: Model, population: Population, state: State, noise: Tensor | None = None
+    ) -> State:
+        del noise
+        return self.searched_widely(model, population, state) if self.searches else state
+
+    def searched_widely(self, model: Model, population: Population, state: State) -> State:
+        del model, population
+        step = torch.floor(40 * state.trained["global.CL"].detach()) / 40
+        return replace(state, carried={"step": step})
+
+    def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
+        del model, population, noise
+        away = state.trained["global.CL"] - BOTTOM
+        other = state.trained["global.V1"] - 1
+        return 50 * away**2 + other**2 + 30 * state.carried["step"]
+
+    def random_effects(self, model: Model, population: Population, state: State) -> None:
+        del model, population, state
+
+
+BOTTOM = -0.31
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_fit_that_stops_at_a_step_goes_on_with_what_is_searched_held(plain: Model, held: bool) -> None:
+    """Each gradient is 0 at the bottom alone, from where a search ends at the step below it."""
+    objective: Objective = Stairs()
+    if not held:
+        objective = Steps()
+    population = make_population(2, 3)
+    polish = polish_of(plain, objective, population)
+    assert polish is not None
+    state = objective.init(plain, population, STREAMS, F64)
+    layout = Layout.of(state.trained)
+    start = {**state.trained, "global.CL": torch.tensor([-0.5, -0.45, -0.1], dtype=F64)}
+    nothing = torch.zeros(3, dtype=F64)
+    ends = Ends(layout.pack(start), nothing, nothing, nothing.long(), nothing > 0, "none")
+    begun = Trained((), layout, nothing, nothing, (None,) * 3, state, nothing, nothing, 0.0, ends=ends)
+    trained = polished(plain, polish, population, STREAMS, begun, log=False)
+    converged = ends_of(trained).converged
+    x = trained.layout.unpack(ends_of(trained).values)["global.CL"]
+    if held:
+        assert bool(converged.all())
+        torch.testing.assert_close(x, torch.full_like(x, BOTTOM), rtol=0, atol=1e-3)
+    else:
+        assert not bool(converged[:2].any())
+
+
+class Steps(Stairs):
+    """That cannot be held."""
+
+    def held(self) -> None:
+        return None
 
 
 def test_values_of_a_large_network_stay_and_the_others_are_polished(model: Model) -> None:
