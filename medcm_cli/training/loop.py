@@ -338,7 +338,7 @@ class _Fits:
         values = self._evaluation.scales.model(self._flat.detach())
         parts = values, value, error, epoch, watch.done & self.alive
         values, value, error, epoch, done = (part.cpu() for part in parts)
-        return Ends(values, value, error, epoch, done, watch.rule.words)
+        return Ends(values, value, error, epoch, done, (watch.rule.words,) * len(done))
 
     def trained(self, labels: Sequence[int], seconds: float, ends: Ends | None) -> Trained:
         """What has become of them; ``labels`` of the checkpoints, as many as were reached."""

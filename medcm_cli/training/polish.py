@@ -43,6 +43,7 @@ _FEWER = 0.8  # of the fits of an evaluation, below which it is worth one of its
 _ASIDE = 0.3  # how far it is gone from a saddle
 _ENOUGH = 1e-4  # of the fall that the gradient foretells
 RULE = f"Newton's method would lower the OFV by less than {LEAST:g}"
+RULE_HELD = f"{RULE} with the nodes of quadrature held, and new nodes would move it by less than that"
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,11 @@ def polished(
     places = evaluation.layout.places
     steps = Coordinates(model, places, evaluation.packed(state), log)
     found = _Search(partial(evaluated, objective), steps, state.carried, unit, free, alive).run()
+    rules = [RULE] * len(streams)
     held, left = objective.held(), alive & ~(found.gain < LEAST) & torch.isfinite(found.loss)
     if held is not None and bool(left.any()):
         fits = left.nonzero()[:, 0]
-        again = _Search(
+        search = _Search(
             lambda some: evaluated(held, fits[some]),
             Coordinates(model, places, found.x[:, fits], log),
             {name: value[..., fits] for name, value in found.carried.items()},
@@ -133,7 +135,10 @@ def polished(
             alive[fits],
             _TURNS_HELD,
         )
-        found = _joined(found, again.run(), fits)
+        again = search.run()
+        found = _joined(found, again, fits)
+        for fit in fits[again.gain < LEAST].tolist():
+            rules[fit] = RULE_HELD
     arrived = found.gain < LEAST
     values_there = evaluation.scales.model(found.x).to(trained.ends.values.dtype)
     ends = Ends(
@@ -142,7 +147,10 @@ def polished(
         torch.zeros_like(trained.ends.error),
         trained.ends.epoch,
         arrived & alive & (trained.ends.converged if fixed else torch.ones_like(alive)),
-        f"{trained.ends.rule}; then {RULE}" if fixed else RULE,
+        tuple(
+            f"{first}; then {rule}" if fixed else rule
+            for first, rule in zip(trained.ends.rules, rules, strict=True)
+        ),
     )
     kept = {name: _as(value, trained.state.carried.get(name, value)) for name, value in found.carried.items()}
     last = replace(

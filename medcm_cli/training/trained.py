@@ -22,14 +22,14 @@ class Failure:
 class Ends:
     """Where fits have ended, which are their estimates: ``values`` (P, B) after ``epoch`` (B,) epochs, and
     the ``objective`` (B,) there, of one with noise the mean of new draws and its Monte Carlo ``error`` (B,);
-    ``converged`` (B,) by the ``rule``."""
+    ``converged`` (B,) by its own of the ``rules``."""
 
     values: Tensor
     objective: Tensor
     error: Tensor
     epoch: Tensor
     converged: Tensor
-    rule: str
+    rules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Trained:
         return {
             "converged": bool(self.ends.converged[fit]),
             "epoch": int(self.ends.epoch[fit]),
-            "rule": self.ends.rule,
+            "rule": self.ends.rules[fit],
             "error": float(self.ends.error[fit]),
         }
 

@@ -24,7 +24,7 @@ from medcm_cli.training.ending import Moments, Rule, Watch
 from medcm_cli.training.kept import Kept
 from medcm_cli.training.loop import train
 from medcm_cli.training.loss import Layout
-from medcm_cli.training.polish import LEAST, polish_of, polished
+from medcm_cli.training.polish import LEAST, RULE_HELD, polish_of, polished
 from medcm_cli.training.trained import Ends, Trained
 from tests.helpers import F64, table_of
 
@@ -170,13 +170,14 @@ def test_a_fit_that_stops_at_a_step_goes_on_with_what_is_searched_held(plain: Mo
     layout = Layout.of(state.trained)
     start = {**state.trained, "global.CL": torch.tensor([-0.5, -0.45, -0.1], dtype=F64)}
     nothing = torch.zeros(3, dtype=F64)
-    ends = Ends(layout.pack(start), nothing, nothing, nothing.long(), nothing > 0, "none")
+    ends = Ends(layout.pack(start), nothing, nothing, nothing.long(), nothing > 0, ("none",) * 3)
     begun = Trained((), layout, nothing, nothing, (None,) * 3, state, nothing, nothing, 0.0, ends=ends)
     trained = polished(plain, polish, population, STREAMS, begun, log=False)
     converged = ends_of(trained).converged
     x = trained.layout.unpack(ends_of(trained).values)["global.CL"]
     if held:
         assert bool(converged.all())
+        assert RULE_HELD in ends_of(trained).rules
         torch.testing.assert_close(x, torch.full_like(x, BOTTOM), rtol=0, atol=1e-3)
     else:
         assert not bool(converged[:2].any())
