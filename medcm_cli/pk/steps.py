@@ -56,6 +56,10 @@ class Path(NamedTuple):
     stages: list[Tensor]
 
 
+Way = tuple["March", Path]
+"""How an interval is gone through."""
+
+
 class _Room(NamedTuple):
     """Where a step's stages go: (I, C, S, N, B), each of them, and each flat."""
 
@@ -207,9 +211,9 @@ class March:
 
     def _size_at(self, end: Tensor, h: float) -> float:
         """The largest error of a fit, in tolerances."""
-        return self._norm(self._errors(end, h).square_())
+        return self.norm(self._errors(end, h).square_())
 
-    def _norm(self, squares: Tensor) -> float:
+    def norm(self, squares: Tensor) -> float:
         """The largest size of a fit, (C, S, N, B)."""
         largest = math.sqrt(float(squares.amax()))
         return largest if self.control.largest else self._of_fits(squares, largest)
@@ -243,11 +247,11 @@ class March:
         """A first step whose error should be the tolerance: that of a decay by exp(-r s) in a step h grows as
         (r h)^5, with a factor that is the method's, and r is how the change itself changes."""
         scale = self.size * self.control.rtol + self.control.atol
-        size, slope = (self._norm((of / scale).square_()) for of in (self.x, self.k[0]))
+        size, slope = (self.norm((of / scale).square_()) for of in (self.x, self.k[0]))
         h = min(0.01 * size / slope, 0.01) if slope > 0 and size > 0 else 0.01
         h = max(h, 1e-12)
         self._change(h, self.x + h * self.k[0], 1)
-        curve = self._norm(((self.k[1] - self.k[0]) / scale).square_()) / h
+        curve = self.norm(((self.k[1] - self.k[0]) / scale).square_()) / h
         if slope == 0 or curve == 0:
             return 1.0
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h

@@ -49,7 +49,7 @@ class Series:
         over = torch.minimum((self.duration - whole * self.interval).clamp(min=0), hours)
         lasting = self.duration > 0
         rate = torch.where(lasting, self.amount / torch.where(lasting, self.duration, 1), 0)
-        here = self._into(states)
+        here = self.into(states)
         return [(over, here * ((whole + 1) * rate)), (hours - over, here * (whole * rate))]
 
     def detached(self) -> "Series":
@@ -60,9 +60,10 @@ class Series:
 
     def at_once(self, states: int) -> Tensor:
         """The amounts (C, S, N, B) that a dose gives at once."""
-        return self._into(states) * torch.where(self.duration > 0, 0, self.amount)
+        return self.into(states) * torch.where(self.duration > 0, 0, self.amount)
 
-    def _into(self, states: int) -> Tensor:
+    def into(self, states: int) -> Tensor:
+        """Which compartment a dose goes to, as 1, (C, S, N, B)."""
         return torch.stack([(self.compartment == c).to(self.amount) for c in range(states)])
 
 
