@@ -115,9 +115,11 @@ class Steady:
             return None
         given, _, stretches = fewer._whole
         there = [bool((stretch.width != 0).any()) for stretch in stretches]
-        call = Call(right, fine, True, notes=self.run.notes)
         parts = [
-            periodic.Part(call, [tensor.detach() for tensor in tensors_of(right, stretch)])
+            periodic.Part(
+                Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
+                [tensor.detach() for tensor in tensors_of(right, stretch)],
+            )
             for stretch, goes in zip(stretches, there, strict=True)
             if goes
         ]
@@ -218,7 +220,8 @@ class Steady:
         turns = [along(stretches, self.series, moved) for moved in self.moved]
         found = list[Stretch]()
         for place in range(0, len(pieces), 2):
-            width, inflow = pieces[place : place + 2]
+            width, rate = pieces[place : place + 2]
+            inflow = rate if rate.requires_grad or turns or bool((rate != 0).any()) else None
             # A rate that depends on t is taken at 0: a steady state needs one that does not.
             begin = torch.zeros_like(width)
             moved = [

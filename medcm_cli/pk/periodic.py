@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import inverse as inverse_of
 from medcm_cli.numerics.square import times
-from medcm_cli.pk.change import Right, Where, leaf, rows_of
+from medcm_cli.pk.change import Right, Where, slopes
 from medcm_cli.pk.slopes import amounts_at, places_at, slopes_along
 from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steady import Tolerance, close, moved
@@ -23,7 +23,7 @@ from medcm_cli.pk.tangents import forwards
 
 _BALANCES = 8  # of Newton's steps to amounts that stay as they are
 _NEAR = 0.1  # of these amounts: a step that is the last
-_BOOLE = (7 / 90, 32 / 90, 12 / 90, 32 / 90, 7 / 90)
+_SIMPSON = (1 / 6, 4 / 6, 1 / 6)
 _MESHES, _SWEEPS = 2, 5
 _GROWTH = 10.0  # of what a period is off: more is left to a search period by period
 
@@ -59,37 +59,33 @@ def between(
     unit = torch.eye(size, dtype=nothing.dtype, device=nothing.device).view(size, size, 1, 1, 1)
     x = nothing
     for _ in range(_BALANCES):
-        with torch.enable_grad():
-            amounts = leaf(x.detach())
-            change = right(0.0, amounts, where)
-            slope = torch.stack([row for (row,) in rows_of(change, [amounts])])
-        slope = torch.where(wanted, slope.detach(), -unit)
+        slope = torch.where(wanted, slopes(right, 0.0, x, where), -unit)
         back = inverse_of(slope)
-        step = -times(back, change.detach())
+        step = -times(back, right(0.0, x, where))
         x = moved(x, step)
         far = (step.abs() > _NEAR * x.abs().amax(0)).any(0) & wanted
         if not bool(far.any()):
             break
     else:
         return None
-    # exp(slope / 4), stable whatever its size, and the sum of those of all whole periods
+    # exp(slope / 2), stable whatever its size, and the sum of those of all whole periods
     part = slope / 8
-    quarter = inverse_of(unit - part + _product(part, part) / 2)
-    quarter = _product(quarter, quarter)
-    half = _product(quarter, quarter)
+    half = inverse_of(unit - part + _product(part, part) / 2)
+    for _ in range(2):
+        half = _product(half, half)
     added = inverse_of(torch.where(wanted, unit - _product(half, half), unit))
     dose = at_once * dose
     away = [times(added, dose)]
-    for _ in range(4):
-        away.append(times(quarter, away[-1]))
+    for _ in _SIMPSON[1:]:
+        away.append(times(half, away[-1]))
     rest = times(back, dose)
     begin = x + rest + away[-1]
-    # What the linear model leaves out of the change along its own way, by the rule of Boole
+    # What the linear model leaves out of the change along its own way, by the rule of Simpson
     along = torch.stack([rest + by for by in away], 1)
     missed = right(0.0, x[:, None] + along, where) - times(slope[:, :, None], along)
-    total = missed[:, 0] * _BOOLE[0]
-    for place, weight in enumerate(_BOOLE[1:], 1):
-        total = torch.add(times(quarter, total), missed[:, place], alpha=weight)
+    total = missed[:, 0] * _SIMPSON[0]
+    for place, weight in enumerate(_SIMPSON[1:], 1):
+        total = torch.add(times(half, total), missed[:, place], alpha=weight)
     x = moved(moved(x, begin - x), times(added, total))
     growth = added.abs().sum(1).amax(0)
     good = (growth < _GROWTH) & torch.isfinite(x).all(0)
@@ -148,11 +144,14 @@ def _swept(
         end = ends[-1]
         now = inverse_of(torch.where(wanted, unit - end.by, unit))
         step = times(now, torch.where(wanted, end.value - x, 0))
-        x = x + step
-        turned = (now - inverse).abs().amax((0, 1)) / now.abs().amax((0, 1))
-        inverse, length, growth = now, step.abs().amax(0), now.abs().sum(1).amax(0)
-        done = close(within, x.abs().amax(0), growth, length, last, turned) & (growth < _GROWTH)
-        last = length
+        x, length = x + step, step.abs().amax(0)
+        done = ~wanted
+        if sweep:
+            turned = (now - inverse).abs().amax((0, 1)) / now.abs().amax((0, 1))
+            growth = now.abs().sum(1).amax(0)
+            found = close(within, x.abs().amax(0), growth, length, last, turned)
+            done = done | (found & (growth < _GROWTH))
+        inverse, last = now, length
         ways = [
             (
                 march,
@@ -160,7 +159,7 @@ def _swept(
             )
             for (march, path), here, there in zip(ways, stages, ends, strict=True)
         ]
-        if bool((done | ~wanted).all()):
+        if bool(done.all()):
             return Solved(x, inverse, ways)
         if not bool(torch.isfinite(x).all()):
             return None
@@ -195,18 +194,18 @@ def _along(
     amounts that its stages have: at all stages (I, C, C, S, N, B) or (I, C, 1 + C, S, N, B), and at its
     end."""
     march, path = way
-    slopes = slopes_along(call, march, path, tensors, [False] * len(tensors))
+    of = slopes_along(call, march, path, tensors, [False] * len(tensors))
     where, found = Where.of(tensors, call.inflow), list[Tensor]()
     for numbers in pieces(march, path):
-        slopes.at(numbers)
+        of.at(numbers)
         stages = len(numbers) * march.tableau.used
         if values:
             amounts = amounts_at(march, path, numbers).movedim(0, 1)
             change = call.right(places_at(march, path, numbers), amounts, where)
-            source = (change - times(slopes.slope, amounts))[:, None]
+            source = (change - times(of.slope, amounts))[:, None]
         else:
             source = state.new_zeros(len(state), 0, stages, *state.shape[2:])
-        at_stages, state = forwards(march, path, numbers, slopes.slope, source, state, keep=True)
+        at_stages, state = forwards(march, path, numbers, of.slope, source, state, keep=True)
         assert at_stages is not None
         found.append(at_stages)
     return (torch.cat(found) if len(found) > 1 else found[0]), state
