@@ -60,9 +60,7 @@ class Right:
             change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
         return torch.mul(change, where.width, out=out)
 
-    def inputs(
-        self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where
-    ) -> dict[str, Tensor]:
+    def inputs(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> dict[str, Tensor]:
         """Those of a formula's programs."""
         inputs = {
             **formula.inputs([where.left, where.width, *where.values]),

@@ -51,6 +51,7 @@ class Run(Protocol):
     def notes(self) -> list[str]: ...
     def alone(self) -> "Run":
         """Without derivatives beside the amounts."""
+
     def along(
         self,
         stretch: Stretch,
@@ -78,9 +79,9 @@ class Steady:
     def amounts(self) -> tuple[Tensor, Tensor]:
         """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
         are what the series leads to."""
-        found = self._at_once()
-        if found is not None:
-            x, inverse, ways = found
+        at_once = self._at_once()
+        if at_once is not None:
+            x, inverse, ways = at_once
             here = replace(self, known=ways)
             amounts = here._differentiable(x, inverse)
             return (amounts if here._returns() else here.after(amounts, "latest")), self._wanted(x)

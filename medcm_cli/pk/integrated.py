@@ -3,7 +3,6 @@
 Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivatives after them.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from medcm_cli.pk.endless import Steady
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
-from medcm_cli.pk.moving import Moving, Tangents, along, moving, stacked
+from medcm_cli.pk.moving import Moving, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steps import Control, Way

@@ -18,7 +18,7 @@ from medcm_cli.pk.change import Right, Where, slopes
 from medcm_cli.pk.slopes import amounts_at, places_at, slopes_along
 from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steady import Tolerance, close, moved
-from medcm_cli.pk.steps import March, Way
+from medcm_cli.pk.steps import Way
 from medcm_cli.pk.tangents import forwards
 
 _BALANCES = 8  # of Newton's steps to amounts that stay as they are
@@ -36,8 +36,8 @@ class Part(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """Amounts ``x`` (C, S, N, B) at the beginning of a period that ends with them, (1 - dP/dx)^-1 (C, C, S, N,
-    B) there, and the ways along its parts."""
+    """Amounts ``x`` (C, S, N, B) at the beginning of a period that ends with them, (1 - dP/dx)^-1 (C, C, S,
+    N, B) there, and the ways along its parts."""
 
     x: Tensor
     inverse: Tensor
@@ -50,7 +50,8 @@ def between(
 ) -> Tensor | None:
     """Amounts (C, S, N, B) that are near those before a dose: where the same dose, spread over the interval,
     would leave amounts as they are, and from there where a linear model, of the slopes there, has them then,
-    put right once by what that leaves out. None where some that are ``wanted`` (S, N, B) have none, or doses add up for long.
+    put right once by what that leaves out. None where some that are ``wanted`` (S, N, B) have none, or doses
+    add up for long.
 
     :param where: an interval, with the dose as its inflow. :param dose: (C, S, N, B). :param at_once: 1 of a
         dose given at once, 0 of one that lasts for the interval, (S, N, B).
@@ -225,7 +226,7 @@ def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     error = march.error[used] * last
     for stage, weight in zip(changes.unbind(2), march.tableau.error, strict=False):
         error.add_(stage, alpha=weight)
-    size, control = begins.abs(), march.control
+    size, control = begins.abs(), call.control
     scale = torch.maximum(size[:, 1:], size[:, :-1]).mul_(control.rtol).add_(control.atol)
     squares = error.mul_(lengths).div_(scale).square_()
     return all(march.norm(of) <= 1 for of in squares.unbind(1))
