@@ -18,7 +18,7 @@ from medcm_cli.pk.change import Right, Where, slopes
 from medcm_cli.pk.slopes import amounts_at, places_at, slopes_along
 from medcm_cli.pk.stages import Call, pieces
 from medcm_cli.pk.steady import Tolerance, close, moved
-from medcm_cli.pk.steps import Way
+from medcm_cli.pk.steps import KEPT, Way
 from medcm_cli.pk.tangents import forwards
 
 _BALANCES = 8  # of Newton's steps to amounts that stay as they are
@@ -114,6 +114,8 @@ def solved(
                 return None
             ways.append((march, path))
             state = path.end
+        if (1 + len(x)) * sum(kept.nbytes for _, path in ways for kept in path.stages) > KEPT:
+            return None  # of all stages there are derivatives at once
         found = _swept(parts, ways, given, x, wanted, within)
         if found is None:
             return None

@@ -25,7 +25,7 @@ _STIFF = (
 _SAFETY, _LEAST, _LARGEST = 0.9, 0.2, 10.0  # of the next step, as a multiple of the last
 _STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
 _DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
-_KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
+KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
 _AHEAD, _BLOCK = 8, 2**21  # steps, and bytes of their stages, that memory is asked for at once
 _NEWTON = 10  # iterations of an implicit stage
 _CLOSE = 1e-2  # of the tolerance, that such a stage is solved to
@@ -111,7 +111,7 @@ class March:
         self.evaluate = right.bound(where)
         self.keep, self.rooms = False, list[_Room]()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
-        self.most_kept = _KEPT // (self.k.nbytes + 1)
+        self.most_kept = KEPT // (self.k.nbytes + 1)
         self.size = self.x.abs()
         there = (where.width > 0).expand(amounts.shape[1:])
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
