@@ -155,11 +155,9 @@ def slopes_program(formula: Formula, fixed: bool) -> tuple[list[tuple[int, int]]
 
 
 @functools.lru_cache(maxsize=256)
-def source_program(
-    formula: Formula, moves: tuple[tuple[int, int], ...], count: int
-) -> tuple[list[int], Program]:
-    """Which are not 0 and how changes vary along tangents at fixed amounts, of each state and each of
-    ``count`` tangents: from ``moved I``, how the I-th of the tensors that ``moves`` names changes."""
+def source_program(formula: Formula, moves: tuple[tuple[int, int], ...], count: int) -> Program:
+    """How changes vary along tangents at fixed amounts, of each state and each of ``count`` tangents: from
+    ``moved I``, how the I-th of the tensors that ``moves`` names changes."""
     found = list[Node]()
     for row in formula.by_tensor:
         for k in range(count):
@@ -168,8 +166,7 @@ def source_program(
                 if number == k and p < len(row):
                     total = add(total, mul(given(f"moved {place}", True), row[p]))
             found.append(total)
-    there = [place for place, node in enumerate(found) if node is not ZERO]
-    return there, Program([found[place] for place in there], formula.amounts)
+    return Program(found, formula.amounts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,7 @@ class Slopes(Protocol):
         """At the I stages of these steps."""
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
-        """How changes vary along ``count`` tangents at fixed amounts, (C, K, I, S, N, B): until the next
-        is asked for."""
+        """How changes vary along ``count`` tangents at fixed amounts, (C, K, I, S, N, B)."""
 
     def add_gradient(self, bars: Tensor) -> None:
         """From gradients by changes, (I, C, S, N, B)."""
@@ -136,7 +135,6 @@ class _ByFormula:
         self.curves = curved_program(formula, moving, self.wanted)
         self.second = _Total(self.curves.of_tensors)
         self.by_inflow: Tensor | None = None
-        self.room: Tensor | None = None
         self.turns = [
             _Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves
         ]
@@ -167,17 +165,13 @@ class _ByFormula:
             self._fill(False, self.inputs)
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
-        x = self.march.x
-        shape = torch.Size((len(x), count, self.count, *x.shape[1:]))
-        inflows = any(p >= self.known for _, p in self.call.moves)
-        # What is 0 stays 0 from one piece to the next.
-        if self.room is None or self.room.shape != shape or inflows:
-            self.room = x.new_zeros(shape)
-        source = self.room
+        shape = self.march.x.shape
+        source = moved[0].new_empty(shape[0], count, self.count, *shape[1:]) if moved else None
+        if source is None:
+            return self.march.x.new_zeros(shape[0], count, self.count, *shape[1:])
         inputs = {f"moved {place}": by.detach() for place, by in enumerate(moved)}
-        there, program = source_program(self.formula, self.call.moves, count)
-        each = source.flatten(0, 1).unbind(0)
-        program.into({**self.inputs, **inputs}, [each[place] for place in there])
+        program = source_program(self.formula, self.call.moves, count)
+        program.into({**self.inputs, **inputs}, source.flatten(0, 1).unbind(0))
         for (k, p), by in zip(self.call.moves, moved, strict=True):
             if p >= self.known:
                 source[:, k] += by.detach()[:, None]
