@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from medcm_cli.pk.formula import Formula
+from medcm_cli.pk.formula import Formula, slopes_program
 
 Rate = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -60,14 +60,18 @@ class Right:
             change = change + (where.inflow[:, None] if lacks_stages else where.inflow)
         return torch.mul(change, where.width, out=out)
 
-    def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
+    def inputs(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> dict[str, Tensor]:
+        """Those of a formula's programs."""
         inputs = {
             **formula.inputs([where.left, where.width, *where.values]),
             **formula.of_amounts(amounts.unbind(0)),
         }
         if self.timed:
             inputs["place"] = s if isinstance(s, Tensor) else amounts.new_tensor(s)
-        like = amounts[0]
+        return inputs
+
+    def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
+        inputs, like = self.inputs(formula, s, amounts, where), amounts[0]
         found = torch.stack(
             [
                 row.expand_as(like) if isinstance(row, Tensor) else torch.full_like(like, row)
@@ -113,7 +117,15 @@ Evaluate = Callable[[float, Parts, Parts], Any]
 
 
 def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
-    """The change of each compartment by the amount in each, (C, C, ...)."""
+    """The change of each compartment by the amount in each, (C, C, ...), without gradients."""
+    if right.formula is not None:
+        inputs = right.inputs(right.formula, s, amounts.detach(), where)
+        found = amounts.new_zeros(len(amounts), *amounts.shape)
+        with torch.no_grad():
+            for fixed in (True, False):
+                names, program = slopes_program(right.formula, fixed)
+                program.into(inputs, [found[c, x] for c, x in names])
+        return found
     with torch.enable_grad():
         leaf = amounts.detach().requires_grad_()
         change = right(s, leaf, where)

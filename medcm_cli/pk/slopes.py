@@ -78,13 +78,13 @@ def solver(march: March, path: Path, numbers: range, slope: Tensor) -> Tensor | 
     return inverse(unit - slope.new_tensor(parts).view(-1, 1, 1, 1) * slope)
 
 
-def _amounts(march: March, path: Path, numbers: range) -> Tensor:
+def amounts_at(march: March, path: Path, numbers: range) -> Tensor:
     """At the stages of some steps, (I, C, S, N, B)."""
     kept = [march.stages_of(path, number) for number in numbers]
     return torch.cat(kept) if len(kept) > 1 else kept[0]
 
 
-def _places(march: March, path: Path, numbers: range) -> Tensor:
+def places_at(march: March, path: Path, numbers: range) -> Tensor:
     """In the interval, of the same, (I, 1, 1, 1)."""
     nodes = march.tableau.nodes[: march.tableau.used]
     moments = [path.steps[number][0] + c * path.steps[number][1] for number in numbers for c in nodes]
@@ -153,11 +153,11 @@ class _ByFormula:
             self.slope.masked_fill_(self.march.lost, 0)
 
     def at(self, numbers: range) -> None:
-        amounts = _amounts(self.march, self.path, numbers)
+        amounts = amounts_at(self.march, self.path, numbers)
         self.count = len(amounts)
         self.inputs = {**self.fixed, **self.formula.of_amounts(amounts.unbind(1))}
         if self.call.right.timed:
-            self.inputs["place"] = _places(self.march, self.path, numbers)
+            self.inputs["place"] = places_at(self.march, self.path, numbers)
         if slopes_program(self.formula, False)[0]:
             if self.slope.shape[2] != self.count:
                 self.slope = self._slope(self.count)
@@ -254,7 +254,7 @@ class _ByTorch:
         self.moved: list[Tensor | None] = [None] * len(call.moves)
 
     def at(self, numbers: range) -> None:
-        self.amounts = _amounts(self.march, self.path, numbers).movedim(0, 1).detach().requires_grad_()
+        self.amounts = amounts_at(self.march, self.path, numbers).movedim(0, 1).detach().requires_grad_()
         self.leaves = [
             (staged(tensor, self.amounts.shape[1]) if p in self.call.moving else tensor)
             .detach()
@@ -262,7 +262,7 @@ class _ByTorch:
             for p, tensor in enumerate(self.tensors)
         ]
         with torch.enable_grad():
-            place = _places(self.march, self.path, numbers)
+            place = places_at(self.march, self.path, numbers)
             self.change = self.call.right(place, self.amounts, Where.of(self.leaves, self.call.inflow))
             moving = [self.leaves[p] for p in self.call.moving]
             self.rows = rows_of(self.change, [self.amounts, *moving], self.twice)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medcm_cli.pk.change import Right, Where
 from medcm_cli.pk.compiled import CompiledMarch
-from medcm_cli.pk.steps import Control, March, Path
+from medcm_cli.pk.steps import Control, March, Path, Way
 
 _ELEMENTS = 200_000  # about, of the amounts at stages that are evaluated at once
 
@@ -18,6 +18,7 @@ class Call:
 
     ``moves``: pairs of a tangent and of which of the tensors of ``Where`` changes along it. ``notes`` on
     trajectories that had no way are added to. ``compiled``: steps are, where nothing moves.
+    ``known``: the way, where it has been found already, with all that derivatives need.
     """
 
     right: Right
@@ -27,17 +28,21 @@ class Call:
     moves: tuple[tuple[int, int], ...] = ()
     notes: list[str] = field(default_factory=list)
     compiled: bool = False
+    known: Way | None = None
 
     @property
     def moving(self) -> list[int]:
         """Which of the tensors change along any tangent."""
         return sorted({p for _, p in self.moves})
 
-    def followed(self, amounts: Tensor, tensors: Sequence[Tensor], keep: bool) -> tuple[March, Path]:
+    def followed(self, amounts: Tensor, tensors: Sequence[Tensor], keep: bool) -> Way:
         """From amounts (C, S, N, B).
 
         :param keep: what derivatives need.
         """
+        if self.known is not None:
+            march, path = self.known
+            return march, path._replace(end=path.end.clone())
         still = [tensor.detach() for tensor in tensors]
         kind = CompiledMarch if self.compiled and not self.moves else March
         march = kind(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)

@@ -118,14 +118,14 @@ def nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tens
         first = first if number else after
         inverse = inverse_of(torch.where(wanted, unit - by, unit))
         step = times(inverse, after - x)
-        there = _moved(x, step)
+        there = moved(x, step)
         size, length = there.abs().amax(0), step.abs().amax(0)
         sound = wanted & (size < _WITHOUT_BOUND * first.abs().amax(0))
         x = torch.where(sound, there, first)
         if float((sound & (length < _NEAR * size)).sum()) > _MOST * float(wanted.sum()):
             break
     near = sound & (length < _FAR * size)
-    there = _moved(x, times(inverse, way.period(x) - x))
+    there = moved(x, times(inverse, way.period(x) - x))
     return torch.where(near & torch.isfinite(there).all(0), there, nothing)
 
 
@@ -134,7 +134,7 @@ def _unit(like: Tensor) -> Tensor:
     return torch.eye(len(like), dtype=like.dtype, device=like.device).view(*[len(like)] * 2, 1, 1, 1)
 
 
-def _moved(x: Tensor, step: Tensor) -> Tensor:
+def moved(x: Tensor, step: Tensor) -> Tensor:
     """No step makes an amount negative, where a rate may not be defined."""
     return torch.where((x > 0) & (x + step < 0), x / 10, x + step)
 
@@ -232,9 +232,9 @@ def _steps(
         turned = (now - inverse).abs().amax((0, 1)) / now.abs().amax((0, 1))
         inverse = torch.where(active, now, inverse)
         step = times(now, after - x)
-        there = _moved(x, step)
+        there = moved(x, step)
         size, growth, length = there.abs().amax(0), now.abs().sum(1).amax(0), step.abs().amax(0)
-        done = active & _close(search, size, growth, length, last, turned)
+        done = active & close(search, size, growth, length, last, turned)
         last, lost = length, active & ~(size < most)
         settled = settled | (done & ~lost & (growth * search.rtol < _DIGITS))
         boundless = boundless | lost
@@ -256,7 +256,7 @@ def _steps(
     return torch.where(active, begin, x), inverse, settled, boundless
 
 
-def _close(
+def close(
     search: Tolerance, size: Tensor, growth: Tensor, length: Tensor, last: Tensor, turned: Tensor
 ) -> Tensor:
     """Whether a step of this ``length``, the ``last`` of which is known, leads to a solution.

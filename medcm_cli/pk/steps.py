@@ -25,7 +25,7 @@ _STIFF = (
 _SAFETY, _LEAST, _LARGEST = 0.9, 0.2, 10.0  # of the next step, as a multiple of the last
 _STANDSTILL = 1e-12  # of an interval: a step that leads nowhere
 _DECAY = 1e-4  # the error of a step h of a decay with rate r, by (r h)^5
-_KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
+KEPT = 2**28  # bytes of stages that are kept in an interval; of further steps they are found again
 _AHEAD, _BLOCK = 8, 2**21  # steps, and bytes of their stages, that memory is asked for at once
 _NEWTON = 10  # iterations of an implicit stage
 _CLOSE = 1e-2  # of the tolerance, that such a stage is solved to
@@ -54,6 +54,10 @@ class Path(NamedTuple):
     end: Tensor
     steps: list[tuple[float, float]]
     stages: list[Tensor]
+
+
+Way = tuple["March", Path]
+"""How an interval is gone through."""
 
 
 class _Room(NamedTuple):
@@ -107,7 +111,7 @@ class March:
         self.evaluate = right.bound(where)
         self.keep, self.rooms = False, list[_Room]()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
-        self.most_kept = _KEPT // (self.k.nbytes + 1)
+        self.most_kept = KEPT // (self.k.nbytes + 1)
         self.size = self.x.abs()
         there = (where.width > 0).expand(amounts.shape[1:])
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
@@ -207,9 +211,9 @@ class March:
 
     def _size_at(self, end: Tensor, h: float) -> float:
         """The largest error of a fit, in tolerances."""
-        return self._norm(self._errors(end, h).square_())
+        return self.norm(self._errors(end, h).square_())
 
-    def _norm(self, squares: Tensor) -> float:
+    def norm(self, squares: Tensor) -> float:
         """The largest size of a fit, (C, S, N, B)."""
         largest = math.sqrt(float(squares.amax()))
         return largest if self.control.largest else self._of_fits(squares, largest)
@@ -243,11 +247,11 @@ class March:
         """A first step whose error should be the tolerance: that of a decay by exp(-r s) in a step h grows as
         (r h)^5, with a factor that is the method's, and r is how the change itself changes."""
         scale = self.size * self.control.rtol + self.control.atol
-        size, slope = (self._norm((of / scale).square_()) for of in (self.x, self.k[0]))
+        size, slope = (self.norm((of / scale).square_()) for of in (self.x, self.k[0]))
         h = min(0.01 * size / slope, 0.01) if slope > 0 and size > 0 else 0.01
         h = max(h, 1e-12)
         self._change(h, self.x + h * self.k[0], 1)
-        curve = self._norm(((self.k[1] - self.k[0]) / scale).square_()) / h
+        curve = self.norm(((self.k[1] - self.k[0]) / scale).square_()) / h
         if slope == 0 or curve == 0:
             return 1.0
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h

@@ -36,12 +36,28 @@ def carried(
     for numbers in pieces(march, path):
         slopes.at(numbers)
         source = sound(march, slopes.source(given.moved, tangents.shape[1]))
-        forwards = _side_by_side if tangents.numel() < _SMALL else _one_by_one
         keep = kept is not None
         stages, tangents = forwards(march, path, numbers, slopes.slope, source, tangents, keep)
         if kept is not None and stages is not None:
             kept.append(stages)
     return tangents
+
+
+def forwards(
+    march: March,
+    path: Path,
+    numbers: range,
+    slope: Tensor,
+    source: Tensor,
+    tangents: Tensor,
+    keep: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and at their end.
+
+    :param source: of the first of the K tangents, (C, L, I, S, N, B) with L at most K; that of others is 0.
+    """
+    way = _side_by_side if tangents.numel() < _SMALL else _one_by_one
+    return way(march, path, numbers, slope, source, tangents, keep)
 
 
 def _one_by_one(
@@ -53,11 +69,11 @@ def _one_by_one(
     tangents: Tensor,
     keep: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and at their end.
-
-    :param source: (C, K, I, S, N, B).
-    """
+    """See ``forwards``."""
     tableau, used, size = march.tableau, march.tableau.used, len(tangents)
+    if source.shape[1] < tangents.shape[1]:
+        others = source.new_zeros(size, tangents.shape[1] - source.shape[1], *source.shape[2:])
+        source = torch.cat([source, others], 1)
     of = coefficients(tableau, tangents.dtype, tangents.device)
     matrix = solver(march, path, numbers, slope)
     columns = of_stages(slope, len(numbers) * used, 1)
@@ -100,7 +116,7 @@ def _side_by_side(
     matrix = solver(march, path, numbers, slope)
     h = tangents.new_tensor([path.steps[number][1] for number in numbers]).view(-1, 1, 1, 1)
     slopes, sources, matrices = (_by_step(of_all, count, used) for of_all in (slope, source, matrix))
-    begin = tangents.new_zeros(size, size + tangents.shape[1], count, *tangents.shape[2:])
+    begin = tangents.new_zeros(size, size + source.shape[1], count, *tangents.shape[2:])
     begin[range(size), range(size)] = 1
     changes = begin.new_empty(used, *begin.shape)
     stages = begin.new_empty(used if keep else 1, *begin.shape)
@@ -113,10 +129,11 @@ def _side_by_side(
             stage.copy_(times(matrices[i][:, :, None], stage))
         by = slopes[i]
         multiplied([by[:, x, None] for x in range(size)], stage.unbind(0), change)
-        change[:, size:].add_(sources[i])
+        if source.shape[1]:
+            change[:, size:].add_(sources[i])
         change.mul_(h)
     ends = torch.addmv(first, flat, of.weights).view_as(begin)
-    moves, rest = ends[:, :size].unbind(2), ends[:, size:].unbind(2)
+    moves, rest = ends[:, :size].unbind(2), _wide(ends[:, size:], tangents.shape[1]).unbind(2)
     reached = [tangents]
     for move, more in zip(moves, rest, strict=True):
         for x, column in enumerate(move.unsqueeze(2).unbind(1)):
@@ -126,10 +143,21 @@ def _side_by_side(
         return None, reached[-1]
     whole = stages.movedim(3, 0)  # (n, used, C, C + K, S, N, B)
     before = torch.stack(reached[:-1])[:, :, None, None].unbind(1)
-    found = whole[:, :, :, size:]
+    found = _wide(whole[:, :, :, size:], tangents.shape[1], 3)
     for x in range(size):
         found = torch.addcmul(found, whole[:, :, :, x, None], before[x])
     return found.flatten(0, 1), reached[-1]
+
+
+def _wide(values: Tensor, tangents: int, dim: int = 1) -> Tensor:
+    """With 0 for the last of them, which have no source."""
+    lacking = tangents - values.shape[dim]
+    if not lacking:
+        return values
+    shape = list(values.shape)
+    shape[dim] = lacking
+    zero = values.new_zeros(1).expand(shape)
+    return torch.cat([values, zero], dim) if lacking < tangents else zero
 
 
 def _by_step(values: Tensor | None, count: int, used: int) -> list[Tensor]:

@@ -45,11 +45,13 @@ class Series:
 
         Of doses longer than the interval, as many overlap as fit, and one more for what is left over.
         """
+        here = self.into(states)
+        if not self.duration.requires_grad and not bool((self.duration > 0).any()):
+            return [(hours, torch.zeros_like(here * self.amount))]
         whole = torch.floor(self.duration.detach() / self.interval)
         over = torch.minimum((self.duration - whole * self.interval).clamp(min=0), hours)
         lasting = self.duration > 0
         rate = torch.where(lasting, self.amount / torch.where(lasting, self.duration, 1), 0)
-        here = self._into(states)
         return [(over, here * ((whole + 1) * rate)), (hours - over, here * (whole * rate))]
 
     def detached(self) -> "Series":
@@ -60,9 +62,10 @@ class Series:
 
     def at_once(self, states: int) -> Tensor:
         """The amounts (C, S, N, B) that a dose gives at once."""
-        return self._into(states) * torch.where(self.duration > 0, 0, self.amount)
+        return self.into(states) * torch.where(self.duration > 0, 0, self.amount)
 
-    def _into(self, states: int) -> Tensor:
+    def into(self, states: int) -> Tensor:
+        """Which compartment a dose goes to, as 1, (C, S, N, B)."""
         return torch.stack([(self.compartment == c).to(self.amount) for c in range(states)])
 
 
@@ -262,6 +265,8 @@ def _inflow(
     were added and taken off again is nothing, and none at all where nothing runs.
     """
     begin, end, shape = places["start"], places["end"], places["start"].shape
+    if not given.rate.requires_grad and not bool((given.rate != 0).any()):
+        return given.rate.new_zeros(()).expand(len(left), states, *shape[1:])
     if schedule.reset is not None:
         number = _segment(schedule, left)
         borders = torch.stack([(number < segment).sum(0) for segment in range(len(schedule.reset) + 2)])

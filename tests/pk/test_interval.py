@@ -184,7 +184,7 @@ def test_where_there_is_no_way_others_go_theirs() -> None:
 def test_stages_that_were_not_kept_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for kept in (2**28, 0):
-        monkeypatch.setattr("medcm_cli.pk.steps._KEPT", kept)
+        monkeypatch.setattr("medcm_cli.pk.steps.KEPT", kept)
         for method in TABLEAUX:
             given = inputs()
             follow(call(method), given[0], given[1:]).square().sum().backward()

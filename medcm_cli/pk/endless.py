@@ -1,0 +1,275 @@
+"""What an endless series of doses leads to in an integrated model, and the derivatives of that."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from medcm_cli.numerics.square import times
+from medcm_cli.pk import periodic
+from medcm_cli.pk.change import Right, Where
+from medcm_cli.pk.dosing import Values
+from medcm_cli.pk.moving import Tangents, along, stacked
+from medcm_cli.pk.stages import Call
+from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution
+from medcm_cli.pk.steps import Control, Way
+from medcm_cli.pk.stretch import Stretch, tensors_of
+from medcm_cli.pk.timeline import Series, Timeline
+
+# Doses that add up multiply the error of one period, by more than this where a steady state is solved for to
+# a hundredth of the tolerances.
+_GROWTH = 10.0
+_ROUGH = 1e-3  # relative tolerance of the periods that a search for a steady state begins with
+
+
+class Settling(Protocol):
+    """A model given as dA/dt, as this module sees it (``medcm_cli.pk.ode.OdeModel``)."""
+
+    @property
+    def states(self) -> Sequence[str]: ...
+    def begin(self, z: Values) -> Tensor | None: ...
+    @property
+    def steady_state_doses(self) -> int: ...
+    @property
+    def control(self) -> Control: ...
+
+
+class Run(Protocol):
+    """That model along one time line, as this module sees it (``medcm_cli.pk.integrated``)."""
+
+    @property
+    def pk(self) -> Settling: ...
+    @property
+    def line(self) -> Timeline: ...
+    @property
+    def right(self) -> Right: ...
+    @property
+    def notes(self) -> list[str]: ...
+    def alone(self) -> "Run":
+        """Without derivatives beside the amounts."""
+
+    def along(
+        self,
+        stretch: Stretch,
+        state: Tensor,
+        control: Control,
+        fit: tuple[Tensor, int] | None = None,
+        known: Way | None = None,
+    ) -> Tensor:
+        """Amounts at the end of a stretch."""
+
+
+@dataclass(frozen=True)
+class Steady:
+    """What an endless series leads to; ``moved``: how K parameters of doses change it; ``fit``, where it is
+    of some trajectories alone, as of ``March``; ``known``: the way along each stretch of the period, where it
+    has been found."""
+
+    run: Run
+    series: Series
+    moved: Sequence[Tangents]
+    control: Control
+    fit: tuple[Tensor, int] | None = None
+    known: Sequence[Way | None] = ()
+
+    def amounts(self) -> tuple[Tensor, Tensor]:
+        """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
+        are what the series leads to."""
+        at_once = self._at_once()
+        if at_once is not None:
+            x, inverse, ways = at_once
+            here = replace(self, known=ways)
+            amounts = here._differentiable(x, inverse)
+            return (amounts if here._returns() else here.after(amounts, "latest")), self._wanted(x)
+        x, inverse, settled = self._searched(0)
+        growth = inverse.abs().sum(1).amax(0)
+        here = self
+        if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
+            own = self.control
+            here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
+            x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
+        found = here._differentiable(x, inverse)
+        return (found if here._returns() else here.after(found, "latest")), settled
+
+    def _wanted(self, like: Tensor) -> Tensor:
+        return self.series.present.expand_as(like[0])
+
+    def _at_once(self) -> tuple[Tensor, Tensor, list[Way | None]] | None:
+        """See ``periodic.solved``."""
+        fewer, fine = replace(self, run=self.run.alone(), moved=()), self.control
+        if fine.tableau.diagonal:
+            return None
+        series, right = self.series, self.run.right
+        nothing = self._nothing()
+        wanted, count = self._wanted(nothing), len(nothing)
+        dose = series.into(count) * series.amount
+        width = series.interval.expand_as(nothing[0])
+        whole = Stretch(torch.zeros_like(width), width, dose / width, series.z)
+        at_once = (1 - series.duration / series.interval).clamp(min=0)
+        where = Where.of([tensor.detach() for tensor in tensors_of(right, whole)], True)
+        begin = periodic.between(right, where, dose, at_once, nothing, wanted)
+        if begin is None:
+            return None
+        given, _, stretches = fewer._whole
+        there = [bool((stretch.width != 0).any()) for stretch in stretches]
+        parts = [
+            periodic.Part(
+                Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
+                [tensor.detach() for tensor in tensors_of(right, stretch)],
+            )
+            for stretch, goes in zip(stretches, there, strict=True)
+            if goes
+        ]
+        within = Tolerance(fine.rtol, fine.atol, fine.rtol, fine.atol)
+        found = periodic.solved(parts, given.detach(), begin, wanted, within)
+        if found is None:
+            return None
+        ways = iter(found.ways)
+        return found.x, found.inverse, [next(ways) if goes else None for goes in there]
+
+    def _nothing(self) -> Tensor:
+        """Amounts before the first dose, (C, S, N, B)."""
+        nothing = torch.zeros_like(self.run.line.jump[0])
+        start = self.run.pk.begin(self.series.z)
+        return nothing if start is None else start.expand_as(nothing)
+
+    def _searched(
+        self, doses: int, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``steady.searched``. :param known: what was found before, and where."""
+        own, fine = self.run.pk.control, self.control
+        nothing = self._nothing()
+        wanted = self._wanted(nothing)
+        fewer = replace(self, run=self.run.alone(), moved=())
+        some = functools.partial(fewer._both, nothing.shape[1:])
+        way = Followed(fewer.period, fewer.slope, Tolerance(fine.rtol, fine.atol, own.rtol, own.atol), some)
+        if known is None:
+            rtol = max(fine.rtol, _ROUGH)
+            rough = replace(fewer, control=replace(fine, rtol=rtol, atol=fine.atol * (rtol / fine.rtol)))
+            begin = nearly(way, rough.slope, nothing, wanted)
+        else:
+            begin = torch.where(known[1], known[0].detach(), nothing)
+        return searched(way, nothing, wanted, doses, begin)
+
+    def _both(self, shape: Sequence[int], index: Tensor) -> tuple[Period, Slope]:
+        """The ways of some trajectories alone."""
+        part = self.some(index, shape)
+        return part.period, part.slope
+
+    def some(self, index: Tensor, shape: Sequence[int]) -> "Steady":
+        """That of some trajectories (n,) alone, of all (S, N, B)."""
+
+        def chosen(values: Tensor) -> Tensor:
+            if values.ndim > 4:  # which subjects share
+                return values.expand(*values.shape[:-1], shape[-1])[..., index % shape[-1]]
+            flat = values.expand(*values.shape[:-3], *shape).flatten(-3)
+            return flat.index_select(-1, index)[..., None, None, :]
+
+        own = {name: chosen(value) for name, value in vars(self.series).items() if isinstance(value, Tensor)}
+        z = {name: chosen(value) for name, value in self.series.z.items()}
+        return replace(self, series=replace(self.series, **own, z=z), fit=(index % shape[-1], shape[-1]))
+
+    def _returns(self) -> bool:
+        """Whether the last dose began a whole period ago, which leaves amounts as they are."""
+        latest, moved = self.series.latest, any("latest" in of for of in self.moved)
+        return not (latest.requires_grad or moved) and bool((latest == self.series.interval).all())
+
+    def period(self, amounts: Tensor) -> Tensor:
+        """From just before a dose to just before the next."""
+        return self.after(amounts, "interval")
+
+    def slope(self, amounts: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with its derivatives, (C, C, S, N, B)."""
+        size = len(amounts)
+        unit = torch.eye(size, dtype=amounts.dtype, device=amounts.device).view(size, size, 1, 1, 1)
+        end = self.period(torch.cat([amounts[:, None], unit.expand(size, *amounts.shape)], 1))
+        return end[:, 0], end[:, 1:]
+
+    def after(self, state: Tensor, hours: str) -> Tensor:
+        """``hours``, the name of a field of the series, after a dose begins, from what was there before."""
+        given, turns, stretches = self._whole if hours == "interval" else self._pieces(hours)
+        if state.ndim > 4:
+            given = stacked(given, turns or [None] * (state.shape[1] - 1), 1)
+        state = state + given
+        known = self.known if self.known and hours == "interval" else [None] * len(stretches)
+        for stretch, way in zip(stretches, known, strict=True):
+            state = self.run.along(stretch, state, self.control, self.fit, way)
+        return state
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
+        """``_pieces`` of a period, which a search follows several times."""
+        return self._pieces("interval")
+
+    def _pieces(self, hours: str) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
+        """What is given at once, how parameters of doses move that, and the stretches after it."""
+        count, right = len(self.run.pk.states), self.run.right
+        shape = self.run.line.jump.shape[-3:] if self.fit is None else (1, 1, len(self.fit[0]))
+
+        def at_once(series: Series) -> list[Tensor]:
+            return [series.at_once(count)]
+
+        def stretches(series: Series) -> list[Tensor]:
+            length = getattr(series, hours).expand(shape)
+            return [part for stretch in series.stretches(count, length) for part in stretch]
+
+        (given,), pieces = at_once(self.series), stretches(self.series)
+        turns = [along(stretches, self.series, moved) for moved in self.moved]
+        found = list[Stretch]()
+        for place in range(0, len(pieces), 2):
+            width, rate = pieces[place : place + 2]
+            inflow = rate if rate.requires_grad or turns or bool((rate != 0).any()) else None
+            # A rate that depends on t is taken at 0: a steady state needs one that does not.
+            begin = torch.zeros_like(width)
+            moved = [
+                {
+                    name: by
+                    for name, by in zip(("width", "inflow"), turn[place : place + 2], strict=True)
+                    if by is not None
+                }
+                for turn in turns
+            ]
+            parts = None
+            if right.formula is not None and (width.requires_grad or bool((width != 0).any())):
+                parts = right.formula.parts_of(self.series.z, width)
+            found.append(Stretch(begin, width, inflow, self.series.z, moved, parts))
+        return given, [along(at_once, self.series, moved)[0] for moved in self.moved], found
+
+    def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """The amounts that a period leaves as they are, found already, with their derivatives."""
+        moved = [(k, name, turn) for k, of in enumerate(self.moved) for name, turn in of.items()]
+        inputs = [
+            self.series.amount,
+            self.series.duration,
+            *self.series.z.values(),
+            *(turn for *_, turn in moved),
+        ]
+
+        def given(tensors: Sequence[Tensor]) -> "Steady":
+            amount, duration, *rest = tensors
+            z = dict(zip(self.series.z, rest, strict=False))
+            turns = [dict(of) for of in self.moved]
+            for (k, name, _), turn in zip(moved, rest[len(z) :], strict=True):
+                turns[k][name] = turn
+            series = replace(self.series, amount=amount, duration=duration, z=z)
+            return replace(self, series=series, moved=turns)
+
+        def refine(found: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+            here, x = given(tensors), found[0]
+            x = x + times(inverse, here.period(x) - x)
+            if len(found) == 1:
+                return [x]
+            end = here.period(torch.cat([x[:, None], found[1]], 1))[:, 1:]
+            return [x, found[1] + times(inverse[:, :, None], end - found[1])]
+
+        if not self.moved:
+            return solution(refine, [x], inputs)[0]
+        with torch.no_grad():
+            none = x.new_zeros(len(x), len(self.moved), *x.shape[1:])
+            turn = times(inverse[:, :, None], self.period(torch.cat([x[:, None], none], 1))[:, 1:])
+        x, turn = solution(refine, [x, turn], inputs)
+        return torch.cat([x[:, None], turn], 1)
