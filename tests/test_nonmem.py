@@ -78,5 +78,7 @@ def test_a_construction_is_fitted(nonmem: str, options: str, protocol: str, tmp_
     config = configuration(path, tmp_path, *[b for b in base if b.partition("=")[0] not in chosen], *words)
     job = Job.build(config)
     trained = job.train([(1, 1)])
-    assert trained.failures == (None,)
+    (failure,) = trained.failures
+    # Levels that are made up may have an optimum that explains less than their mean does, which is said.
+    assert failure is None or (protocol == "field" and "objective is absurd" in failure.cause)
     assert bool(torch.isfinite(trained.objective).all())

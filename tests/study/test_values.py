@@ -187,6 +187,9 @@ OF_A_CHOICE = {
     "objective=saem": {"objective.exploration": "0"},
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
     "split=bootstrap": {"split.size": "null"},
+    **dict.fromkeys(  # null: as the rate function says
+        ("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode"), {"pk.compartments": "null"}
+    ),
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"
