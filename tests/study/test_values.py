@@ -187,9 +187,17 @@ OF_A_CHOICE = {
     "objective=saem": {"objective.exploration": "0"},
     "dataset=perioperative": {"dataset.preparation.impute": "null"},
     "split=bootstrap": {"split.size": "null"},
-    **dict.fromkeys(  # null: as the rate function says
-        ("pk=michaelis_menten", "pk=neural_ode", "pk=two_compartment_ode"), {"pk.compartments": "null"}
-    ),
+    # null: as the rate function says
+    "pk=michaelis_menten": {"pk.compartments": "null"},
+    "pk=two_compartment_ode": {"pk.compartments": "null"},
+    "pk=neural_ode": {
+        "pk.compartments": "null",
+        "pk.terms.elimination.inputs.concentration": LARGE,
+        "pk.terms.elimination.hidden": "[1,2]",
+        "pk.terms.elimination.least": "-1 0 null",  # below what it begins as
+        "pk.terms.elimination.most": f"null {LARGE}",
+        "pk.terms.elimination.initial": LARGE,
+    },
     **{
         f"pk={size}_compartment{oral}": dict.fromkeys(
             ("pk.lag", "pk.bioavailability", "pk.durations"), "null"
