@@ -231,4 +231,4 @@ def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     size, control = begins.abs(), call.control
     scale = torch.maximum(size[:, 1:], size[:, :-1]).mul_(control.rtol).add_(control.atol)
     squares = error.mul_(lengths).div_(scale).square_()
-    return all(march.norm(of) <= 1 for of in squares.unbind(1))
+    return march.within(squares)

@@ -54,6 +54,13 @@ class Series:
         rate = torch.where(lasting, self.amount / torch.where(lasting, self.duration, 1), 0)
         return [(over, here * ((whole + 1) * rate)), (hours - over, here * (whole * rate))]
 
+    def by_event(self, events: int) -> dict[int, Tensor]:
+        """Whether it stands before an event, (S, N, B), of those that it does at all."""
+        number = torch.arange(events, device=self.event.device).view(-1, 1, 1, 1)
+        here = self.present & (self.event == number)
+        there = here.flatten(1).any(1).tolist()
+        return {event: of for event, (of, any_of) in enumerate(zip(here, there, strict=True)) if any_of}
+
     def detached(self) -> "Series":
         """The same, without gradients."""
         values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -360,6 +367,7 @@ def follow(
     place = slice(None) if observed is None else observed
     state = line.start_of(0)
     states = [(series, *steady(series)) for series in line.series]
+    begin = [series.by_event(len(line.jump)) for series in line.series]
     at_events = []
     for event, jump in enumerate(line.jump):
         if event:
@@ -368,9 +376,9 @@ def follow(
             state = torch.where(line.reset[event], 0 if line.start is None else line.start_of(event), state)
         at_events.append(state[place])
         state = state + jump
-        for series, amounts, _ in states:
-            here = series.present & (series.event == event)
-            state = torch.where(here, state + amounts if line.superposed else amounts, state)
+        for (_, amounts, _), by_event in zip(states, begin, strict=True):
+            if (here := by_event.get(event)) is not None:
+                state = torch.where(here, state + amounts if line.superposed else amounts, state)
     more = at_events[0].ndim - 3
     seen = line.seen.view(len(line.seen), *[1] * more, *line.seen.shape[1:]).expand(-1, *at_events[0].shape)
     found = torch.stack(at_events).gather(0, seen) + line.extra
