@@ -108,6 +108,7 @@ class Steady:
     def _wanted(self, like: Tensor) -> Tensor:
         return self.series.present.expand_as(like[0])
 
+    @torch.no_grad()
     def _at_once(self) -> tuple[Tensor, Tensor, list[Way | None]] | None:
         """See ``periodic.solved``."""
         fewer, fine = replace(self, run=self.run.alone(), moved=()), self.control
@@ -120,7 +121,7 @@ class Steady:
         width = series.interval.expand_as(nothing[0])
         whole = Stretch(torch.zeros_like(width), width, dose / width, series.z)
         at_once = (1 - series.duration / series.interval).clamp(min=0)
-        where = Where.of([tensor.detach() for tensor in tensors_of(right, whole)], True)
+        where = Where.of(tensors_of(right, whole), True)
         begin = periodic.between(right, where, dose, at_once, nothing, wanted)
         if begin is None:
             return None
@@ -129,13 +130,13 @@ class Steady:
         parts = [
             periodic.Part(
                 Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
-                [tensor.detach() for tensor in tensors_of(right, stretch)],
+                tensors_of(right, stretch),
             )
             for stretch, goes in zip(stretches, there, strict=True)
             if goes
         ]
         within = Tolerance(fine.rtol, fine.atol, fine.rtol, fine.atol)
-        found = periodic.solved(parts, given.detach(), begin, wanted, within)
+        found = periodic.solved(parts, given, begin, wanted, within)
         if found is None:
             return None
         ways = iter(found.ways)

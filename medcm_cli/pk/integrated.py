@@ -161,7 +161,7 @@ class _Run:
         """Whether amounts go on at each event as they did, but for resets and other parameters."""
         given = (self.line.jump.detach() != 0).flatten(1).any(1).tolist()
         runs_in = [False, *self.runs_in, False]
-        begun = {event for series in self.line.series for event in series.by_event(len(given))}
+        begun = {event for series in self.line.begun for event in series}
         return [
             not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
         ]
@@ -234,7 +234,7 @@ class _Run:
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
         found = Steady(self, series, moved, self.pk.control).reached()
-        begun = series.by_event(len(self.line.jump))
+        begun = self.line.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace
         return found.amounts, found.settled

@@ -7,6 +7,7 @@ although they differ between subjects, and loops run over intervals, never over 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -54,13 +55,6 @@ class Series:
         rate = torch.where(lasting, self.amount / torch.where(lasting, self.duration, 1), 0)
         return [(over, here * ((whole + 1) * rate)), (hours - over, here * (whole * rate))]
 
-    def by_event(self, events: int) -> dict[int, Tensor]:
-        """Whether it stands before an event, (S, N, B), of those that it does at all."""
-        number = torch.arange(events, device=self.event.device).view(-1, 1, 1, 1)
-        here = self.present & (self.event == number)
-        there = here.flatten(1).any(1).tolist()
-        return {event: of for event, (of, any_of) in enumerate(zip(here, there, strict=True)) if any_of}
-
     def detached(self) -> "Series":
         """The same, without gradients."""
         values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -102,6 +96,17 @@ class Timeline:
     z_seen: Values
     start: Tensor | None = None
     superposed: bool = True
+
+    @cached_property
+    def begun(self) -> list[dict[int, Tensor]]:
+        """Of each series, before which events it stands, and whether (S, N, B) it does."""
+        number = torch.arange(len(self.jump), device=self.jump.device).view(-1, 1, 1, 1)
+        found = list[dict[int, Tensor]]()
+        for series in self.series:
+            here = series.present & (series.event == number)
+            there = here.flatten(1).any(1).tolist()
+            found.append({event: of for event, of in enumerate(here.unbind(0)) if there[event]})
+        return found
 
     def z_of(self, interval: int) -> Values:
         """Parameters in force in an interval, (S, N, B)."""
@@ -367,7 +372,6 @@ def follow(
     place = slice(None) if observed is None else observed
     state = line.start_of(0)
     states = [(series, *steady(series)) for series in line.series]
-    begin = [series.by_event(len(line.jump)) for series in line.series]
     at_events = []
     for event, jump in enumerate(line.jump):
         if event:
@@ -376,7 +380,7 @@ def follow(
             state = torch.where(line.reset[event], 0 if line.start is None else line.start_of(event), state)
         at_events.append(state[place])
         state = state + jump
-        for (_, amounts, _), by_event in zip(states, begin, strict=True):
+        for (_, amounts, _), by_event in zip(states, line.begun, strict=True):
             if (here := by_event.get(event)) is not None:
                 state = torch.where(here, state + amounts if line.superposed else amounts, state)
     more = at_events[0].ndim - 3
