@@ -157,7 +157,7 @@ class March:
     def step(self, s: float, h: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stages (I, C, S, N, B) of a step from ``x``, whose change is known or, at its first stage, not
         needed; and where (S, N, B) they are solved, None for everywhere."""
-        stages, each, flat = self._room()
+        stages, each, flat = self._room((1 - s) / h)
         each[0].whole.copy_(x)
         solve = _Implicit(self, s, h, x) if self.tableau.diagonal else None
         for i in range(1, len(flat)):
@@ -170,11 +170,12 @@ class March:
                     return stages, solved
         return stages, None
 
-    def _room(self) -> _Room:
-        """For the stages of a step; of a march that keeps none two take turns, where the system would give
-        the memory anew, page by page, for every step."""
+    def _room(self, steps: float) -> _Room:
+        """For the stages of a step, and of those that may follow it, so many in all; of a march that keeps
+        none two take turns, where the system would give the memory anew, page by page, for every step."""
         if not self.rooms:
-            several = max(1, min(_AHEAD, _BLOCK // (self.k.nbytes + 1))) if self.keep else 2
+            ahead = min(math.ceil(min(_AHEAD, steps)), _BLOCK // (self.k.nbytes + 1))
+            several = max(1, ahead) if self.keep else 2
             self.rooms = _Room.several(self.k, several)
         return self.rooms[0]
 
