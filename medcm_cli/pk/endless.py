@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +63,15 @@ class Run(Protocol):
         """Amounts at the end of a stretch."""
 
 
+class Reached(NamedTuple):
+    """``amounts`` (C, S, N, B), or (C, 1 + K, S, N, B), at the time of an event; whether (S, N, B) they are
+    ``settled``, what a series leads to; ``pace``: the first step after a dose of it at that time, h."""
+
+    amounts: Tensor
+    settled: Tensor
+    pace: float | None = None
+
+
 @dataclass(frozen=True)
 class Steady:
     """What an endless series leads to; ``moved``: how K parameters of doses change it; ``fit``, where it is
@@ -76,15 +85,16 @@ class Steady:
     fit: tuple[Tensor, int] | None = None
     known: Sequence[Way | None] = ()
 
-    def amounts(self) -> tuple[Tensor, Tensor]:
-        """Those at the time of the event, (C, S, N, B) or (C, 1 + K, S, N, B), and whether (S, N, B) they
-        are what the series leads to."""
+    def reached(self) -> Reached:
+        """What the series leads to."""
         at_once = self._at_once()
         if at_once is not None:
             x, inverse, ways = at_once
             here = replace(self, known=ways)
-            amounts = here._differentiable(x, inverse)
-            return (amounts if here._returns() else here.after(amounts, "latest")), self._wanted(x)
+            amounts, settled = here._differentiable(x, inverse), self._wanted(x)
+            if here._returns():
+                return Reached(amounts, settled, here._pace)
+            return Reached(here.after(amounts, "latest"), settled)
         x, inverse, settled = self._searched(0)
         growth = inverse.abs().sum(1).amax(0)
         here = self
@@ -93,11 +103,12 @@ class Steady:
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
             x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
         found = here._differentiable(x, inverse)
-        return (found if here._returns() else here.after(found, "latest")), settled
+        return Reached(found if here._returns() else here.after(found, "latest"), settled)
 
     def _wanted(self, like: Tensor) -> Tensor:
         return self.series.present.expand_as(like[0])
 
+    @torch.no_grad()
     def _at_once(self) -> tuple[Tensor, Tensor, list[Way | None]] | None:
         """See ``periodic.solved``."""
         fewer, fine = replace(self, run=self.run.alone(), moved=()), self.control
@@ -110,7 +121,7 @@ class Steady:
         width = series.interval.expand_as(nothing[0])
         whole = Stretch(torch.zeros_like(width), width, dose / width, series.z)
         at_once = (1 - series.duration / series.interval).clamp(min=0)
-        where = Where.of([tensor.detach() for tensor in tensors_of(right, whole)], True)
+        where = Where.of(tensors_of(right, whole), True)
         begin = periodic.between(right, where, dose, at_once, nothing, wanted)
         if begin is None:
             return None
@@ -119,17 +130,23 @@ class Steady:
         parts = [
             periodic.Part(
                 Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
-                [tensor.detach() for tensor in tensors_of(right, stretch)],
+                tensors_of(right, stretch),
             )
             for stretch, goes in zip(stretches, there, strict=True)
             if goes
         ]
         within = Tolerance(fine.rtol, fine.atol, fine.rtol, fine.atol)
-        found = periodic.solved(parts, given.detach(), begin, wanted, within)
+        found = periodic.solved(parts, given, begin, wanted, within)
         if found is None:
             return None
         ways = iter(found.ways)
         return found.x, found.inverse, [next(ways) if goes else None for goes in there]
+
+    @property
+    def _pace(self) -> float:
+        """The first step of a period that is known, h."""
+        march, path = next(way for way in self.known if way is not None)
+        return path.steps[0][1] * float(march.where.width.mean())
 
     def _nothing(self) -> Tensor:
         """Amounts before the first dose, (C, S, N, B)."""

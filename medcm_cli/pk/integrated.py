@@ -107,13 +107,15 @@ def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[D
 
 @dataclass(frozen=True)
 class _Run:
-    """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's."""
+    """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's;
+    ``paces``: of an event, how long the step after it may be, h, where what came before tells."""
 
     pk: Integrable
     line: Timeline
     wrt: tuple[Direction, ...]
     moves: Sequence[Moving]
     notes: list[str] = field(default_factory=list)
+    paces: dict[int, float] = field(default_factory=dict)
 
     @cached_property
     def right(self) -> Right:
@@ -148,6 +150,22 @@ class _Run:
         """Whether there is an inflow, in each interval."""
         return (self.line.inflow != 0).flatten(1).any(1).tolist()
 
+    @cached_property
+    def hours(self) -> list[float]:
+        """Of the trajectories that have a width, the mean of it, in each interval."""
+        width = self.line.width.detach().flatten(1)
+        return (width.sum(1) / (width != 0).sum(1).clamp(min=1)).tolist()
+
+    @cached_property
+    def smooth(self) -> list[bool]:
+        """Whether amounts go on at each event as they did, but for resets and other parameters."""
+        given = (self.line.jump.detach() != 0).flatten(1).any(1).tolist()
+        runs_in = [False, *self.runs_in, False]
+        begun = {event for series in self.line.begun for event in series}
+        return [
+            not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
+        ]
+
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
         line = self.line
@@ -163,11 +181,18 @@ class _Run:
             else None,
         )
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
+        pace = self.paces.pop(interval, None)
         if fixed and not self.share[interval]:
+            if pace is not None:
+                self.paces[interval + 1] = pace
             return state
-        if fixed and self.share[interval] < _SPARSE:
-            return _some(self, stretch, state)
-        return self.along(stretch, state, self.pk.control)
+        hours, ahead = self.hours[interval], list[float]()
+        first = None if pace is None or not hours else pace / hours
+        follow = _some if fixed and self.share[interval] < _SPARSE else _Run.along
+        end = follow(self, stretch, state, self.pk.control, first=first, ahead=ahead)
+        if ahead and self.smooth[interval + 1]:
+            self.paces[interval + 1] = ahead[0] * hours
+        return end
 
     def alone(self) -> "_Run":
         """Without derivatives beside the amounts."""
@@ -180,23 +205,27 @@ class _Run:
         control: Control,
         fit: tuple[Tensor, int] | None = None,
         known: Way | None = None,
+        first: float | None = None,
+        ahead: list[float] | None = None,
     ) -> Tensor:
-        """Amounts at the end of a stretch. :param known: how they get there, where that is."""
+        """Amounts at the end of a stretch.
+
+        :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
+        """
         # A width of 0 may have a derivative.
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and not bool((stretch.width != 0).any()):
             return state
         tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
+        call = Call(self.right, control, runs_in, fit, notes=self.notes, known=known, first=first)
+        call = call if ahead is None else replace(call, ahead=ahead)
         if state.ndim == 4:
-            call = Call(
-                self.right, control, runs_in, fit, (), self.notes, self.pk.compiled and not known, known
-            )
-            return follow_interval(call, state, tensors)
+            return follow_interval(replace(call, compiled=self.pk.compiled and not known), state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
         for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = Call(self.right, control, runs_in, fit, tuple(pairs), self.notes, known=known)
+        call = replace(call, moves=tuple(pairs))
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
 
@@ -204,10 +233,22 @@ class _Run:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
-        return Steady(self, series, moved, self.pk.control).amounts()
+        found = Steady(self, series, moved, self.pk.control).reached()
+        begun = self.line.begun[number]
+        if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
+            self.paces[next(iter(begun))] = found.pace
+        return found.amounts, found.settled
 
 
-def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
+def _some(
+    run: _Run,
+    stretch: Stretch,
+    state: Tensor,
+    control: Control,
+    *,
+    first: float | None,
+    ahead: list[float],
+) -> Tensor:
     """Those trajectories alone that have a width."""
     index, fits = (stretch.width != 0).flatten().nonzero().flatten(), state.shape[-1]
 
@@ -230,5 +271,5 @@ def _some(run: _Run, stretch: Stretch, state: Tensor) -> Tensor:
         None if stretch.parts is None else [chosen(value) for value in stretch.parts],
         stretch.turned and [{place: chosen(turn) for place, turn in of.items()} for of in stretch.turned],
     )
-    end = run.along(part, chosen(state), run.pk.control, (index % fits, fits))
+    end = run.along(part, chosen(state), control, (index % fits, fits), None, first, ahead)
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)

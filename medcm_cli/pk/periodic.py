@@ -204,7 +204,7 @@ def _along(
         stages = len(numbers) * march.tableau.used
         if values:
             amounts = amounts_at(march, path, numbers).movedim(0, 1)
-            change = call.right(places_at(march, path, numbers), amounts, where)
+            change = call.right(_places(call, way, numbers), amounts, where)
             source = (change - times(of.slope, amounts))[:, None]
         else:
             source = state.new_zeros(len(state), 0, stages, *state.shape[2:])
@@ -214,13 +214,17 @@ def _along(
     return (torch.cat(found) if len(found) > 1 else found[0]), state
 
 
+def _places(call: Call, way: Way, numbers: range) -> Tensor | float:
+    return places_at(*way, numbers) if call.right.timed else 0.0
+
+
 def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     """Whether the error of each step is within the tolerances."""
     (march, path), where = way, Where.of(tensors, call.inflow)
     used, found = march.tableau.used, list[Tensor]()
     for numbers in pieces(march, path):
         amounts = amounts_at(march, path, numbers).movedim(0, 1)
-        found.append(call.right(places_at(march, path, numbers), amounts, where))
+        found.append(call.right(_places(call, way, numbers), amounts, where))
     changes = torch.cat(found, 1).unflatten(1, (-1, used))  # (C, n, I, S, N, B)
     begins = torch.stack([stages[0] for stages in path.stages] + [path.end], 1)
     last = torch.cat([changes[:, 1:, 0], call.right(1.0, path.end, where)[:, None]], 1)
@@ -231,4 +235,4 @@ def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     size, control = begins.abs(), call.control
     scale = torch.maximum(size[:, 1:], size[:, :-1]).mul_(control.rtol).add_(control.atol)
     squares = error.mul_(lengths).div_(scale).square_()
-    return all(march.norm(of) <= 1 for of in squares.unbind(1))
+    return march.within(squares)

@@ -18,7 +18,8 @@ class Call:
 
     ``moves``: pairs of a tangent and of which of the tensors of ``Where`` changes along it. ``notes`` on
     trajectories that had no way are added to. ``compiled``: steps are, where nothing moves.
-    ``known``: the way, where it has been found already, with all that derivatives need.
+    ``known``: the way, where it has been found already, with all that derivatives need. ``first``: a step
+    that is tried first; ``ahead``: that which would follow the last is added to it.
     """
 
     right: Right
@@ -29,6 +30,8 @@ class Call:
     notes: list[str] = field(default_factory=list)
     compiled: bool = False
     known: Way | None = None
+    first: float | None = None
+    ahead: list[float] = field(default_factory=list)
 
     @property
     def moving(self) -> list[int]:
@@ -46,8 +49,9 @@ class Call:
         still = [tensor.detach() for tensor in tensors]
         kind = CompiledMarch if self.compiled and not self.moves else March
         march = kind(self.right, amounts, Where.of(still, self.inflow), self.control, self.fit)
-        path = march.path(keep)
+        path = march.path(keep, self.first)
         self.notes.extend(march.notes)
+        self.ahead.extend([] if march.ahead is None else [march.ahead])
         return march, path
 
 

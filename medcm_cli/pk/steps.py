@@ -85,7 +85,8 @@ class March:
     """From one end of an interval to the other. ``x``: amounts now; ``k`` (I, C, S, N, B): their change at
     the stages of a step.
 
-    ``lost``: trajectories (S, N, B) that have no way, and ``notes`` on why.
+    ``lost``: trajectories (S, N, B) that have no way, and ``notes`` on why. ``ahead``: the length of the step
+    that would follow the last, None where no error told of one.
 
     :param amounts: (C, S, N, B). :param fit: of each of the B, where these are trajectories, and how many
         fits there are.
@@ -101,6 +102,7 @@ class March:
     ) -> None:
         self.lost: Tensor | None = None
         self.notes = list[str]()
+        self.ahead: float | None = None
         self.right, self.where, self.control, self.fit = right, where, control, fit
         self.tableau, self.x = control.tableau, amounts.detach().contiguous()
         of = coefficients(self.tableau, self.x.dtype, self.x.device)
@@ -117,18 +119,18 @@ class March:
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
 
     @torch.no_grad()
-    def path(self, keep: bool = False) -> Path:
+    def path(self, keep: bool = False, first: float | None = None) -> Path:
         """From 0 to 1.
 
-        :param keep: what derivatives need.
+        :param keep: what derivatives need. :param first: the step that is tried first, where one is known.
         """
         path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
         self.keep, most = keep, self.most_kept if keep else 0
         self._change(0.0, self.x, 0)
         self._lose(torch.isfinite(self.k[0] + self.x).all(0))
-        h = self._first()
+        h, told = (self._first(), False) if first is None else (first, True)
         while s < 1:
-            h = 1 - s if s + 1.01 * h >= 1 else h
+            free, h = h, (1 - s if s + 1.01 * h >= 1 else h)
             stages, solved = self.step(s, h, self.x)
             size = self._size_at(stages[-1], h) if solved is None else math.inf
             if size <= 1:
@@ -146,13 +148,16 @@ class March:
                 tried = 0
             h *= min(self._growth(size), 1.0 if refused else _LARGEST)
             refused, tried = not size <= 1, tried + 1
+            told = told or refused or s < 1
+        # The last step is as short as what was left, and rounding hides how small its error is.
+        self.ahead = max(free, h) if told else None
         end = self.x if self.lost is None else torch.where(self.lost, torch.nan, self.x)
         return path._replace(end=end)
 
     def step(self, s: float, h: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stages (I, C, S, N, B) of a step from ``x``, whose change is known or, at its first stage, not
         needed; and where (S, N, B) they are solved, None for everywhere."""
-        stages, each, flat = self._room()
+        stages, each, flat = self._room((1 - s) / h)
         each[0].whole.copy_(x)
         solve = _Implicit(self, s, h, x) if self.tableau.diagonal else None
         for i in range(1, len(flat)):
@@ -165,11 +170,12 @@ class March:
                     return stages, solved
         return stages, None
 
-    def _room(self) -> _Room:
-        """For the stages of a step; of a march that keeps none two take turns, where the system would give
-        the memory anew, page by page, for every step."""
+    def _room(self, steps: float) -> _Room:
+        """For the stages of a step, and of those that may follow it, so many in all; of a march that keeps
+        none two take turns, where the system would give the memory anew, page by page, for every step."""
         if not self.rooms:
-            several = max(1, min(_AHEAD, _BLOCK // (self.k.nbytes + 1))) if self.keep else 2
+            ahead = min(math.ceil(min(_AHEAD, steps)), _BLOCK // (self.k.nbytes + 1))
+            several = max(1, ahead) if self.keep else 2
             self.rooms = _Room.several(self.k, several)
         return self.rooms[0]
 
@@ -225,6 +231,16 @@ class March:
         # A few whose elimination is no longer saturated, while others' is, do not show in a mean.
         mean = math.sqrt(float((self._by_fit(squares) / self.count).amax()))
         return max(mean, largest / _SINGLE)
+
+    def within(self, squares: Tensor) -> bool:
+        """Whether each of n sizes of all fits, (C, n, S, N, B), is within one tolerance."""
+        largest = float(squares.amax())
+        if self.control.largest or not largest <= _SINGLE**2:
+            return largest <= 1
+        total = squares.sum((0, 2, 3))
+        if self.fit is not None:
+            total = total.new_zeros(len(total), self.fit[1]).index_add_(1, self.fit[0], total)
+        return float((total / self.count).amax()) <= 1
 
     def _steepest(self, s: float) -> Tensor:
         """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""

@@ -117,7 +117,7 @@ def _side_by_side(
     h = tangents.new_tensor([path.steps[number][1] for number in numbers]).view(-1, 1, 1, 1)
     slopes, sources, matrices = (_by_step(of_all, count, used) for of_all in (slope, source, matrix))
     begin = tangents.new_zeros(size, size + source.shape[1], count, *tangents.shape[2:])
-    begin[range(size), range(size)] = 1
+    begin[:, :size].diagonal().fill_(1)
     changes = begin.new_empty(used, *begin.shape)
     stages = begin.new_empty(used if keep else 1, *begin.shape)
     first, flat = begin.flatten(), changes.flatten(1).t()
@@ -133,11 +133,11 @@ def _side_by_side(
             change[:, size:].add_(sources[i])
         change.mul_(h)
     ends = torch.addmv(first, flat, of.weights).view_as(begin)
-    moves, rest = ends[:, :size].unbind(2), _wide(ends[:, size:], tangents.shape[1]).unbind(2)
+    columns = [column.unbind(1) for column in ends[:, :size].unsqueeze(3).unbind(1)]
     reached = [tangents]
-    for move, more in zip(moves, rest, strict=True):
-        for x, column in enumerate(move.unsqueeze(2).unbind(1)):
-            more = torch.addcmul(more, column, reached[-1][x])
+    for place, more in enumerate(_wide(ends[:, size:], tangents.shape[1]).unbind(2)):
+        for column, of_state in zip(columns, reached[-1].unbind(0), strict=True):
+            more = torch.addcmul(more, column[place], of_state)
         reached.append(more)
     if not keep:
         return None, reached[-1]

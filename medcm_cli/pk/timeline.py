@@ -7,6 +7,7 @@ although they differ between subjects, and loops run over intervals, never over 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -95,6 +96,17 @@ class Timeline:
     z_seen: Values
     start: Tensor | None = None
     superposed: bool = True
+
+    @cached_property
+    def begun(self) -> list[dict[int, Tensor]]:
+        """Of each series, before which events it stands, and whether (S, N, B) it does."""
+        number = torch.arange(len(self.jump), device=self.jump.device).view(-1, 1, 1, 1)
+        found = list[dict[int, Tensor]]()
+        for series in self.series:
+            here = series.present & (series.event == number)
+            there = here.flatten(1).any(1).tolist()
+            found.append({event: of for event, of in enumerate(here.unbind(0)) if there[event]})
+        return found
 
     def z_of(self, interval: int) -> Values:
         """Parameters in force in an interval, (S, N, B)."""
@@ -368,9 +380,9 @@ def follow(
             state = torch.where(line.reset[event], 0 if line.start is None else line.start_of(event), state)
         at_events.append(state[place])
         state = state + jump
-        for series, amounts, _ in states:
-            here = series.present & (series.event == event)
-            state = torch.where(here, state + amounts if line.superposed else amounts, state)
+        for (_, amounts, _), by_event in zip(states, line.begun, strict=True):
+            if (here := by_event.get(event)) is not None:
+                state = torch.where(here, state + amounts if line.superposed else amounts, state)
     more = at_events[0].ndim - 3
     seen = line.seen.view(len(line.seen), *[1] * more, *line.seen.shape[1:]).expand(-1, *at_events[0].shape)
     found = torch.stack(at_events).gather(0, seen) + line.extra
