@@ -37,7 +37,8 @@ def sensitivities(
         if not again:
             whole = {name: value.detach() for name, value in whole.items()}
         found, then = _carried(pk, states, schedule, whole, wrt, again)
-        prediction, *slopes = (found / (pk.amount_per_level * then[pk.volume])[:, None]).unbind(1)
+        volume = then[pk.volume].unsqueeze(-4)  # (T, 1, S, N, B), or without T where it does not change
+        prediction, *slopes = (found / (pk.amount_per_level * volume)).unbind(1)
         for place, one in enumerate(wrt):
             if moves(one) == pk.volume:
                 slopes[place] = slopes[place] - prediction * then.get(key_of(place), 1.0)

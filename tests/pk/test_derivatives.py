@@ -70,3 +70,22 @@ def test_third_derivatives_of_the_three_compartment_response() -> None:
 
     assert torch.autograd.gradcheck(slopes, leaves, atol=1e-6)
     assert torch.autograd.gradgradcheck(slopes, leaves, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_sensitivities_of_several_samples_are_those_of_each(name: str, samples: int) -> None:
+    """Whatever their number, that of directions among them, and with a volume that does not change."""
+    pk, schedule = full_model(name), built(FULL, (10.0, math.inf))
+    scale = torch.linspace(0.8, 1.3, samples, dtype=torch.float64).view(-1, 1, 1)
+    z = {key: value * scale for key, value in spread(pk.parameters, 6, 2).items()}
+    z["CL"] = torch.stack([z["CL"], 1.5 * z["CL"]])
+    wrt = ("CL", "V1")
+    prediction, slopes = sensitivities(pk, schedule, z, wrt)
+    for sample in range(samples):
+        alone, own = sensitivities(
+            pk, schedule, {key: value[..., sample : sample + 1, :, :] for key, value in z.items()}, wrt
+        )
+        torch.testing.assert_close(prediction[:, sample : sample + 1], alone, rtol=1e-12, atol=1e-14)
+        for slope, expected in zip(slopes, own, strict=True):
+            torch.testing.assert_close(slope[:, sample : sample + 1], expected, rtol=1e-10, atol=1e-12)
