@@ -15,14 +15,11 @@ from medcm_cli.pk.change import Right, Where
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.moving import Tangents, along, stacked
 from medcm_cli.pk.stages import Call
-from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution
+from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution, unit_of
 from medcm_cli.pk.steps import Control, Way
 from medcm_cli.pk.stretch import Stretch, tensors_of
 from medcm_cli.pk.timeline import Series, Timeline
 
-# Doses that add up multiply the error of one period, by more than this where a steady state is solved for to
-# a hundredth of the tolerances.
-_GROWTH = 10.0
 _ROUGH = 1e-3  # relative tolerance of the periods that a search for a steady state begins with
 
 
@@ -90,20 +87,23 @@ class Steady:
         at_once = self._at_once()
         if at_once is not None:
             x, inverse, ways = at_once
-            here = replace(self, known=ways)
-            amounts, settled = here._differentiable(x, inverse), self._wanted(x)
-            if here._returns():
-                return Reached(amounts, settled, here._pace)
-            return Reached(here.after(amounts, "latest"), settled)
+            return replace(self, known=ways)._at_event(x, inverse, self._wanted(x))
         x, inverse, settled = self._searched(0)
+        # Doses that add up multiply the error of one period.
         growth = inverse.abs().sum(1).amax(0)
         here = self
-        if bool((self.series.present & ~(settled & (growth < _GROWTH))).any()):
+        if bool((self.series.present & ~(settled & (growth < periodic.GROWTH))).any()):
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
             x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
-        found = here._differentiable(x, inverse)
-        return Reached(found if here._returns() else here.after(found, "latest"), settled)
+        return here._at_event(x, inverse, settled)
+
+    def _at_event(self, x: Tensor, inverse: Tensor, settled: Tensor) -> Reached:
+        """From what a period leaves as it is, found already."""
+        found = self._differentiable(x, inverse)
+        if not self._returns():
+            return Reached(self.after(found, "latest"), settled)
+        return Reached(found, settled, self._pace if self.known else None)
 
     def _wanted(self, like: Tensor) -> Tensor:
         return self.series.present.expand_as(like[0])
@@ -201,9 +201,8 @@ class Steady:
 
     def slope(self, amounts: Tensor) -> tuple[Tensor, Tensor]:
         """The same with its derivatives, (C, C, S, N, B)."""
-        size = len(amounts)
-        unit = torch.eye(size, dtype=amounts.dtype, device=amounts.device).view(size, size, 1, 1, 1)
-        end = self.period(torch.cat([amounts[:, None], unit.expand(size, *amounts.shape)], 1))
+        unit = unit_of(amounts).expand(len(amounts), *amounts.shape)
+        end = self.period(torch.cat([amounts[:, None], unit], 1))
         return end[:, 0], end[:, 1:]
 
     def after(self, state: Tensor, hours: str) -> Tensor:

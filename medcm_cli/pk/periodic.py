@@ -17,7 +17,7 @@ from medcm_cli.numerics.square import times
 from medcm_cli.pk.change import Right, Where, slopes
 from medcm_cli.pk.slopes import amounts_at, places_at, slopes_along
 from medcm_cli.pk.stages import Call, pieces
-from medcm_cli.pk.steady import Tolerance, close, moved
+from medcm_cli.pk.steady import Tolerance, close, moved, unit_of
 from medcm_cli.pk.steps import KEPT, Way
 from medcm_cli.pk.tangents import forwards
 
@@ -25,7 +25,7 @@ _BALANCES = 8  # of Newton's steps to amounts that stay as they are
 _NEAR = 0.1  # of these amounts: a step that is the last
 _SIMPSON = (1 / 6, 4 / 6, 1 / 6)
 _MESHES, _SWEEPS = 2, 5
-_GROWTH = 10.0  # of what a period is off: more is left to a search period by period
+GROWTH = 10.0  # of what a period is off: more is left to a search period by period, to finer tolerances
 
 
 class Part(NamedTuple):
@@ -56,8 +56,7 @@ def between(
     :param where: an interval, with the dose as its inflow. :param dose: (C, S, N, B). :param at_once: 1 of a
         dose given at once, 0 of one that lasts for the interval, (S, N, B).
     """
-    size = len(nothing)
-    unit = torch.eye(size, dtype=nothing.dtype, device=nothing.device).view(size, size, 1, 1, 1)
+    unit = unit_of(nothing)
     x = nothing
     for _ in range(_BALANCES):
         slope = torch.where(wanted, slopes(right, 0.0, x, where), -unit)
@@ -89,7 +88,7 @@ def between(
         total = torch.add(times(half, total), missed[:, place], alpha=weight)
     x = moved(moved(x, begin - x), times(added, total))
     growth = added.abs().sum(1).amax(0)
-    good = (growth < _GROWTH) & torch.isfinite(x).all(0)
+    good = (growth < GROWTH) & torch.isfinite(x).all(0)
     return torch.where(wanted, x, nothing) if bool((good | ~wanted).all()) else None
 
 
@@ -133,9 +132,8 @@ def _swept(
     wanted: Tensor,
     within: Tolerance,
 ) -> Solved | None:
-    size = len(x)
-    unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, size, 1, 1, 1)
-    turns, last, inverse = unit.expand(size, *x.shape), torch.zeros_like(x[0]), torch.zeros_like(unit)
+    unit = unit_of(x)
+    turns, last, inverse = unit.expand(len(x), *x.shape), torch.zeros_like(x[0]), torch.zeros_like(unit)
     for sweep in range(_SWEEPS):
         # Of a way that begins with x nothing is left but that its end is not x.
         state = turns if not sweep else torch.cat([(x + given)[:, None], turns], 1)
@@ -153,7 +151,7 @@ def _swept(
             turned = (now - inverse).abs().amax((0, 1)) / now.abs().amax((0, 1))
             growth = now.abs().sum(1).amax(0)
             found = close(within, x.abs().amax(0), growth, length, last, turned)
-            done = done | (found & (growth < _GROWTH))
+            done = done | (found & (growth < GROWTH))
         inverse, last = now, length
         ways = [
             (

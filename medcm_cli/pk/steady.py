@@ -112,7 +112,7 @@ def nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tens
     """Where a search may begin: after a few of Newton's steps by ``rough`` periods, which cost less, and one
     from there by a period as it is, for which their derivatives are good enough; at nothing for who comes
     near no solution."""
-    x, first, unit = nothing, nothing, _unit(nothing)
+    x, first, unit = nothing, nothing, unit_of(nothing)
     for number in range(_ROUGH_STEPS):
         after, by = rough(x)
         first = first if number else after
@@ -129,7 +129,7 @@ def nearly(way: Followed, rough: Slope, nothing: Tensor, wanted: Tensor) -> Tens
     return torch.where(near & torch.isfinite(there).all(0), there, nothing)
 
 
-def _unit(like: Tensor) -> Tensor:
+def unit_of(like: Tensor) -> Tensor:
     """(C, C, 1, 1, 1)."""
     return torch.eye(len(like), dtype=like.dtype, device=like.device).view(*[len(like)] * 2, 1, 1, 1)
 
@@ -212,7 +212,7 @@ def _newton(way: Followed, begin: Tensor, wanted: Tensor) -> tuple[Tensor, Tenso
     without bound. Where there is no solution they are what one period makes of the beginning, so that no
     other's period is harder to integrate."""
     zero = torch.zeros_like(begin[0])
-    nowhere = _unit(begin).expand(len(begin), *begin.shape)
+    nowhere = unit_of(begin).expand(len(begin), *begin.shape)
     return _steps(way, _Search(begin, begin, zero, zero, nowhere), wanted, range(_STEPS))
 
 
@@ -223,7 +223,7 @@ def _steps(
     x, begin, last, most, inverse = at
     search = way.within
     active, settled, boundless = wanted, torch.zeros_like(wanted), torch.zeros_like(wanted)
-    unit = _unit(begin)
+    unit = unit_of(begin)
     for number in numbers:
         after, by = way.slope(x)
         if not number:
