@@ -49,6 +49,16 @@ class PopulationPosterior(NamedTuple):
     name: str
 
 
+class Profile(NamedTuple):
+    """Of an objective of which subjects have values of their own: the same without noise, these at their
+    optimum, as ``objective``; what it carries, ``carried``, that begins where they are; and at how many
+    ``places`` at once it asks for the prediction of a subject."""
+
+    objective: "Objective"
+    carried: dict[str, Tensor]
+    places: int
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
@@ -110,6 +120,17 @@ class Objective(Protocol):
         """The same with what is searched left where ``searched_widely`` has put it, which approximates the
         same likelihood and has no step where a search leads elsewhere; None where it has to be searched."""
         return None
+
+    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+        """A function of what subjects share alone, with the same optimum but for what points that stay what
+        they are leave out; None where there is none."""
+        del model, population, state
+        return None
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """The values of each subject's own where the profile's ``state`` has led."""
+        del model, population, state
+        return {}
 
     def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
         """The same of values that have come to rest, of which none is ``moved``: what is carried learns more

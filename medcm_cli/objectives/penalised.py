@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.penalty import Priors
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
 from medcm_cli.runs.description import Description
 
 SHARE = "priors.share"
@@ -96,6 +96,18 @@ class Penalised(Objective):
         """See ``Objective``."""
         held = self.objective.held()
         return None if held is None else Penalised(held, self.priors)
+
+    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+        """See ``Objective``."""
+        found = self.objective.profile(model, population, state)
+        if found is None:
+            return None
+        carried = {**found.carried, SHARE: state.carried[SHARE]}
+        return found._replace(objective=Penalised(found.objective, self.priors), carried=carried)
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        return self.objective.restored(model, population, state)
 
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """See ``Objective``."""

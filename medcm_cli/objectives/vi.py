@@ -20,14 +20,17 @@ from medcm_cli.model.rows import raw_of
 from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
 from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
+from medcm_cli.objectives.profiled import Profiled
 from medcm_cli.runs.description import Description
 
 ESTIMATORS = ("path_derivative", "standard", "entropy")
 POPULATIONS = ("point", "variational")
 SAMPLES = 64  # for an ELBO without noise
+_MOST_CORRELATED = 1 - 1e-12
+_MOST_EFFECTS = 12  # of a subject: the numbers of its q are a tenth of what its curvature has
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,36 @@ class Vi(Objective):
             raise InputError(
                 f"objective.family={self.family}: standard errors are there for full_rank and mean_field"
             )
-        samples = max(SAMPLES, 2 ** math.ceil(math.log2(4 * effects)))
-        quiet = replace(self, samples=samples, estimator="entropy")
-        return Criterion(quiet, 1.0, normal_points(effects, samples))
+        points = _points(effects)
+        quiet = replace(self, samples=points.shape[1], estimator="entropy")
+        return Criterion(quiet, 1.0, points)
+
+    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+        """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``. One without
+        correlations has none about L^-1 eta either only where Omega has none."""
+        profiled = self._profiled(model, population)
+        if profiled is None:
+            return None
+        q = families.posterior(self.family, state.trained, model.sizes(len(profiled.points)))
+        assert isinstance(q, Gaussian)
+        alone = Gaussian([mean[None] for mean in q.mean], [[entry[None] for entry in row] for row in q.lower])
+        carried = profiled.begun(model, population, state.trained, alone)
+        return Profile(profiled, carried, profiled.points.shape[1])
+
+    def _profiled(self, model: Model, population: Population) -> Profiled | None:
+        k = model.size(population)
+        correlated = self.family == "full_rank"
+        uncorrelated = self.family == "mean_field" and not any(group.pairs for group in model.groups)
+        if self.population == "variational" or not (correlated or uncorrelated) or k > _MOST_EFFECTS:
+            return None
+        return Profiled(_points(k), correlated and k > 1, self.describe())
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective.restored``."""
+        profiled = self._profiled(model, population)
+        assert profiled is not None
+        q, sizes = profiled.posterior(model, population, state), model.sizes(len(profiled.points))
+        return families.raw_values(q, sizes, profiled.full, _MOST_CORRELATED)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -217,6 +247,11 @@ class Vi(Objective):
             return None
         moments = _population_posterior(values).moments()
         return PopulationPosterior(PopulationPrior(model, self.lkj), *moments, name="population.mean")
+
+
+def _points(effects: int) -> Tensor:
+    """(K, S)."""
+    return normal_points(effects, max(SAMPLES, 2 ** math.ceil(math.log2(4 * effects))))
 
 
 def _population_init(

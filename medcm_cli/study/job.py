@@ -151,7 +151,9 @@ class Job:
         streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
         model, training = self.problem.model, self.config["training"]
         moves = training["stop"] != "start"  # else values are looked at as they begin
-        polish = polish_of(model, self.objective, population) if training["polish"] else None
+        cut = self.config["dataset"]["batch_subjects"]
+        minibatches = cut is not None and cut < population.shape[1]
+        polish = polish_of(model, self.objective, population, minibatches) if training["polish"] else None
         trained = train(
             model,
             self.objective,
@@ -161,7 +163,7 @@ class Job:
             Course(
                 self.config["epochs"] if moves else 0,
                 self.config["checkpoint_every"],
-                self.config["dataset"]["batch_subjects"],
+                cut,
                 self.config["redraws"],
                 self.config["batch"].get("graph", True),
                 training["scale"] == "log",

@@ -205,8 +205,13 @@ class Evaluation:
     @torch.no_grad()
     def searched_widely(self, flat: Tensor, carried: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is carried at values that do not move, found anew (``Objective.searched_widely``)."""
-        state = State(self.layout.unpack(self.scales.model(flat)), carried, self._per_subject)
-        return self._objective.searched_widely(self._model, self._population, state).carried
+        found = dict(carried) if self.whole else {name: value.clone() for name, value in carried.items()}
+        for minibatch in [None] if self.whole else self.minibatches:
+            own = flat if minibatch is None else self.at(flat, minibatch)
+            state, population, _, _ = self._of(self.scales.model(own), found, minibatch)
+            state = self._objective.searched_widely(self._model, population, state)
+            found = self._after(own, found, state, minibatch)[1]
+        return found
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""
