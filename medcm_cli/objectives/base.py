@@ -105,6 +105,10 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
+    def first(self) -> "Objective | None":
+        """Another, whose optimum is a good place to begin at, and soon found; None where there is none."""
+        return None
+
     def near(self, model: Model, population: Population, state: State) -> State:
         """The same beginning, where population parameters are near what the data say: what each subject has
         for itself is what these lead to."""

@@ -72,6 +72,15 @@ class Penalised(Objective):
         assert scale is not None
         return scale * self.priors.penalty(model, values)
 
+    def first(self) -> Objective | None:
+        """See ``Objective``."""
+        found = self.objective.first()
+        return None if found is None else Penalised(found, self.priors)
+
+    def near(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective``."""
+        return self.objective.near(model, population, state)
+
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         """See ``Objective``."""
         return self.objective.noise_shape(model, population)

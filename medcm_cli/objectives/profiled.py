@@ -27,6 +27,7 @@ _ITERATIONS = 40
 _DECREMENT = 1e-15  # of a bound in nats, twice what a step of Newton's method would still gain
 _FOUND = 1e-6  # likewise, where q is at its optimum
 _DIFFERENCE = 1e-4
+_FAR = 0.1  # likewise, from where steps are those of a q that fits better
 _HALVINGS = 20
 _ENOUGH = 1e-4  # of the gain that the gradient foretells
 _FEW = 0.5  # of the subjects, who are worth to be followed without the others
@@ -224,6 +225,11 @@ class Profiled(Objective):
                     index, going, self._from(model, some, values, here.of(index), most - iteration)
                 )
             step = step / step.abs().sum(0).clamp(min=1.0)
+            far = going & (left > _FAR)
+            if bool(far.any()):
+                natural = self._natural(gradient)
+                far = far & ((natural * gradient).sum(0) < 0)
+                step = torch.where(far, natural, step)
             slope = (step * gradient).sum(0)
             length, waiting = going.to(x.dtype), going
             old = loss, gradient
@@ -242,9 +248,26 @@ class Profiled(Objective):
                     break
                 length = torch.where(waiting, length / 2, length)
             going = going & ~waiting
-            inverse = _updated(inverse, length * step, gradient - old[1], going)
+            inverse = _updated(inverse, length * step, gradient - old[1], going & ~far)
             x = new
         return _Place(x, inverse, left)
+
+    def _natural(self, gradient: Tensor) -> Tensor:
+        """The step (D, N, B) that would lead to the optimum if log p(y, eta) were quadratic: along the natural
+        gradient (Khan and Rue 2023), with the mean curvature that Price's theorem reads from the gradient in
+        the factor of q. NaN where that is not positive definite."""
+        k = len(self.points)
+        slope, logs, below = gradient.split([k, k, self._pairs])
+        curvature = torch.diag_embed(logs.permute(1, 2, 0) + 1)
+        if self.full:
+            rows, columns = torch.tril_indices(k, k, -1, device="cpu")
+            curvature[..., rows, columns] = curvature[..., columns, rows] = below.permute(1, 2, 0)
+        inverse = torch.linalg.inv_ex(curvature)[0]
+        factor, wrong = torch.linalg.cholesky_ex(inverse)
+        mean = -(inverse @ slope.permute(1, 2, 0)[..., None])[..., 0]
+        parts = [mean, factor.diagonal(dim1=-2, dim2=-1).log()]
+        parts += [factor[..., rows, columns]] if self.full else []
+        return torch.where(wrong == 0, torch.cat(parts, -1).permute(2, 0, 1), torch.nan)
 
 
 class _Place(NamedTuple):

@@ -87,8 +87,9 @@ class Search:
         self._elsewhere = torch.zeros_like(alive, dtype=torch.long)  # how often modes were found to be
         self._going = alive & torch.isfinite(self._loss)
 
-    def run(self) -> Found:
-        """Until no fit goes on."""
+    def run(self, enough: float | None = None) -> Found:
+        """Until no fit goes on; with ``enough``, until none would gain so much OFV as far as is known, which
+        nothing is asked anew for."""
         for _ in range(STEPS):
             self._hessian = made_positive(self._hessian)
             inverse = inverse_of_saddle(self._hessian)
@@ -96,8 +97,8 @@ class Search:
             slope = (step * self._gradient).sum(0)
             gain = -0.5 * slope * self._unit
             self._gain = torch.where(self._going, gain, self._gain)
-            over = ~(gain >= LEAST / 1000)
-            self._going &= torch.isfinite(gain)
+            over = ~(gain >= (LEAST / 1000 if enough is None else enough))
+            self._going &= torch.isfinite(gain) & ~(over if enough is not None else torch.zeros_like(over))
             arrived = over & self._fresh & self._going
             left = self._look_around(arrived) if bool(arrived.any()) else arrived
             arrived &= ~left

@@ -86,10 +86,12 @@ def polished(
     streams: Sequence[Stream],
     trained: Trained,
     log: bool,
+    enough: float | None = None,
 ) -> Trained:
     """Fits that have not failed, with their end at the optimum nearby.
 
     :param population: their subjects in double precision. :param log: see ``Course``.
+    :param enough: OFV that their end may lie above it, of an end that is none; None: it is at the optimum.
     """
     assert trained.ends is not None
     chosen, fixed, dtype = polish.criterion, polish.fixed, torch.float64
@@ -128,10 +130,10 @@ def polished(
         unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
     places = evaluation.layout.places
     steps = Coordinates(model, places, evaluation.packed(state), log)
-    found = Search(partial(evaluated, searched), steps, state.carried, unit, free, alive).run()
+    found = Search(partial(evaluated, searched), steps, state.carried, unit, free, alive).run(enough)
     rules = [RULE] * len(streams)
     held, left = searched.held(), alive & ~(found.gain < LEAST) & torch.isfinite(found.loss)
-    if held is not None and bool(left.any()):
+    if held is not None and enough is None and bool(left.any()):
         fits = left.nonzero()[:, 0]
         search = Search(
             lambda some: evaluated(held, fits[some]),
