@@ -22,7 +22,8 @@ from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 
-FAMILIES = ("full_rank", "mean_field", "mixture", "flow", "by_occasion")
+GAUSSIAN = ("full_rank", "mean_field")
+FAMILIES = (*GAUSSIAN, "mixture", "flow", "by_occasion")
 
 
 class Posterior(Protocol):
@@ -165,7 +166,7 @@ def at_modes(
     """Values, of which those of a Gaussian q are such that it is Laplace's approximation to each subject's
     posterior, given the population parameters that are ``known``; a q of another family, and one of a subject
     whose approximation is not finite, is left where it is."""
-    if family not in ("full_rank", "mean_field"):
+    if family not in GAUSSIAN:
         return dict(values)
     k = model.size(population)
     zero = torch.zeros_like(values["q.mean"][:1])

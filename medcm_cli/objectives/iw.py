@@ -68,9 +68,9 @@ class Iw(Objective):
         own = families.init(self.family, 1, streams, shape, dtype, occasions)
         return State(model.init(streams, dtype) | own, per_subject=tuple(own))
 
-    def first(self) -> Objective:
-        """See ``Objective.first``."""
-        return Focei()
+    def first(self) -> Objective | None:
+        """See ``Objective.first``: where q begins at the modes there."""
+        return Focei() if self.family in families.GAUSSIAN else None
 
     def near(self, model: Model, population: Population, state: State) -> State:
         """See ``Objective.near``."""

@@ -22,6 +22,7 @@ from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
 from medcm_cli.objectives.by_occasion import ByOccasion
+from medcm_cli.objectives.focei import Focei
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.objectives.profiled import Profiled
 from medcm_cli.runs.description import Description
@@ -101,6 +102,11 @@ class Vi(Objective):
         points = _points(effects)
         quiet = replace(self, samples=points.shape[1], estimator="entropy")
         return Criterion(quiet, 1.0, points)
+
+    def first(self) -> Objective | None:
+        """See ``Objective.first``: where q begins at the modes there."""
+        at_modes = self.family in families.GAUSSIAN and self.initial_sd is None
+        return Focei() if at_modes and self.population == "point" else None
 
     def profile(self, model: Model, population: Population, state: State) -> Profile | None:
         """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``. One without

@@ -183,7 +183,11 @@ class Watch:
         self._still = torch.where(fell | stale, 0, self._still + 1)
         again = stale | (fell & torch.isfinite(self._level)) | (self.rate >= self._first)
         over = self._still >= (_PATIENCE if self.rule.noise else 1)
-        if self.rule.brief and not self.rule.noise and epoch >= _MOST_BRIEF * self.rule.window:
+        if (
+            self.rule.brief
+            and (not self.rule.noise or self.rule.near >= _NEAREST)
+            and epoch >= _MOST_BRIEF * self.rule.window
+        ):
             over = torch.ones_like(over)
         shortest = self.rate * SHORTER < self.rule.shortest * SHORTER**0.5
         ended = over & (shortest if not self.rule.brief else torch.ones_like(over)) & ~self.done

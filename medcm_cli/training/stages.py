@@ -46,7 +46,7 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
     begin = None
     if by is not None:
         course = replace(course, stop=True, brief=not by.fixed)
-    elif polish and course.near > 0 and course.stop and not minibatches:
+    if polish and course.near > 0 and course.stop and not minibatches:
         stage = replace(course, brief=True, graph=False, checkpoint_every=course.epochs)
         begin = _optimum(model, objective.first(), population, double, streams, make_optimizer, stage, dtype)
         course = course if begin is None else replace(course, near=2)
