@@ -51,11 +51,9 @@ class PopulationPosterior(NamedTuple):
 
 class Profile(NamedTuple):
     """Of an objective of which subjects have values of their own: the same without noise, these at their
-    optimum, as ``objective``; what it carries, ``carried``, that begins where they are; and at how many
-    ``places`` at once it asks for the prediction of a subject."""
+    optimum, as ``objective``; and at how many ``places`` at once it asks for the prediction of a subject."""
 
     objective: "Objective"
-    carried: dict[str, Tensor]
     places: int
 
 
@@ -125,14 +123,19 @@ class Objective(Protocol):
         same likelihood and has no step where a search leads elsewhere; None where it has to be searched."""
         return None
 
-    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+    def profile(self, model: Model, population: Population) -> Profile | None:
         """A function of what subjects share alone, with the same optimum but for what points that stay what
         they are leave out; None where there is none."""
-        del model, population, state
+        del model, population
         return None
 
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """What the profile carries where each subject's own values are those of a ``state``."""
+        del model, population, state
+        return {}
+
     def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
-        """The values of each subject's own where the profile's ``state`` has led."""
+        """The opposite: the values of each subject's own where a profile's ``state`` has led."""
         del model, population, state
         return {}
 

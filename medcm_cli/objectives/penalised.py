@@ -106,13 +106,14 @@ class Penalised(Objective):
         held = self.objective.held()
         return None if held is None else Penalised(held, self.priors)
 
-    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+    def profile(self, model: Model, population: Population) -> Profile | None:
         """See ``Objective``."""
-        found = self.objective.profile(model, population, state)
-        if found is None:
-            return None
-        carried = {**found.carried, SHARE: state.carried[SHARE]}
-        return found._replace(objective=Penalised(found.objective, self.priors), carried=carried)
+        found = self.objective.profile(model, population)
+        return found and found._replace(objective=Penalised(found.objective, self.priors))
+
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        return {**self.objective.profiled(model, population, state), SHARE: state.carried[SHARE]}
 
     def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
         """See ``Objective``."""

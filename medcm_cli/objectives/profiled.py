@@ -253,7 +253,7 @@ class Profiled(Objective):
         return _Place(x, inverse, left)
 
     def _natural(self, gradient: Tensor) -> Tensor:
-        """The step (D, N, B) that would lead to the optimum if log p(y, eta) were quadratic: along the natural
+        """The step (D, N, B) that would lead to the optimum were log p(y, eta) quadratic: along the natural
         gradient (Khan and Rue 2023), with the mean curvature that Price's theorem reads from the gradient in
         the factor of q. NaN where that is not positive definite."""
         k = len(self.points)

@@ -108,17 +108,20 @@ class Vi(Objective):
         at_modes = self.family in families.GAUSSIAN and self.initial_sd is None
         return Focei() if at_modes and self.population == "point" else None
 
-    def profile(self, model: Model, population: Population, state: State) -> Profile | None:
+    def profile(self, model: Model, population: Population) -> Profile | None:
         """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``. One without
         correlations has none about L^-1 eta either only where Omega has none."""
+        found = self._profiled(model, population)
+        return None if found is None else Profile(found, found.points.shape[1])
+
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective.profiled``."""
         profiled = self._profiled(model, population)
-        if profiled is None:
-            return None
+        assert profiled is not None
         q = families.posterior(self.family, state.trained, model.sizes(len(profiled.points)))
         assert isinstance(q, Gaussian)
         alone = Gaussian([mean[None] for mean in q.mean], [[entry[None] for entry in row] for row in q.lower])
-        carried = profiled.begun(model, population, state.trained, alone)
-        return Profile(profiled, carried, profiled.points.shape[1])
+        return profiled.begun(model, population, state.trained, alone)
 
     def _profiled(self, model: Model, population: Population) -> Profiled | None:
         k = model.size(population)

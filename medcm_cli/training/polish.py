@@ -47,17 +47,19 @@ class Polish:
     profiled: bool = False
 
 
-def polish_of(model: Model, objective: Objective, population: Population, minibatches: bool) -> Polish | None:
+def polish_of(
+    model: Model, objective: Objective, population: Population, minibatches: bool = False
+) -> Polish | None:
     """How fits by an objective are polished; None where that has noise and no profile, or ``minibatches``, or
     moves values itself, or subjects have values of their own."""
-    state = objective.init(model, population, [Stream(0, 1, 1)], torch.float64)
-    if state.moved or objective.refresh_shape(model, population) is not None:
-        return None
     profiled = objective.noise_shape(model, population) is not None
-    if profiled and minibatches:
+    if objective.refresh_shape(model, population) is not None:
         return None
+    if profiled and (minibatches or objective.profile(model, population) is None):
+        return None
+    state = objective.init(model, population, [Stream(0, 1, 1)], torch.float64)
     own = set(state.per_subject) & set(state.trained)
-    if (objective.profile(model, population, state) is None) if profiled else own:
+    if state.moved or (own and not profiled):
         return None
     chosen: Criterion | Objective = objective
     if objective.describe().scale is not None and not profiled:
@@ -104,11 +106,12 @@ def polished(
         for name, value in begun.carried.items()
     }
     whole = replace(begun, trained=values, carried=carried)
-    profile = objective.profile(model, population, whole) if polish.profiled else None
+    profile = objective.profile(model, population) if polish.profiled else None
     searched, state, length = objective, whole, None
     if profile is not None:
         shared = {name: value for name, value in values.items() if name not in begun.per_subject}
-        searched, state = profile.objective, State(shared, profile.carried, tuple(profile.carried))
+        own = objective.profiled(model, population, whole)
+        searched, state = profile.objective, State(shared, own, tuple(own))
         length = max(1, _ELEMENTS // (profile.places * population.shape[0] * len(streams)))
     parts = population if length is None else population.by_subject()
 

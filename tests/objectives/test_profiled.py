@@ -11,14 +11,14 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.model import Model, RandomEffects
 from medcm_cli.objectives import State, Vi
-from medcm_cli.objectives.base import Criterion, Objective, Profile
+from medcm_cli.objectives.base import Criterion, Objective
 from medcm_cli.objectives.profiled import INVERSE
 from tests.helpers import F64, STREAMS, LinearGaussian, dense_omega, make_population, with_error
 
 SUBJECTS, FITS = 4, 2
 
 
-def begun(objective: Vi, model: Model, population: Population) -> tuple[State, Profile]:
+def begun(objective: Vi, model: Model, population: Population) -> tuple[State, State, Objective]:
     """Drawn values, q a little away from where it begins, and the profile that begins there."""
     state = objective.init(model, population, STREAMS, F64)
     g = torch.Generator().manual_seed(5)
@@ -27,14 +27,11 @@ def begun(objective: Vi, model: Model, population: Population) -> tuple[State, P
         for name, value in state.trained.items()
     }
     state = replace(state, trained=moved)
-    profile = objective.profile(model, population, state)
+    profile = objective.profile(model, population)
     assert profile is not None
-    return state, profile
-
-
-def of(state: State, profile: Profile) -> State:
     shared = {name: value for name, value in state.trained.items() if not name.startswith("q.")}
-    return State(shared, profile.carried, tuple(profile.carried))
+    own = objective.profiled(model, population, state)
+    return state, State(shared, own, tuple(own)), profile.objective
 
 
 def noise_of(criterion: Criterion) -> Tensor:
@@ -49,12 +46,12 @@ def test_where_it_begins_it_is_the_bound_of_the_values_there(model: Model, famil
         model = replace(model, random_effects=RandomEffects(model.random_effects.names, "diagonal"))
     objective = Vi(family=family)
     population = make_population(SUBJECTS, FITS, ragged=True)
-    state, profile = begun(objective, model, population)
+    state, begin, profile = begun(objective, model, population)
     criterion = objective.criterion(2)
     want = criterion.objective.loss(model, population, state, noise_of(criterion))
-    got = profile.objective.loss(model, population, of(state, profile), None)
+    got = profile.loss(model, population, begin, None)
     torch.testing.assert_close(got, want)
-    back = objective.restored(model, population, of(state, profile))
+    back = objective.restored(model, population, begin)
     for name, value in back.items():
         torch.testing.assert_close(value, state.trained[name])
 
@@ -64,9 +61,9 @@ def test_q_is_found_where_the_bound_has_no_gradient_in_it(model: Model, family: 
     if family == "mean_field":
         model = replace(model, random_effects=RandomEffects(model.random_effects.names, "diagonal"))
     objective, population = Vi(family=family), make_population(SUBJECTS, FITS, ragged=True)
-    state, profile = begun(objective, model, population)
-    for find in (profile.objective.refresh, profile.objective.searched_widely):
-        found = find(model, population, of(state, profile))
+    state, begin, profile = begun(objective, model, population)
+    for find in (profile.refresh, profile.searched_widely):
+        found = find(model, population, begin)
         values = {**state.trained, **objective.restored(model, population, found)}
         leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
         criterion = objective.criterion(2)
@@ -75,7 +72,7 @@ def test_q_is_found_where_the_bound_has_no_gradient_in_it(model: Model, family: 
         for name, value in gradients.items():
             if name.startswith("q."):
                 assert float(value.abs().max()) < 1e-5, name
-        unconverged = profile.objective.unconverged(population, found)
+        unconverged = profile.unconverged(population, found)
         assert unconverged is not None
         assert not bool(unconverged.any())
         # The shared gradient is the whole derivative of the profile: what q does about it is of second order.
@@ -85,17 +82,17 @@ def test_q_is_found_where_the_bound_has_no_gradient_in_it(model: Model, family: 
             step = torch.zeros_like(found.trained[name])
             step[1] = sign * 1e-4
             there = replace(found, trained={**found.trained, name: found.trained[name] + step})
-            there = profile.objective.refresh(model, population, there)
-            ends.append(profile.objective.loss(model, population, there, None))
+            there = profile.refresh(model, population, there)
+            ends.append(profile.loss(model, population, there, None))
         torch.testing.assert_close((ends[0] - ends[1]) / 2e-4, gradients[name][1], rtol=1e-5, atol=1e-6)
 
 
 def test_of_a_linear_model_it_is_the_exact_likelihood(model: Model) -> None:
     linear = LinearGaussian(model.network, model.pk, model.random_effects, model.error)
     population, objective = make_population(SUBJECTS, FITS), Vi()
-    state, profile = begun(objective, linear, population)
-    found = profile.objective.refresh(linear, population, of(state, profile))
-    got = profile.objective.loss(linear, population, found, None)
+    state, begin, profile = begun(objective, linear, population)
+    found = profile.refresh(linear, population, begin)
+    got = profile.loss(linear, population, found, None)
     offset, columns = linear.design(population)
     for b in range(FITS):
         exact = 0.0
@@ -106,7 +103,7 @@ def test_of_a_linear_model_it_is_the_exact_likelihood(model: Model) -> None:
             y = (population.dv - offset)[:, 0, n, b].numpy()
             exact -= float(stats.multivariate_normal(np.zeros(len(x)), c).logpdf(y))
         assert float(got[b]) == pytest.approx(exact, abs=1e-8)
-    mean, covariance = profile.objective.random_effects(linear, population, found) or (None, None)
+    mean, covariance = profile.random_effects(linear, population, found) or (None, None)
     assert mean is not None
     assert covariance is not None
     # Its posterior, by scipy for one subject.
@@ -119,14 +116,16 @@ def test_of_a_linear_model_it_is_the_exact_likelihood(model: Model) -> None:
 def test_a_nearly_singular_omega_does_no_harm(model: Model) -> None:
     """Of a correlation of 1 - 1e-9, where q is as narrow."""
     population, objective = make_population(SUBJECTS, FITS), Vi()
-    state, profile = begun(objective, model, population)
+    _, begin, profile = begun(objective, model, population)
     raw = torch.atanh(torch.tensor(1 - 1e-9, dtype=F64))
-    narrow = replace(of(state, profile), trained={**of(state, profile).trained})
+    narrow = replace(begin, trained={**begin.trained})
     narrow.trained["correlation"] = torch.full_like(narrow.trained["correlation"], float(raw))
-    found = profile.objective.refresh(model, population, narrow)
-    assert not bool(profile.objective.unconverged(population, found).any())
+    found = profile.refresh(model, population, narrow)
+    unconverged = profile.unconverged(population, found)
+    assert unconverged is not None
+    assert not bool(unconverged.any())
     # Nothing is far from the case of one random effect less, whose bound scipy finds for one subject.
-    loss = profile.objective.loss(model, population, found, None)
+    loss = profile.loss(model, population, found, None)
     values = {**narrow.trained, **objective.restored(model, population, found)}
     criterion = objective.criterion(2)
     same = criterion.objective.loss(model, population, State(values), noise_of(criterion))
@@ -135,16 +134,13 @@ def test_a_nearly_singular_omega_does_no_harm(model: Model) -> None:
 
 def test_each_subject_is_found_as_if_it_were_alone(model: Model) -> None:
     population, objective = make_population(SUBJECTS, FITS, ragged=True), Vi()
-    state, profile = begun(objective, model, population)
-    whole = profile.objective.refresh(model, population, of(state, profile))
+    _, begin, profile = begun(objective, model, population)
+    whole = profile.refresh(model, population, begin)
     index = torch.tensor([[2, 0], [1, 3]])
     some = {
-        name: value.gather(-2, index.expand(*value.shape[:-2], 2, 2))
-        for name, value in profile.carried.items()
+        name: value.gather(-2, index.expand(*value.shape[:-2], 2, 2)) for name, value in begin.carried.items()
     }
-    alone = profile.objective.refresh(
-        model, population.take(index), replace(of(state, profile), carried=some)
-    )
+    alone = profile.refresh(model, population.take(index), replace(begin, carried=some))
     for name, value in whole.carried.items():
         if name != INVERSE:
             there = value.gather(-2, index.expand(*value.shape[:-2], 2, 2))
@@ -154,7 +150,6 @@ def test_each_subject_is_found_as_if_it_were_alone(model: Model) -> None:
 def test_what_has_no_such_profile(model: Model) -> None:
     population = make_population(SUBJECTS, FITS)
     for objective in (Vi(family="mixture"), Vi(family="flow"), Vi(population="variational")):
-        state = objective.init(model, population, STREAMS, F64)
-        assert objective.profile(model, population, state) is None
+        assert objective.profile(model, population) is None
     correlated: Objective = Vi(family="mean_field")  # whose q would be correlated about L^-1 eta
-    assert correlated.profile(model, population, correlated.init(model, population, STREAMS, F64)) is None
+    assert correlated.profile(model, population) is None
