@@ -50,8 +50,8 @@ class Polish:
 def polish_of(
     model: Model, objective: Objective, population: Population, minibatches: bool = False
 ) -> Polish | None:
-    """How fits by an objective are polished; None where that has noise and no profile, or ``minibatches``, or
-    moves values itself, or subjects have values of their own."""
+    """How fits by an objective are polished; None where that has noise and no profile, or ``minibatches`` or
+    networks of many values beside it, or moves values itself, or subjects have values of their own."""
     profiled = objective.noise_shape(model, population) is not None
     if objective.refresh_shape(model, population) is not None:
         return None
@@ -69,11 +69,9 @@ def polish_of(
     sizes = {name: value[..., 0].numel() for name, value in state.trained.items() if name not in own}
     weights = [name for name in sizes if not _outside(name)]
     few = sum(sizes.values()) <= FEW
-    return (
-        None
-        if len(weights) == len(sizes) and not few
-        else Polish(chosen, () if few else tuple(weights), profiled)
-    )
+    if not few and (profiled or len(weights) == len(sizes)):
+        return None
+    return Polish(chosen, () if few else tuple(weights), profiled)
 
 
 def _outside(name: str) -> bool:

@@ -243,11 +243,12 @@ def test_values_of_a_large_network_stay_and_the_others_are_polished(model: Model
     assert of_few.fixed == ()
     for noisy in (Vi(family="flow"), Iw()):  # without a profile
         assert polish_of(model, noisy, make_population(8, 1)) is None
-    of_vi = polish_of(model, Vi(), make_population(8, 1))
+    of_vi = polish_of(small, Vi(), make_population(8, 1))
     assert of_vi is not None
-    assert of_vi.profiled
-    assert set(of_vi.fixed) == set(polish.fixed)
-    assert polish_of(model, Vi(), make_population(8, 1), minibatches=True) is None
+    assert (of_vi.profiled, of_vi.fixed) == (True, ())
+    assert polish_of(small, Vi(), make_population(8, 1), minibatches=True) is None
+    # A large network has noise of its own, beside which the others have no optimum.
+    assert polish_of(model, Vi(), make_population(8, 1)) is None
     # Asked with one stream, of any number of fits: saem looks at what its values move.
     assert polish_of(model, Saem(), make_population(8, 3)) is None
 
