@@ -1,6 +1,7 @@
 """A batch of fits from its beginning to its end: to another objective's optimum first, where theirs begins
 there; along its own gradient; and by Newton's method, where it has no noise, or a profile."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -37,10 +38,11 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
     kept: Kept | None = None,
     device: torch.device = CPU,
 ) -> Trained:
-    """Train B fits, B = ``len(streams)``; see ``loop.train``.
+    """Train B fits, B = ``len(streams)``; see ``loop.train``. Their ``seconds`` are those of all stages.
 
     :param double: their subjects in double precision. :param polish: whether they end by Newton's method.
     """
+    started = time.perf_counter()
     minibatches = course.batch_subjects is not None and course.batch_subjects < population.shape[1]
     by = polish_of(model, objective, population, minibatches) if polish else None
     begin = None
@@ -50,6 +52,7 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
         stage = replace(course, brief=True, graph=False, checkpoint_every=course.epochs)
         begin = _optimum(model, objective.first(), population, double, streams, make_optimizer, stage, dtype)
         course = course if begin is None else replace(course, near=2)
+    before = time.perf_counter()
     trained = train(
         model,
         objective,
@@ -63,7 +66,11 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
         device,
         begin,
     )
-    return trained if by is None else polished(model, by, double(), streams, trained, course.log)
+    after = time.perf_counter()
+    if by is not None:
+        trained = polished(model, by, double(), streams, trained, course.log)
+    beside = time.perf_counter() - after + before - started
+    return replace(trained, seconds=trained.seconds + beside)
 
 
 def _optimum(
