@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.objectives.base import State
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from medcm_cli.training.absurd import ofv_of_one_normal, with_absurd_failed
 from medcm_cli.training.course import Course
 from medcm_cli.training.ending import Moments, Rule, Watch
 from medcm_cli.training.kept import Kept
+from medcm_cli.training.layout import Layout
 from medcm_cli.training.loop import train
-from medcm_cli.training.loss import Layout
 from medcm_cli.training.newton import LEAST
 from medcm_cli.training.polish import RULE, RULE_HELD, polish_of, polished
 from medcm_cli.training.trained import Ends, Trained
