@@ -1,8 +1,9 @@
 """Variational inference without noise, each subject's q at its optimum: a function of what subjects share.
 
 The expectation of a bound is that over points that stay what they are (Giordano, Ingram and Broderick 2024,
-"Black box variational inference with a deterministic objective"). q is that of u = L^-1 eta, Omega = L L', in
-which it keeps its shape where Omega becomes singular, and where Omega moves it moves along.
+"Black box variational inference with a deterministic objective"). A q with correlations is that of u =
+L^-1 eta, Omega = L L', in which it keeps its shape where Omega becomes singular, and where Omega moves it
+moves along; one without has none in eta.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,8 @@ class Profiled(Objective):
     """-sum_i max_q of a bound of log p(y_i): the mean over ``points`` (K, S), standard normal numbers, of
     log p(y, eta) - log q(eta), for K random effects and a Gaussian q.
 
-    ``full``: q has correlations; else Omega has none either. What is carried of each subject is its q, D
-    numbers, and the inverse of their curvature.
+    ``full``: q has correlations. What is carried of each subject is its q, D numbers, and the inverse of
+    their curvature.
     """
 
     points: Tensor
@@ -68,6 +69,8 @@ class Profiled(Objective):
 
     def begun(self, model: Model, population: Population, values: Values, q: Gaussian) -> dict[str, Tensor]:
         """What is carried where ``q`` is that Gaussian over eta, with entries (1, N, B)."""
+        if not self.full:
+            return self._carried(self._numbers(q.mean, q.lower))
         omega = model.prior_cholesky(values, population)
         k, zero = len(q.mean), torch.zeros_like(q.mean[0])
         columns = [
@@ -85,7 +88,7 @@ class Profiled(Objective):
         return k * (k - 1) // 2 if self.full else 0
 
     def _q(self, x: Tensor) -> tuple[list[Tensor], Lower]:
-        """Mean and factor over u of numbers (D, N, B): entries (1, N, B)."""
+        """Mean and factor of numbers (D, N, B): entries (1, N, B)."""
         k = len(self.points)
         mean, sds, rest = (part.unbind(0) for part in x[:, None].split([k, k, self._pairs]))
         if not self.full:
@@ -123,8 +126,10 @@ class Profiled(Objective):
 
     def posterior(self, model: Model, population: Population, state: State) -> Gaussian:
         """q over eta, entries (1, N, B)."""
-        omega = model.prior_cholesky(state.trained, population)
         mean, lower = self._q(state.carried[Q])
+        if not self.full:
+            return Gaussian(mean, lower)
+        omega = model.prior_cholesky(state.trained, population)
         k, zero = len(mean), torch.zeros_like(mean[0])
         columns = [
             multiply_lower(omega, [lower[i][j] if i >= j else zero for i in range(k)]) for j in range(k)
@@ -147,13 +152,19 @@ class Profiled(Objective):
         """Minus the bound of each subject, (N, B)."""
         eps = self.points.to(x)[..., None, None].unbind(0)  # (S, 1, 1) each
         mean, lower = self._q(x)
-        u = [m + shift for m, shift in zip(mean, multiply_lower(lower, eps), strict=True)]
-        eta = multiply_lower(model.prior_cholesky(values, population), u)
+        omega = model.prior_cholesky(values, population)
+        log_det = total([row[-1].log() for row in lower])
+        eta = u = [m + shift for m, shift in zip(mean, multiply_lower(lower, eps), strict=True)]
+        if self.full:
+            eta = multiply_lower(omega, u)
+        else:
+            u = solve_lower(omega, eta)
+            log_det = log_det - total([row[-1].log() for row in omega])
         prediction = model.predict(model.typical(values, population), population, eta)
         terms = model.error.log_density(model.of_subjects(values, eta), prediction, population)
         log_weight = population.sum_observations(terms) - 0.5 * total([z * z for z in u])
         log_weight = log_weight + 0.5 * total([e * e for e in eps])
-        return -log_weight.mean(0) - total([row[-1].log() for row in lower])[0]
+        return -log_weight.mean(0) - log_det[0]
 
     @torch.no_grad()
     def refresh(

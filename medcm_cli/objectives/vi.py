@@ -109,8 +109,7 @@ class Vi(Objective):
         return Focei() if at_modes and self.population == "point" else None
 
     def profile(self, model: Model, population: Population) -> Profile | None:
-        """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``. One without
-        correlations has none about L^-1 eta either only where Omega has none."""
+        """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``."""
         found = self._profiled(model, population)
         return None if found is None else Profile(found, found.points.shape[1])
 
@@ -125,11 +124,9 @@ class Vi(Objective):
 
     def _profiled(self, model: Model, population: Population) -> Profiled | None:
         k = model.size(population)
-        correlated = self.family == "full_rank"
-        uncorrelated = self.family == "mean_field" and not any(group.pairs for group in model.groups)
-        if self.population == "variational" or not (correlated or uncorrelated) or k > _MOST_EFFECTS:
+        if self.population == "variational" or self.family not in families.GAUSSIAN or k > _MOST_EFFECTS:
             return None
-        return Profiled(_points(k), correlated and k > 1, self.describe())
+        return Profiled(_points(k), self.family == "full_rank" and k > 1, self.describe())
 
     def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
         """See ``Objective.restored``."""

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from medcm_cli.data import Population
-from medcm_cli.model import Model, RandomEffects
+from medcm_cli.model import Model
 from medcm_cli.objectives import State, Vi
 from medcm_cli.objectives.base import Criterion, Objective
 from medcm_cli.objectives.profiled import INVERSE
@@ -42,8 +42,6 @@ def noise_of(criterion: Criterion) -> Tensor:
 @pytest.mark.parametrize("family", ["full_rank", "mean_field"])
 def test_where_it_begins_it_is_the_bound_of_the_values_there(model: Model, family: str) -> None:
     model = with_error(model, "combined")
-    if family == "mean_field":
-        model = replace(model, random_effects=RandomEffects(model.random_effects.names, "diagonal"))
     objective = Vi(family=family)
     population = make_population(SUBJECTS, FITS, ragged=True)
     state, begin, profile = begun(objective, model, population)
@@ -58,8 +56,6 @@ def test_where_it_begins_it_is_the_bound_of_the_values_there(model: Model, famil
 
 @pytest.mark.parametrize("family", ["full_rank", "mean_field"])
 def test_q_is_found_where_the_bound_has_no_gradient_in_it(model: Model, family: str) -> None:
-    if family == "mean_field":
-        model = replace(model, random_effects=RandomEffects(model.random_effects.names, "diagonal"))
     objective, population = Vi(family=family), make_population(SUBJECTS, FITS, ragged=True)
     state, begin, profile = begun(objective, model, population)
     for find in (profile.refresh, profile.searched_widely):
@@ -151,5 +147,3 @@ def test_what_has_no_such_profile(model: Model) -> None:
     population = make_population(SUBJECTS, FITS)
     for objective in (Vi(family="mixture"), Vi(family="flow"), Vi(population="variational")):
         assert objective.profile(model, population) is None
-    correlated: Objective = Vi(family="mean_field")  # whose q would be correlated about L^-1 eta
-    assert correlated.profile(model, population) is None
