@@ -18,7 +18,7 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.objectives import Criterion, State
 from medcm_cli.objectives.penalised import SHARE, Penalised
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 
 STEP = 1e-4  # of the central differences, in the unconstrained values
 ITERATIONS = 30  # Newton steps at most

@@ -15,7 +15,7 @@ from medcm_cli.analysis.uncertainty import Estimates, Quantities, begun, quantit
 from medcm_cli.errors import InputError
 from medcm_cli.numerics.streams import per_fit
 from medcm_cli.study.restore import Restored
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 
 METHODS = ("profile", "sir")
 _ROUNDS = 300, 300, 1000  # proposals, the next from what the last have found

@@ -10,7 +10,7 @@ from torch import Tensor
 from medcm_cli.data import Population
 from medcm_cli.model import Model, Network
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 
 _TYPICAL = "typical."
 

@@ -28,7 +28,7 @@ from medcm_cli.numerics.triangular import covariance, dense
 from medcm_cli.objectives.base import Criterion, PopulationPosterior
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 
 METHODS = ("sandwich", "hessian")
 POSTERIOR = "posterior"  # in place of these where a fit has a q of sigma and Omega

@@ -49,6 +49,14 @@ class PopulationPosterior(NamedTuple):
     name: str
 
 
+class Profile(NamedTuple):
+    """Of an objective of which subjects have values of their own: the same without noise, these at their
+    optimum, as ``objective``; and at how many ``places`` at once it asks for the prediction of a subject."""
+
+    objective: "Objective"
+    places: int
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
@@ -95,6 +103,10 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
+    def first(self) -> "Objective | None":
+        """Another, whose optimum is a good place to begin at, and soon found; None where there is none."""
+        return None
+
     def near(self, model: Model, population: Population, state: State) -> State:
         """The same beginning, where population parameters are near what the data say: what each subject has
         for itself is what these lead to."""
@@ -110,6 +122,22 @@ class Objective(Protocol):
         """The same with what is searched left where ``searched_widely`` has put it, which approximates the
         same likelihood and has no step where a search leads elsewhere; None where it has to be searched."""
         return None
+
+    def profile(self, model: Model, population: Population) -> Profile | None:
+        """A function of what subjects share alone, with the same optimum but for what points that stay what
+        they are leave out; None where there is none."""
+        del model, population
+        return None
+
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """What the profile carries where each subject's own values are those of a ``state``."""
+        del model, population, state
+        return {}
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """The opposite: the values of each subject's own where a profile's ``state`` has led."""
+        del model, population, state
+        return {}
 
     def settled(self, model: Model, population: Population, state: State, noise: Tensor) -> State:
         """The same of values that have come to rest, of which none is ``moved``: what is carried learns more

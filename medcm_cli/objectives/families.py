@@ -22,7 +22,8 @@ from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 
-FAMILIES = ("full_rank", "mean_field", "mixture", "flow", "by_occasion")
+GAUSSIAN = ("full_rank", "mean_field")
+FAMILIES = (*GAUSSIAN, "mixture", "flow", "by_occasion")
 
 
 class Posterior(Protocol):
@@ -165,23 +166,32 @@ def at_modes(
     """Values, of which those of a Gaussian q are such that it is Laplace's approximation to each subject's
     posterior, given the population parameters that are ``known``; a q of another family, and one of a subject
     whose approximation is not finite, is left where it is."""
-    if family not in ("full_rank", "mean_field"):
+    if family not in GAUSSIAN:
         return dict(values)
     k = model.size(population)
     zero = torch.zeros_like(values["q.mean"][:1])
     eta = find_modes(model, known, population, [zero] * k, _TOLERANCE, _ITERATIONS).eta
     covariance = laplace_covariance(model, known, population, eta)
-    lower = cholesky([list(row[: place + 1]) for place, row in enumerate(covariance)])
-    scale, raw = raw_from_lower(lower, _MOST_CORRELATED)
-    sizes = model.sizes(k) or [1.0] * k
-    found = {
-        "q.mean": torch.cat([effect / size for effect, size in zip(eta, sizes, strict=True)]),
-        "q.sd": raws_of(torch.stack([sd / size for sd, size in zip(scale, sizes, strict=True)])),
-    }
-    if "q.correlation" in values:
-        found["q.correlation"] = torch.stack(raw)
+    lower = cholesky([list(row[: place + 1, None]) for place, row in enumerate(covariance)])
+    found = raw_values(Gaussian(eta, lower), model.sizes(k), "q.correlation" in values, _MOST_CORRELATED)
     finite = torch.stack([torch.isfinite(value).all(0) for value in found.values()]).all(0)
     return {**values, **{name: torch.where(finite, value, values[name]) for name, value in found.items()}}
+
+
+def raw_values(
+    q: Gaussian, sizes: Sequence[float] | None, correlated: bool, most: float
+) -> dict[str, Tensor]:
+    """Values of a Gaussian q with entries (1, N, B), partial correlations no further from 0 than ``most``.
+
+    :param sizes: see ``posterior``.
+    """
+    scale, raw = raw_from_lower(q.lower, most)
+    sizes = sizes or [1.0] * len(scale)
+    found = {
+        "q.mean": torch.cat([effect / size for effect, size in zip(q.mean, sizes, strict=True)]),
+        "q.sd": raws_of(torch.cat([sd / size for sd, size in zip(scale, sizes, strict=True)])),
+    }
+    return {**found, "q.correlation": torch.cat(raw)} if correlated else found
 
 
 _TOLERANCE, _ITERATIONS = 1e-3, 50  # of modes

@@ -15,6 +15,7 @@ from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import families
 from medcm_cli.objectives.base import Criterion, Objective, State
+from medcm_cli.objectives.focei import Focei
 from medcm_cli.runs.description import Description
 
 FAMILIES = tuple(family for family in families.FAMILIES if family != "mixture")
@@ -66,6 +67,10 @@ class Iw(Objective):
         occasions = (0, 0) if model.occasions is None else (population.occasions, len(model.occasions.names))
         own = families.init(self.family, 1, streams, shape, dtype, occasions)
         return State(model.init(streams, dtype) | own, per_subject=tuple(own))
+
+    def first(self) -> Objective | None:
+        """See ``Objective.first``: where q begins at the modes there."""
+        return Focei() if self.family in families.GAUSSIAN else None
 
     def near(self, model: Model, population: Population, state: State) -> State:
         """See ``Objective.near``."""

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.penalty import Priors
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
 from medcm_cli.runs.description import Description
 
 SHARE = "priors.share"
@@ -72,6 +72,15 @@ class Penalised(Objective):
         assert scale is not None
         return scale * self.priors.penalty(model, values)
 
+    def first(self) -> Objective | None:
+        """See ``Objective``."""
+        found = self.objective.first()
+        return None if found is None else Penalised(found, self.priors)
+
+    def near(self, model: Model, population: Population, state: State) -> State:
+        """See ``Objective``."""
+        return self.objective.near(model, population, state)
+
     def noise_shape(self, model: Model, population: Population) -> tuple[int, ...] | None:
         """See ``Objective``."""
         return self.objective.noise_shape(model, population)
@@ -96,6 +105,19 @@ class Penalised(Objective):
         """See ``Objective``."""
         held = self.objective.held()
         return None if held is None else Penalised(held, self.priors)
+
+    def profile(self, model: Model, population: Population) -> Profile | None:
+        """See ``Objective``."""
+        found = self.objective.profile(model, population)
+        return found and found._replace(objective=Penalised(found.objective, self.priors))
+
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        return {**self.objective.profiled(model, population, state), SHARE: state.carried[SHARE]}
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        return self.objective.restored(model, population, state)
 
     def unconverged(self, population: Population, state: State) -> Tensor | None:
         """See ``Objective``."""

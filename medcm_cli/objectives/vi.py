@@ -20,14 +20,18 @@ from medcm_cli.model.rows import raw_of
 from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
 from medcm_cli.objectives.by_occasion import ByOccasion
+from medcm_cli.objectives.focei import Focei
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
+from medcm_cli.objectives.profiled import Profiled
 from medcm_cli.runs.description import Description
 
 ESTIMATORS = ("path_derivative", "standard", "entropy")
 POPULATIONS = ("point", "variational")
 SAMPLES = 64  # for an ELBO without noise
+_MOST_CORRELATED = 1 - 1e-12
+_MOST_EFFECTS = 12  # of a subject: the numbers of its q are a tenth of what its curvature has
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,41 @@ class Vi(Objective):
             raise InputError(
                 f"objective.family={self.family}: standard errors are there for full_rank and mean_field"
             )
-        samples = max(SAMPLES, 2 ** math.ceil(math.log2(4 * effects)))
-        quiet = replace(self, samples=samples, estimator="entropy")
-        return Criterion(quiet, 1.0, normal_points(effects, samples))
+        points = _points(effects)
+        quiet = replace(self, samples=points.shape[1], estimator="entropy")
+        return Criterion(quiet, 1.0, points)
+
+    def first(self) -> Objective | None:
+        """See ``Objective.first``: where q begins at the modes there."""
+        at_modes = self.family in families.GAUSSIAN and self.initial_sd is None
+        return Focei() if at_modes and self.population == "point" else None
+
+    def profile(self, model: Model, population: Population) -> Profile | None:
+        """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``."""
+        found = self._profiled(model, population)
+        return None if found is None else Profile(found, found.points.shape[1])
+
+    def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective.profiled``."""
+        profiled = self._profiled(model, population)
+        assert profiled is not None
+        q = families.posterior(self.family, state.trained, model.sizes(len(profiled.points)))
+        assert isinstance(q, Gaussian)
+        alone = Gaussian([mean[None] for mean in q.mean], [[entry[None] for entry in row] for row in q.lower])
+        return profiled.begun(model, population, state.trained, alone)
+
+    def _profiled(self, model: Model, population: Population) -> Profiled | None:
+        k = model.size(population)
+        if self.population == "variational" or self.family not in families.GAUSSIAN or k > _MOST_EFFECTS:
+            return None
+        return Profiled(_points(k), self.family == "full_rank" and k > 1, self.describe())
+
+    def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
+        """See ``Objective.restored``."""
+        profiled = self._profiled(model, population)
+        assert profiled is not None
+        q, sizes = profiled.posterior(model, population, state), model.sizes(len(profiled.points))
+        return families.raw_values(q, sizes, profiled.full, _MOST_CORRELATED)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype
@@ -217,6 +253,11 @@ class Vi(Objective):
             return None
         moments = _population_posterior(values).moments()
         return PopulationPosterior(PopulationPrior(model, self.lkj), *moments, name="population.mean")
+
+
+def _points(effects: int) -> Tensor:
+    """(K, S)."""
+    return normal_points(effects, max(SAMPLES, 2 ** math.ceil(math.log2(4 * effects))))
 
 
 def _population_init(

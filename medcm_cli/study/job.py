@@ -29,8 +29,7 @@ from medcm_cli.training import results
 from medcm_cli.training.absurd import with_absurd_failed
 from medcm_cli.training.course import Course
 from medcm_cli.training.kept import Kept
-from medcm_cli.training.loop import train
-from medcm_cli.training.polish import polish_of, polished
+from medcm_cli.training.stages import fitted
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Trained
 
@@ -151,11 +150,11 @@ class Job:
         streams = [Stream(int(self.config["seed"]), fold, replicate) for fold, replicate in fits]
         model, training = self.problem.model, self.config["training"]
         moves = training["stop"] != "start"  # else values are looked at as they begin
-        polish = polish_of(model, self.objective, population) if training["polish"] else None
-        trained = train(
+        trained = fitted(
             model,
             self.objective,
             population,
+            lambda: self.problem.double([self.problem.folds[fold].train for fold, _ in fits]),
             streams,
             self.make_optimizer,
             Course(
@@ -165,18 +164,15 @@ class Job:
                 self.config["redraws"],
                 self.config["batch"].get("graph", True),
                 training["scale"] == "log",
-                training["stop"] == "converged" or polish is not None,
-                polish is not None and not polish.fixed,
-                training["start"] == "data",
+                training["stop"] == "converged",
+                near=int(training["start"] == "data"),
             ),
             self.problem.dtype,
+            training["polish"],
             progress,
             kept,
             self.device,
         )
-        if polish is not None:
-            double = self.problem.double([self.problem.folds[fold].train for fold, _ in fits])
-            trained = polished(model, polish, double, streams, trained, training["scale"] == "log")
         if trained.ends is None:
             return trained
         penalty = self.objective.of_priors(model, trained.layout.unpack(trained.ends.values))

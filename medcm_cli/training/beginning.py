@@ -1,6 +1,6 @@
 """Where a batch of fits begins: initial values whose loss and gradient are sound."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,12 +15,14 @@ from medcm_cli.training.loss import Evaluation, Part
 
 
 class How(NamedTuple):
-    """Of a course (``course.Course``) what its beginning has to know."""
+    """Of a course (``course.Course``) what its beginning has to know; and the values to begin with that are
+    ``given``, of a fit that has none NaN."""
 
     batch_subjects: int | None
     log: bool
     redraws: int
     near: bool
+    given: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def begun(
     while True:
         drawn = [replace(s, attempt=n) for s, n in zip(streams, redrawn.tolist(), strict=True)]
         state = objective.init(model, population, drawn, dtype)
+        given = {
+            name: torch.where(torch.isnan(of), state.trained[name], of)
+            for name, of in (how.given or {}).items()
+        }
+        state = replace(state, trained={**state.trained, **given})
         if how.near:
             state = objective.near(model, population, state)
         state = state.to(device)

@@ -26,7 +26,8 @@ class Course:
 
     ``log``: parameters above 0 are trained as logarithms (``Scales``). ``stop``: a fit ends where it has
     converged (``Watch``), at the mean of its last values where its objective has noise; ``brief``: early,
-    since it is polished afterwards; ``near``: it begins where the data say.
+    since it is polished afterwards. ``near``: how near it begins to its end, 0 anywhere, 1 where the data
+    say, 2 at the optimum of another objective.
     """
 
     epochs: int
@@ -37,7 +38,7 @@ class Course:
     log: bool = False
     stop: bool = False
     brief: bool = False
-    near: bool = False
+    near: int = 0
 
     @property
     def labels(self) -> dict[int, int]:

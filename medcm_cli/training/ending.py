@@ -19,6 +19,7 @@ from torch import Tensor
 
 SHORTER = 0.2  # what steps are multiplied by
 SHORTEST = 0.01  # of the learning rate: no steps are shorter than about that
+_NEAREST = 2  # of a course: nothing is left but to take the mean
 _PATIENCE = 3  # windows in which an objective with noise has not fallen
 _FALL = 0.02  # of a log likelihood, in a window
 _BRIEF = 0.5  # likewise, where Newton's method goes on from there, ...
@@ -47,18 +48,28 @@ class Moments(NamedTuple):
 @dataclass(frozen=True)
 class Rule:
     """What a history is judged by: whether an objective has ``noise``; its ``scale`` in log likelihoods, None
-    of one that is none; whether the fit is ``brief``, since it is polished afterwards; and whether it begins
-    ``near`` the data, from where an objective with noise needs short steps only."""
+    of one that is none; whether the fit is ``brief``, since it is polished afterwards; and how ``near`` it
+    begins (``Course``), from where an objective with noise needs short steps only."""
 
     noise: bool
     scale: float | None
     brief: bool
-    near: bool = False
+    near: int = 0
 
     @property
     def window(self) -> int:
         """Its length in epochs."""
         return 50 if self.noise else 25
+
+    @property
+    def shortest(self) -> float:
+        """Of the learning rate, about its shortest steps: those it begins with at an optimum."""
+        return SHORTEST if self.near < _NEAREST else self.longest
+
+    @property
+    def longest(self) -> float:
+        """Likewise those that it begins with."""
+        return SHORTER**self.near if self.noise else 1.0
 
     @property
     def words(self) -> str:
@@ -69,7 +80,7 @@ class Rule:
         windows = f"{_PATIENCE} windows" if self.noise else "a window"
         return (
             f"the median objective of {windows} of {self.window} epochs fell by less than {least}, with "
-            f"steps of at most {SHORTEST:g} times the learning rate"
+            f"steps of at most {self.shortest:g} times the learning rate"
         )
 
 
@@ -86,7 +97,7 @@ class Watch:
         self.rule = rule
         flat = values.detach()
         nothing = flat.new_zeros(count)
-        self._first = SHORTER if rule.noise and rule.near else 1.0
+        self._first = rule.longest
         self.rate = nothing + self._first
         self.done = torch.zeros_like(nothing, dtype=torch.bool)
         self.ended = torch.zeros_like(nothing, dtype=torch.long)
@@ -172,9 +183,13 @@ class Watch:
         self._still = torch.where(fell | stale, 0, self._still + 1)
         again = stale | (fell & torch.isfinite(self._level)) | (self.rate >= self._first)
         over = self._still >= (_PATIENCE if self.rule.noise else 1)
-        if self.rule.brief and epoch >= _MOST_BRIEF * self.rule.window:
+        if (
+            self.rule.brief
+            and (not self.rule.noise or self.rule.near >= _NEAREST)
+            and epoch >= _MOST_BRIEF * self.rule.window
+        ):
             over = torch.ones_like(over)
-        shortest = self.rate * SHORTER < SHORTEST * SHORTER**0.5
+        shortest = self.rate * SHORTER < self.rule.shortest * SHORTER**0.5
         ended = over & (shortest if not self.rule.brief else torch.ones_like(over)) & ~self.done
         self.done |= ended
         self.ended.copy_(torch.where(ended, epoch, self.ended))

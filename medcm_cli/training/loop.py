@@ -37,6 +37,7 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
     progress: Progress | None = None,
     kept: Kept | None = None,
     device: torch.device = CPU,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Trained:
     """Train B fits, B = ``len(streams)``.
 
@@ -49,12 +50,13 @@ def train(  # noqa: PLR0913 (each is one thing that a batch needs)
         each other.
     :param progress: called at every checkpoint with the epoch and the objective (B,).
     :param kept: where to go on from, with the very same result, and to keep how far it is.
+    :param given: values to begin with (``How``).
     :param device: to train on. Random numbers are those of the CPU, so that results differ by rounding.
     """
     there = population.to(device)
     if course.batch_subjects is not None and course.batch_subjects < population.shape[1]:
         there = there.by_subject()
-    how = How(course.batch_subjects, course.log, course.redraws, course.near)
+    how = How(course.batch_subjects, course.log, course.redraws, course.near > 0, given)
     start = begun(model, objective, population, there, streams, dtype, how)
     fits = _Fits(model, objective, there, make_optimizer, start, course)
     before, seconds = fits.resumed(kept)

@@ -13,57 +13,8 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Noise, Stream
 from medcm_cli.objectives.base import Objective, State
+from medcm_cli.training.layout import Layout
 from medcm_cli.training.scales import Scales
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names and shapes of trained values inside one flat tensor (P, B), so that an epoch moves a single
-    tensor."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, values: Mapping[str, Tensor], last: Sequence[str] = ()) -> "Layout":
-        """The layout of ``values``, whose last dimension is the fit; those that ``last`` names come last."""
-        names = sorted(values, key=lambda name: name in last)
-        return cls(tuple(names), tuple(tuple(values[name].shape[:-1]) for name in names))
-
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Values -> (P, B), a copy."""
-        return torch.cat([values[name].reshape(-1, values[name].shape[-1]) for name in self.names])
-
-    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """(P, B) -> values, as views through which gradients flow back."""
-        parts = flat.split([torch.Size(shape).numel() for shape in self.shapes])
-        return {
-            name: part.view(*shape, flat.shape[-1])
-            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
-        }
-
-    @property
-    def places(self) -> dict[str, int]:
-        """Name -> the first of its rows."""
-        sizes = [torch.Size(shape).numel() for shape in self.shapes]
-        return dict(zip(self.names, itertools.accumulate([0, *sizes[:-1]]), strict=True))
-
-    def resized(self, names: Sequence[str], subjects: int) -> "Layout":
-        """That of another number of subjects, of whom ``names`` have a value each."""
-        shapes = [
-            (*shape[:-1], subjects) if name in names else shape
-            for name, shape in zip(self.names, self.shapes, strict=True)
-        ]
-        return Layout(self.names, tuple(shapes))
-
-    def rows(self, names: Sequence[str]) -> Tensor:
-        """Which of the P rows belong to ``names``, as booleans (P,)."""
-        return torch.cat(
-            [
-                torch.full((torch.Size(shape).numel(),), name in names, device="cpu")
-                for name, shape in zip(self.names, self.shapes, strict=True)
-            ]
-        )
 
 
 @dataclass(frozen=True)
@@ -205,8 +156,13 @@ class Evaluation:
     @torch.no_grad()
     def searched_widely(self, flat: Tensor, carried: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is carried at values that do not move, found anew (``Objective.searched_widely``)."""
-        state = State(self.layout.unpack(self.scales.model(flat)), carried, self._per_subject)
-        return self._objective.searched_widely(self._model, self._population, state).carried
+        found = dict(carried) if self.whole else {name: value.clone() for name, value in carried.items()}
+        for minibatch in [None] if self.whole else self.minibatches:
+            own = flat if minibatch is None else self.at(flat, minibatch)
+            state, population, _, _ = self._of(self.scales.model(own), found, minibatch)
+            state = self._objective.searched_widely(self._model, population, state)
+            found = self._after(own, found, state, minibatch)[1]
+        return found
 
     def draw(self) -> None:
         """The next epoch's random numbers: noise, and who is in which minibatch."""

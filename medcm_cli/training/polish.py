@@ -1,19 +1,16 @@
 """The end of a fit whose objective is a function of its values: Newton's method, all fits of a batch at once.
 
-The Hessian is that of finite differences of the gradient where a search begins and where it seems to be over,
-and is brought up to date by each step in between (BFGS with Powell's damping; Nocedal and Wright 2006,
-sections 6.1 and 18.3). A direction of negative curvature is taken as if it were positive (Dauphin et al.
-2014), no step is longer than 1 in all, and one that does not lower the objective is halved. Modes are looked
-for near where they were last, so that the objective is smooth; where a search begins and ends, further off.
-
 A quadrature of few nodes depends on the modes that it is centred at, and steps where one vanishes or another
 becomes the best. Where that keeps a search from its end, another holds the nodes where they are, and places
 them anew where it seems over (the mean-variance adaptive quadrature of Rabe-Hesketh, Skrondal and Pickles
 2005 holds its nodes likewise). It is over where the held objective is at its optimum and new nodes tell
 nothing else.
+
+An objective with noise ends at the optimum of its profile, where it has one: random draws hide how slowly it
+still falls where it is flat.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,55 +20,58 @@ from torch import Tensor
 from medcm_cli.data.population import Population
 from medcm_cli.model import Model
 from medcm_cli.model.priors import POPULATION
-from medcm_cli.numerics.square import inverse_of_saddle, made_positive
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective
+from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.training.coordinates import Coordinates
 from medcm_cli.training.loss import Evaluation
+from medcm_cli.training.newton import LEAST, Search, joined
 from medcm_cli.training.trained import Ends, Trained
 
-LEAST = 1e-3
-"""OFV that a step of Newton's method would still gain where a fit has converged, at most."""
 FEW = 40
 """Values of a fit, at most, of which those of networks are polished too."""
-STEPS = 200
-_DIFFERENCE = 1e-4
-_HALVINGS = 15
-_TURNS = 5  # how often better modes are found where a search has ended
-_TURNS_HELD = 20  # likewise, of nodes that are held in between
-_FEWER = 0.8  # of the fits of an evaluation, below which it is worth one of its own
-_ASIDE = 0.3  # how far it is gone from a saddle
-_ENOUGH = 1e-4  # of the fall that the gradient foretells
+_TURNS_HELD = 20  # how often better modes are found, of nodes that are held in between
+_ELEMENTS = 250_000  # of a tensor, at most about: what a processor's cache holds
+_ERRORS = 3.0  # Monte Carlo errors
 RULE = f"Newton's method would lower the OFV by less than {LEAST:g}"
 RULE_HELD = f"{RULE} with the nodes of quadrature held, and new nodes would move it by less than that"
 
 
 @dataclass(frozen=True)
 class Polish:
-    """A ``criterion`` without noise, or an objective that is no likelihood, and the names of the values that
-    stay as they are: those of networks, unless they are few."""
+    """``criterion``: what is to be at its optimum, or an objective that is no likelihood. Where ``profiled``,
+    it has noise, and subjects values of their own: its profile is searched in its place. ``fixed`` are names
+    of the values that stay as they are: those of networks, unless they are few."""
 
     criterion: Criterion | Objective
     fixed: tuple[str, ...]
+    profiled: bool = False
 
 
-def polish_of(model: Model, objective: Objective, population: Population) -> Polish | None:
-    """How fits by an objective are polished; None where that has noise, or moves values itself, or subjects
-    have values of their own."""
-    if (objective.noise_shape(model, population), objective.refresh_shape(model, population)) != (None, None):
+def polish_of(
+    model: Model, objective: Objective, population: Population, minibatches: bool = False
+) -> Polish | None:
+    """How fits by an objective are polished; None where that has noise and no profile, or ``minibatches`` or
+    networks of many values beside it, or moves values itself, or subjects have values of their own."""
+    profiled = objective.noise_shape(model, population) is not None
+    if objective.refresh_shape(model, population) is not None:
+        return None
+    if profiled and (minibatches or objective.profile(model, population) is None):
         return None
     state = objective.init(model, population, [Stream(0, 1, 1)], torch.float64)
-    if state.moved or set(state.per_subject) & set(state.trained):
+    own = set(state.per_subject) & set(state.trained)
+    if state.moved or (own and not profiled):
         return None
     chosen: Criterion | Objective = objective
-    if objective.describe().scale is not None:
+    if objective.describe().scale is not None and not profiled:
         chosen = objective.criterion(model.size(population))
         if chosen.noise is not None:
             return None
-    sizes = {name: value[..., 0].numel() for name, value in state.trained.items()}
+    sizes = {name: value[..., 0].numel() for name, value in state.trained.items() if name not in own}
     weights = [name for name in sizes if not _outside(name)]
     few = sum(sizes.values()) <= FEW
-    return None if len(weights) == len(sizes) and not few else Polish(chosen, () if few else tuple(weights))
+    if not few and (profiled or len(weights) == len(sizes)):
+        return None
+    return Polish(chosen, () if few else tuple(weights), profiled)
 
 
 def _outside(name: str) -> bool:
@@ -86,22 +86,32 @@ def polished(
     streams: Sequence[Stream],
     trained: Trained,
     log: bool,
+    enough: float | None = None,
 ) -> Trained:
     """Fits that have not failed, with their end at the optimum nearby.
 
     :param population: their subjects in double precision. :param log: see ``Course``.
+    :param enough: OFV that their end may lie above it, of an end that is none; None: it is at the optimum.
     """
     assert trained.ends is not None
-    chosen, fixed = polish.criterion, polish.fixed
+    chosen, fixed, dtype = polish.criterion, polish.fixed, torch.float64
     objective = chosen.objective if isinstance(chosen, Criterion) else chosen
-    dtype = torch.float64
+    scale = chosen.scale if isinstance(chosen, Criterion) else objective.describe().scale
     begun = objective.init(model, population, streams, dtype)
     values = trained.layout.unpack(trained.ends.values.to(dtype))
     carried = {
         name: _as(trained.state.carried[name], value) if name in trained.state.carried else value
         for name, value in begun.carried.items()
     }
-    state = replace(begun, trained=values, carried=carried)
+    whole = replace(begun, trained=values, carried=carried)
+    profile = objective.profile(model, population) if polish.profiled else None
+    searched, state, length = objective, whole, None
+    if profile is not None:
+        shared = {name: value for name, value in values.items() if name not in begun.per_subject}
+        own = objective.profiled(model, population, whole)
+        searched, state = profile.objective, State(shared, own, tuple(own))
+        length = max(1, _ELEMENTS // (profile.places * population.shape[0] * len(streams)))
+    parts = population if length is None else population.by_subject()
 
     def evaluated(objective: Objective, fits: Tensor) -> Evaluation:
         """Some of them, (n,)."""
@@ -110,23 +120,23 @@ def polished(
         )
         some = replace(state, trained=trained, carried=carried)
         own = [streams[fit] for fit in fits.tolist()]
-        return Evaluation(model, objective, population.of_fits(fits), some, own, dtype, None, log)
+        return Evaluation(model, objective, parts.of_fits(fits), some, own, dtype, length, log)
 
-    evaluation = evaluated(objective, torch.arange(len(streams), device="cpu"))
+    evaluation = evaluated(searched, torch.arange(len(streams), device="cpu"))
     alive = torch.tensor([failure is None for failure in trained.failures], device="cpu")
     free = ~evaluation.layout.rows(fixed)
-    if isinstance(chosen, Criterion):
-        unit = torch.full_like(trained.ends.objective.to(dtype), 2 / chosen.scale)
+    if scale is not None:
+        unit = torch.full_like(trained.ends.objective.to(dtype), 2 / scale)
     else:  # as if it were that of a normal error
         unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
     places = evaluation.layout.places
     steps = Coordinates(model, places, evaluation.packed(state), log)
-    found = _Search(partial(evaluated, objective), steps, state.carried, unit, free, alive).run()
+    found = Search(partial(evaluated, searched), steps, state.carried, unit, free, alive).run(enough)
     rules = [RULE] * len(streams)
-    held, left = objective.held(), alive & ~(found.gain < LEAST) & torch.isfinite(found.loss)
-    if held is not None and bool(left.any()):
+    held, left = searched.held(), alive & ~(found.gain < LEAST) & torch.isfinite(found.loss)
+    if held is not None and enough is None and bool(left.any()):
         fits = left.nonzero()[:, 0]
-        search = _Search(
+        search = Search(
             lambda some: evaluated(held, fits[some]),
             Coordinates(model, places, found.x[:, fits], log),
             {name: value[..., fits] for name, value in found.carried.items()},
@@ -136,15 +146,27 @@ def polished(
             _TURNS_HELD,
         )
         again = search.run()
-        found = _joined(found, again, fits)
+        found = joined(found, again, fits)
         for fit in fits[again.gain < LEAST].tolist():
             rules[fit] = RULE_HELD
-    arrived = found.gain < LEAST
-    values_there = evaluation.scales.model(found.x).to(trained.ends.values.dtype)
+    there = evaluation.layout.unpack(evaluation.scales.model(found.x))
+    last = replace(whole, trained=there, carried={**whole.carried, **found.carried})
+    loss, error, arrived = found.loss, torch.zeros_like(found.loss), found.gain < LEAST
+    if profile is not None:
+        profiled = State(there, found.carried, tuple(found.carried))
+        unfound = searched.unconverged(population, profiled)
+        arrived &= unfound == 0 if unfound is not None else torch.ones_like(arrived)
+        last = replace(whole, trained={**there, **objective.restored(model, population, profiled)})
+        loss, error = _at_rest(model, objective, population, last, streams, log)
+        # The points' optimum is not that of all draws; where it is worse, nothing is gained.
+        worse = loss > trained.ends.objective + _ERRORS * torch.hypot(error, trained.ends.error)
+        arrived, alive = arrived & ~worse, alive & ~worse
+        rules = [f"{RULE}, whose expectation is that over {profile.places} points"] * len(rules)
+    gone = trained.layout.pack(last.trained).to(trained.ends.values.dtype)
     ends = Ends(
-        torch.where(alive, values_there, trained.ends.values),
-        torch.where(alive, found.loss, trained.ends.objective).to(trained.ends.objective.dtype),
-        torch.zeros_like(trained.ends.error),
+        torch.where(alive, gone, trained.ends.values),
+        torch.where(alive, loss.to(trained.ends.objective.dtype), trained.ends.objective),
+        torch.where(alive, error.to(trained.ends.error.dtype), trained.ends.error),
         trained.ends.epoch,
         arrived & alive & (trained.ends.converged if fixed else torch.ones_like(alive)),
         tuple(
@@ -152,7 +174,7 @@ def polished(
             for first, rule in zip(trained.ends.rules, rules, strict=True)
         ),
     )
-    kept = {name: _as(value, trained.state.carried.get(name, value)) for name, value in found.carried.items()}
+    kept = {name: _as(value, trained.state.carried.get(name, value)) for name, value in last.carried.items()}
     last = replace(
         trained.state,
         trained=trained.layout.unpack(ends.values),
@@ -161,216 +183,18 @@ def polished(
     return replace(trained, ends=ends, state=last)
 
 
+def _at_rest(
+    model: Model,
+    objective: Objective,
+    population: Population,
+    state: State,
+    streams: Sequence[Stream],
+    log: bool,
+) -> tuple[Tensor, Tensor]:
+    """The objective and its Monte Carlo error, (B,) each."""
+    evaluation = Evaluation(model, objective, population, state, streams, torch.float64, None, log)
+    return evaluation.at_rest(evaluation.packed(state), state.carried, streams)
+
+
 def _as(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype) if value.is_floating_point() else value
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Where the search has ended: ``x`` (P, B), its ``loss`` (B,), the ``gain`` (B,) in OFV that one more
-    step would have, by a Hessian at or near that place, and what is ``carried`` there."""
-
-    x: Tensor
-    loss: Tensor
-    gain: Tensor
-    carried: dict[str, Tensor]
-
-
-def _joined(found: _Found, again: _Found, fits: Tensor) -> _Found:
-    """With what a second search of some ``fits`` (n,) has brought to its end."""
-    here = (again.gain < LEAST).nonzero()[:, 0]
-    there = fits[here]
-
-    def joined(first: Tensor, second: Tensor) -> Tensor:
-        return first.index_copy(-1, there, second[..., here])
-
-    return _Found(
-        joined(found.x, again.x),
-        joined(found.loss, again.loss),
-        joined(found.gain, again.gain),
-        {name: joined(value, again.carried[name]) for name, value in found.carried.items()},
-    )
-
-
-class _Search:
-    """See the module. ``evaluated``: some of the fits, by their numbers; ``unit`` (B,): OFV in one of the
-    loss; ``free`` (P,): what moves; ``alive`` (B,): whose; ``turns``: how often other modes may be found."""
-
-    def __init__(
-        self,
-        evaluated: Callable[[Tensor], Evaluation],
-        coordinates: Coordinates,
-        carried: dict[str, Tensor],
-        unit: Tensor,
-        free: Tensor,
-        alive: Tensor,
-        turns: int = _TURNS,
-    ) -> None:
-        self._turns = turns
-        self._evaluated, self._coordinates, self._unit = evaluated, coordinates, unit
-        self._free = free.nonzero()[:, 0]
-        everyone = torch.ones_like(alive)
-        self._everyone = everyone.nonzero()[:, 0]
-        self._some = self._everyone, evaluated(self._everyone)
-        self._x = x = coordinates.begin
-        self._carried = self._some[1].searched_widely(coordinates.trained(x, self._everyone), carried)
-        self._loss, self._gradient = torch.zeros_like(unit), torch.zeros_like(x[self._free])
-        self._loss, self._gradient, self._carried = self._at(x, self._carried, everyone)
-        self._gain = torch.full_like(self._loss, torch.inf)
-        self._hessian = torch.zeros(len(alive), *2 * [len(self._free)], dtype=x.dtype, device=x.device)
-        self._hessian = self._differences(everyone)
-        self._seen = self._hessian  # by differences, where it was last
-        self._fresh = torch.ones_like(alive)
-        self._elsewhere = torch.zeros_like(alive, dtype=torch.long)  # how often modes were found to be
-        self._going = alive & torch.isfinite(self._loss)
-
-    def run(self) -> _Found:
-        """Until no fit goes on."""
-        for _ in range(STEPS):
-            self._hessian = made_positive(self._hessian)
-            inverse = inverse_of_saddle(self._hessian)
-            step = -(inverse @ self._gradient.T[..., None])[..., 0].T  # (F, B)
-            slope = (step * self._gradient).sum(0)
-            gain = -0.5 * slope * self._unit
-            self._gain = torch.where(self._going, gain, self._gain)
-            over = ~(gain >= LEAST / 1000)
-            self._going &= torch.isfinite(gain)
-            arrived = over & self._fresh & self._going
-            left = self._look_around(arrived) if bool(arrived.any()) else arrived
-            arrived &= ~left
-            left = left | (self._leave_saddles(arrived) if bool(arrived.any()) else arrived)
-            self._going &= ~arrived | left
-            if not bool(self._going.any()):
-                break
-            wanted = self._going & ~over
-            moved = self._along(_bounded(step), slope, wanted) if bool(wanted.any()) else wanted
-            self._going &= moved | ~self._fresh | left
-            again = self._going & (over | ~moved)
-            if bool(again.any()):
-                self._hessian = self._differences(again)
-                self._seen = torch.where(again[:, None, None], self._hessian, self._seen)
-            self._fresh = again
-        x = self._coordinates.trained(self._x, self._everyone)
-        return _Found(x, self._loss, self._gain, self._carried)
-
-    def _of(self, who: Tensor) -> tuple[Tensor, Evaluation]:
-        """Some of the fits by their numbers, all ``who`` (B,) are wanted among them, and few others: an
-        evaluation takes as long as its fits are many."""
-        if int(who.sum()) < _FEWER * len(self._some[0]) or not bool(who[self._some[0]].sum() == who.sum()):
-            fits = who.nonzero()[:, 0]
-            self._some = fits, self._evaluated(fits)
-        return self._some
-
-    def _at(
-        self, x: Tensor, carried: dict[str, Tensor], who: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss, gradient and what is carried of those ``who`` (B,) are wanted; of others as it was last."""
-        fits, evaluation = self._of(who)
-        own = {name: value[..., fits] for name, value in carried.items()}
-        leaf = x[:, fits].detach().requires_grad_()
-        trained = self._coordinates.trained(leaf, fits)
-        part = evaluation.part(trained.detach(), own, None)
-        (gradient,) = torch.autograd.grad(trained, leaf, part.gradient)
-        there = {
-            name: value.index_copy(-1, fits, part.carried[name]) for name, value in self._carried.items()
-        }
-        loss = self._loss.index_copy(0, fits, part.loss)
-        return loss, self._gradient.index_copy(1, fits, gradient[self._free]), there
-
-    def _differences(self, who: Tensor) -> Tensor:
-        """The Hessian, (B, F, F), in the numbers that move, of those ``who`` (B,) are wanted; of others as it
-        was."""
-        columns = []
-        for place in self._free.tolist():
-            there = self._x.detach().clone()
-            there[place] += _DIFFERENCE
-            columns.append((self._at(there, self._carried, who)[1] - self._gradient) / _DIFFERENCE)
-        hessian = torch.stack(columns).permute(2, 0, 1)
-        return torch.where(who[:, None, None], (hessian + hessian.mT) / 2, self._hessian)
-
-    def _look_around(self, arrived: Tensor) -> Tensor:
-        """Where modes are found that are better than those that led there, go on from these; who does, (B,).
-        Who does so again and again has no optimum: on either side of a place others are the better."""
-        fits, evaluation = self._of(arrived)
-        own = {name: value[..., fits] for name, value in self._carried.items()}
-        x = self._coordinates.trained(self._x[:, fits], fits)
-        found = evaluation.searched_widely(x, own)
-        wide = {name: value.index_copy(-1, fits, found[name]) for name, value in self._carried.items()}
-        loss, gradient, carried = self._at(self._x, wide, arrived)
-        other = arrived & ((loss - self._loss).abs() * self._unit > LEAST)
-        self._elsewhere += other
-        left = other & (self._elsewhere <= self._turns)
-        self._gain = torch.where(other & ~left, torch.inf, self._gain)
-        self._going &= ~other | left
-        self._take(left, self._x, loss, gradient, carried)
-        return left
-
-    def _leave_saddles(self, arrived: Tensor) -> Tensor:
-        """Where there is a direction along which the objective is lower on either side, go there; who has,
-        (B,)."""
-        identity = torch.eye(len(self._free), dtype=self._seen.dtype, device=self._seen.device)
-        matrix = torch.where(arrived[:, None, None], self._seen, identity)
-        value, vector = torch.linalg.eigh(matrix)
-        fall = -0.5 * value[:, 0] * _ASIDE**2 * self._unit
-        left = torch.zeros_like(arrived)
-        if not bool((arrived & (fall > LEAST)).any()):
-            return left
-        for side in (_ASIDE, -_ASIDE):
-            there = self._x.index_add(0, self._free, side * vector[:, :, 0].T)
-            loss, gradient, carried = self._at(there, self._carried, arrived)
-            lower = (self._loss - loss) * self._unit > LEAST
-            taken = arrived & (fall > LEAST) & lower & torch.isfinite(gradient).all(0) & ~left
-            self._take(taken, there, loss, gradient, carried)
-            left = left | taken
-        return left
-
-    def _take(
-        self, taken: Tensor, x: Tensor, loss: Tensor, gradient: Tensor, carried: dict[str, Tensor]
-    ) -> None:
-        """Go where ``x`` is, whose that is ``taken``."""
-        self._x = torch.where(taken, x, self._x)
-        self._loss = torch.where(taken, loss, self._loss)
-        self._gradient = torch.where(taken, gradient, self._gradient)
-        self._carried = {
-            name: torch.where(taken, value, self._carried[name]) for name, value in carried.items()
-        }
-
-    def _along(self, step: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
-        """Go along a step as far as the objective falls; who has moved, (B,)."""
-        length = wanted.to(step.dtype)
-        waiting, moved = wanted.clone(), torch.zeros_like(wanted)
-        full = (step * self._gradient).sum(0)
-        slope = torch.where(slope < 0, full, slope)
-        for _ in range(_HALVINGS):
-            there = self._x.index_add(0, self._free, length * step)
-            loss, gradient, carried = self._at(there, self._carried, waiting)
-            good = torch.isfinite(loss) & torch.isfinite(gradient).all(0)
-            # Where rounding is all that is left of a fall, a gradient that has shrunk tells it.
-            rounding = 1e-12 * self._loss.abs()
-            lower = loss <= self._loss + _ENOUGH * length * slope + rounding
-            taken = waiting & good & lower
-            self._update(length * step, gradient, taken)
-            self._take(taken, there, loss, gradient, carried)
-            moved, waiting = moved | taken, waiting & ~taken
-            if not bool(waiting.any()):
-                break
-            length = torch.where(waiting, length / 2, length)
-        return moved
-
-    def _update(self, step: Tensor, gradient: Tensor, taken: Tensor) -> None:
-        """The Hessian after a step that is ``taken``."""
-        s, y = step.T[..., None], (gradient - self._gradient).T[..., None]  # (B, F, 1)
-        hs = self._hessian @ s
-        curve, shown = (s * hs).sum((1, 2)), (s * y).sum((1, 2))
-        damped = torch.where(shown < 0.2 * curve, 0.8 * curve / (curve - shown), 1.0)[:, None, None]
-        y = damped * y + (1 - damped) * hs
-        new = (
-            self._hessian - hs @ hs.mT / curve[:, None, None] + y @ y.mT / (s * y).sum((1, 2))[:, None, None]
-        )
-        sound = torch.isfinite(new).all(-1).all(-1) & (curve > 0) & taken
-        self._hessian = torch.where(sound[:, None, None], new, self._hessian)
-
-
-def _bounded(step: Tensor) -> Tensor:
-    """No longer than 1, as the sum of what each number moves by."""
-    return step / step.abs().sum(0).clamp(min=1.0)

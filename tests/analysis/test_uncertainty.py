@@ -19,7 +19,7 @@ from medcm_cli.haemophilia.virtual import Settings, write_study
 from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, restore
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 from tests.helpers import as_float, configuration
 
 F64 = torch.float64

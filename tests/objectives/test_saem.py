@@ -22,8 +22,8 @@ from medcm_cli.objectives import Fo, Saem, State, chains
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 from medcm_cli.study.job import Job
 from medcm_cli.training.course import Course
+from medcm_cli.training.layout import Layout
 from medcm_cli.training.loop import train
-from medcm_cli.training.loss import Layout
 from medcm_cli.training.trained import Trained
 from tests.helpers import (
     COVARIATES,

@@ -18,7 +18,7 @@ from medcm_cli.runs.sweeps import finished
 from medcm_cli.runs.units import named_in
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import restore
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 from tests.helpers import STREAMS, configuration
 
 OPTIONS = (

@@ -16,8 +16,8 @@ from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.runs.description import Description
 from medcm_cli.training.course import Course, checkpoint_labels
+from medcm_cli.training.layout import Layout
 from medcm_cli.training.loop import train
-from medcm_cli.training.loss import Layout
 from medcm_cli.training.trained import Trained
 from tests.helpers import make_events, make_population
 

@@ -7,7 +7,7 @@ import torch
 
 from medcm_cli.errors import InputError
 from medcm_cli.model.rows import Row
-from medcm_cli.training.loss import Layout
+from medcm_cli.training.layout import Layout
 from medcm_cli.training.scales import Scales
 from tests.helpers import F64
 
