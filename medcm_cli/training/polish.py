@@ -162,25 +162,40 @@ def polished(
         worse = loss > trained.ends.objective + _ERRORS * torch.hypot(error, trained.ends.error)
         arrived, alive = arrived & ~worse, alive & ~worse
         rules = [f"{RULE}, whose expectation is that over {profile.places} points"] * len(rules)
-    gone = trained.layout.pack(last.trained).to(trained.ends.values.dtype)
-    ends = Ends(
-        torch.where(alive, gone, trained.ends.values),
-        torch.where(alive, loss.to(trained.ends.objective.dtype), trained.ends.objective),
-        torch.where(alive, error.to(trained.ends.error.dtype), trained.ends.error),
-        trained.ends.epoch,
-        arrived & alive & (trained.ends.converged if fixed else torch.ones_like(alive)),
-        tuple(
-            f"{first}; then {rule}" if fixed else rule
-            for first, rule in zip(trained.ends.rules, rules, strict=True)
-        ),
-    )
+    to = trained.layout.pack(last.trained)
+    ends = _ends(trained.ends, alive, to, (loss, error), arrived, rules, first=bool(fixed))
     kept = {name: _as(value, trained.state.carried.get(name, value)) for name, value in last.carried.items()}
-    last = replace(
+    state = replace(
         trained.state,
         trained=trained.layout.unpack(ends.values),
         carried={**trained.state.carried, **kept},
     )
-    return replace(trained, ends=ends, state=last)
+    return replace(trained, ends=ends, state=state)
+
+
+def _ends(
+    before: Ends,
+    moved: Tensor,
+    values: Tensor,
+    objective: tuple[Tensor, Tensor],
+    arrived: Tensor,
+    rules: Sequence[str],
+    first: bool,
+) -> Ends:
+    """Where fits have ended: those that have ``moved`` (B,) at ``values`` (P, B), with the objective and its
+    error there; they have converged if they have ``arrived``, and where the ``first`` rule
+    is asked for by that too."""
+    loss, error = objective
+    return Ends(
+        torch.where(moved, values.to(before.values.dtype), before.values),
+        torch.where(moved, loss.to(before.objective.dtype), before.objective),
+        torch.where(moved, error.to(before.error.dtype), before.error),
+        before.epoch,
+        arrived & moved & (before.converged if first else torch.ones_like(moved)),
+        tuple(
+            f"{one}; then {rule}" if first else rule for one, rule in zip(before.rules, rules, strict=True)
+        ),
+    )
 
 
 def _at_rest(

@@ -1,16 +1,20 @@
 """A batch of fits from its beginning to its end: to another objective's optimum first, where theirs begins
 there; along its own gradient; and by Newton's method, where it has no noise, or a profile."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
+from medcm_cli.model.priors import POPULATION
+from medcm_cli.model.rows import raws_of
 from medcm_cli.numerics.devices import CPU
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Objective
@@ -21,6 +25,8 @@ from medcm_cli.training.polish import polish_of, polished
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Trained
 
+_LEAST = 0.1  # of the standard deviations that would else be begun with
+_MOST_CORRELATED = math.atanh(0.99)  # as raw partial correlations
 _ENOUGH = 0.1  # OFV, that where a fit begins may lie above another objective's optimum
 
 
@@ -97,4 +103,16 @@ def _optimum(
     found = polished(model, by, double(), streams, trained, course.log, _ENOUGH)
     assert found.ends is not None
     sound = torch.tensor([failure is None for failure in found.failures], device="cpu")
-    return found.layout.unpack(torch.where(sound, found.ends.values, torch.nan))
+    values = found.layout.unpack(torch.where(sound, found.ends.values, torch.nan))
+    drawn = objective.init(model, population, streams, dtype).trained
+    return {name: _inside(name, value, drawn[name]) for name, value in values.items()}
+
+
+def _inside(name: str, raw: Tensor, drawn: Tensor) -> Tensor:
+    """Raw values, with standard deviations of at least a tenth of those that are ``drawn``, and correlations
+    off 1: where the ones are 0, or the others 1, an objective has no gradient that would lead away."""
+    if name not in POPULATION:
+        return raw
+    if "correlation" in name:
+        return raw.clamp(-_MOST_CORRELATED, _MOST_CORRELATED)
+    return torch.maximum(raw, raws_of(_LEAST * functional.softplus(drawn)))

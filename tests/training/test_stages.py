@@ -18,6 +18,7 @@ from medcm_cli.training.stages import fitted
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Trained
 from tests.helpers import F64
+from tests.training.test_coordinates import population_without_variability
 from tests.training.test_ending import make_population
 
 STREAMS = [Stream(5, 1, replicate) for replicate in (1, 2)]
@@ -105,3 +106,16 @@ def test_a_fit_that_is_given_nothing_begins_where_it_is_drawn(plain: Model) -> N
     torch.testing.assert_close(
         start.state.trained["sigma"], torch.stack([given["sigma"][0, 0], drawn[0, 1]])[None]
     )
+
+
+def test_no_fit_begins_without_variability(plain: Model) -> None:
+    """Where focei finds that subjects do not differ, and no gradient of another would find that they do."""
+    subjects = population_without_variability(2)
+    course = replace(COURSE, epochs=1)
+    trained = fitted(plain, Iw(), subjects, lambda: subjects, STREAMS, STILL, course, F64, polish=True)
+    drawn = torch.nn.functional.softplus(plain.init(STREAMS, F64)["omega"])
+    values = trained.layout.unpack(trained.checkpoints[0])
+    omega = torch.nn.functional.softplus(values["omega"])
+    assert bool((omega >= 0.0999 * drawn).all())
+    assert bool((omega < 0.5 * drawn).any())
+    assert bool((torch.tanh(values["correlation"]).abs() < 0.9901).all())
