@@ -212,10 +212,6 @@ class _Run:
 
         :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
         """
-        # A width of 0 may have a derivative.
-        fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
-        if fixed and not bool((stretch.width != 0).any()):
-            return state
         tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
         call = Call(self.right, control, runs_in, fit, notes=self.notes, known=known, first=first)
         call = call if ahead is None else replace(call, ahead=ahead)
