@@ -140,39 +140,13 @@ class _Run:
             for found in turned_parts(self.right, line.z, line.width, self.wrt)
         ]
 
-    @cached_property
-    def share(self) -> list[float]:
-        """Of the trajectories, in each interval, how many have a width."""
-        return (self.line.width != 0).flatten(1).double().mean(1).tolist()
-
-    @cached_property
-    def runs_in(self) -> list[bool]:
-        """Whether there is an inflow, in each interval."""
-        return (self.line.inflow != 0).flatten(1).any(1).tolist()
-
-    @cached_property
-    def hours(self) -> list[float]:
-        """Of the trajectories that have a width, the mean of it, in each interval."""
-        width = self.line.width.detach().flatten(1)
-        return (width.sum(1) / (width != 0).sum(1).clamp(min=1)).tolist()
-
-    @cached_property
-    def smooth(self) -> list[bool]:
-        """Whether amounts go on at each event as they did, but for resets and other parameters."""
-        given = (self.line.jump.detach() != 0).flatten(1).any(1).tolist()
-        runs_in = [False, *self.runs_in, False]
-        begun = {event for series in self.line.begun for event in series}
-        return [
-            not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
-        ]
-
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
-        line = self.line
+        line, counts = self.line, self.line.counts
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
-            line.inflow[interval] if self.runs_in[interval] else None,
+            line.inflow[interval] if counts.runs_in[interval] else None,
             line.z_of(interval),
             [move.at(interval) for move in self.moves],
             [of[interval] for of in self.parts] if self.right.formula else None,
@@ -182,15 +156,15 @@ class _Run:
         )
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
         pace = self.paces.pop(interval, None)
-        if fixed and not self.share[interval]:
+        if fixed and not counts.share[interval]:
             if pace is not None:
                 self.paces[interval + 1] = pace
             return state
-        hours, ahead = self.hours[interval], list[float]()
+        hours, ahead = counts.hours[interval], list[float]()
         first = None if pace is None or not hours else pace / hours
-        follow = _some if fixed and self.share[interval] < _SPARSE else _Run.along
+        follow = _some if fixed and counts.share[interval] < _SPARSE else _Run.along
         end = follow(self, stretch, state, self.pk.control, first=first, ahead=ahead)
-        if ahead and self.smooth[interval + 1]:
+        if ahead and counts.smooth[interval + 1]:
             self.paces[interval + 1] = ahead[0] * hours
         return end
 
@@ -230,7 +204,7 @@ class _Run:
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
         found = Steady(self, series, moved, self.pk.control).reached()
-        begun = self.line.begun[number]
+        begun = self.line.counts.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace
         return found.amounts, found.settled
