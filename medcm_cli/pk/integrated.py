@@ -186,16 +186,25 @@ class _Run:
 
         :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
         """
-        tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
-        call = Call(self.right, control, runs_in, fit, notes=self.notes, known=known, first=first)
-        call = call if ahead is None else replace(call, ahead=ahead)
-        if state.ndim == 4:
-            return follow_interval(replace(call, compiled=self.pk.compiled and not known), state, tensors)
-        pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
+        tensors, pairs, moved = tensors_of(self.right, stretch), list[tuple[int, int]](), list[Tensor]()
+        plain = state.ndim == 4
+        for k, own in enumerate(() if plain else moved_by(self.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = replace(call, moves=tuple(pairs))
+        call = Call(
+            self.right,
+            control,
+            inflow=stretch.inflow is not None,
+            fit=fit,
+            moves=tuple(pairs),
+            notes=self.notes,
+            compiled=self.pk.compiled and plain and not known,
+            known=known,
+            first=first,
+            ahead=[] if ahead is None else ahead,
+        )
+        if plain:
+            return follow_interval(call, state, tensors)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
 
