@@ -71,9 +71,7 @@ def _one_by_one(
 ) -> tuple[Tensor | None, Tensor]:
     """See ``forwards``."""
     tableau, used, size = march.tableau, march.tableau.used, len(tangents)
-    if source.shape[1] < tangents.shape[1]:
-        others = source.new_zeros(size, tangents.shape[1] - source.shape[1], *source.shape[2:])
-        source = torch.cat([source, others], 1)
+    source = _wide(source, tangents.shape[1])
     of = coefficients(tableau, tangents.dtype, tangents.device)
     matrix = solver(march, path, numbers, slope)
     columns = of_stages(slope, len(numbers) * used, 1)
