@@ -143,6 +143,12 @@ class _Run:
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
         line, counts = self.line, self.line.counts
+        fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
+        pace = self.paces.pop(interval, None)
+        if fixed and not counts.share[interval]:
+            if pace is not None:
+                self.paces[interval + 1] = pace
+            return state
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
@@ -154,12 +160,6 @@ class _Run:
             if self.right.formula
             else None,
         )
-        fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
-        pace = self.paces.pop(interval, None)
-        if fixed and not counts.share[interval]:
-            if pace is not None:
-                self.paces[interval + 1] = pace
-            return state
         hours, ahead = counts.hours[interval], list[float]()
         first = None if pace is None or not hours else pace / hours
         follow = _some if fixed and counts.share[interval] < _SPARSE else _Run.along

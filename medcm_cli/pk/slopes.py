@@ -146,8 +146,9 @@ class _ByFormula:
 
     def _fix(self, stages: int) -> None:
         """Slopes of so many stages that are the same at all of them."""
-        x = self.march.x
-        self.slope = x.new_zeros(len(x), len(x), stages, *x.shape[1:])
+        x, both = self.march.x, (slopes_program(self.formula, fixed)[0] for fixed in (True, False))
+        made = x.new_empty if sum(map(len, both)) == len(x) ** 2 else x.new_zeros
+        self.slope = made(len(x), len(x), stages, *x.shape[1:])
         self._fill(True, self.fixed)
 
     def _fill(self, fixed: bool, inputs: dict[str, Tensor]) -> None:

@@ -183,7 +183,9 @@ def timeline(pk: Dosed, observed: int | None, states: int, schedule: Schedule, z
     if known is None or known.of != of:
         known = _without_parameters(of, schedule, dosing.doses(pk, schedule, z))
         tensors = [value for value in vars(known.line).values() if isinstance(value, Tensor)]
-        if _fixed(pk, schedule) and sum(value.nbytes for value in tensors) < _KEPT:
+        # While a graph is captured nothing is computed yet.
+        made = not (schedule.time.is_cuda and torch.cuda.is_current_stream_capturing())
+        if made and _fixed(pk, schedule) and sum(value.nbytes for value in tensors) < _KEPT:
             schedule.known["timeline"] = known
     z_then = dosing.in_force(schedule, schedule.start, z, schedule.of_dose) if known.rows else {}
     series = [
