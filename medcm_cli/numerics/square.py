@@ -28,9 +28,12 @@ def inverse(matrix: Tensor) -> Tensor:
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """(C, C, ...) times (C, ...)."""
-    total = matrix[:, 0] * vector[0]
-    for column in range(1, len(vector)):
-        total = torch.addcmul(total, matrix[:, column], vector[column])
+    if len(vector) == 1:
+        return matrix[:, 0] * vector
+    columns, parts = matrix.unbind(1), vector.unbind(0)
+    total = columns[0] * parts[0]
+    for column, part in zip(columns[1:], parts[1:], strict=True):
+        total = torch.addcmul(total, column, part)
     return total
 
 

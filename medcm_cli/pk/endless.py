@@ -60,6 +60,15 @@ class Run(Protocol):
         """Amounts at the end of a stretch."""
 
 
+class _Doses(NamedTuple):
+    """What the doses of a series come to for some time: what is given ``at_once`` (C, S, N, B), and the
+    ``stretches`` after it, but for their parameters. ``moved``: how parameters of doses move the first."""
+
+    at_once: Tensor
+    stretches: list[Stretch]
+    moved: list[Tensor | None]
+
+
 class Reached(NamedTuple):
     """``amounts`` (C, S, N, B), or (C, 1 + K, S, N, B), at the time of an event; whether (S, N, B) they are
     ``settled``, what a series leads to; ``pace``: the first step after a dose of it at that time, h."""
@@ -73,26 +82,29 @@ class Reached(NamedTuple):
 class Steady:
     """What an endless series leads to; ``moved``: how K parameters of doses change it; ``fit``, where it is
     of some trajectories alone, as of ``March``; ``known``: the way along each stretch of the period, where it
-    has been found."""
+    has been found; ``doses`` of a period, where these are fixed."""
 
     run: Run
     series: Series
     moved: Sequence[Tangents]
     control: Control
     fit: tuple[Tensor, int] | None = None
-    known: Sequence[Way | None] = ()
+    known: Sequence[Way] = ()
+    doses: _Doses | None = None
 
     def reached(self) -> Reached:
         """What the series leads to."""
-        at_once = self._at_once()
+        series, at_once = self.series, self._at_once()
         if at_once is not None:
-            x, inverse, ways = at_once
-            return replace(self, known=ways)._at_event(x, inverse, self._wanted(x))
+            x, inverse, ways, doses = at_once
+            fixed = not (any(self.moved) or series.amount.requires_grad or series.duration.requires_grad)
+            here = replace(self, known=ways, doses=doses if fixed else None)
+            return here._at_event(x, inverse, self._wanted(x))
         x, inverse, settled = self._searched(0)
         # Doses that add up multiply the error of one period.
         growth = inverse.abs().sum(1).amax(0)
         here = self
-        if bool((self.series.present & ~(settled & (growth < periodic.GROWTH))).any()):
+        if bool((series.present & ~(settled & (growth < periodic.GROWTH))).any()):
             own = self.control
             here = replace(self, control=replace(own, rtol=own.rtol / 100, atol=own.atol / 100))
             x, inverse, settled = here._searched(self.run.pk.steady_state_doses, (x, settled))
@@ -109,9 +121,9 @@ class Steady:
         return self.series.present.expand_as(like[0])
 
     @torch.no_grad()
-    def _at_once(self) -> tuple[Tensor, Tensor, list[Way | None]] | None:
-        """See ``periodic.solved``."""
-        fewer, fine = replace(self, run=self.run.alone(), moved=()), self.control
+    def _at_once(self) -> tuple[Tensor, Tensor, list[Way], _Doses] | None:
+        """See ``periodic.solved``; and the doses of a period, without derivatives."""
+        fine = self.control
         if fine.tableau.diagonal:
             return None
         series, right = self.series, self.run.right
@@ -125,27 +137,22 @@ class Steady:
         begin = periodic.between(right, where, dose, at_once, nothing, wanted)
         if begin is None:
             return None
-        given, _, stretches = fewer._whole
-        there = [bool((stretch.width != 0).any()) for stretch in stretches]
+        doses = self._with_parts(self._doses("interval"))
         parts = [
             periodic.Part(
                 Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
                 tensors_of(right, stretch),
             )
-            for stretch, goes in zip(stretches, there, strict=True)
-            if goes
+            for stretch in doses.stretches
         ]
         within = Tolerance(fine.rtol, fine.atol, fine.rtol, fine.atol)
-        found = periodic.solved(parts, given, begin, wanted, within)
-        if found is None:
-            return None
-        ways = iter(found.ways)
-        return found.x, found.inverse, [next(ways) if goes else None for goes in there]
+        found = periodic.solved(parts, doses.at_once, begin, wanted, within)
+        return None if found is None else (*found, doses)
 
     @property
     def _pace(self) -> float:
         """The first step of a period that is known, h."""
-        march, path = next(way for way in self.known if way is not None)
+        march, path = self.known[0]
         return path.steps[0][1] * float(march.where.width.mean())
 
     def _nothing(self) -> Tensor:
@@ -207,23 +214,32 @@ class Steady:
 
     def after(self, state: Tensor, hours: str) -> Tensor:
         """``hours``, the name of a field of the series, after a dose begins, from what was there before."""
-        given, turns, stretches = self._whole if hours == "interval" else self._pieces(hours)
+        doses = self._whole if hours == "interval" else self._with_parts(self._doses(hours))
+        given = doses.at_once
         if state.ndim > 4:
-            given = stacked(given, turns or [None] * (state.shape[1] - 1), 1)
+            given = stacked(given, doses.moved or [None] * (state.shape[1] - 1), 1)
         state = state + given
-        known = self.known if self.known and hours == "interval" else [None] * len(stretches)
-        for stretch, way in zip(stretches, known, strict=True):
+        ways = self.known if self.known and hours == "interval" else [None] * len(doses.stretches)
+        for stretch, way in zip(doses.stretches, ways, strict=True):
             state = self.run.along(stretch, state, self.control, self.fit, way)
         return state
 
     @cached_property
-    def _whole(self) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
-        """``_pieces`` of a period, which a search follows several times."""
-        return self._pieces("interval")
+    def _whole(self) -> _Doses:
+        """Those of a period, which a search follows several times."""
+        return self._with_parts(self._doses("interval") if self.doses is None else self.doses)
 
-    def _pieces(self, hours: str) -> tuple[Tensor, list[Tensor | None], list[Stretch]]:
-        """What is given at once, how parameters of doses move that, and the stretches after it."""
-        count, right = len(self.run.pk.states), self.run.right
+    def _with_parts(self, doses: _Doses) -> _Doses:
+        """With the parameters in force."""
+        formula, z = self.run.right.formula, self.series.z
+        stretches = [
+            replace(of, z=z, parts=None if formula is None else formula.parts_of(z, of.width))
+            for of in doses.stretches
+        ]
+        return doses._replace(stretches=stretches)
+
+    def _doses(self, hours: str) -> _Doses:
+        count = len(self.run.pk.states)
         shape = self.run.line.jump.shape[-3:] if self.fit is None else (1, 1, len(self.fit[0]))
 
         def at_once(series: Series) -> list[Tensor]:
@@ -238,9 +254,6 @@ class Steady:
         found = list[Stretch]()
         for place in range(0, len(pieces), 2):
             width, rate = pieces[place : place + 2]
-            inflow = rate if rate.requires_grad or turns or bool((rate != 0).any()) else None
-            # A rate that depends on t is taken at 0: a steady state needs one that does not.
-            begin = torch.zeros_like(width)
             moved = [
                 {
                     name: by
@@ -249,11 +262,14 @@ class Steady:
                 }
                 for turn in turns
             ]
-            parts = None
-            if right.formula is not None and (width.requires_grad or bool((width != 0).any())):
-                parts = right.formula.parts_of(self.series.z, width)
-            found.append(Stretch(begin, width, inflow, self.series.z, moved, parts))
-        return given, [along(at_once, self.series, moved)[0] for moved in self.moved], found
+            # A width of 0 may have a derivative, and a way, that is found without, goes through all of them.
+            grows = width.requires_grad or self.series.duration.requires_grad
+            if not (grows or any("width" in of for of in moved) or bool((width != 0).any())):
+                continue
+            inflow = rate if rate.requires_grad or turns or bool((rate != 0).any()) else None
+            # A rate that depends on t is taken at 0: a steady state needs one that does not.
+            found.append(Stretch(torch.zeros_like(width), width, inflow, {}, moved))
+        return _Doses(given, found, [along(at_once, self.series, moved)[0] for moved in self.moved])
 
     def _differentiable(self, x: Tensor, inverse: Tensor) -> Tensor:
         """The amounts that a period leaves as they are, found already, with their derivatives."""

@@ -140,39 +140,19 @@ class _Run:
             for found in turned_parts(self.right, line.z, line.width, self.wrt)
         ]
 
-    @cached_property
-    def share(self) -> list[float]:
-        """Of the trajectories, in each interval, how many have a width."""
-        return (self.line.width != 0).flatten(1).double().mean(1).tolist()
-
-    @cached_property
-    def runs_in(self) -> list[bool]:
-        """Whether there is an inflow, in each interval."""
-        return (self.line.inflow != 0).flatten(1).any(1).tolist()
-
-    @cached_property
-    def hours(self) -> list[float]:
-        """Of the trajectories that have a width, the mean of it, in each interval."""
-        width = self.line.width.detach().flatten(1)
-        return (width.sum(1) / (width != 0).sum(1).clamp(min=1)).tolist()
-
-    @cached_property
-    def smooth(self) -> list[bool]:
-        """Whether amounts go on at each event as they did, but for resets and other parameters."""
-        given = (self.line.jump.detach() != 0).flatten(1).any(1).tolist()
-        runs_in = [False, *self.runs_in, False]
-        begun = {event for series in self.line.begun for event in series}
-        return [
-            not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
-        ]
-
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
-        line = self.line
+        line, counts = self.line, self.line.counts
+        fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
+        pace = self.paces.pop(interval, None)
+        if fixed and not counts.share[interval]:
+            if pace is not None:
+                self.paces[interval + 1] = pace
+            return state
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
-            line.inflow[interval] if self.runs_in[interval] else None,
+            line.inflow[interval] if counts.runs_in[interval] else None,
             line.z_of(interval),
             [move.at(interval) for move in self.moves],
             [of[interval] for of in self.parts] if self.right.formula else None,
@@ -180,17 +160,11 @@ class _Run:
             if self.right.formula
             else None,
         )
-        fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
-        pace = self.paces.pop(interval, None)
-        if fixed and not self.share[interval]:
-            if pace is not None:
-                self.paces[interval + 1] = pace
-            return state
-        hours, ahead = self.hours[interval], list[float]()
+        hours, ahead = counts.hours[interval], list[float]()
         first = None if pace is None or not hours else pace / hours
-        follow = _some if fixed and self.share[interval] < _SPARSE else _Run.along
+        follow = _some if fixed and counts.share[interval] < _SPARSE else _Run.along
         end = follow(self, stretch, state, self.pk.control, first=first, ahead=ahead)
-        if ahead and self.smooth[interval + 1]:
+        if ahead and counts.smooth[interval + 1]:
             self.paces[interval + 1] = ahead[0] * hours
         return end
 
@@ -212,20 +186,25 @@ class _Run:
 
         :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
         """
-        # A width of 0 may have a derivative.
-        fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
-        if fixed and not bool((stretch.width != 0).any()):
-            return state
-        tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
-        call = Call(self.right, control, runs_in, fit, notes=self.notes, known=known, first=first)
-        call = call if ahead is None else replace(call, ahead=ahead)
-        if state.ndim == 4:
-            return follow_interval(replace(call, compiled=self.pk.compiled and not known), state, tensors)
-        pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
+        tensors, pairs, moved = tensors_of(self.right, stretch), list[tuple[int, int]](), list[Tensor]()
+        plain = state.ndim == 4
+        for k, own in enumerate(() if plain else moved_by(self.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
-        call = replace(call, moves=tuple(pairs))
+        call = Call(
+            self.right,
+            control,
+            inflow=stretch.inflow is not None,
+            fit=fit,
+            moves=tuple(pairs),
+            notes=self.notes,
+            compiled=self.pk.compiled and plain and not known,
+            known=known,
+            first=first,
+            ahead=[] if ahead is None else ahead,
+        )
+        if plain:
+            return follow_interval(call, state, tensors)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
         return torch.cat([end[:, None], tangents], 1)
 
@@ -234,7 +213,7 @@ class _Run:
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
         found = Steady(self, series, moved, self.pk.control).reached()
-        begun = self.line.begun[number]
+        begun = self.line.counts.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace
         return found.amounts, found.settled

@@ -203,7 +203,9 @@ def _along(
         if values:
             amounts = amounts_at(march, path, numbers).movedim(0, 1)
             change = call.right(_places(call, way, numbers), amounts, where)
-            source = (change - times(of.slope, amounts))[:, None]
+            for by, of_state in zip(of.slope.unbind(1), amounts, strict=True):
+                change = torch.addcmul(change, by, of_state, value=-1)
+            source = change[:, None]
         else:
             source = state.new_zeros(len(state), 0, stages, *state.shape[2:])
         at_stages, state = forwards(march, path, numbers, of.slope, source, state, keep=True)
@@ -233,4 +235,4 @@ def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     size, control = begins.abs(), call.control
     scale = torch.maximum(size[:, 1:], size[:, :-1]).mul_(control.rtol).add_(control.atol)
     squares = error.mul_(lengths).div_(scale).square_()
-    return march.within(squares)
+    return march.norm(squares) <= 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,6 +122,11 @@ class Schedule(Features):
             seen=seen,
             pieces=pieces,
         )
+
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What follows from it alone, put here by what found it."""
+        return {}
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Schedule":
         """Every tensor changed alike."""

@@ -139,12 +139,17 @@ class _ByFormula:
             _Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves
         ]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
-        self.slope = self._slope(1)
-        self._fill(True, self.fixed)
+        self.varies = bool(slopes_program(formula, False)[0])
+        self.count = 0
+        if not self.varies:
+            self._fix(1)
 
-    def _slope(self, stages: int) -> Tensor:
-        x = self.march.x
-        return x.new_zeros(len(x), len(x), stages, *x.shape[1:])
+    def _fix(self, stages: int) -> None:
+        """Slopes of so many stages that are the same at all of them."""
+        x, both = self.march.x, (slopes_program(self.formula, fixed)[0] for fixed in (True, False))
+        made = x.new_empty if sum(map(len, both)) == len(x) ** 2 else x.new_zeros
+        self.slope = made(len(x), len(x), stages, *x.shape[1:])
+        self._fill(True, self.fixed)
 
     def _fill(self, fixed: bool, inputs: dict[str, Tensor]) -> None:
         names, program = slopes_program(self.formula, fixed)
@@ -154,14 +159,13 @@ class _ByFormula:
 
     def at(self, numbers: range) -> None:
         amounts = amounts_at(self.march, self.path, numbers)
-        self.count = len(amounts)
+        before, self.count = self.count, len(amounts)
         self.inputs = {**self.fixed, **self.formula.of_amounts(amounts.unbind(1))}
         if self.call.right.timed:
             self.inputs["place"] = places_at(self.march, self.path, numbers)
-        if slopes_program(self.formula, False)[0]:
-            if self.slope.shape[2] != self.count:
-                self.slope = self._slope(self.count)
-                self._fill(True, self.fixed)
+        if self.varies:
+            if self.count != before:
+                self._fix(self.count)
             self._fill(False, self.inputs)
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:

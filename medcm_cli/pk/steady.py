@@ -136,7 +136,8 @@ def unit_of(like: Tensor) -> Tensor:
 
 def moved(x: Tensor, step: Tensor) -> Tensor:
     """No step makes an amount negative, where a rate may not be defined."""
-    return torch.where((x > 0) & (x + step < 0), x / 10, x + step)
+    there = x + step
+    return torch.where((x > 0) & (there < 0), x / 10, there)
 
 
 Refine = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]

@@ -220,7 +220,7 @@ class March:
         return self.norm(self._errors(end, h).square_())
 
     def norm(self, squares: Tensor) -> float:
-        """The largest size of a fit, (C, S, N, B)."""
+        """The largest size of a fit, (C, S, N, B), or of n sizes of all fits, (C, n, S, N, B)."""
         largest = math.sqrt(float(squares.amax()))
         return largest if self.control.largest else self._of_fits(squares, largest)
 
@@ -232,27 +232,17 @@ class March:
         mean = math.sqrt(float((self._by_fit(squares) / self.count).amax()))
         return max(mean, largest / _SINGLE)
 
-    def within(self, squares: Tensor) -> bool:
-        """Whether each of n sizes of all fits, (C, n, S, N, B), is within one tolerance."""
-        largest = float(squares.amax())
-        if self.control.largest or not largest <= _SINGLE**2:
-            return largest <= 1
-        total = squares.sum((0, 2, 3))
-        if self.fit is not None:
-            total = total.new_zeros(len(total), self.fit[1]).index_add_(1, self.fit[0], total)
-        return float((total / self.count).amax()) <= 1
-
     def _steepest(self, s: float) -> Tensor:
         """Of each trajectory, (S, N, B), how fast changes change, at most, in an interval."""
         slope = slopes(self.right, s, self.x, self.where).abs().sum(1).amax(0)
         return slope if self.lost is None else slope.masked_fill(self.lost, 0)
 
     def _by_fit(self, values: Tensor) -> Tensor:
-        """Sums (B,)."""
-        total = values.flatten(0, -2).sum(0)
+        """Sums (B,), or (n, B)."""
+        total = values.sum((0, -3, -2))
         if self.fit is None:
             return total
-        return total.new_zeros(self.fit[1]).index_add_(0, self.fit[0], total)
+        return total.new_zeros(*total.shape[:-1], self.fit[1]).index_add_(-1, self.fit[0], total)
 
     def _growth(self, size: float) -> float:
         if not math.isfinite(size):

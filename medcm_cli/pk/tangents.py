@@ -71,9 +71,7 @@ def _one_by_one(
 ) -> tuple[Tensor | None, Tensor]:
     """See ``forwards``."""
     tableau, used, size = march.tableau, march.tableau.used, len(tangents)
-    if source.shape[1] < tangents.shape[1]:
-        others = source.new_zeros(size, tangents.shape[1] - source.shape[1], *source.shape[2:])
-        source = torch.cat([source, others], 1)
+    source = _wide(source, tangents.shape[1])
     of = coefficients(tableau, tangents.dtype, tangents.device)
     matrix = solver(march, path, numbers, slope)
     columns = of_stages(slope, len(numbers) * used, 1)
@@ -120,10 +118,11 @@ def _side_by_side(
     begin[:, :size].diagonal().fill_(1)
     changes = begin.new_empty(used, *begin.shape)
     stages = begin.new_empty(used if keep else 1, *begin.shape)
-    first, flat = begin.flatten(), changes.flatten(1).t()
-    for i in range(used):
-        stage, change = stages[i if keep else 0], changes[i]
-        torch.addmv(first, flat[:, :i], of.rows[i], out=stage.view(-1))
+    first, flat, flat_stages = begin.flatten(), changes.flatten(1).t(), stages.flatten(1).unbind(0)
+    each = stages.unbind(0)
+    for i, change in enumerate(changes.unbind(0)):
+        stage = each[i if keep else 0]
+        torch.addmv(first, flat[:, :i], of.rows[i], out=flat_stages[i if keep else 0])
         if i and matrices:
             stage[:, size:].addcmul_(h, sources[i], value=tableau.diagonal)
             stage.copy_(times(matrices[i][:, :, None], stage))
@@ -141,23 +140,24 @@ def _side_by_side(
         reached.append(more)
     if not keep:
         return None, reached[-1]
-    whole = stages.movedim(3, 0)  # (n, used, C, C + K, S, N, B)
-    before = torch.stack(reached[:-1])[:, :, None, None].unbind(1)
-    found = _wide(whole[:, :, :, size:], tangents.shape[1], 3)
-    for x in range(size):
-        found = torch.addcmul(found, whole[:, :, :, x, None], before[x])
+    whole = stages.movedim(3, 0)  # (n, used, C, C + L, S, N, B)
+    before = torch.stack(reached[:-1])[:, None, None].unbind(3)
+    found = tangents.new_empty(*whole.shape[:3], *tangents.shape[1:])
+    torch.mul(whole[:, :, :, 0, None], before[0], out=found)
+    for x in range(1, size):
+        found.addcmul_(whole[:, :, :, x, None], before[x])
+    if source.shape[1]:
+        found[:, :, :, : source.shape[1]].add_(whole[:, :, :, size:])
     return found.flatten(0, 1), reached[-1]
 
 
-def _wide(values: Tensor, tangents: int, dim: int = 1) -> Tensor:
+def _wide(values: Tensor, tangents: int) -> Tensor:
     """With 0 for the last of them, which have no source."""
-    lacking = tangents - values.shape[dim]
-    if not lacking:
+    size, given, *others = values.shape
+    if given == tangents:
         return values
-    shape = list(values.shape)
-    shape[dim] = lacking
-    zero = values.new_zeros(1).expand(shape)
-    return torch.cat([values, zero], dim) if lacking < tangents else zero
+    zero = values.new_zeros(1).expand(size, tangents - given, *others)
+    return torch.cat([values, zero], 1) if given else zero
 
 
 def _by_step(values: Tensor | None, count: int, used: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ although they differ between subjects, and loops run over intervals, never over 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from medcm_cli.pk import dosing
 from medcm_cli.pk.dosing import Dosed, Values
+from medcm_cli.pk.edges import Endless, arrives, edges_of, endless_of, given_of, inflow_of, jump_of, reset_of
 from medcm_cli.pk.schedule import Schedule
+
+_KEPT = 2**27  # bytes of a time line that is kept beside its schedule
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,54 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What numbers of Python say of events and intervals, each found once: ``width``, ``inflow``, ``jump``
+    and ``series`` are those of a ``Timeline``."""
+
+    width: Tensor
+    inflow: Tensor
+    jump: Tensor
+    series: list[Series]
+
+    @cached_property
+    def begun(self) -> list[dict[int, Tensor]]:
+        """Of each series, before which events it stands, and whether (S, N, B) it does."""
+        number = torch.arange(len(self.jump), device=self.jump.device).view(-1, 1, 1, 1)
+        found = list[dict[int, Tensor]]()
+        for series in self.series:
+            here = series.present & (series.event == number)
+            there = here.flatten(1).any(1).tolist()
+            found.append({event: of for event, of in enumerate(here.unbind(0)) if there[event]})
+        return found
+
+    @cached_property
+    def share(self) -> list[float]:
+        """Of the trajectories, in each interval, how many have a width."""
+        return (self.width != 0).flatten(1).double().mean(1).tolist()
+
+    @cached_property
+    def hours(self) -> list[float]:
+        """Of the trajectories that have a width, the mean of it, in each interval."""
+        width = self.width.detach().flatten(1)
+        return (width.sum(1) / (width != 0).sum(1).clamp(min=1)).tolist()
+
+    @cached_property
+    def runs_in(self) -> list[bool]:
+        """Whether there is an inflow, in each interval."""
+        return (self.inflow != 0).flatten(1).any(1).tolist()
+
+    @cached_property
+    def smooth(self) -> list[bool]:
+        """Whether amounts go on at each event as they did, but for resets and other parameters."""
+        given = (self.jump.detach() != 0).flatten(1).any(1).tolist()
+        runs_in = [False, *self.runs_in, False]
+        begun = {event for of in self.begun for event in of}
+        return [
+            not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
+        ]
+
+
+@dataclass(frozen=True)
 class Timeline:
     """Events I + 1 and intervals I between them, in hours and amounts, shapes (S, N, B) or broadcastable.
 
@@ -90,23 +141,13 @@ class Timeline:
     jump: Tensor
     reset: Tensor | None
     series: list[Series]
-    z: Values
     seen: Tensor
     extra: Tensor
-    z_seen: Values
+    counts: Counts
+    z: Values = field(default_factory=dict)
+    z_seen: Values = field(default_factory=dict)
     start: Tensor | None = None
     superposed: bool = True
-
-    @cached_property
-    def begun(self) -> list[dict[int, Tensor]]:
-        """Of each series, before which events it stands, and whether (S, N, B) it does."""
-        number = torch.arange(len(self.jump), device=self.jump.device).view(-1, 1, 1, 1)
-        found = list[dict[int, Tensor]]()
-        for series in self.series:
-            here = series.present & (series.event == number)
-            there = here.flatten(1).any(1).tolist()
-            found.append({event: of for event, of in enumerate(here.unbind(0)) if there[event]})
-        return found
 
     def z_of(self, interval: int) -> Values:
         """Parameters in force in an interval, (S, N, B)."""
@@ -121,17 +162,61 @@ class Timeline:
         return start.expand_as(self.jump[0])
 
 
+class _Known(NamedTuple):
+    """A time line without parameters, ``of`` what else than the schedule it depends on; the right ends
+    (I, S, N, B) of its intervals, on the clock, and which of the schedule's doses its series are."""
+
+    line: Timeline
+    of: tuple[object, ...]
+    right: Tensor
+    rows: list[int]
+
+
 def timeline(pk: Dosed, observed: int | None, states: int, schedule: Schedule, z: Values) -> Timeline:
     """For a model with ``states`` compartments, of which ``observed`` (from 0) is observed; None: all are.
 
     :param z: each of the model's parameters, (S, N, B), or (P, S, N, B) where it changes in time.
     """
-    doses = dosing.doses(pk, schedule, z)
-    endless = None if schedule.interval is None else _endless(schedule, doses)
-    given = _given(schedule, doses, endless)
-    edges, places = _edges(schedule, given, endless, z)
+    shape = torch.broadcast_shapes(*(value.shape[-3:] for value in z.values()))
+    of = (observed, states, pk.dosed, shape)
+    known: _Known | None = schedule.known.get("timeline") if _fixed(pk, schedule) else None
+    if known is None or known.of != of:
+        known = _without_parameters(of, schedule, dosing.doses(pk, schedule, z))
+        tensors = [value for value in vars(known.line).values() if isinstance(value, Tensor)]
+        # While a graph is captured nothing is computed yet.
+        made = not (schedule.time.is_cuda and torch.cuda.is_current_stream_capturing())
+        if made and _fixed(pk, schedule) and sum(value.nbytes for value in tensors) < _KEPT:
+            schedule.known["timeline"] = known
+    z_then = dosing.in_force(schedule, schedule.start, z, schedule.of_dose) if known.rows else {}
+    series = [
+        replace(one, z={name: value[e] if value.ndim > 3 else value for name, value in z_then.items()})
+        for one, e in zip(known.line.series, known.rows, strict=True)
+    ]
+    return replace(
+        known.line,
+        series=series,
+        z=dosing.in_force(schedule, known.right, z),
+        z_seen=dosing.in_force(schedule, schedule.time, z, schedule.of_time),
+    )
+
+
+def _fixed(pk: Dosed, schedule: Schedule) -> bool:
+    """Whether no gradient goes through a time line: a fit then has the same in every epoch."""
+    if pk.lag or pk.bioavailability or schedule.modelled is not None or torch.is_inference_mode_enabled():
+        return False
+    parts = (schedule.time, schedule.start, schedule.duration, schedule.amount)
+    return not any(part.requires_grad for part in parts)
+
+
+def _without_parameters(
+    of: tuple[int | None, int, int, torch.Size], schedule: Schedule, doses: dosing.Doses
+) -> _Known:
+    observed, states, _, shape = of
+    endless = None if schedule.interval is None else endless_of(schedule, doses)
+    given = given_of(schedule, doses, endless)
+    edges, places = edges_of(schedule, given, endless, shape)
     left, right = edges[:-1], edges[1:]
-    once = torch.where(_arrives(schedule, given), given.once, 0)
+    once = torch.where(arrives(schedule, given), given.once, 0)
     at_time = given.start[:, None] == schedule.time
     if schedule.visible is not None:
         at_time = at_time & (schedule.visible > 0)[given.row]
@@ -141,198 +226,27 @@ def timeline(pk: Dosed, observed: int | None, states: int, schedule: Schedule, z
         return torch.where(visible, once[:, None], 0).sum(0)
 
     dtype = schedule.amount.dtype
-    return Timeline(
+    width = (right - left).to(dtype)
+    inflow = inflow_of(schedule, given, places, left, states)
+    jump = jump_of(given, once, places["start"], len(edges), states)
+    series = [] if endless is None else _series(schedule, doses, endless, places["series"])
+    line = Timeline(
         left=left.to(dtype),
-        width=(right - left).to(dtype),
-        inflow=_inflow(schedule, given, places, left, states),
-        jump=_jump(given, once, places["start"], len(edges), states),
-        reset=_reset(schedule, places, len(edges)),
-        series=[] if endless is None else _series(schedule, doses, endless, places["series"], z),
-        z=dosing.in_force(schedule, right, z),
+        width=width,
+        inflow=inflow,
+        jump=jump,
+        reset=reset_of(schedule, places, len(edges)),
+        series=series,
         seen=places["time"],
         extra=torch.stack([extra(c) for c in range(states)], 1) if observed is None else extra(observed),
-        z_seen=dosing.in_force(schedule, schedule.time, z, schedule.of_time),
+        counts=Counts(width, inflow, jump, series),
     )
+    return _Known(line, of, right, [] if endless is None else endless.rows.tolist())
 
 
-class _Endless(NamedTuple):
-    """The endless series of a schedule: in which ``rows`` (R,) of its doses; ``present`` (E, 1, N, B),
-    ``interval`` h, 1 elsewhere; and, (E, S, N, B), ``latest`` h as in ``Series`` and ``number`` of doses that
-    begin or still run afterwards, the dose itself among them; ``within``: whether these are few enough to be
-    followed."""
-
-    rows: Tensor
-    present: Tensor
-    interval: Tensor
-    latest: Tensor
-    number: Tensor
-    within: Tensor
-
-
-def _endless(schedule: Schedule, doses: dosing.Doses) -> _Endless:
-    assert schedule.interval is not None
-    present = torch.isfinite(schedule.interval) & (schedule.amount > 0)
-    interval = torch.where(present, schedule.interval, 1)
-    duration = torch.where(present, doses.duration, 0)
-    lag = duration.new_zeros(()) if doses.lag is None else torch.where(present, doses.lag, 0)
-    with torch.no_grad():
-        waiting = (torch.floor(lag / interval) + 1).clamp(min=0)
-    latest = waiting * interval - lag
-    with torch.no_grad():
-        number = waiting + torch.ceil((duration - latest) / interval).clamp(min=0)
-        within = number <= dosing.OVERLAPPING + 1
-        number = torch.where(within & present, number, 0)
-    rows = torch.nonzero(present.flatten(1).any(1)).flatten()
-    return _Endless(rows, present, interval, latest, number, within)
-
-
-class _Given(NamedTuple):
-    """Single doses as the model takes them, (X, S, N, B) or broadcastable: ``start`` and ``end`` h on the
-    clock; ``rate`` amount/h between them and the amount that is given ``once`` at the start; ``compartment``
-    and ``table``, when the table has it begin; ``row`` (X,) of the schedule's doses."""
-
-    start: Tensor
-    end: Tensor
-    rate: Tensor
-    once: Tensor
-    compartment: Tensor
-    table: Tensor
-    row: Tensor
-
-
-def _given(schedule: Schedule, doses: dosing.Doses, endless: _Endless | None) -> _Given:
-    """Doses that are followed one by one; of an endless series those that begin or still run afterwards."""
-    device = schedule.start.device
-    row = torch.arange(len(schedule.start), device=device)
-    number = torch.zeros(len(row), 1, 1, 1, device=device)
-    if endless is not None:
-        many = [max(1, int(most)) for most in endless.number.flatten(1).amax(1)]
-        row = torch.repeat_interleave(row, torch.tensor(many, device=device))
-        number = torch.cat([torch.arange(most, device=device) for most in many]).view(-1, 1, 1, 1)
-    amount, duration, start = (
-        _rows(values, row) for values in (doses.amount, doses.duration, schedule.start)
-    )
-    table, begins = start, start
-    if doses.lag is not None:
-        start = start + _rows(doses.lag, row)
-    if endless is not None:
-        start = start - number * _rows(endless.interval, row)
-        present = _rows(endless.present, row)
-        exists = torch.where(present, number < _rows(endless.number, row), number == 0)
-        amount = torch.where(exists, amount, 0)
-        begins = torch.where(present, torch.maximum(start, table), start)
-    else:
-        begins = start
-    end = start + duration
-    # From the times as they are rounded, so that the whole amount of a short infusion arrives.
-    length = (end - start).to(amount.dtype)
-    lasting = length > 0
-    return _Given(
-        start=begins,
-        end=end,
-        rate=torch.where(lasting, amount / torch.where(lasting, length, 1), 0),
-        once=torch.where(lasting, 0, amount),
-        compartment=doses.compartment[row],
-        table=table,
-        row=row,
-    )
-
-
-def _rows(values: Tensor, row: Tensor) -> Tensor:
-    """Those of doses (X,), from values for each dose or one for all."""
-    return values[row] if values.ndim > 3 and len(values) > 1 else values
-
-
-def _edges(
-    schedule: Schedule, given: _Given, endless: _Endless | None, z: Values
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Times at which something happens, in their order, (I + 1, S, N, B); and of each kind of event which of
-    them these are."""
-    shapes = (value.shape[-3:] for value in z.values())
-    shape = torch.broadcast_shapes(given.start.shape[1:], given.end.shape[1:], *shapes)
-    kinds = {
-        "reset": schedule.reset,
-        "change": schedule.change,
-        "end": given.end,
-        "time": schedule.time,
-        "series": None if endless is None else schedule.start[endless.rows],
-        "start": given.start,
-    }
-    there = {name: values for name, values in kinds.items() if values is not None}
-    # What happens after the last observation does not matter, and a far time would be a wide interval.
-    last = schedule.time.amax(0)
-    times = torch.cat([torch.minimum(values, last).expand(-1, *shape) for values in there.values()])
-    edges, order = torch.sort(times, dim=0, stable=True)
-    places = torch.argsort(order, dim=0).split([len(values) for values in there.values()])
-    return edges, dict(zip(there, places, strict=True))
-
-
-def _inflow(
-    schedule: Schedule, given: _Given, places: dict[str, Tensor], left: Tensor, states: int
-) -> Tensor:
-    """``Timeline.inflow``, by the order of events: where two have one time the interval between them has no
-    width, but its width has a derivative.
-
-    What begins and ends at each event, summed up along them; in float64, where what is left of rates that
-    were added and taken off again is nothing, and none at all where nothing runs.
-    """
-    begin, end, shape = places["start"], places["end"], places["start"].shape
-    if not given.rate.requires_grad and not bool((given.rate != 0).any()):
-        return given.rate.new_zeros(()).expand(len(left), states, *shape[1:])
-    if schedule.reset is not None:
-        number = _segment(schedule, left)
-        borders = torch.stack([(number < segment).sum(0) for segment in range(len(schedule.reset) + 2)])
-        own = _segment(schedule, given.table).expand(shape)
-        begin = torch.maximum(begin, borders.gather(0, own))
-        end = torch.maximum(torch.minimum(end, borders.gather(0, own + 1)), begin)
-    events = len(left) + 1
-    first = (given.compartment * events).expand(shape)
-    rate = given.rate.double().expand(shape)
-
-    def along(changes: Tensor) -> Tensor:
-        room = changes.new_zeros((states * events, *shape[1:]))
-        at_events = room.scatter_add(0, first + begin, changes).scatter_add(0, first + end, -changes)
-        return at_events.view(states, events, *shape[1:])[:, :-1].cumsum(1).transpose(0, 1)
-
-    running = along((rate != 0).long())
-    return torch.where(running > 0, along(rate), 0).to(given.rate.dtype)
-
-
-def _arrives(schedule: Schedule, given: _Given) -> Tensor:
-    """Whether a dose begins in time, (X, S, N, B)."""
-    own = _segment(schedule, given.table) == _segment(schedule, given.start)
-    return (given.start <= schedule.time.amax(0)) & own
-
-
-def _jump(given: _Given, once: Tensor, of_start: Tensor, edges: int, states: int) -> Tensor:
-    """``Timeline.jump``."""
-    shape = of_start.shape[1:]
-    place = given.compartment * edges + of_start
-    jump = once.new_zeros((states * edges, *shape)).scatter_add(0, place, once.expand(-1, *shape))
-    return jump.view(states, edges, *shape).transpose(0, 1)
-
-
-def _reset(schedule: Schedule, places: dict[str, Tensor], edges: int) -> Tensor | None:
-    """``Timeline.reset``."""
-    if schedule.reset is None:
-        return None
-    happens = schedule.reset <= schedule.time.amax(0)
-    return torch.stack([((places["reset"] == edge) & happens).any(0) for edge in range(edges)])
-
-
-def _segment(schedule: Schedule, when: Tensor) -> Tensor:
-    """How many resets there have been at each time."""
-    if schedule.reset is None:
-        return torch.zeros((), dtype=torch.long, device=when.device)
-    return (schedule.reset.view(-1, *[1] * (when.ndim - 3), *schedule.reset.shape[1:]) <= when).sum(0)
-
-
-def _series(
-    schedule: Schedule, doses: dosing.Doses, endless: _Endless, places: Tensor, z: Values
-) -> list[Series]:
-    """``Timeline.series``."""
+def _series(schedule: Schedule, doses: dosing.Doses, endless: Endless, places: Tensor) -> list[Series]:
+    """``Timeline.series``, without parameters."""
     present = endless.present & (schedule.start <= schedule.time.amax(0))
-    z_then = dosing.in_force(schedule, schedule.start, z, schedule.of_dose)
     here = (schedule.start[:, None] == schedule.time) & present[:, None]
     sees = here if schedule.visible is None else here & (schedule.visible > 0)
 
@@ -348,7 +262,7 @@ def _series(
             torch.where(present[e], of(doses.amount, e), 0),
             torch.where(present[e], of(doses.duration, e), 0),
             doses.compartment[e],
-            {name: value[e] if value.ndim > 3 else value for name, value in z_then.items()},
+            {},
             of(endless.within, e),
             sees[e],
         )
@@ -380,7 +294,7 @@ def follow(
             state = torch.where(line.reset[event], 0 if line.start is None else line.start_of(event), state)
         at_events.append(state[place])
         state = state + jump
-        for (_, amounts, _), by_event in zip(states, line.begun, strict=True):
+        for (_, amounts, _), by_event in zip(states, line.counts.begun, strict=True):
             if (here := by_event.get(event)) is not None:
                 state = torch.where(here, state + amounts if line.superposed else amounts, state)
     more = at_events[0].ndim - 3
