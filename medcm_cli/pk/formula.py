@@ -34,6 +34,7 @@ class Formula:
     amounts: tuple[Node, ...]
     fixed: tuple[Node, ...]
     parts: tuple[Node, ...]
+    rates: tuple[Node, ...]
 
     @cached_property
     def whole(self) -> Program:
@@ -83,7 +84,11 @@ class Formula:
 
     def by_width(self, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
         """The derivative of each part that depends on the width by it."""
-        places, program = _turned(self, "width", False)
+        return self.by("width", z, width)
+
+    def by(self, name: str, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
+        """Likewise by any input."""
+        places, program = _turned(self, name, False)
         return dict(zip(places, _tensors(program, z, width), strict=True))
 
 
@@ -111,14 +116,19 @@ def formula_of(written: Written) -> Formula | None:
     found = recorded.rows(written, time, amounts, parameters)
     if found is None:
         return None
+    formula = formula_from(found, amounts)
+    return formula if _is(formula, written) else None
+
+
+def formula_from(found: Sequence[Node], amounts: tuple[Node, ...]) -> Formula:
+    """Of the rates of states."""
     scaled = [symbols.scaled(WIDTH, row) for row in found]
     ends = (LEFT, WIDTH)
     parts = [part for part in symbols.fixed_in(tuple(scaled)) if part not in ends]
     fixed = [given(f"part {place}", True) for place in range(len(parts))]
     by = dict(zip(parts, fixed, strict=True))
     rows = tuple(symbols.replaced(row, by) for row in scaled)
-    formula = Formula(rows, amounts, tuple(fixed), tuple(parts))
-    return formula if _is(formula, written) else None
+    return Formula(rows, amounts, tuple(fixed), tuple(parts), tuple(found))
 
 
 def _is(formula: Formula, written: Written) -> bool:

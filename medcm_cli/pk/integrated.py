@@ -19,6 +19,7 @@ from medcm_cli.pk.endless import Steady
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
+from medcm_cli.pk.linear_part import LinearPart, carried, linear_part
 from medcm_cli.pk.moving import Moving, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
@@ -73,7 +74,16 @@ def amounts(
     moves = [moving(build, pk, z, one) for one in wrt]
     series = [replace(one, z={**one.z, **weights}) for one in line.series]
     line = replace(line, z={**line.z, **weights}, series=series, start=pk.begin(line.z), superposed=False)
-    run = _Run(pk, line, tuple(wrt), moves)
+    part, modes = None if pk.formula is None or WHOLE else linear_part(pk.formula), {}
+    if part is not None:
+        modes = part.modes({name: line.z[name] for name in pk.parameters})
+        part = part if part.apart(modes) else None
+    if part is not None:
+        turned = [_turned_modes(part, line.z, k, one) for k, one in enumerate(wrt)]
+        line = replace(line, z={**line.z, **modes})
+        run = _Run(pk, line, tuple(wrt), moves, part=part, modes=turned)
+    else:
+        run = _Run(pk, line, tuple(wrt), moves)
     whole = line
     if wrt:
         jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
@@ -85,6 +95,14 @@ def amounts(
     if run.notes and bool(found.isnan().all()):
         raise InputError(run.notes[-1])
     return found, line.z_seen
+
+
+WHOLE = False
+
+
+def _turned_modes(part, z, k, one):
+    of = share(z, k)
+    return {name: turn * of for name, turn in part.turned(moves(one), {n: v for n, v in z.items() if v.ndim < 5 and not n.startswith("share of")}).items()}
 
 
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
@@ -116,6 +134,8 @@ class _Run:
     moves: Sequence[Moving]
     notes: list[str] = field(default_factory=list)
     paces: dict[int, float] = field(default_factory=dict)
+    part: LinearPart | None = None
+    modes: Sequence[dict[str, Tensor]] = ()
 
     @cached_property
     def right(self) -> Right:
@@ -169,15 +189,22 @@ class _Run:
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
         line = self.line
+        moved = [move.at(interval) for move in self.moves]
+        ready = self.part is None and self.right.formula is not None
+        if self.part is not None and moved:
+            moved = [
+                {**own, **{name: of[interval] if of.ndim > 3 else of for name, of in turned.items()}}
+                for own, turned in zip(moved, self.modes, strict=True)
+            ]
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
             line.inflow[interval] if self.runs_in[interval] else None,
             line.z_of(interval),
-            [move.at(interval) for move in self.moves],
-            [of[interval] for of in self.parts] if self.right.formula else None,
+            moved,
+            [of[interval] for of in self.parts] if ready else None,
             [{place: of[interval] for place, of in found.items()} for found in self.turned]
-            if self.right.formula
+            if ready
             else None,
         )
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
@@ -216,13 +243,45 @@ class _Run:
         fixed = not stretch.width.requires_grad and not any("width" in moved for moved in stretch.moved)
         if fixed and not bool((stretch.width != 0).any()):
             return state
-        tensors, runs_in = tensors_of(self.right, stretch), stretch.inflow is not None
-        call = Call(self.right, control, runs_in, fit, notes=self.notes, known=known, first=first)
+        if self.part is not None:
+            return self._driven(self.part, stretch, state, control, fit, first, ahead)
+        return self._whole(self.right, stretch, state, control, fit, known, first, ahead)
+
+    def _driven(self, part, stretch, state, control, fit, first, ahead) -> Tensor:
+        inside, outside = list(part.inside), list(part.outside)
+        inflow = stretch.inflow
+        moved = [
+            {name: (of[inside] if name == "inflow" else of) for name, of in own.items()} for own in stretch.moved
+        ]
+        own = carried(
+            part, stretch.z, state[inside], stretch.width, None if inflow is None else inflow[inside], moved
+        )
+        fed = any(name.startswith("rise") for name in own.values)
+        right = Right(self.pk.right_side, (), timed=True, formula=part.fed if fed else part.still)
+        known = [
+            {**{name: (of[outside] if name == "inflow" else of) for name, of in a.items()}, **b}
+            for a, b in zip(stretch.moved, own.moved, strict=True)
+        ]
+        rest = replace(
+            stretch,
+            inflow=None if inflow is None else inflow[outside],
+            z={**stretch.z, **own.values},
+            moved=known,
+        )
+        end = self._whole(right, rest, state[outside], control, fit, None, first, ahead)
+        both = [None] * len(state)
+        for place, row in zip([*inside, *outside], [*own.end.unbind(0), *end.unbind(0)], strict=True):
+            both[place] = row
+        return torch.stack(both)
+
+    def _whole(self, right, stretch, state, control, fit, known, first, ahead) -> Tensor:
+        tensors, runs_in = tensors_of(right, stretch), stretch.inflow is not None
+        call = Call(right, control, runs_in, fit, notes=self.notes, known=known, first=first)
         call = call if ahead is None else replace(call, ahead=ahead)
         if state.ndim == 4:
             return follow_interval(replace(call, compiled=self.pk.compiled and not known), state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, own in enumerate(moved_by(self.right, stretch, self.wrt)):
+        for k, own in enumerate(moved_by(right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
         call = replace(call, moves=tuple(pairs))
@@ -233,7 +292,7 @@ class _Run:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
-        found = Steady(self, series, moved, self.pk.control).reached()
+        found = Steady(replace(self, part=None), series, moved, self.pk.control).reached()
         begun = self.line.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace

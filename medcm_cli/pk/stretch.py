@@ -72,6 +72,11 @@ def _parts_moved_by(
             for place, by in formula.by_width(stretch.z, stretch.width).items():
                 more = by * turns["width"]
                 own[2 + place] = own[2 + place] + more if 2 + place in own else more
+        for name, turn in turns.items():
+            if name not in ("left", "width", "inflow"):
+                for place, by in formula.by(f"p.{name}", stretch.z, stretch.width).items():
+                    more = by * turn
+                    own[2 + place] = own[2 + place] + more if 2 + place in own else more
         if stretch.inflow is not None and ("inflow" in turns or "width" in turns):
             by_rate, by_width = turns.get("inflow"), turns.get("width")
             each = [] if by_rate is None else [by_rate * stretch.width]
