@@ -70,6 +70,13 @@ class Right:
             inputs["place"] = s if isinstance(s, Tensor) else amounts.new_tensor(s)
         return inputs
 
+    def seen(self, formula: Formula, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is seen of a driver, at these inputs."""
+        if formula.driver is None:
+            return {}
+        found = formula.driver.whole(inputs)
+        return {str(node.value): of for node, of in zip(formula.seen, found, strict=True) if isinstance(of, Tensor)}
+
     def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
         inputs, like = self.inputs(formula, s, amounts, where), amounts[0]
         found = torch.stack(
@@ -120,6 +127,7 @@ def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Te
     """The change of each compartment by the amount in each, (C, C, ...), without gradients."""
     if right.formula is not None:
         inputs = right.inputs(right.formula, s, amounts.detach(), where)
+        inputs |= right.seen(right.formula, inputs)
         found = amounts.new_zeros(len(amounts), *amounts.shape)
         with torch.no_grad():
             for fixed in (True, False):

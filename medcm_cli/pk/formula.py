@@ -34,12 +34,17 @@ class Formula:
     amounts: tuple[Node, ...]
     fixed: tuple[Node, ...]
     parts: tuple[Node, ...]
-    rates: tuple[Node, ...]
+    rates: tuple[Node, ...] = ()
+    seen: tuple[Node, ...] = ()
+    driver: "Driver | None" = None
 
     @cached_property
     def whole(self) -> Program:
         """The change."""
-        return Program(self.rows, self.amounts)
+        if self.driver is None:
+            return Program(self.rows, self.amounts)
+        by = dict(zip(self.seen, self.driver.rows, strict=True))
+        return Program([symbols.replaced(row, by) for row in self.rows], self.amounts)
 
     @cached_property
     def tensors(self) -> tuple[Node, ...]:
@@ -49,12 +54,16 @@ class Formula:
     @cached_property
     def slope(self) -> list[list[Node]]:
         """The change of each state by the amount in each."""
-        return [[derivative(row, amount) for amount in self.amounts] for row in self.rows]
+        return [[derivative(row, amount) for amount in (*self.amounts, *self.seen)] for row in self.rows]
 
     @cached_property
     def by_tensor(self) -> list[list[Node]]:
         """The change of each state by each of ``tensors``."""
         return [[derivative(row, tensor) for tensor in self.tensors] for row in self.rows]
+
+    def reads(self, p: int) -> bool:
+        """Whether the change depends on one of ``tensors``."""
+        return p < len(self.tensors) and any(row[p] is not ZERO for row in self.by_tensor)
 
     def inputs(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Those of programs, of the tensors of ``Where``."""
@@ -92,6 +101,31 @@ class Formula:
         return dict(zip(places, _tensors(program, z, width), strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class Driver(Formula):
+    """``rows``: what is seen of amounts that are known, at a place; of the same ``fixed``."""
+
+    @cached_property
+    def decays(self) -> dict[Node, Node]:
+        """What takes long to compute, and what it is called where that is done once."""
+        found = dict[Node, Node]()
+
+        def look(node: Node) -> None:
+            if node.op in ("exp", "expm1"):
+                found.setdefault(node, given(f"decay {len(found)}", False))
+            for arg in node.args:
+                look(arg)
+
+        for row in self.rows:
+            look(row)
+        return found
+
+    @cached_property
+    def first(self) -> Program:
+        """``decays``."""
+        return Program(list(self.decays))
+
+
 def _tensors(program: Program, z: Mapping[str, Tensor], width: Tensor) -> list[Tensor]:
     found = program({"width": width, **{f"p.{name}": value for name, value in z.items()}})
     return [of if isinstance(of, Tensor) else torch.full_like(width, of) for of in found]
@@ -120,15 +154,22 @@ def formula_of(written: Written) -> Formula | None:
     return formula if _is(formula, written) else None
 
 
-def formula_from(found: Sequence[Node], amounts: tuple[Node, ...]) -> Formula:
-    """Of the rates of states."""
-    scaled = [symbols.scaled(WIDTH, row) for row in found]
+def formula_from(
+    rates: Sequence[Node], amounts: tuple[Node, ...], seen: Mapping[Node, Node] | None = None
+) -> Formula:
+    """Of the rates of states. :param seen: amounts that are known, and what they are."""
+    seen = seen or {}
+    rows = [symbols.scaled(WIDTH, row) for row in rates]
     ends = (LEFT, WIDTH)
-    parts = [part for part in symbols.fixed_in(tuple(scaled)) if part not in ends]
-    fixed = [given(f"part {place}", True) for place in range(len(parts))]
+    parts = [part for part in symbols.fixed_in((*rows, *seen.values())) if part not in ends]
+    fixed = tuple(given(f"part {place}", True) for place in range(len(parts)))
     by = dict(zip(parts, fixed, strict=True))
-    rows = tuple(symbols.replaced(row, by) for row in scaled)
-    return Formula(rows, amounts, tuple(fixed), tuple(parts), tuple(found))
+    rows = [symbols.replaced(row, by) for row in rows]
+    if not seen:
+        return Formula(tuple(rows), amounts, fixed, tuple(parts), tuple(rates))
+    known = tuple(symbols.replaced(of, by) for of in seen.values())
+    driver = Driver(known, (), fixed, tuple(parts))
+    return Formula(tuple(rows), amounts, fixed, tuple(parts), tuple(rates), tuple(seen), driver)
 
 
 def _is(formula: Formula, written: Written) -> bool:
@@ -152,16 +193,44 @@ def _is(formula: Formula, written: Written) -> bool:
     return True
 
 
+def _once(formula: Formula, nodes: Sequence[Node]) -> list[Node]:
+    """Without what a driver has computed already."""
+    if not isinstance(formula, Driver):
+        return list(nodes)
+    by = dict(formula.decays)
+    return [symbols.replaced(node, by) for node in nodes]
+
+
 @functools.lru_cache(maxsize=256)
 def slopes_program(formula: Formula, fixed: bool) -> tuple[list[tuple[int, int]], Program]:
     """Which slopes are not 0 and are ``fixed``, or not: (of, by); and what they are."""
+    size = len(formula.amounts)
     found = {
         (c, x): node
         for c, row in enumerate(formula.slope)
-        for x, node in enumerate(row)
+        for x, node in enumerate(row[:size])
         if node is not ZERO and node.fixed == fixed
     }
     return list(found), Program(list(found.values()), formula.amounts)
+
+
+@functools.lru_cache(maxsize=256)
+def driven_program(formula: Formula) -> tuple[list[tuple[int, int]], Program]:
+    """The same of the slopes by what is seen of a driver."""
+    size = len(formula.amounts)
+    found = {
+        (c, x): node
+        for c, row in enumerate(formula.slope)
+        for x, node in enumerate(row[size:])
+        if node is not ZERO
+    }
+    return list(found), Program(list(found.values()))
+
+
+@functools.lru_cache(maxsize=256)
+def seen_program(driver: Driver) -> Program:
+    """What is seen, from ``decays``."""
+    return Program(_once(driver, driver.rows))
 
 
 @functools.lru_cache(maxsize=256)
@@ -176,7 +245,7 @@ def source_program(formula: Formula, moves: tuple[tuple[int, int], ...], count: 
                 if number == k and p < len(row):
                     total = add(total, mul(given(f"moved {place}", True), row[p]))
             found.append(total)
-    return Program(found, formula.amounts)
+    return Program(_once(formula, found), formula.amounts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +281,7 @@ def gradient_program(formula: Formula, wanted: tuple[int, ...]) -> Summed:
         for bar, row in zip(bars, formula.by_tensor, strict=True):
             total = add(total, mul(bar, row[p]))
         nodes.append(total)
-    return summed(nodes)
+    return summed(_once(formula, nodes))
 
 
 class Weight(NamedTuple):
@@ -237,12 +306,12 @@ class Curved:
 @functools.lru_cache(maxsize=256)
 def curved_program(formula: Formula, moving: tuple[int, ...], wanted: tuple[int, ...]) -> Curved:
     """:param moving: tensors that the slopes by are part of the sum. :param wanted: as above."""
-    states = range(len(formula.rows))
-    keys = [Weight(c, False, x) for c in states for x in states]
+    states, amounts = range(len(formula.rows)), (*formula.amounts, *formula.seen)
+    keys = [Weight(c, False, x) for c in states for x in range(len(amounts))]
     keys += [Weight(c, True, p) for c in states for p in moving]
     weights = dict[str, Weight]()
     totals = list[Node]()
-    for target in [*formula.amounts, *(formula.tensors[p] for p in wanted)]:
+    for target in [*amounts, *(formula.tensors[p] for p in wanted)]:
         total = ZERO
         for place, key in enumerate(keys):
             slopes = formula.by_tensor if key.by_tensor else formula.slope
@@ -251,5 +320,5 @@ def curved_program(formula: Formula, moving: tuple[int, ...], wanted: tuple[int,
                 weights[f"weight {place}"] = key
                 total = add(total, mul(given(f"weight {place}", False), turn))
         totals.append(total)
-    size = len(states)
+    totals, size = _once(formula, totals), len(amounts)
     return Curved(weights, Program(totals[:size]), summed(totals[size:]))

@@ -217,8 +217,9 @@ def _driven(formula, inside, outside, shares, modes: int, runs: bool) -> Formula
             if runs:
                 total = add(total, mul(given("p." + rise(c, j), True), symbols.unary("expm1", along)))
         by[formula.amounts[place]] = total
-    rows = [symbols.replaced(formula.rates[c], by) for c in outside]
-    return formula_from(rows, tuple(formula.amounts[c] for c in outside))
+    rows = [formula.rates[c] for c in outside]
+    there = {amount: of for amount, of in by.items() if any(reads(row, amount) for row in rows)}
+    return formula_from(rows, tuple(formula.amounts[c] for c in outside), there)
 
 
 class Carried(NamedTuple):
