@@ -72,9 +72,7 @@ class Right:
 
     def seen(self, formula: Formula, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is seen of a driver, at these inputs."""
-        if formula.driver is None:
-            return {}
-        found = formula.driver.whole(inputs)
+        found = formula.sight(inputs)
         return {str(node.value): of for node, of in zip(formula.seen, found, strict=True) if isinstance(of, Tensor)}
 
     def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:

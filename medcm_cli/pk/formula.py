@@ -8,7 +8,7 @@ in it, where time matters.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,51 @@ from medcm_cli.pk.symbols import ZERO, Node, add, derivative, given, mul
 from medcm_cli.pk.trial import points
 
 PLACE, LEFT, WIDTH = given("place", False), given("left", True), given("width", True)
+
+
+class Mode(NamedTuple):
+    """``weight`` exp(``length`` s) + ``rise`` (exp(``length`` s) - 1) at a place s, all of them fixed."""
+
+    weight: Node
+    length: Node
+    rise: Node | None
+
+
+class Term(NamedTuple):
+    """A mode of the amount ``of`` those that are seen; of the others which of the tensors they are."""
+
+    of: int
+    length: int
+    weight: int
+    rise: int | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """``count`` amounts that are known, each a sum of modes."""
+
+    count: int
+    terms: tuple[Term, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Which of the tensors are those of modes."""
+        return list(dict.fromkeys(term.length for term in self.terms))
+
+    @property
+    def tensors(self) -> set[int]:
+        """Which of them it depends on."""
+        return {place for term in self.terms for place in term[1:] if place is not None}
+
+    def rows(self, tensors: Sequence[Node]) -> list[Node]:
+        """What is seen, at PLACE."""
+        found = [ZERO] * self.count
+        for u, length, weight, rise in self.terms:
+            along = mul(tensors[length], PLACE)
+            found[u] = add(found[u], mul(tensors[weight], symbols.unary("exp", along)))
+            if rise is not None:
+                found[u] = add(found[u], mul(tensors[rise], symbols.unary("expm1", along)))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +88,13 @@ class Formula:
         """The change."""
         if self.driver is None:
             return Program(self.rows, self.amounts)
-        by = dict(zip(self.seen, self.driver.rows, strict=True))
+        by = dict(zip(self.seen, self.driver.rows(self.tensors), strict=True))
         return Program([symbols.replaced(row, by) for row in self.rows], self.amounts)
+
+    @cached_property
+    def sight(self) -> Program:
+        """What is seen of a driver."""
+        return Program([] if self.driver is None else self.driver.rows(self.tensors))
 
     @cached_property
     def tensors(self) -> tuple[Node, ...]:
@@ -60,10 +110,6 @@ class Formula:
     def by_tensor(self) -> list[list[Node]]:
         """The change of each state by each of ``tensors``."""
         return [[derivative(row, tensor) for tensor in self.tensors] for row in self.rows]
-
-    def reads(self, p: int) -> bool:
-        """Whether the change depends on one of ``tensors``."""
-        return p < len(self.tensors) and any(row[p] is not ZERO for row in self.by_tensor)
 
     def inputs(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Those of programs, of the tensors of ``Where``."""
@@ -101,31 +147,6 @@ class Formula:
         return dict(zip(places, _tensors(program, z, width), strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class Driver(Formula):
-    """``rows``: what is seen of amounts that are known, at a place; of the same ``fixed``."""
-
-    @cached_property
-    def decays(self) -> dict[Node, Node]:
-        """What takes long to compute, and what it is called where that is done once."""
-        found = dict[Node, Node]()
-
-        def look(node: Node) -> None:
-            if node.op in ("exp", "expm1"):
-                found.setdefault(node, given(f"decay {len(found)}", False))
-            for arg in node.args:
-                look(arg)
-
-        for row in self.rows:
-            look(row)
-        return found
-
-    @cached_property
-    def first(self) -> Program:
-        """``decays``."""
-        return Program(list(self.decays))
-
-
 def _tensors(program: Program, z: Mapping[str, Tensor], width: Tensor) -> list[Tensor]:
     found = program({"width": width, **{f"p.{name}": value for name, value in z.items()}})
     return [of if isinstance(of, Tensor) else torch.full_like(width, of) for of in found]
@@ -155,21 +176,30 @@ def formula_of(written: Written) -> Formula | None:
 
 
 def formula_from(
-    rates: Sequence[Node], amounts: tuple[Node, ...], seen: Mapping[Node, Node] | None = None
+    rates: Sequence[Node],
+    amounts: tuple[Node, ...],
+    seen: Mapping[Node, Sequence["Mode"]] | None = None,
 ) -> Formula:
-    """Of the rates of states. :param seen: amounts that are known, and what they are."""
-    seen = seen or {}
+    """Of the rates of states. :param seen: amounts that are known, and the modes that each is the sum of."""
     rows = [symbols.scaled(WIDTH, row) for row in rates]
-    ends = (LEFT, WIDTH)
-    parts = [part for part in symbols.fixed_in((*rows, *seen.values())) if part not in ends]
+    ends, modes = (LEFT, WIDTH), [one for of in (seen or {}).values() for one in of]
+    parts = [part for part in symbols.fixed_in(tuple(rows)) if part not in ends]
+    more = [node for one in modes for node in one if node is not None]
+    parts += dict.fromkeys(node for node in more if node not in parts)
     fixed = tuple(given(f"part {place}", True) for place in range(len(parts)))
     by = dict(zip(parts, fixed, strict=True))
-    rows = [symbols.replaced(row, by) for row in rows]
+    formula = Formula(
+        tuple(symbols.replaced(row, by) for row in rows), amounts, fixed, tuple(parts), tuple(rates)
+    )
     if not seen:
-        return Formula(tuple(rows), amounts, fixed, tuple(parts), tuple(rates))
-    known = tuple(symbols.replaced(of, by) for of in seen.values())
-    driver = Driver(known, (), fixed, tuple(parts))
-    return Formula(tuple(rows), amounts, fixed, tuple(parts), tuple(rates), tuple(seen), driver)
+        return formula
+    place = {part: 2 + number for number, part in enumerate(parts)}
+    terms = [
+        Term(u, place[one.length], place[one.weight], None if one.rise is None else place[one.rise])
+        for u, of in enumerate(seen.values())
+        for one in of
+    ]
+    return replace(formula, seen=tuple(seen), driver=Driver(len(seen), tuple(terms)))
 
 
 def _is(formula: Formula, written: Written) -> bool:
@@ -191,14 +221,6 @@ def _is(formula: Formula, written: Written) -> bool:
             if not torch.allclose(torch.stack(rows), wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
                 return False
     return True
-
-
-def _once(formula: Formula, nodes: Sequence[Node]) -> list[Node]:
-    """Without what a driver has computed already."""
-    if not isinstance(formula, Driver):
-        return list(nodes)
-    by = dict(formula.decays)
-    return [symbols.replaced(node, by) for node in nodes]
 
 
 @functools.lru_cache(maxsize=256)
@@ -228,12 +250,6 @@ def driven_program(formula: Formula) -> tuple[list[tuple[int, int]], Program]:
 
 
 @functools.lru_cache(maxsize=256)
-def seen_program(driver: Driver) -> Program:
-    """What is seen, from ``decays``."""
-    return Program(_once(driver, driver.rows))
-
-
-@functools.lru_cache(maxsize=256)
 def source_program(formula: Formula, moves: tuple[tuple[int, int], ...], count: int) -> Program:
     """How changes vary along tangents at fixed amounts, of each state and each of ``count`` tangents: from
     ``moved I``, how the I-th of the tensors that ``moves`` names changes."""
@@ -245,7 +261,7 @@ def source_program(formula: Formula, moves: tuple[tuple[int, int], ...], count: 
                 if number == k and p < len(row):
                     total = add(total, mul(given(f"moved {place}", True), row[p]))
             found.append(total)
-    return Program(_once(formula, found), formula.amounts)
+    return Program(found, formula.amounts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +297,7 @@ def gradient_program(formula: Formula, wanted: tuple[int, ...]) -> Summed:
         for bar, row in zip(bars, formula.by_tensor, strict=True):
             total = add(total, mul(bar, row[p]))
         nodes.append(total)
-    return summed(_once(formula, nodes))
+    return summed(nodes)
 
 
 class Weight(NamedTuple):
@@ -320,5 +336,5 @@ def curved_program(formula: Formula, moving: tuple[int, ...], wanted: tuple[int,
                 weights[f"weight {place}"] = key
                 total = add(total, mul(given(f"weight {place}", False), turn))
         totals.append(total)
-    totals, size = _once(formula, totals), len(amounts)
+    size = len(amounts)
     return Curved(weights, Program(totals[:size]), summed(totals[size:]))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medcm_cli.pk import symbols
 from medcm_cli.pk.dosing import Values
-from medcm_cli.pk.formula import PLACE, WIDTH, Formula, formula_from
+from medcm_cli.pk.formula import WIDTH, Formula, Mode, formula_from
 from medcm_cli.pk.program import Program
 from medcm_cli.pk.symbols import ONE, ZERO, Node, add, derivative, div, given, mul, number, number_of, reads, sub
 
@@ -136,8 +136,7 @@ def linear_part(formula: Formula) -> LinearPart | None:
     outside = tuple(c for c in range(len(rows)) if c not in inside)
     of = [sources[c] for c in inside]
     still, fed = (
-        _driven(formula, tuple(inside), outside, shares, len(eigenvalues), runs)
-        for runs in (False, True)
+        _driven(formula, inside, outside, shares, fed) for fed in (False, True)
     )
     return LinearPart(tuple(inside), outside, tuple(eigenvalues), shares, tuple(of), tuple(roots), still, fed)
 
@@ -205,21 +204,28 @@ def _without(matrix: list[list[Node]], other: Node, own: Node) -> list[list[Node
     ]
 
 
-def _driven(formula, inside, outside, shares, modes: int, runs: bool) -> Formula:
-    by = {}
+def _driven(
+    formula: Formula,
+    inside: Sequence[int],
+    outside: Sequence[int],
+    shares: Mapping[tuple[int, int, int], Node],
+    fed: bool,
+) -> Formula:
+    """The others, which see what they read of the part."""
+    rates = [formula.rates[c] for c in outside]
+    seen = dict[Node, list[Mode]]()
     for c, place in enumerate(inside):
-        total = ZERO
-        for j in range(modes):
-            if not any((c, j, d) in shares for d in range(len(inside))):
-                continue
-            along = mul(mul(given("p." + mode(j), True), WIDTH), PLACE)
-            total = add(total, mul(given("p." + weight(c, j), True), symbols.unary("exp", along)))
-            if runs:
-                total = add(total, mul(given("p." + rise(c, j), True), symbols.unary("expm1", along)))
-        by[formula.amounts[place]] = total
-    rows = [formula.rates[c] for c in outside]
-    there = {amount: of for amount, of in by.items() if any(reads(row, amount) for row in rows)}
-    return formula_from(rows, tuple(formula.amounts[c] for c in outside), there)
+        amount = formula.amounts[place]
+        if any(reads(row, amount) for row in rates):
+            seen[amount] = [
+                Mode(
+                    given("p." + weight(c, j), True),
+                    mul(given("p." + mode(j), True), WIDTH),
+                    given("p." + rise(c, j), True) if fed else None,
+                )
+                for j in dict.fromkeys(j for own, j, _ in shares if own == c)
+            ]
+    return formula_from(rates, tuple(formula.amounts[c] for c in outside), seen)
 
 
 class Carried(NamedTuple):

@@ -1,7 +1,6 @@
 """Derivatives of the change at the stages of an interval's steps, of many at once, and what gradients come
 from them: by the formula of a rate, or where it has none by torch."""
 
-import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,14 +9,13 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import inverse
 from medcm_cli.pk.change import Where, rows_of
+from medcm_cli.pk.driven import Driven
 from medcm_cli.pk.formula import (
-    Driver,
     Formula,
     Summed,
     curved_program,
     driven_program,
     gradient_program,
-    seen_program,
     slopes_program,
     source_program,
 )
@@ -117,68 +115,6 @@ class _Total:
         return [of if isinstance(of, Tensor) else torch.full_like(like, of) for of in found]
 
 
-class _Gradients:
-    """By the tensors that a formula reads, of one stage after another.
-
-    :param moves: as of ``Call``.
-    """
-
-    def __init__(self, formula: Formula, moves: Sequence[tuple[int, int]], wanted: Sequence[int]) -> None:
-        self.moves, self.wanted = moves, tuple(p for p in wanted if formula.reads(p))
-        moving = tuple(sorted({p for _, p in moves if formula.reads(p)}))
-        self.first = _Total(gradient_program(formula, self.wanted))
-        self.curves = curved_program(formula, moving, self.wanted)
-        self.second = _Total(self.curves.of_tensors)
-        self.turns = [
-            _Total(gradient_program(formula, (p,))) if formula.reads(p) else None for _, p in moves
-        ]
-
-    def add(self, inputs: dict[str, Tensor], bars: Sequence[Tensor]) -> None:
-        """From gradients by changes."""
-        if self.wanted:
-            self.first.add({**inputs, **_bars(bars)})
-
-    def add_turned(self, inputs: dict[str, Tensor], turned: Tensor) -> None:
-        """From those by tangents of changes, (I, C, K, S, N, B)."""
-        for (k, _), total in zip(self.moves, self.turns, strict=True):
-            if total is not None:
-                total.add({**inputs, **_bars(turned[:, :, k].unbind(1))})
-
-    def curved(
-        self,
-        inputs: dict[str, Tensor],
-        turned: Tensor,
-        stages: Sequence[Sequence[Tensor]],
-        moved: Sequence[Tensor],
-        out: Sequence[Tensor],
-    ) -> None:
-        """As of ``Slopes``. :param stages: of each amount its tangents, (I, S, N, B) each. :param out: where
-        gradients by amounts go."""
-        inputs = dict(inputs)
-        for name, (c, by_tensor, q) in self.curves.weights.items():
-            along = turned[:, c]
-            if by_tensor:
-                pairs = [(k, by.detach()) for (k, p), by in zip(self.moves, moved, strict=True) if p == q]
-            else:
-                pairs = list(enumerate(stages[q]))
-            weight = along[:, pairs[0][0]] * pairs[0][1]
-            for k, by in pairs[1:]:
-                weight.addcmul_(along[:, k], by)
-            inputs[name] = weight
-        if self.wanted:
-            self.second.add(inputs)
-        self.curves.of_amounts.into(inputs, out)
-
-    def found(self, fixed: dict[str, Tensor], like: Tensor) -> dict[int, Tensor]:
-        """By each of the tensors that are wanted."""
-        grads = dict[int, Tensor]()
-        for total in (self.first, self.second):
-            if total.sums is not None:
-                for p, grad in zip(self.wanted, total.rest(fixed, like), strict=True):
-                    grads[p] = _sum(grads.get(p), grad)
-        return grads
-
-
 class _ByFormula:
     slope: Tensor
 
@@ -194,11 +130,19 @@ class _ByFormula:
         self.call, self.formula, self.march, self.path, self.tensors = call, formula, march, path, tensors
         self.known = len(formula.tensors)  # what stands after these is the inflow
         self.fixed = formula.inputs([tensor.detach() for tensor in tensors])
-        wanted = [p for p in range(self.known) if needs[p]]
+        own = [p for p in range(self.known) if formula.driver is None or p not in formula.driver.tensors]
+        self.wanted = tuple(p for p in own if needs[p])
         self.inflow = [p for p in range(self.known, len(tensors)) if needs[p]]
-        self.own = _Gradients(formula, call.moves, wanted)
-        self.driver = None if formula.driver is None else _Gradients(formula.driver, call.moves, wanted)
+        moving = tuple(p for p in call.moving if p in own)
+        self.first = _Total(gradient_program(formula, self.wanted))
+        self.curves = curved_program(formula, moving, self.wanted)
+        self.second = _Total(self.curves.of_tensors)
+        self.driven = None if formula.driver is None else Driven(formula.driver, tensors, call.moves)
+        self.moved: Sequence[Tensor] = ()
         self.by_inflow: Tensor | None = None
+        self.turns = [
+            _Total(gradient_program(formula, (p,))) if p in own else None for _, p in call.moves
+        ]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
         self.slope = self._slope(1)
         self._fill(True, self.fixed)
@@ -219,44 +163,35 @@ class _ByFormula:
         self.inputs = {**self.fixed, **self.formula.of_amounts(amounts.unbind(1))}
         if self.call.right.timed:
             self.inputs["place"] = places_at(self.march, self.path, numbers)
-        if self.formula.driver is not None:
-            self._see(self.formula.driver)
+        if self.driven is not None:
+            self._see(self.driven)
         if slopes_program(self.formula, False)[0]:
             if self.slope.shape[2] != self.count:
                 self.slope = self._slope(self.count)
                 self._fill(True, self.fixed)
             self._fill(False, self.inputs)
 
-    def _see(self, driver: Driver) -> None:
+    def _see(self, driven: Driven) -> None:
         """What is seen of a driver, and the slopes by that."""
-        place = {"place": self.inputs["place"]}
-        decays = zip(driver.decays.values(), driver.first({**self.fixed, **place}), strict=True)
-        self.of_driver = {**self.fixed, **place, **{str(node.value): of for node, of in decays}}
-        seen = zip(self.formula.seen, seen_program(driver)(self.of_driver), strict=True)
-        self.inputs |= {str(node.value): of for node, of in seen}
-        names, program = driven_program(self.formula)
-        self.by_seen = {
-            place: of if isinstance(of, Tensor) else torch.full_like(self.march.x[0], of)
-            for place, of in zip(names, program(self.inputs), strict=True)
-        }
+        driven.at(self.inputs["place"])
+        names = (str(node.value) for node in self.formula.seen)
+        self.inputs |= dict(zip(names, driven.seen(), strict=True))
+        places, program = driven_program(self.formula)
+        found = [
+            of if isinstance(of, Tensor) else torch.full_like(self.march.x[:1], of)
+            for of in program(self.inputs)
+        ]
         if self.march.lost is not None:
-            self.by_seen = {place: of.masked_fill(self.march.lost, 0) for place, of in self.by_seen.items()}
-
-    def _seen_source(self, driver: Driver, moved: Sequence[Tensor], count: int) -> Tensor:
-        """Tangents of what is seen, (U, K, I, S, N, B)."""
-        shape = (len(driver.rows), count, self.count, *self.march.x.shape[1:])
-        source = self.march.x.new_empty(shape)
-        inputs = {f"moved {place}": by.detach() for place, by in enumerate(moved)}
-        program = source_program(driver, self.call.moves, count)
-        program.into({**self.of_driver, **inputs}, source.flatten(0, 1).unbind(0))
-        return source
+            found = [of.masked_fill(self.march.lost, 0) for of in found]
+        self.by_seen = dict(zip(places, found, strict=True))
 
     def _to_seen(self, bars: Tensor) -> Tensor:
         """From gradients by changes (I, C, ...) those by what is seen, (I, U, ...)."""
         more = [1] * (bars.ndim - 5)
         found = bars.new_zeros(len(bars), len(self.formula.seen), *bars.shape[2:])
         for (c, u), of in self.by_seen.items():
-            found[:, u].addcmul_(of.view(*of.shape[:-3], *more, *of.shape[-3:]), bars[:, c])
+            slope = of.view(*of.shape[:-3], *more, *of.shape[-3:])
+            found[:, u].addcmul_(slope, bars[:, c])
         return found
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
@@ -267,8 +202,8 @@ class _ByFormula:
         inputs = {f"moved {place}": by.detach() for place, by in enumerate(moved)}
         program = source_program(self.formula, self.call.moves, count)
         program.into({**self.inputs, **inputs}, source.flatten(0, 1).unbind(0))
-        if self.formula.driver is not None:
-            seen = self._seen_source(self.formula.driver, moved, count)
+        if self.driven is not None:
+            seen = self.driven.tangents(moved, count)
             for (c, u), of in self.by_seen.items():
                 source[c].addcmul_(of, seen[u])
         for (k, p), by in zip(self.call.moves, moved, strict=True):
@@ -277,38 +212,57 @@ class _ByFormula:
         return source
 
     def add_gradient(self, bars: Tensor) -> None:
-        self.own.add(self.inputs, bars.unbind(1))
-        if self.driver is not None:
-            self.driver.add(self.of_driver, self._to_seen(bars).unbind(1))
+        if self.wanted:
+            self.first.add({**self.inputs, **_bars(bars.unbind(1))})
+        if self.driven is not None:
+            self.driven.add(self._to_seen(bars))
         if self.inflow:
             self.by_inflow = _sum(self.by_inflow, bars.sum(0))
 
     def add_turned(self, turned: Tensor) -> None:
-        self.own.add_turned(self.inputs, turned)
-        if self.driver is not None:
-            self.driver.add_turned(self.of_driver, self._to_seen(turned))
+        if self.driven is not None:
+            self.driven.add_turned(self._to_seen(turned))
         for place, (k, p) in enumerate(self.call.moves):
-            if p >= self.known:
-                self.turned_inflow[place] = _sum(self.turned_inflow[place], turned[:, :, k].sum(0))
+            total, bars = self.turns[place], turned[:, :, k]
+            if total is not None:
+                total.add({**self.inputs, **_bars(bars.unbind(1))})
+            elif p >= self.known:
+                self.turned_inflow[place] = _sum(self.turned_inflow[place], bars.sum(0))
 
     def curved(self, turned: Tensor, stages: Tensor, moved: Sequence[Tensor]) -> Tensor:
+        inputs, size = dict(self.inputs), turned.shape[1]
         tangents = [of.unbind(1) for of in stages.unbind(1)]
-        driver, size = self.formula.driver, turned.shape[1]
-        if driver is not None:
-            tangents += [of.unbind(0) for of in self._seen_source(driver, moved, turned.shape[2])]
+        if self.driven is not None:
+            self.moved = moved
+            tangents += [of.unbind(0) for of in self.driven.tangents(moved, turned.shape[2])]
+        for name, (c, by_tensor, q) in self.curves.weights.items():
+            along = turned[:, c]
+            if by_tensor:
+                pairs = [(k, by) for (k, p), by in zip(self.call.moves, moved, strict=True) if p == q]
+            else:
+                pairs = list(enumerate(tangents[q]))
+            weight = along[:, pairs[0][0]] * pairs[0][1].detach()
+            for k, by in pairs[1:]:
+                weight.addcmul_(along[:, k], by.detach())
+            inputs[name] = weight
+        if self.wanted:
+            self.second.add(inputs)
         source = turned.new_empty(len(tangents), self.count, *turned.shape[3:])
-        self.own.curved(self.inputs, turned, tangents, moved, source.unbind(0))
-        if self.driver is not None:
-            self.driver.add(self.of_driver, source[size:].unbind(0))
-            self.driver.curved(self.of_driver, self._to_seen(turned), (), moved, ())
+        self.curves.of_amounts.into(inputs, source.unbind(0))
+        if self.driven is not None:
+            self.driven.add(source[size:].movedim(0, 1))
         return source[:size]
 
     def gradients(self) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(self.tensors)
-        for sums in (self.own, self.driver):
-            if sums is not None:
-                for p, grad in sums.found(self.fixed, self.march.x[0]).items():
+        like = self.march.x[0]
+        for total in (self.first, self.second):
+            if total.sums is not None:
+                for p, grad in zip(self.wanted, total.rest(self.fixed, like), strict=True):
                     found[p] = _sum(found[p], grad)
+        if self.driven is not None:
+            for p, grad in self.driven.gradients(self.moved).items():
+                found[p] = grad
         for p in self.inflow:
             found[p] = self.by_inflow
         return found
@@ -316,11 +270,14 @@ class _ByFormula:
     def by_moved(self) -> list[Tensor]:
         like = self.march.x[0]
         found = list[Tensor]()
-        for place, inflow in enumerate(self.turned_inflow):
-            totals = [sums.turns[place] for sums in (self.own, self.driver) if sums is not None]
-            each = [total.rest(self.fixed, like)[0] for total in totals if total is not None]
-            each += [] if inflow is None else [inflow]
-            found.append(functools.reduce(torch.add, each) if each else torch.zeros_like(like))
+        for (k, p), total, inflow in zip(self.call.moves, self.turns, self.turned_inflow, strict=True):
+            if total is not None:
+                found.append(total.rest(self.fixed, like)[0])
+            elif inflow is not None:
+                found.append(inflow)
+            else:
+                assert self.driven is not None
+                found.append(self.driven.by_moved(k, p))
         return found
 
 

@@ -270,6 +270,8 @@ class March:
         curve = self.norm(((self.k[1] - self.k[0]) / scale).square_()) / h
         if slope == 0 or curve == 0:
             return 1.0
+        # What is at rest and begins to be driven changes as fast as it soon will.
+        slope = max(slope, self.norm((self.k[1] / scale).square_()))
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h
         return max(min(first, 1.0), 1e-9)
 
