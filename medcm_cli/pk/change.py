@@ -73,7 +73,11 @@ class Right:
     def seen(self, formula: Formula, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is seen of a driver, at these inputs."""
         found = formula.sight(inputs)
-        return {str(node.value): of for node, of in zip(formula.seen, found, strict=True) if isinstance(of, Tensor)}
+        return {
+            str(node.value): of
+            for node, of in zip(formula.seen, found, strict=True)
+            if isinstance(of, Tensor)
+        }
 
     def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
         inputs, like = self.inputs(formula, s, amounts, where), amounts[0]

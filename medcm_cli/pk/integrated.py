@@ -19,8 +19,9 @@ from medcm_cli.pk.endless import Steady
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
-from medcm_cli.pk.linear_part import LinearPart, carried, linear_part
-from medcm_cli.pk.moving import Moving, moving, stacked
+from medcm_cli.pk.linear_part import LinearPart, linear_part
+from medcm_cli.pk.modal import carried
+from medcm_cli.pk.moving import Moving, Tangents, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steps import Control, Way
@@ -74,16 +75,7 @@ def amounts(
     moves = [moving(build, pk, z, one) for one in wrt]
     series = [replace(one, z={**one.z, **weights}) for one in line.series]
     line = replace(line, z={**line.z, **weights}, series=series, start=pk.begin(line.z), superposed=False)
-    part, modes = None if pk.formula is None or WHOLE else linear_part(pk.formula), {}
-    if part is not None:
-        modes = part.modes({name: line.z[name] for name in pk.parameters})
-        part = part if part.apart(modes) else None
-    if part is not None:
-        turned = [_turned_modes(part, line.z, k, one) for k, one in enumerate(wrt)]
-        line = replace(line, z={**line.z, **modes})
-        run = _Run(pk, line, tuple(wrt), moves, part=part, modes=turned)
-    else:
-        run = _Run(pk, line, tuple(wrt), moves)
+    run = _run(pk, line, tuple(wrt), moves)
     whole = line
     if wrt:
         jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
@@ -97,12 +89,18 @@ def amounts(
     return found, line.z_seen
 
 
-WHOLE = False
-
-
-def _turned_modes(part, z, k, one):
-    of = share(z, k)
-    return {name: turn * of for name, turn in part.turned(moves(one), {n: v for n, v in z.items() if v.ndim < 5 and not n.startswith("share of")}).items()}
+def _run(pk: Integrable, line: Timeline, wrt: tuple[Direction, ...], moved: Sequence[Moving]) -> "_Run":
+    """With the linear part of the system apart, where it has one."""
+    part, z = None if pk.formula is None else linear_part(pk.formula), line.z
+    own = {name: z[name] for name in pk.parameters}
+    named = None if part is None else part.at(own)
+    if part is None or named is None:
+        return _Run(pk, line, wrt, moved)
+    turned = [
+        {name: turn * share(z, k) for name, turn in part.turned(moves(one), own).items()}
+        for k, one in enumerate(wrt)
+    ]
+    return _Run(pk, replace(line, z={**z, **named}), wrt, moved, part=part, turned_part=turned)
 
 
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
@@ -126,7 +124,8 @@ def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[D
 @dataclass(frozen=True)
 class _Run:
     """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's;
-    ``paces``: of an event, how long the step after it may be, h, where what came before tells."""
+    ``paces``: of an event, how long the step after it may be, h, where what came before tells; ``part``, if
+    it is followed apart, and the derivatives of what is named of it along ``wrt``."""
 
     pk: Integrable
     line: Timeline
@@ -135,7 +134,7 @@ class _Run:
     notes: list[str] = field(default_factory=list)
     paces: dict[int, float] = field(default_factory=dict)
     part: LinearPart | None = None
-    modes: Sequence[dict[str, Tensor]] = ()
+    turned_part: Sequence[Values] = ()
 
     @cached_property
     def right(self) -> Right:
@@ -189,13 +188,10 @@ class _Run:
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
         line = self.line
-        moved = [move.at(interval) for move in self.moves]
+        moved: list[Tangents] = [move.at(interval) for move in self.moves]
+        for k, turned in enumerate(self.turned_part):
+            moved[k] = {**moved[k], **{n: of[interval] if of.ndim > 3 else of for n, of in turned.items()}}
         ready = self.part is None and self.right.formula is not None
-        if self.part is not None and moved:
-            moved = [
-                {**own, **{name: of[interval] if of.ndim > 3 else of for name, of in turned.items()}}
-                for own, turned in zip(moved, self.modes, strict=True)
-            ]
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
@@ -244,44 +240,41 @@ class _Run:
         if fixed and not bool((stretch.width != 0).any()):
             return state
         if self.part is not None:
-            return self._driven(self.part, stretch, state, control, fit, first, ahead)
-        return self._whole(self.right, stretch, state, control, fit, known, first, ahead)
+            return self._apart(self.part, stretch, state, control, fit, first, ahead)
+        call = Call(self.right, control, stretch.inflow is not None, fit, known=known, first=first)
+        return self._followed(call if ahead is None else replace(call, ahead=ahead), stretch, state)
 
-    def _driven(self, part, stretch, state, control, fit, first, ahead) -> Tensor:
-        inside, outside = list(part.inside), list(part.outside)
-        inflow = stretch.inflow
-        moved = [
-            {name: (of[inside] if name == "inflow" else of) for name, of in own.items()} for own in stretch.moved
-        ]
-        own = carried(
-            part, stretch.z, state[inside], stretch.width, None if inflow is None else inflow[inside], moved
-        )
-        fed = any(name.startswith("rise") for name in own.values)
-        right = Right(self.pk.right_side, (), timed=True, formula=part.fed if fed else part.still)
-        known = [
-            {**{name: (of[outside] if name == "inflow" else of) for name, of in a.items()}, **b}
-            for a, b in zip(stretch.moved, own.moved, strict=True)
-        ]
-        rest = replace(
-            stretch,
-            inflow=None if inflow is None else inflow[outside],
-            z={**stretch.z, **own.values},
-            moved=known,
-        )
-        end = self._whole(right, rest, state[outside], control, fit, None, first, ahead)
-        both = [None] * len(state)
-        for place, row in zip([*inside, *outside], [*own.end.unbind(0), *end.unbind(0)], strict=True):
-            both[place] = row
-        return torch.stack(both)
-
-    def _whole(self, right, stretch, state, control, fit, known, first, ahead) -> Tensor:
-        tensors, runs_in = tensors_of(right, stretch), stretch.inflow is not None
-        call = Call(right, control, runs_in, fit, notes=self.notes, known=known, first=first)
+    def _apart(
+        self,
+        part: LinearPart,
+        stretch: Stretch,
+        state: Tensor,
+        control: Control,
+        fit: tuple[Tensor, int] | None,
+        first: float | None,
+        ahead: list[float] | None,
+    ) -> Tensor:
+        """The same, of the linear part exactly and of the others by steps."""
+        inside, outside = (stretch.some(places) for places in (part.inside, part.outside))
+        own = carried(part, stretch.z, state[[*part.inside]], stretch.width, inside.inflow, inside.moved)
+        fed = inside.inflow is not None or part.forms
+        moved = [{**by, **more} for by, more in zip(outside.moved, own.moved, strict=True)]
+        rest = replace(outside, z={**stretch.z, **own.values}, moved=moved)
+        right = Right(self.pk.right_side, (), formula=part.fed if fed else part.alone)
+        call = Call(right, control, rest.inflow is not None, fit, first=first)
         call = call if ahead is None else replace(call, ahead=ahead)
+        end = self._followed(call, rest, state[[*part.outside]])
+        order = [*part.inside, *part.outside]
+        return torch.cat([own.end, end])[[order.index(c) for c in range(len(order))]]
+
+    def _followed(self, call: Call, stretch: Stretch, state: Tensor) -> Tensor:
+        """By steps."""
+        tensors, call = tensors_of(call.right, stretch), replace(call, notes=self.notes)
         if state.ndim == 4:
-            return follow_interval(replace(call, compiled=self.pk.compiled and not known), state, tensors)
+            compiled = self.pk.compiled and not call.known
+            return follow_interval(replace(call, compiled=compiled), state, tensors)
         pairs, moved = list[tuple[int, int]](), list[Tensor]()
-        for k, own in enumerate(moved_by(right, stretch, self.wrt)):
+        for k, own in enumerate(moved_by(call.right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
         call = replace(call, moves=tuple(pairs))
@@ -292,7 +285,8 @@ class _Run:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
-        found = Steady(replace(self, part=None), series, moved, self.pk.control).reached()
+        whole = replace(self, part=None, turned_part=())
+        found = Steady(whole, series, moved, self.pk.control).reached()
         begun = self.line.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace

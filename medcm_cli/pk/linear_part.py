@@ -1,7 +1,7 @@
-"""The part of a system that is linear and depends on nothing but itself: as modes that decay one by one.
+"""The part of a system that is linear and depends on nothing but itself, found in a rate's formula.
 
-With the eigenvalues l_j (1/h) of the rate matrix K of this part, all different, and P_j, the product over i
-other than j of (K - l_i) / (l_j - l_i), amounts x become sum_j exp(l_j t) P_j x (Sylvester's formula), and
+With the eigenvalues l_j (1/h) of the rate matrix K of this part, all different, and P_j the product over i
+other than j of (K - l_i) / (l_j - l_i), what was x becomes sum_j exp(l_j t) P_j x (Sylvester's formula), and
 what is left of an inflow b is sum_j (exp(l_j t) - 1) / l_j P_j b. The rest of the system sees the part as a
 function of the time.
 """
@@ -10,8 +10,6 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,161 +18,204 @@ from medcm_cli.pk import symbols
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.formula import WIDTH, Formula, Mode, formula_from
 from medcm_cli.pk.program import Program
-from medcm_cli.pk.symbols import ONE, ZERO, Node, add, derivative, div, given, mul, number, number_of, reads, sub
+from medcm_cli.pk.symbols import (
+    ONE,
+    ZERO,
+    Node,
+    add,
+    derivative,
+    div,
+    given,
+    mul,
+    number,
+    number_of,
+    reads,
+    sub,
+)
 
 MOST = 4  # states
-_KINKS = {"where", "clamp", "lt", "le", "gt", "ge"}
+_KINKS = ("where", "clamp", "lt", "le", "gt", "ge")
+
+Entry = tuple[int, int, int]
+"""Of P_j: (row, j, column), states by their places in the part."""
 
 
-def mode(j: int) -> str:
-    """What an eigenvalue is called among parameters."""
-    return f"mode {j}"
+def eigenvalue(j: int) -> str:
+    """What it is called among parameters."""
+    return f"eigenvalue {j}"
 
 
-def share(c: int, j: int, d: int) -> str:
-    """Likewise, what of the amount in state d is in mode j of state c."""
-    return f"share {c} {j} {d}"
+def share(entry: Entry) -> str:
+    """Likewise an entry of P_j."""
+    return f"share {entry[0]} {entry[1]} {entry[2]}"
+
+
+def source(c: int) -> str:
+    """Likewise what is formed in a state, amount/h."""
+    return f"source {c}"
 
 
 def weight(c: int, j: int) -> str:
-    """What of the amount in state c decays as mode j."""
+    """Likewise what of a state follows mode j, of what is there as an interval begins."""
     return f"weight {c} {j}"
 
 
 def rise(c: int, j: int) -> str:
-    """Likewise of inflows, over the eigenvalue."""
+    """Likewise of what runs in meanwhile."""
     return f"rise {c} {j}"
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPart:
-    """``inside``: which states it has, by place, and ``outside`` the others. ``eigenvalues``, and of each
-    mode ``shares`` (c, j, d), entries of P_j that are not 0; ``sources``, what is formed in each state;
-    ``roots``: what has to be above 0, so that eigenvalues are real. All are of ``p.NAME``."""
+    """``inside``: the states that it has, by their places, and ``outside`` the others. Of p.NAME are the
+    ``eigenvalues``, ``shares``, the entries of all P_j that are not 0, ``sources`` of states, and ``roots``,
+    which have to be above 0 for eigenvalues to be real.
+
+    ``alone``: the formula of the others in an interval in which nothing runs into the part; ``fed``: in
+    others.
+    """
 
     inside: tuple[int, ...]
     outside: tuple[int, ...]
     eigenvalues: tuple[Node, ...]
-    shares: Mapping[tuple[int, int, int], Node]
+    shares: Mapping[Entry, Node]
     sources: tuple[Node, ...]
     roots: tuple[Node, ...]
-    still: Formula
+    alone: Formula
     fed: Formula
 
-    @cached_property
-    def nodes(self) -> dict[str, Node]:
-        """By their names what depends on parameters."""
-        found = {mode(j): node for j, node in enumerate(self.eigenvalues)}
-        found |= {share(*place): node for place, node in self.shares.items()}
-        found |= {f"source {c}": node for c, node in enumerate(self.sources)}
+    @property
+    def forms(self) -> bool:
+        """Whether anything is formed in it."""
+        return any(node is not ZERO for node in self.sources)
+
+    @property
+    def named(self) -> dict[str, Node]:
+        """What depends on parameters, by its name."""
+        found = {eigenvalue(j): node for j, node in enumerate(self.eigenvalues)}
+        found |= {share(entry): node for entry, node in self.shares.items()}
+        found |= {source(c): node for c, node in enumerate(self.sources)}
         return {name: node for name, node in found.items() if number_of(node) is None}
 
-    def modes(self, z: Values) -> dict[str, Tensor]:
-        """At parameters; found in double precision, since differences of eigenvalues are taken."""
-        return self._found(None, z)
+    def at(self, z: Values) -> dict[str, Tensor] | None:
+        """All that is ``named`` at the model's parameters, (S, N, B) or (I, S, N, B), differentiable; None
+        where two eigenvalues are too close to each other, or one is 0."""
+        with torch.no_grad():
+            roots = _values(_program(self, "roots")[1], z)
+            if any(bool((root <= 0).any()) for root in roots):
+                return None
+        names, program = _program(self, "")
+        found = dict(zip(names, _values(program, z), strict=True))
+        rates = [found[eigenvalue(j)].detach() for j in range(len(self.eigenvalues))]
+        dtype = next(iter(z.values())).dtype
+        # Of a gap g, relative to the rates, the n-th derivatives lose a factor of 1 / g^(n + 1).
+        least = torch.finfo(dtype).eps ** (1 / 8)
+        for one, other in itertools.combinations(rates, 2):
+            if bool(((one - other).abs() < least * torch.maximum(one.abs(), other.abs())).any()):
+                return None
+        if any(bool((rate == 0).any()) for rate in rates):
+            return None
+        return {name: of.to(dtype) for name, of in found.items()}
 
     def turned(self, name: str, z: Values) -> dict[str, Tensor]:
-        """Their derivatives by the logarithm of a parameter, of those that depend on it."""
-        return self._found(name, z)
+        """The derivatives of those that depend on a parameter by its logarithm."""
+        names, program = _program(self, name)
+        return {own: of.to(z[name].dtype) for own, of in zip(names, _values(program, z), strict=True)}
 
-    def _found(self, name: str | None, z: Values) -> dict[str, Tensor]:
-        names, program = _modes_program(self, name)
-        inputs = {f"p.{name}": z[name].double() for name in z if f"p.{name}" in program.inputs}
-        like = next(iter(z.values()))
-        found = [of if isinstance(of, Tensor) else like.new_full(like.shape, of) for of in program(inputs)]
-        return {name: of.to(like.dtype) for name, of in zip(names, found, strict=True)}
 
-    def apart(self, modes: Values) -> bool:
-        rates = [modes[mode(j)].detach() for j in range(len(self.eigenvalues))]
-        for one, other in itertools.combinations(rates, 2):
-            least = torch.finfo(one.dtype).eps ** (1 / 8)
-            if bool(((one - other).abs() < least * torch.maximum(one.abs(), other.abs())).any()):
-                return False
-        return not any(bool((rate == 0).any()) for rate in rates)
+def _values(program: Program, z: Values) -> list[Tensor]:
+    """In double precision, since differences of eigenvalues are taken."""
+    inputs = {f"p.{name}": of.double() for name, of in z.items() if f"p.{name}" in program.inputs}
+    like = next(iter(z.values())).double()
+    return [of if isinstance(of, Tensor) else torch.full_like(like, of) for of in program(inputs)]
 
 
 @functools.lru_cache(maxsize=256)
-def _modes_program(part: LinearPart, name: str | None) -> tuple[list[str], Program]:
-    if name is None:
-        return list(part.nodes), Program(list(part.nodes.values()))
-    wrt = given(f"p.{name}", True)
-    found = {own: mul(derivative(node, wrt), wrt) for own, node in part.nodes.items()}
-    there = {own: node for own, node in found.items() if node is not ZERO}
+def _program(part: LinearPart, of: str) -> tuple[list[str], Program]:
+    """Of what is named, of its derivatives by the logarithm of the parameter ``of``, or of "roots"."""
+    if of == "roots":
+        return [], Program(part.roots)
+    found = part.named
+    if of:
+        wrt = given(f"p.{of}", True)
+        found = {name: mul(derivative(node, wrt), wrt) for name, node in found.items()}
+    there = {name: node for name, node in found.items() if node is not ZERO}
     return list(there), Program(list(there.values()))
 
 
 @functools.lru_cache(maxsize=64)
 def linear_part(formula: Formula) -> LinearPart | None:
     """Of a system that has one and is more than that."""
-    rows, amounts = formula.rates, formula.amounts
-    slopes = [[derivative(row, amount) for amount in amounts] for row in rows]
-    nothing = dict.fromkeys(amounts, ZERO)
-    sources = [symbols.replaced(row, dict(nothing)) for row in rows]
-    linear = {
-        c for c, row in enumerate(rows)
-        if sources[c].fixed and all(slope.fixed for slope in slopes[c]) and not _has_kink(row)
-    }
-    inside = list[int]()
-    eigenvalues, roots = list[Node](), list[Node]()
+    rates, amounts = formula.rates, formula.amounts
+    slopes = [[derivative(rate, amount) for amount in amounts] for rate in rates]
+    sources = [symbols.replaced(rate, dict.fromkeys(amounts, ZERO)) for rate in rates]
+    linear = [
+        c
+        for c, rate in enumerate(rates)
+        if sources[c].fixed and all(slope.fixed for slope in slopes[c]) and not _has_kink(rate)
+    ]
+    inside, eigenvalues, roots = list[int](), list[Node](), list[Node]()
     for group in _groups(slopes, linear):
-        if any(slopes[c][x] is not ZERO and x not in group and x not in inside for c in group for x in range(len(rows))):
-            continue
+        known = {*inside, *group}
+        closed = all(slopes[c][x] is ZERO or x in known for c in group for x in range(len(rates)))
         found = _eigenvalues(slopes, group)
-        if found is None or len(inside) + len(group) > MOST:
+        if not closed or found is None or len(known) > MOST:
             continue
         own, root = found
-        if any(of is ZERO or of in eigenvalues for of in own):
-            continue
-        inside += group
-        eigenvalues += own
-        roots += root
-    if not inside or len(inside) == len(rows):
+        if ZERO not in own and not set(own) & set(eigenvalues):
+            inside += group
+            eigenvalues += own
+            roots += root
+    if not inside or len(inside) == len(rates):
         return None
     inside.sort()
-    matrix = [[slopes[c][x] for x in inside] for c in inside]
-    shares = _projections(matrix, eigenvalues)
-    outside = tuple(c for c in range(len(rows)) if c not in inside)
-    of = [sources[c] for c in inside]
-    still, fed = (
-        _driven(formula, inside, outside, shares, fed) for fed in (False, True)
+    outside = [c for c in range(len(rates)) if c not in inside]
+    shares = _projections([[slopes[c][x] for x in inside] for c in inside], eigenvalues)
+    return LinearPart(
+        tuple(inside),
+        tuple(outside),
+        tuple(eigenvalues),
+        shares,
+        tuple(sources[c] for c in inside),
+        tuple(roots),
+        *(_driven(formula, inside, outside, shares, fed) for fed in (False, True)),
     )
-    return LinearPart(tuple(inside), outside, tuple(eigenvalues), shares, tuple(of), tuple(roots), still, fed)
 
 
 def _has_kink(node: Node) -> bool:
+    """Whether it is another formula elsewhere."""
     return not node.fixed and (node.op in _KINKS or any(map(_has_kink, node.args)))
 
 
-def _groups(slopes: Sequence[Sequence[Node]], linear: set[int]) -> list[list[int]]:
-    """States that depend on each other, those first on which others depend."""
-    below = {c: {c} for c in linear}
+def _groups(slopes: Sequence[Sequence[Node]], linear: Sequence[int]) -> list[list[int]]:
+    """States that depend on each other, each group after those that it depends on."""
+    before = {c: {x for x in linear if slopes[c][x] is not ZERO} | {c} for c in linear}
     for _ in linear:
-        for c in linear:
-            below[c] |= {y for x in list(below[c]) for y in linear if slopes[x][y] is not ZERO}
-    found = list[list[int]]()
-    for c in sorted(linear, key=lambda c: len(below[c])):
-        group = sorted(x for x in below[c] if c in below[x])
-        if group not in found:
-            found.append(group)
-    return found
+        before = {c: set().union(*(before[x] for x in of)) for c, of in before.items()}
+    groups = {tuple(x for x in linear if x in before[c] and c in before[x]): len(before[c]) for c in linear}
+    return [list(group) for group in sorted(groups, key=lambda group: groups[group])]
 
 
-def _eigenvalues(slopes: Sequence[Sequence[Node]], group: list[int]) -> tuple[list[Node], list[Node]] | None:
+def _eigenvalues(
+    slopes: Sequence[Sequence[Node]], group: Sequence[int]
+) -> tuple[list[Node], list[Node]] | None:
+    """Those of one or two states and, of two, what the root is taken of."""
     if len(group) == 1:
         return [slopes[group[0]][group[0]]], []
     if len(group) > 2:
         return None
-    (a, b), (c, d) = [[slopes[x][y] for y in group] for x in group]
+    (a, b), (c, d) = ([slopes[x][y] for y in group] for x in group)
     half = mul(number(0.5), sub(a, d))
     root = add(mul(half, half), mul(b, c))
-    first = sub(mul(number(0.5), add(a, d)), symbols.unary("sqrt", root))
-    return [first, div(sub(mul(a, d), mul(b, c)), first)], [root]
+    # That of the faster decay is a sum, the other a quotient.
+    fast = sub(mul(number(0.5), add(a, d)), symbols.unary("sqrt", root))
+    return [fast, div(sub(mul(a, d), mul(b, c)), fast)], [root]
 
 
-def _projections(matrix: list[list[Node]], eigenvalues: list[Node]) -> dict[tuple[int, int, int], Node]:
-    """Entries of P_j that are not 0."""
+def _projections(matrix: Sequence[Sequence[Node]], eigenvalues: Sequence[Node]) -> dict[Entry, Node]:
+    """``LinearPart.shares``."""
     size = range(len(matrix))
-    found = dict[tuple[int, int, int], Node]()
+    found = dict[Entry, Node]()
     for j in size:
         product = [[ONE if c == d else ZERO for d in size] for c in size]
         for i in size:
@@ -188,173 +229,35 @@ def _projections(matrix: list[list[Node]], eigenvalues: list[Node]) -> dict[tupl
     return found
 
 
-def _without(matrix: list[list[Node]], other: Node, own: Node) -> list[list[Node]]:
+def _without(matrix: Sequence[Sequence[Node]], other: Node, own: Node) -> list[list[Node]]:
     """(K - other) / (own - other)."""
-    size, by = range(len(matrix)), symbols.reciprocal(sub(own, other))
-    return [
-        [
-            mul(by, matrix[c][d])
-            if c != d
-            else ZERO if matrix[c][c] is other
-            else ONE if matrix[c][c] is own
-            else mul(by, sub(matrix[c][c], other))
-            for d in size
-        ]
-        for c in size
-    ]
+    by = symbols.reciprocal(sub(own, other))
+
+    def entry(c: int, d: int) -> Node:
+        here = matrix[c][d]
+        if c != d:
+            return mul(by, here)
+        return ZERO if here is other else ONE if here is own else mul(by, sub(here, other))
+
+    size = range(len(matrix))
+    return [[entry(c, d) for d in size] for c in size]
 
 
 def _driven(
-    formula: Formula,
-    inside: Sequence[int],
-    outside: Sequence[int],
-    shares: Mapping[tuple[int, int, int], Node],
-    fed: bool,
+    formula: Formula, inside: Sequence[int], outside: Sequence[int], shares: Mapping[Entry, Node], fed: bool
 ) -> Formula:
-    """The others, which see what they read of the part."""
+    """Of the others, which see those states of the part that they depend on."""
     rates = [formula.rates[c] for c in outside]
     seen = dict[Node, list[Mode]]()
     for c, place in enumerate(inside):
         amount = formula.amounts[place]
-        if any(reads(row, amount) for row in rates):
+        if any(reads(rate, amount) for rate in rates):
             seen[amount] = [
                 Mode(
-                    given("p." + weight(c, j), True),
-                    mul(given("p." + mode(j), True), WIDTH),
-                    given("p." + rise(c, j), True) if fed else None,
+                    given(f"p.{weight(c, j)}", True),
+                    mul(given(f"p.{eigenvalue(j)}", True), WIDTH),
+                    given(f"p.{rise(c, j)}", True) if fed else None,
                 )
-                for j in dict.fromkeys(j for own, j, _ in shares if own == c)
+                for j in dict.fromkeys(j for row, j, _ in shares if row == c)
             ]
     return formula_from(rates, tuple(formula.amounts[c] for c in outside), seen)
-
-
-class Carried(NamedTuple):
-    """The part along an interval: ``values`` of weights and rises by their names, and how K directions move
-    them; amounts (m, S, N, B), or (m, 1 + K, S, N, B), at its ``end``."""
-
-    values: dict[str, Tensor]
-    moved: list[dict[str, Tensor]]
-    end: Tensor
-
-
-def carried(
-    part: LinearPart,
-    z: Values,
-    amounts: Tensor,
-    width: Tensor,
-    inflow: Tensor | None,
-    moved: Sequence[Values],
-) -> Carried:
-    """:param z: modes. :param moved: derivatives of modes, of "width" and of "inflow"."""
-    modes, size = range(len(part.eigenvalues)), range(len(part.inside))
-    fed = inflow is not None or any(source is not ZERO for source in part.sources)
-    x = list(amounts.unbind(0)) if not moved else list(amounts[:, 0].unbind(0))
-    rates = [z[mode(j)] for j in modes]
-    values = _times(part, z, x, weight)
-    if fed:
-        b = _formed(part, z, inflow, x)
-        values |= {
-            name: of / rates[j] for (name, j), of in _by_mode(part, _times(part, z, b, rise))
-        }
-    lengths = [rate * width for rate in rates]
-    decays = [torch.exp(length) for length in lengths]
-    gone = [torch.expm1(length) for length in lengths] if fed else []
-
-    def at_end(of: Mapping[str, Tensor], c: int) -> list[Tensor]:
-        total = [of[weight(c, j)] * decays[j] for j in modes if weight(c, j) in of]
-        return total + [of[rise(c, j)] * gone[j] for j in modes if rise(c, j) in of]
-
-    ends = [functools.reduce(torch.add, at_end(values, c)) for c in size]
-    turns, ends_turned = list[dict[str, Tensor]](), list[Tensor]()
-    for k, by in enumerate(moved):
-        dx = list(amounts[:, 1 + k].unbind(0))
-        own = _sum(_times(part, z, dx, weight), _turned(part, by, x, weight))
-        if fed:
-            db = _moved_formed(part, by, x)
-            risen = _turned(part, by, b, rise)
-            if db is not None:
-                risen = _sum(risen, _times(part, z, db, rise))
-            for name, j in [(rise(c, j), j) for c in size for j in modes if rise(c, j) in values]:
-                total = risen.get(name)
-                if mode(j) in by:
-                    more = values[name] * by[mode(j)]
-                    total = -more if total is None else total - more
-                if total is not None:
-                    own[name] = total / rates[j]
-        stretched = dict[int, Tensor]()
-        for j in modes:
-            parts = [by[mode(j)] * width] if mode(j) in by else []
-            parts += [rates[j] * by["width"]] if "width" in by else []
-            if parts:
-                stretched[j] = functools.reduce(torch.add, parts) * decays[j]
-        turned = []
-        for c in size:
-            total = at_end(own, c)
-            for j, more in stretched.items():
-                if weight(c, j) in values:
-                    both = values[weight(c, j)] + values[rise(c, j)] if fed else values[weight(c, j)]
-                    total.append(both * more)
-            turned.append(functools.reduce(torch.add, total).expand_as(ends[c]))
-        turns.append(own)
-        ends_turned.append(torch.stack(turned))
-    end = torch.stack(ends)
-    if moved:
-        end = torch.stack([end, *ends_turned], 1)
-    return Carried(values, turns, end)
-
-
-def _of(part: LinearPart, z: Values, key: tuple[int, int, int]) -> Tensor | float:
-    value = number_of(part.shares[key])
-    return z[share(*key)] if value is None else value
-
-
-def _times(part: LinearPart, z: Values, x: Sequence[Tensor], named) -> dict[str, Tensor]:
-    found = dict[str, Tensor]()
-    for c, j, d in part.shares:
-        own = _of(part, z, (c, j, d))
-        more = x[d] if isinstance(own, float) and own == 1 else own * x[d]
-        name = named(c, j)
-        found[name] = found[name] + more if name in found else more
-    return found
-
-
-def _turned(part: LinearPart, by: Values, x: Sequence[Tensor], named) -> dict[str, Tensor]:
-    found = dict[str, Tensor]()
-    for c, j, d in part.shares:
-        if share(c, j, d) in by:
-            more, name = by[share(c, j, d)] * x[d], named(c, j)
-            found[name] = found[name] + more if name in found else more
-    return found
-
-
-def _by_mode(part: LinearPart, of: dict[str, Tensor]):
-    modes = {rise(c, j): j for c, j, _ in part.shares}
-    return [((name, modes[name]), value) for name, value in of.items()]
-
-
-def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name)) for name in {**a, **b}}
-
-
-def _formed(part: LinearPart, z: Values, inflow: Tensor | None, like: Sequence[Tensor]) -> list[Tensor]:
-    found = []
-    for c, node in enumerate(part.sources):
-        own = None if inflow is None else inflow[c]
-        if node is not ZERO:
-            value = number_of(node)
-            source = z[f"source {c}"] if value is None else value
-            own = source if own is None else own + source
-        if own is None:
-            own = torch.zeros_like(like[c])
-        found.append(own if isinstance(own, Tensor) else torch.full_like(like[c], own))
-    return found
-
-
-def _moved_formed(part: LinearPart, by: Values, like: Sequence[Tensor]) -> list[Tensor] | None:
-    names = [f"source {c}" for c in range(len(part.sources))]
-    if "inflow" not in by and not any(name in by for name in names):
-        return None
-    return [
-        (by["inflow"][c] if "inflow" in by else 0) + by.get(name, torch.zeros_like(like[c]))
-        for c, name in enumerate(names)
-    ]

@@ -140,9 +140,7 @@ class _ByFormula:
         self.driven = None if formula.driver is None else Driven(formula.driver, tensors, call.moves)
         self.moved: Sequence[Tensor] = ()
         self.by_inflow: Tensor | None = None
-        self.turns = [
-            _Total(gradient_program(formula, (p,))) if p in own else None for _, p in call.moves
-        ]
+        self.turns = [_Total(gradient_program(formula, (p,))) if p in own else None for _, p in call.moves]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
         self.slope = self._slope(1)
         self._fill(True, self.fixed)

@@ -2,7 +2,7 @@
 parameters that move change that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,6 +26,17 @@ class Stretch:
     moved: Sequence[Tangents] = ()
     parts: Sequence[Tensor] | None = None
     turned: Sequence[Mapping[int, Tensor]] | None = None
+
+    def some(self, states: Sequence[int]) -> "Stretch":
+        """Of some states alone."""
+        inflow = None if self.inflow is None else self.inflow[[*states]]
+        if inflow is not None and not bool((inflow != 0).any()):
+            inflow = None
+        moved = [
+            {name: turn[[*states]] if name == "inflow" else turn for name, turn in of.items()}
+            for of in self.moved
+        ]
+        return replace(self, inflow=inflow, moved=moved)
 
 
 def tensors_of(right: Right, stretch: Stretch) -> list[Tensor]:
