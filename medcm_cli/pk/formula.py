@@ -92,9 +92,19 @@ class Formula:
         return Program([symbols.replaced(row, by) for row in self.rows], self.amounts)
 
     @cached_property
+    def beside(self) -> Program:
+        """The same, of what is seen of a driver, too."""
+        return Program(self.rows, self.amounts)
+
+    @cached_property
+    def seen_names(self) -> list[str]:
+        """Of ``seen``."""
+        return [str(node.value) for node in self.seen]
+
+    @cached_property
     def sight(self) -> Program:
         """What is seen of a driver."""
-        return Program([] if self.driver is None else self.driver.rows(self.tensors))
+        return Program([] if self.driver is None else self.driver.rows(self.tensors), [PLACE])
 
     @cached_property
     def tensors(self) -> tuple[Node, ...]:
@@ -137,19 +147,23 @@ class Formula:
         places, program = _turned(self, f"p.{name}", True)
         return dict(zip(places, _tensors(program, z, width), strict=True))
 
-    def by_width(self, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
-        """The derivative of each part that depends on the width by it."""
-        return self.by("width", z, width)
-
-    def by(self, name: str, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
-        """Likewise by any input."""
+    def along(self, name: str, turn: Tensor, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
+        """How each part that depends on an input changes where that does by ``turn``."""
         places, program = _turned(self, name, False)
-        return dict(zip(places, _tensors(program, z, width), strict=True))
+        found = program(_inputs(z, width))
+        return {
+            place: turn if isinstance(by, float) and by == 1 else by * turn
+            for place, by in zip(places, found, strict=True)
+        }
 
 
 def _tensors(program: Program, z: Mapping[str, Tensor], width: Tensor) -> list[Tensor]:
-    found = program({"width": width, **{f"p.{name}": value for name, value in z.items()}})
+    found = program(_inputs(z, width))
     return [of if isinstance(of, Tensor) else torch.full_like(width, of) for of in found]
+
+
+def _inputs(z: Mapping[str, Tensor], width: Tensor) -> dict[str, Tensor]:
+    return {"width": width, **{f"p.{name}": value for name, value in z.items()}}
 
 
 @functools.lru_cache(maxsize=256)
