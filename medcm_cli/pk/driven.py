@@ -1,12 +1,12 @@
 """What is seen of amounts that are known, at the stages of an interval's steps, and what gradients come from
 that.
 
-With u = sum_j w_j exp(m_j s) + r_j (exp(m_j s) - 1) at the place s all derivatives, also second ones, are made
-of sums over stages of a gradient times s^n exp(m_j s), n = 0, 1, 2.
+With u = sum_j w_j exp(m_j s) + r_j (exp(m_j s) - 1) at the place s all derivatives, also second ones, are
+made of sums over stages of a gradient times s^n exp(m_j s), n = 0, 1, 2, or times exp(m_j s) - 1.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -77,30 +77,31 @@ class Driven:
     def gradients(self, moved: Sequence[Tensor]) -> dict[int, Tensor]:
         """By the tensors that it depends on."""
         found = dict[int, Tensor]()
-        by = self._moved(moved)
-
-        def more(place: int, grad: Tensor) -> None:
-            found[place] = found[place] + grad if place in found else grad
-
         for term in self.driver.terms:
-            if self.sums is not None:
-                more(term.weight, self.sums.decayed(term, 0))
-                more(term.length, self.both[term] * self.sums.decayed(term, 1))
-                if term.rise is not None:
-                    more(term.rise, self.sums.risen(term))
-            if self.turned is None:
-                continue
-            first, second = (self.turned.decayed(term, order) for order in (1, 2))
-            for k in range(len(first)):
-                if (k, term.length) in by:
-                    longer = by[k, term.length]
-                    more(term.weight, longer * first[k])
-                    if term.rise is not None:
-                        more(term.rise, longer * first[k])
-                    more(term.length, self.both[term] * longer * second[k])
-                for place in (term.weight, term.rise):
-                    if place is not None and (k, place) in by:
-                        more(term.length, by[k, place] * first[k])
+            each = [] if self.sums is None else self._first(term, self.sums)
+            each += [] if self.turned is None else self._second(term, self.turned, self._moved(moved))
+            for place, grad in each:
+                found[place] = found[place] + grad if place in found else grad
+        return found
+
+    def _first(self, term: Term, sums: "_Sums") -> list[tuple[int, Tensor]]:
+        """From gradients by what is seen."""
+        found = [(term.weight, sums.decayed(term, 0)), (term.length, self.both[term] * sums.decayed(term, 1))]
+        return found if term.rise is None else [*found, (term.rise, sums.risen(term))]
+
+    def _second(
+        self, term: Term, turned: "_Sums", by: Mapping[tuple[int, int], Tensor]
+    ) -> list[tuple[int, Tensor]]:
+        """From those by tangents."""
+        found, ends = list[tuple[int, Tensor]](), [p for p in (term.weight, term.rise) if p is not None]
+        for k, (first, second) in enumerate(
+            zip(turned.decayed(term, 1), turned.decayed(term, 2), strict=True)
+        ):
+            longer = by.get((k, term.length))
+            if longer is not None:
+                found += [(p, longer * first) for p in ends]
+                found.append((term.length, self.both[term] * longer * second))
+            found += [(term.length, by[k, p] * first) for p in ends if (k, p) in by]
         return found
 
     def by_moved(self, k: int, p: int) -> Tensor:

@@ -19,7 +19,7 @@ from medcm_cli.pk.endless import Steady
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
-from medcm_cli.pk.linear_part import LinearPart, linear_part
+from medcm_cli.pk.linear_part import LinearPart, linear_parts
 from medcm_cli.pk.modal import carried
 from medcm_cli.pk.moving import Moving, Tangents, moving, stacked
 from medcm_cli.pk.schedule import Schedule
@@ -90,17 +90,16 @@ def amounts(
 
 
 def _run(pk: Integrable, line: Timeline, wrt: tuple[Direction, ...], moved: Sequence[Moving]) -> "_Run":
-    """With the linear part of the system apart, where it has one."""
-    part, z = None if pk.formula is None else linear_part(pk.formula), line.z
-    own = {name: z[name] for name in pk.parameters}
-    named = None if part is None else part.at(own)
-    if part is None or named is None:
-        return _Run(pk, line, wrt, moved)
-    turned = [
-        {name: turn * share(z, k) for name, turn in part.turned(moves(one), own).items()}
-        for k, one in enumerate(wrt)
-    ]
-    return _Run(pk, replace(line, z={**z, **named}), wrt, moved, part=part, turned_part=turned)
+    """With a linear part of the system apart, where it has one."""
+    z, own = line.z, {name: line.z[name] for name in pk.parameters}
+    for part in () if pk.formula is None else linear_parts(pk.formula):
+        if (named := part.at(own)) is not None:
+            turned = [
+                {name: turn * share(z, k) for name, turn in part.turned(moves(one), own).items()}
+                for k, one in enumerate(wrt)
+            ]
+            return _Run(pk, replace(line, z={**z, **named}), wrt, moved, part=part, turned_part=turned)
+    return _Run(pk, line, wrt, moved)
 
 
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:

@@ -144,8 +144,9 @@ def _program(part: LinearPart, of: str) -> tuple[list[str], Program]:
 
 
 @functools.lru_cache(maxsize=64)
-def linear_part(formula: Formula) -> LinearPart | None:
-    """Of a system that has one and is more than that."""
+def linear_parts(formula: Formula) -> tuple[LinearPart, ...]:
+    """Of a system that is more than that: the largest that it has first, and then smaller ones, for where
+    eigenvalues of that are too close to each other."""
     rates, amounts = formula.rates, formula.amounts
     slopes = [[derivative(rate, amount) for amount in amounts] for rate in rates]
     sources = [symbols.replaced(rate, dict.fromkeys(amounts, ZERO)) for rate in rates]
@@ -154,7 +155,7 @@ def linear_part(formula: Formula) -> LinearPart | None:
         for c, rate in enumerate(rates)
         if sources[c].fixed and all(slope.fixed for slope in slopes[c]) and not _has_kink(rate)
     ]
-    inside, eigenvalues, roots = list[int](), list[Node](), list[Node]()
+    parts, inside, eigenvalues, roots = list[LinearPart](), list[int](), list[Node](), list[Node]()
     for group in _groups(slopes, linear):
         known = {*inside, *group}
         closed = all(slopes[c][x] is ZERO or x in known for c in group for x in range(len(rates)))
@@ -163,13 +164,21 @@ def linear_part(formula: Formula) -> LinearPart | None:
             continue
         own, root = found
         if ZERO not in own and not set(own) & set(eigenvalues):
-            inside += group
-            eigenvalues += own
-            roots += root
-    if not inside or len(inside) == len(rates):
-        return None
-    inside.sort()
-    outside = [c for c in range(len(rates)) if c not in inside]
+            inside, eigenvalues, roots = [*inside, *group], [*eigenvalues, *own], [*roots, *root]
+            if len(inside) < len(rates):
+                parts.append(_part(formula, slopes, sources, (inside, eigenvalues, roots)))
+    return tuple(reversed(parts)) if len(inside) < len(rates) else ()
+
+
+def _part(
+    formula: Formula,
+    slopes: Sequence[Sequence[Node]],
+    sources: Sequence[Node],
+    found: tuple[Sequence[int], Sequence[Node], Sequence[Node]],
+) -> LinearPart:
+    """With some states, eigenvalues and roots."""
+    inside, eigenvalues, roots = sorted(found[0]), *found[1:]
+    outside = [c for c in range(len(slopes)) if c not in inside]
     shares = _projections([[slopes[c][x] for x in inside] for c in inside], eigenvalues)
     return LinearPart(
         tuple(inside),

@@ -27,13 +27,12 @@ class Carried(NamedTuple):
 
 
 class _Along(NamedTuple):
-    """``eigenvalues``, 1/h; over the width, how each mode ``decays`` and, of what runs in, the rise to 1 - it,
-    ``gone``."""
+    """``eigenvalues``, 1/h; over the ``width``, what each mode ``decays`` to, and the same less 1."""
 
     eigenvalues: list[Tensor]
     width: Tensor
     decays: list[Tensor]
-    gone: list[Tensor]
+    less: list[Tensor]
 
 
 def carried(
@@ -54,8 +53,8 @@ def carried(
     rates = [z[eigenvalue(j)] for j in range(len(part.eigenvalues))]
     lengths = [rate * width for rate in rates]
     fed = inflow is not None or part.forms
-    gone = [torch.expm1(length) for length in lengths] if fed else []
-    along = _Along(rates, width, [torch.exp(length) for length in lengths], gone)
+    less = [torch.expm1(length) for length in lengths] if fed else []
+    along = _Along(rates, width, [torch.exp(length) for length in lengths], less)
     shares = {
         entry: z[share(entry)] if (value := number_of(node)) is None else value
         for entry, node in part.shares.items()
@@ -104,7 +103,7 @@ def _at_end(weights: _Modes, rises: _Modes, along: _Along) -> Tensor:
     for (c, j), of in weights.items():
         each[c].append(of * along.decays[j])
     for (c, j), of in rises.items():
-        each[c].append(of * along.gone[j])
+        each[c].append(of * along.less[j])
     return torch.stack(torch.broadcast_tensors(*(functools.reduce(torch.add, of) for of in each)))
 
 

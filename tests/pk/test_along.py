@@ -110,7 +110,9 @@ def differences(pk: PkModel, population: Population, z: Mapping[str, Tensor], on
     return (ends[0] - ends[1]) / (2 * step)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "absorbed" else ()) for kind in MODELS]
+)
 def test_parts_of_a_derivative(population: Population, kind: str) -> None:
     pk = MODELS[kind]
     z = values(pk, population)

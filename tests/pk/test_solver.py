@@ -148,7 +148,15 @@ def test_all_of_200_random_regimens_equal_scipy(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["two", "saturable", "absorbed", "response", "response to two", pytest.param("chemical", marks=pytest.mark.slow)]
+    "name",
+    [
+        "two",
+        "saturable",
+        "absorbed",
+        "response",
+        "response to two",
+        pytest.param("chemical", marks=pytest.mark.slow),
+    ],
 )
 def test_sensitivities_are_differences(name: str) -> None:
     pk, typical, dose, _ = CASES[name]
