@@ -265,7 +265,7 @@ def test_second_derivatives_are_those_of_the_whole(name: str, monkeypatch: pytes
 def test_parameters_and_directions_that_change_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on occasions."""
     pk, typical, _ = MODELS["chain"]
-    schedule = built(Regimen(REGIMEN.doses[:2], REGIMEN.times[:3]), (4.5, math.inf))
+    schedule = built(Regimen(REGIMEN.doses[:3], REGIMEN.times[:3]), (4.5, math.inf))
     g = torch.Generator().manual_seed(4)
     z = {
         name: (value * (0.85 + 0.3 * torch.rand(2, 1, 1, 1, generator=g, dtype=F64))).requires_grad_()
