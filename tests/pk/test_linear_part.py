@@ -350,6 +350,23 @@ def test_steps_are_those_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(taken) - apart > 5 * apart
 
 
+def test_what_is_at_rest_begins_with_a_step_as_long_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response which the drug has not reached changes at a rate of 0, to rounding."""
+    begun = list[float]()
+    path = March.path
+
+    def seen(self: March, *given: Any) -> Path:
+        found = path(self, *given)
+        begun.append(found.steps[0][1])
+        return found
+
+    monkeypatch.setattr(March, "path", seen)
+    z = {"KA": 0.4, "CL": 0.2, "V1": 2.0, "KIN": 3.0, "KOUT": 0.7}
+    leaves = {name: torch.full((1, 1, 1), of, dtype=F64) for name, of in z.items()}
+    solve(replace(ORAL, rtol=1e-6, atol=1e-6), built(Regimen([Dose(0.0, 30.0)], (4.0,))), leaves)
+    assert begun[-1] > 1e-3
+
+
 def looped(t: Tensor, a: Any, p: Any) -> dict[str, Any]:
     """Three states in a circle, and what they lead to."""
     del t
