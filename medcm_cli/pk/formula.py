@@ -73,7 +73,8 @@ class Driver:
 class Formula:
     """``rows``: the change of each state, of inputs ``amounts``, ``fixed`` and, where time matters, LEFT,
     WIDTH and PLACE; ``parts``: what each of ``fixed`` is, of ``p.NAME`` for each of the parameters and
-    WIDTH."""
+    WIDTH. ``rates``: what ``rows`` are made from, of the parameters themselves. Where a ``driver`` is known,
+    rows are also of what is ``seen`` of it, and some of ``fixed`` are the driver's."""
 
     rows: tuple[Node, ...]
     amounts: tuple[Node, ...]
