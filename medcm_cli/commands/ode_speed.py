@@ -30,6 +30,7 @@ from medcm_cli.training.loss import Evaluation
 FITS, SUBJECTS, SAMPLES = (100, 10), 60, 3
 DOSES, INTERVAL = 50, 12.0  # a steady state, written out
 SLOW = "binding by torchdiffeq"
+MIXED = "Michaelis-Menten from a depot"
 BEFORE = 3  # epochs of foce, from whose modes the next are found
 
 Task = Callable[[], object]
@@ -45,12 +46,14 @@ class Ratio(NamedTuple):
 
 _TWO = {"CL": 0.1, "V1": 2.0, "Q": 0.15, "V2": 0.75}
 _SATURABLE = {"VM": 60.0, "KM": 300.0, "V1": 2.0}
+_ABSORBED = {**_SATURABLE, "KA": 1.0}
 _BINDING = {"KEL": 0.05, "KON": 10.0, "KOFF": 1.0, "KINT": 0.05, "KDEG": 0.1, "R0": 10.0, "V1": 1.0}
 
 MODELS: Mapping[str, PkModel] = {
     "closed form": two_compartment(),
     "two compartments": OdeModel(two_compartment_rate, tuple(_TWO), method="tsit5"),
     "Michaelis-Menten": OdeModel(michaelis_menten_rate, tuple(_SATURABLE)),
+    MIXED: OdeModel(michaelis_menten_rate, tuple(_ABSORBED), observed=2),
 }
 
 
@@ -109,6 +112,7 @@ def _models(fits: int) -> tuple[dict[str, Task], list[Ratio]]:
     schedule, of = _once(fits), f", {fits} fits"
     closed = f"closed form{of}"
     values = {"closed form": _TWO, "two compartments": _TWO, "Michaelis-Menten": _SATURABLE}
+    values[MIXED] = _ABSORBED
     tasks: dict[str, Task] = {
         f"{name}{of}": _gradient(pk, schedule, values[name], SAMPLES, fits) for name, pk in MODELS.items()
     }
@@ -116,12 +120,16 @@ def _models(fits: int) -> tuple[dict[str, Task], list[Ratio]]:
     ratios = [
         Ratio(f"two compartments{of}", closed, f"at most {most}"),
         Ratio(f"Michaelis-Menten{of}", closed, "at most 20"),
+        Ratio(f"{MIXED}{of}", closed, ""),
     ]
-    for name in ("two compartments", "Michaelis-Menten"):
+    for name in ("two compartments", "Michaelis-Menten", MIXED):
         pk, single = MODELS[name], f"{name}, one sample{of}"
         assert isinstance(pk, OdeModel)
         tasks[single] = _gradient(pk, schedule, values[name], 1, fits)
         tasks[f"{name}, fo{of}"] = _linearised(pk, schedule, values[name], fits)
+        if name == MIXED:
+            ratios.append(Ratio(f"{name}, fo{of}", single, ""))
+            continue
         old = replace(pk, method="dopri5")
         tasks[f"{name}, fo by torchdiffeq{of}"] = _linearised(old, schedule, values[name], fits)
         ratios += [

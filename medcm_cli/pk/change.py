@@ -70,6 +70,15 @@ class Right:
             inputs["place"] = s if isinstance(s, Tensor) else amounts.new_tensor(s)
         return inputs
 
+    def seen(self, formula: Formula, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is seen of a driver, at these inputs."""
+        found = formula.sight(inputs)
+        return {
+            str(node.value): of
+            for node, of in zip(formula.seen, found, strict=True)
+            if isinstance(of, Tensor)
+        }
+
     def _by_formula(self, formula: Formula, s: float | Tensor, amounts: Tensor, where: Where) -> Tensor:
         inputs, like = self.inputs(formula, s, amounts, where), amounts[0]
         found = torch.stack(
@@ -83,21 +92,54 @@ class Right:
         lacks_stages = amounts.ndim > 4 and where.inflow.ndim == 4
         return found + (where.inflow[:, None] if lacks_stages else where.inflow)
 
-    def bound(self, where: Where) -> "Evaluate":
+    def sight(self, where: Where) -> "Sight | None":
+        """Of a driver, in one interval, without gradients."""
+        formula = self.formula
+        if formula is None or formula.driver is None:
+            return None
+        return Sight(formula, formula.inputs([where.left, where.width, *where.values]))
+
+    def bound(self, where: Where, sight: "Sight | None" = None) -> "Evaluate":
         """For one interval, without gradients."""
         formula = self.formula
         if formula is None:
             return lambda s, amounts, out: self(s, amounts.whole, where, out.whole)
         fixed = formula.inputs([where.left, where.width, *where.values])
-        run, timed = formula.whole.bound(fixed, [*formula.names, "place"]), self.timed
+        names = [*formula.names, "place", *formula.seen_names]
+        run, timed = formula.beside.bound(fixed, names), self.timed
 
         def evaluate(s: float, amounts: Parts, out: Parts) -> None:
-            place = amounts.whole.new_tensor(s) if timed else amounts.whole
-            run((*amounts.rows, place), out.rows)
+            if sight is not None:
+                run((*amounts.rows, *sight.at(s)), out.rows)
+            else:
+                run((*amounts.rows, amounts.whole.new_tensor(s) if timed else amounts.whole), out.rows)
             if where.inflow is not None:
                 out.whole.add_(where.inflow)
 
         return evaluate
+
+
+class Sight:
+    """Places, and what is seen there of a driver: of several at once, since each operation has its price."""
+
+    def __init__(self, formula: Formula, fixed: Mapping[str, Tensor]) -> None:
+        self.run = formula.sight.bound(fixed, ["place"])
+        self.like, self.count = fixed["width"], len(formula.seen)
+        self.known = dict[float, Sequence[Tensor]]()
+
+    def look(self, places: Sequence[float]) -> None:
+        """At these, from now on."""
+        places = list(dict.fromkeys(places))
+        at = self.like.new_tensor(places)
+        found = self.like.new_empty(self.count, len(places), *self.like.shape)
+        self.run([at.view(-1, 1, 1, 1)], found.unbind(0))
+        self.known = dict(zip(places, zip(at, *found, strict=True), strict=True))
+
+    def at(self, s: float) -> Sequence[Tensor]:
+        """The place and what is seen."""
+        if s not in self.known:
+            self.look([s])
+        return self.known[s]
 
 
 class Parts(NamedTuple):
@@ -120,6 +162,7 @@ def slopes(right: Right, s: float | Tensor, amounts: Tensor, where: Where) -> Te
     """The change of each compartment by the amount in each, (C, C, ...), without gradients."""
     if right.formula is not None:
         inputs = right.inputs(right.formula, s, amounts.detach(), where)
+        inputs |= right.seen(right.formula, inputs)
         found = amounts.new_zeros(len(amounts), *amounts.shape)
         with torch.no_grad():
             for fixed in (True, False):

@@ -8,7 +8,7 @@ in it, where time matters.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,21 +24,88 @@ from medcm_cli.pk.trial import points
 PLACE, LEFT, WIDTH = given("place", False), given("left", True), given("width", True)
 
 
+class Mode(NamedTuple):
+    """``weight`` exp(``length`` s) + ``rise`` (exp(``length`` s) - 1) at a place s, all of them fixed."""
+
+    weight: Node
+    length: Node
+    rise: Node | None
+
+
+class Term(NamedTuple):
+    """A mode of the amount ``of`` those that are seen; of the others which of the tensors they are."""
+
+    of: int
+    length: int
+    weight: int
+    rise: int | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """``count`` amounts that are known, each a sum of modes."""
+
+    count: int
+    terms: tuple[Term, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Which of the tensors are those of modes."""
+        return list(dict.fromkeys(term.length for term in self.terms))
+
+    @property
+    def tensors(self) -> set[int]:
+        """Which of them it depends on."""
+        return {place for term in self.terms for place in term[1:] if place is not None}
+
+    def rows(self, tensors: Sequence[Node]) -> list[Node]:
+        """What is seen, at PLACE."""
+        found = [ZERO] * self.count
+        for u, length, weight, rise in self.terms:
+            along = mul(tensors[length], PLACE)
+            found[u] = add(found[u], mul(tensors[weight], symbols.unary("exp", along)))
+            if rise is not None:
+                found[u] = add(found[u], mul(tensors[rise], symbols.unary("expm1", along)))
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class Formula:
     """``rows``: the change of each state, of inputs ``amounts``, ``fixed`` and, where time matters, LEFT,
     WIDTH and PLACE; ``parts``: what each of ``fixed`` is, of ``p.NAME`` for each of the parameters and
-    WIDTH."""
+    WIDTH. ``rates``: what ``rows`` are made from, of the parameters themselves. Where a ``driver`` is known,
+    rows are also of what is ``seen`` of it, and some of ``fixed`` are the driver's."""
 
     rows: tuple[Node, ...]
     amounts: tuple[Node, ...]
     fixed: tuple[Node, ...]
     parts: tuple[Node, ...]
+    rates: tuple[Node, ...] = ()
+    seen: tuple[Node, ...] = ()
+    driver: "Driver | None" = None
 
     @cached_property
     def whole(self) -> Program:
         """The change."""
+        if self.driver is None:
+            return Program(self.rows, self.amounts)
+        by = dict(zip(self.seen, self.driver.rows(self.tensors), strict=True))
+        return Program([symbols.replaced(row, by) for row in self.rows], self.amounts)
+
+    @cached_property
+    def beside(self) -> Program:
+        """The same, of what is seen of a driver, too."""
         return Program(self.rows, self.amounts)
+
+    @cached_property
+    def seen_names(self) -> list[str]:
+        """Of ``seen``."""
+        return [str(node.value) for node in self.seen]
+
+    @cached_property
+    def sight(self) -> Program:
+        """What is seen of a driver."""
+        return Program([] if self.driver is None else self.driver.rows(self.tensors), [PLACE])
 
     @cached_property
     def tensors(self) -> tuple[Node, ...]:
@@ -48,7 +115,7 @@ class Formula:
     @cached_property
     def slope(self) -> list[list[Node]]:
         """The change of each state by the amount in each."""
-        return [[derivative(row, amount) for amount in self.amounts] for row in self.rows]
+        return [[derivative(row, amount) for amount in (*self.amounts, *self.seen)] for row in self.rows]
 
     @cached_property
     def by_tensor(self) -> list[list[Node]]:
@@ -81,15 +148,23 @@ class Formula:
         places, program = _turned(self, f"p.{name}", True)
         return dict(zip(places, _tensors(program, z, width), strict=True))
 
-    def by_width(self, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
-        """The derivative of each part that depends on the width by it."""
-        places, program = _turned(self, "width", False)
-        return dict(zip(places, _tensors(program, z, width), strict=True))
+    def along(self, name: str, turn: Tensor, z: Mapping[str, Tensor], width: Tensor) -> dict[int, Tensor]:
+        """How each part that depends on an input changes where that does by ``turn``."""
+        places, program = _turned(self, name, False)
+        found = program(_inputs(z, width))
+        return {
+            place: turn if isinstance(by, float) and by == 1 else by * turn
+            for place, by in zip(places, found, strict=True)
+        }
 
 
 def _tensors(program: Program, z: Mapping[str, Tensor], width: Tensor) -> list[Tensor]:
-    found = program({"width": width, **{f"p.{name}": value for name, value in z.items()}})
+    found = program(_inputs(z, width))
     return [of if isinstance(of, Tensor) else torch.full_like(width, of) for of in found]
+
+
+def _inputs(z: Mapping[str, Tensor], width: Tensor) -> dict[str, Tensor]:
+    return {"width": width, **{f"p.{name}": value for name, value in z.items()}}
 
 
 @functools.lru_cache(maxsize=256)
@@ -111,14 +186,35 @@ def formula_of(written: Written) -> Formula | None:
     found = recorded.rows(written, time, amounts, parameters)
     if found is None:
         return None
-    scaled = [symbols.scaled(WIDTH, row) for row in found]
-    ends = (LEFT, WIDTH)
-    parts = [part for part in symbols.fixed_in(tuple(scaled)) if part not in ends]
-    fixed = [given(f"part {place}", True) for place in range(len(parts))]
-    by = dict(zip(parts, fixed, strict=True))
-    rows = tuple(symbols.replaced(row, by) for row in scaled)
-    formula = Formula(rows, amounts, tuple(fixed), tuple(parts))
+    formula = formula_from(found, amounts)
     return formula if _is(formula, written) else None
+
+
+def formula_from(
+    rates: Sequence[Node],
+    amounts: tuple[Node, ...],
+    seen: Mapping[Node, Sequence["Mode"]] | None = None,
+) -> Formula:
+    """Of the rates of states. :param seen: amounts that are known, and the modes that each is the sum of."""
+    rows = [symbols.scaled(WIDTH, row) for row in rates]
+    ends, modes = (LEFT, WIDTH), [one for of in (seen or {}).values() for one in of]
+    parts = [part for part in symbols.fixed_in(tuple(rows)) if part not in ends]
+    more = [node for one in modes for node in one if node is not None]
+    parts += dict.fromkeys(node for node in more if node not in parts)
+    fixed = tuple(given(f"part {place}", True) for place in range(len(parts)))
+    by = dict(zip(parts, fixed, strict=True))
+    formula = Formula(
+        tuple(symbols.replaced(row, by) for row in rows), amounts, fixed, tuple(parts), tuple(rates)
+    )
+    if not seen:
+        return formula
+    place = {part: 2 + number for number, part in enumerate(parts)}
+    terms = [
+        Term(u, place[one.length], place[one.weight], None if one.rise is None else place[one.rise])
+        for u, of in enumerate(seen.values())
+        for one in of
+    ]
+    return replace(formula, seen=tuple(seen), driver=Driver(len(seen), tuple(terms)))
 
 
 def _is(formula: Formula, written: Written) -> bool:
@@ -145,13 +241,27 @@ def _is(formula: Formula, written: Written) -> bool:
 @functools.lru_cache(maxsize=256)
 def slopes_program(formula: Formula, fixed: bool) -> tuple[list[tuple[int, int]], Program]:
     """Which slopes are not 0 and are ``fixed``, or not: (of, by); and what they are."""
+    size = len(formula.amounts)
     found = {
         (c, x): node
         for c, row in enumerate(formula.slope)
-        for x, node in enumerate(row)
+        for x, node in enumerate(row[:size])
         if node is not ZERO and node.fixed == fixed
     }
     return list(found), Program(list(found.values()), formula.amounts)
+
+
+@functools.lru_cache(maxsize=256)
+def driven_program(formula: Formula) -> tuple[list[tuple[int, int]], Program]:
+    """The same of the slopes by what is seen of a driver."""
+    size = len(formula.amounts)
+    found = {
+        (c, x): node
+        for c, row in enumerate(formula.slope)
+        for x, node in enumerate(row[size:])
+        if node is not ZERO
+    }
+    return list(found), Program(list(found.values()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -227,12 +337,12 @@ class Curved:
 @functools.lru_cache(maxsize=256)
 def curved_program(formula: Formula, moving: tuple[int, ...], wanted: tuple[int, ...]) -> Curved:
     """:param moving: tensors that the slopes by are part of the sum. :param wanted: as above."""
-    states = range(len(formula.rows))
-    keys = [Weight(c, False, x) for c in states for x in states]
+    states, amounts = range(len(formula.rows)), (*formula.amounts, *formula.seen)
+    keys = [Weight(c, False, x) for c in states for x in range(len(amounts))]
     keys += [Weight(c, True, p) for c in states for p in moving]
     weights = dict[str, Weight]()
     totals = list[Node]()
-    for target in [*formula.amounts, *(formula.tensors[p] for p in wanted)]:
+    for target in [*amounts, *(formula.tensors[p] for p in wanted)]:
         total = ZERO
         for place, key in enumerate(keys):
             slopes = formula.by_tensor if key.by_tensor else formula.slope
@@ -241,5 +351,5 @@ def curved_program(formula: Formula, moving: tuple[int, ...], wanted: tuple[int,
                 weights[f"weight {place}"] = key
                 total = add(total, mul(given(f"weight {place}", False), turn))
         totals.append(total)
-    size = len(states)
+    size = len(amounts)
     return Curved(weights, Program(totals[:size]), summed(totals[size:]))

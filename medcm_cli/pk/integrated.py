@@ -19,7 +19,9 @@ from medcm_cli.pk.endless import Steady
 from medcm_cli.pk.formula import Formula
 from medcm_cli.pk.interval import follow as follow_interval
 from medcm_cli.pk.interval import follow_with
-from medcm_cli.pk.moving import Moving, moving, stacked
+from medcm_cli.pk.linear_part import LinearPart, linear_parts
+from medcm_cli.pk.modal import carried
+from medcm_cli.pk.moving import Moving, Tangents, moving, stacked
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steps import Control, Way
@@ -73,7 +75,7 @@ def amounts(
     moves = [moving(build, pk, z, one) for one in wrt]
     series = [replace(one, z={**one.z, **weights}) for one in line.series]
     line = replace(line, z={**line.z, **weights}, series=series, start=pk.begin(line.z), superposed=False)
-    run = _Run(pk, line, tuple(wrt), moves)
+    run = _run(pk, line, tuple(wrt), moves)
     whole = line
     if wrt:
         jump, extra = ([move.line.get(name) for move in moves] for name in ("jump", "extra"))
@@ -85,6 +87,19 @@ def amounts(
     if run.notes and bool(found.isnan().all()):
         raise InputError(run.notes[-1])
     return found, line.z_seen
+
+
+def _run(pk: Integrable, line: Timeline, wrt: tuple[Direction, ...], moved: Sequence[Moving]) -> "_Run":
+    """With a linear part of the system apart, where it has one."""
+    z, own = line.z, {name: line.z[name] for name in pk.parameters}
+    for part in () if pk.formula is None else linear_parts(pk.formula):
+        if (named := part.at(own)) is not None:
+            turned = [
+                {name: turn * share(z, k) for name, turn in part.turned(moves(one), own).items()}
+                for k, one in enumerate(wrt)
+            ]
+            return _Run(pk, replace(line, z={**z, **named}), wrt, moved, part=part, turned_part=turned)
+    return _Run(pk, line, wrt, moved)
 
 
 def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[Direction]) -> list[Tensor]:
@@ -108,7 +123,8 @@ def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[D
 @dataclass(frozen=True)
 class _Run:
     """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's;
-    ``paces``: of an event, how long the step after it may be, h, where what came before tells."""
+    ``paces``: of an event, how long the step after it may be, h, where what came before tells; ``part``, if
+    it is followed apart, and the derivatives of what is named of it along ``wrt``."""
 
     pk: Integrable
     line: Timeline
@@ -116,6 +132,8 @@ class _Run:
     moves: Sequence[Moving]
     notes: list[str] = field(default_factory=list)
     paces: dict[int, float] = field(default_factory=dict)
+    part: LinearPart | None = None
+    turned_part: Sequence[Values] = ()
 
     @cached_property
     def right(self) -> Right:
@@ -149,15 +167,19 @@ class _Run:
             if pace is not None:
                 self.paces[interval + 1] = pace
             return state
+        moved: list[Tangents] = [move.at(interval) for move in self.moves]
+        for k, turned in enumerate(self.turned_part):
+            moved[k] = {**moved[k], **{n: of[interval] if of.ndim > 3 else of for n, of in turned.items()}}
+        ready = self.part is None and self.right.formula is not None
         stretch = Stretch(
             line.left[interval],
             line.width[interval],
             line.inflow[interval] if counts.runs_in[interval] else None,
             line.z_of(interval),
-            [move.at(interval) for move in self.moves],
-            [of[interval] for of in self.parts] if self.right.formula else None,
+            moved,
+            [of[interval] for of in self.parts] if ready else None,
             [{place: of[interval] for place, of in found.items()} for found in self.turned]
-            if self.right.formula
+            if ready
             else None,
         )
         hours, ahead = counts.hours[interval], list[float]()
@@ -186,13 +208,37 @@ class _Run:
 
         :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
         """
-        tensors, pairs, moved = tensors_of(self.right, stretch), list[tuple[int, int]](), list[Tensor]()
+        if self.part is None:
+            return self._followed(self.right, stretch, state, control, fit, known, first, ahead)
+        part, order = self.part, [*self.part.inside, *self.part.outside]
+        inside, outside = (stretch.some(places) for places in (part.inside, part.outside))
+        own = carried(part, stretch.z, state[[*part.inside]], stretch.width, inside.inflow, inside.moved)
+        fed = inside.inflow is not None or part.forms
+        moved = [{**by, **more} for by, more in zip(outside.moved, own.moved, strict=True)]
+        rest = replace(outside, z={**stretch.z, **own.values}, moved=moved)
+        right = Right(self.pk.right_side, (), formula=part.fed if fed else part.alone)
+        end = self._followed(right, rest, state[[*part.outside]], control, fit, None, first, ahead)
+        return torch.cat([own.end, end])[[order.index(c) for c in range(len(order))]]
+
+    def _followed(
+        self,
+        right: Right,
+        stretch: Stretch,
+        state: Tensor,
+        control: Control,
+        fit: tuple[Tensor, int] | None,
+        known: Way | None,
+        first: float | None,
+        ahead: list[float] | None,
+    ) -> Tensor:
+        """The same, by steps."""
+        tensors, pairs, moved = tensors_of(right, stretch), list[tuple[int, int]](), list[Tensor]()
         plain = state.ndim == 4
-        for k, own in enumerate(() if plain else moved_by(self.right, stretch, self.wrt)):
+        for k, own in enumerate(() if plain else moved_by(right, stretch, self.wrt)):
             pairs += [(k, place) for place in own]
             moved += own.values()
         call = Call(
-            self.right,
+            right,
             control,
             inflow=stretch.inflow is not None,
             fit=fit,
@@ -212,7 +258,8 @@ class _Run:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
         number = next(i for i, other in enumerate(self.line.series) if other is series)
         moved = [move.of_series(number) for move in self.moves]
-        found = Steady(self, series, moved, self.pk.control).reached()
+        whole = replace(self, part=None, turned_part=())
+        found = Steady(whole, series, moved, self.pk.control).reached()
         begun = self.line.counts.begun[number]
         if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
             self.paces[next(iter(begun))] = found.pace

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import inverse
 from medcm_cli.pk.change import Where, rows_of
+from medcm_cli.pk.driven import Driven
 from medcm_cli.pk.formula import (
     Formula,
     Summed,
     curved_program,
+    driven_program,
     gradient_program,
     slopes_program,
     source_program,
@@ -128,16 +130,17 @@ class _ByFormula:
         self.call, self.formula, self.march, self.path, self.tensors = call, formula, march, path, tensors
         self.known = len(formula.tensors)  # what stands after these is the inflow
         self.fixed = formula.inputs([tensor.detach() for tensor in tensors])
-        self.wanted = tuple(p for p in range(self.known) if needs[p])
+        own = [p for p in range(self.known) if formula.driver is None or p not in formula.driver.tensors]
+        self.wanted = tuple(p for p in own if needs[p])
         self.inflow = [p for p in range(self.known, len(tensors)) if needs[p]]
-        moving = tuple(p for p in call.moving if p < self.known)
+        moving = tuple(p for p in call.moving if p in own)
         self.first = _Total(gradient_program(formula, self.wanted))
         self.curves = curved_program(formula, moving, self.wanted)
         self.second = _Total(self.curves.of_tensors)
+        self.driven = None if formula.driver is None else Driven(formula.driver, tensors, call.moves)
+        self.moved: Sequence[Tensor] = ()
         self.by_inflow: Tensor | None = None
-        self.turns = [
-            _Total(gradient_program(formula, (p,))) if p < self.known else None for _, p in call.moves
-        ]
+        self.turns = [_Total(gradient_program(formula, (p,))) if p in own else None for _, p in call.moves]
         self.turned_inflow: list[Tensor | None] = [None] * len(call.moves)
         self.varies = bool(slopes_program(formula, False)[0])
         self.count = 0
@@ -163,10 +166,35 @@ class _ByFormula:
         self.inputs = {**self.fixed, **self.formula.of_amounts(amounts.unbind(1))}
         if self.call.right.timed:
             self.inputs["place"] = places_at(self.march, self.path, numbers)
+        if self.driven is not None:
+            self._see(self.driven)
         if self.varies:
             if self.count != before:
                 self._fix(self.count)
             self._fill(False, self.inputs)
+
+    def _see(self, driven: Driven) -> None:
+        """What is seen of a driver, and the slopes by that."""
+        driven.at(self.inputs["place"])
+        names = (str(node.value) for node in self.formula.seen)
+        self.inputs |= dict(zip(names, driven.seen(), strict=True))
+        places, program = driven_program(self.formula)
+        found = [
+            of if isinstance(of, Tensor) else torch.full_like(self.march.x[:1], of)
+            for of in program(self.inputs)
+        ]
+        if self.march.lost is not None:
+            found = [of.masked_fill(self.march.lost, 0) for of in found]
+        self.by_seen = dict(zip(places, found, strict=True))
+
+    def _to_seen(self, bars: Tensor) -> Tensor:
+        """From gradients by changes (I, C, ...) those by what is seen, (I, U, ...)."""
+        more = [1] * (bars.ndim - 5)
+        found = bars.new_zeros(len(bars), len(self.formula.seen), *bars.shape[2:])
+        for (c, u), of in self.by_seen.items():
+            slope = of.view(*of.shape[:-3], *more, *of.shape[-3:])
+            found[:, u].addcmul_(slope, bars[:, c])
+        return found
 
     def source(self, moved: Sequence[Tensor], count: int) -> Tensor:
         shape = self.march.x.shape
@@ -176,6 +204,10 @@ class _ByFormula:
         inputs = {f"moved {place}": by.detach() for place, by in enumerate(moved)}
         program = source_program(self.formula, self.call.moves, count)
         program.into({**self.inputs, **inputs}, source.flatten(0, 1).unbind(0))
+        if self.driven is not None:
+            seen = self.driven.tangents(moved, count)
+            for (c, u), of in self.by_seen.items():
+                source[c].addcmul_(of, seen[u])
         for (k, p), by in zip(self.call.moves, moved, strict=True):
             if p >= self.known:
                 source[:, k] += by.detach()[:, None]
@@ -184,34 +216,44 @@ class _ByFormula:
     def add_gradient(self, bars: Tensor) -> None:
         if self.wanted:
             self.first.add({**self.inputs, **_bars(bars.unbind(1))})
+        if self.driven is not None:
+            self.driven.add(self._to_seen(bars))
         if self.inflow:
             self.by_inflow = _sum(self.by_inflow, bars.sum(0))
 
     def add_turned(self, turned: Tensor) -> None:
-        for place, (k, _) in enumerate(self.call.moves):
+        if self.driven is not None:
+            self.driven.add_turned(self._to_seen(turned))
+        for place, (k, p) in enumerate(self.call.moves):
             total, bars = self.turns[place], turned[:, :, k]
             if total is not None:
                 total.add({**self.inputs, **_bars(bars.unbind(1))})
-            else:
+            elif p >= self.known:
                 self.turned_inflow[place] = _sum(self.turned_inflow[place], bars.sum(0))
 
     def curved(self, turned: Tensor, stages: Tensor, moved: Sequence[Tensor]) -> Tensor:
-        inputs = dict(self.inputs)
+        inputs, size = dict(self.inputs), turned.shape[1]
+        tangents = [of.unbind(1) for of in stages.unbind(1)]
+        if self.driven is not None:
+            self.moved = moved
+            tangents += [of.unbind(0) for of in self.driven.tangents(moved, turned.shape[2])]
         for name, (c, by_tensor, q) in self.curves.weights.items():
             along = turned[:, c]
             if by_tensor:
                 pairs = [(k, by) for (k, p), by in zip(self.call.moves, moved, strict=True) if p == q]
             else:
-                pairs = [(k, stages[:, q, k]) for k in range(turned.shape[2])]
+                pairs = list(enumerate(tangents[q]))
             weight = along[:, pairs[0][0]] * pairs[0][1].detach()
             for k, by in pairs[1:]:
                 weight.addcmul_(along[:, k], by.detach())
             inputs[name] = weight
         if self.wanted:
             self.second.add(inputs)
-        source = turned.new_empty(turned.shape[1], self.count, *turned.shape[3:])
+        source = turned.new_empty(len(tangents), self.count, *turned.shape[3:])
         self.curves.of_amounts.into(inputs, source.unbind(0))
-        return source
+        if self.driven is not None:
+            self.driven.add(source[size:].movedim(0, 1))
+        return source[:size]
 
     def gradients(self) -> list[Tensor | None]:
         found: list[Tensor | None] = [None] * len(self.tensors)
@@ -220,6 +262,9 @@ class _ByFormula:
             if total.sums is not None:
                 for p, grad in zip(self.wanted, total.rest(self.fixed, like), strict=True):
                     found[p] = _sum(found[p], grad)
+        if self.driven is not None:
+            for p, grad in self.driven.gradients(self.moved).items():
+                found[p] = grad
         for p in self.inflow:
             found[p] = self.by_inflow
         return found
@@ -227,12 +272,14 @@ class _ByFormula:
     def by_moved(self) -> list[Tensor]:
         like = self.march.x[0]
         found = list[Tensor]()
-        for total, inflow in zip(self.turns, self.turned_inflow, strict=True):
+        for (k, p), total, inflow in zip(self.call.moves, self.turns, self.turned_inflow, strict=True):
             if total is not None:
                 found.append(total.rest(self.fixed, like)[0])
-            else:
-                assert inflow is not None
+            elif inflow is not None:
                 found.append(inflow)
+            else:
+                assert self.driven is not None
+                found.append(self.driven.by_moved(k, p))
         return found
 
 

@@ -57,7 +57,10 @@ class Call:
 
 def pieces(march: March, path: Path) -> list[range]:
     """Steps that are evaluated at once."""
-    length = max(1, _ELEMENTS // (march.tableau.used * march.x.numel() + 1))
+    formula = march.right.formula
+    driven = 0 if formula is None or formula.driver is None else len(formula.driver.lengths)
+    rows = len(march.x) + driven
+    length = max(1, _ELEMENTS // (march.tableau.used * rows * march.x[0].numel() + 1))
     return [range(i, min(i + length, len(path.steps))) for i in range(0, len(path.steps), length)]
 
 

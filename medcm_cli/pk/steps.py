@@ -110,7 +110,8 @@ class March:
         self.k = self.x.new_empty(len(self.rows), *amounts.shape)
         self.changes, self.flat = self.k.unbind(0), self.k.flatten(1).t()
         self.change_parts = [Parts.of(change) for change in self.changes]
-        self.evaluate = right.bound(where)
+        self.sight = right.sight(where)
+        self.evaluate = right.bound(where, self.sight)
         self.keep, self.rooms = False, list[_Room]()
         self.before = [self.flat[:, :i] for i in range(len(self.rows))]
         self.most_kept = KEPT // (self.k.nbytes + 1)
@@ -159,6 +160,8 @@ class March:
         needed; and where (S, N, B) they are solved, None for everywhere."""
         stages, each, flat = self._room((1 - s) / h)
         each[0].whole.copy_(x)
+        if self.sight is not None:
+            self.sight.look([s + node * h for node in self.tableau.nodes])
         solve = _Implicit(self, s, h, x) if self.tableau.diagonal else None
         for i in range(1, len(flat)):
             torch.addmv(flat[0], self.before[i], self.rows[i], alpha=h, out=flat[i])
@@ -260,6 +263,8 @@ class March:
         curve = self.norm(((self.k[1] - self.k[0]) / scale).square_()) / h
         if slope == 0 or curve == 0:
             return 1.0
+        # What is at rest and begins to be driven changes as fast as it soon will.
+        slope = max(slope, self.norm((self.k[1] / scale).square_()))
         first = (slope**3 / (_DECAY * curve**4)) ** (1 / 5) if math.isfinite(curve) else h
         return max(min(first, 1.0), 1e-9)
 

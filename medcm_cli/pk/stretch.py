@@ -2,7 +2,7 @@
 parameters that move change that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,6 +26,17 @@ class Stretch:
     moved: Sequence[Tangents] = ()
     parts: Sequence[Tensor] | None = None
     turned: Sequence[Mapping[int, Tensor]] | None = None
+
+    def some(self, states: Sequence[int]) -> "Stretch":
+        """Of some states alone."""
+        inflow = None if self.inflow is None else self.inflow[[*states]]
+        if inflow is not None and not bool((inflow != 0).any()):
+            inflow = None
+        moved = [
+            {name: turn[[*states]] if name == "inflow" else turn for name, turn in of.items()}
+            for of in self.moved
+        ]
+        return replace(self, inflow=inflow, moved=moved)
 
 
 def tensors_of(right: Right, stretch: Stretch) -> list[Tensor]:
@@ -68,10 +79,11 @@ def _parts_moved_by(
         own = {2 + place: turn for place, turn in of_parts.items()}
         if right.timed:
             own |= {place: turns[of] for of, place in (("left", 0), ("width", 1)) if of in turns}
-        if "width" in turns:
-            for place, by in formula.by_width(stretch.z, stretch.width).items():
-                more = by * turns["width"]
-                own[2 + place] = own[2 + place] + more if 2 + place in own else more
+        for name, turn in turns.items():
+            if name not in ("left", "inflow"):  # what is carried along is as a parameter
+                of = name if name == "width" else f"p.{name}"
+                more = formula.along(of, turn, stretch.z, stretch.width)
+                own |= {2 + at: own[2 + at] + by if 2 + at in own else by for at, by in more.items()}
         if stretch.inflow is not None and ("inflow" in turns or "width" in turns):
             by_rate, by_width = turns.get("inflow"), turns.get("width")
             each = [] if by_rate is None else [by_rate * stretch.width]

@@ -55,6 +55,9 @@ MODELS: dict[str, PkModel] = {
     "saturable": OdeModel(
         michaelis_menten_rate, ("VM", "KM", "V1"), 1, lag={1: "LAG"}, bioavailability={1: "F"}, **TIGHT
     ),
+    "absorbed": OdeModel(
+        michaelis_menten_rate, ("VM", "KM", "V1", "KA"), observed=2, lag={1: "LAG"}, **TIGHT
+    ),
     "output": OdeModel(rate, ("VM", "KM", "V1"), ("drug",), output=seen, start=begin, **TIGHT),
 }
 # Subject b has a reset, c a steady state and d one occasion alone.
@@ -107,7 +110,9 @@ def differences(pk: PkModel, population: Population, z: Mapping[str, Tensor], on
     return (ends[0] - ends[1]) / (2 * step)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "absorbed" else ()) for kind in MODELS]
+)
 def test_parts_of_a_derivative(population: Population, kind: str) -> None:
     pk = MODELS[kind]
     z = values(pk, population)
@@ -129,7 +134,7 @@ def test_parts_of_a_derivative(population: Population, kind: str) -> None:
             torch.testing.assert_close(parts, column, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["oral", "saturable", "given"])
+@pytest.mark.parametrize("kind", ["oral", "saturable", "absorbed", "given"])
 def test_their_own_derivatives(population: Population, kind: str) -> None:
     """Which foce follows: of a column by a parameter, against differences."""
     pk = MODELS[kind]

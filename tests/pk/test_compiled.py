@@ -36,6 +36,7 @@ def swinging(t: Tensor, a: Any, p: Any) -> dict[str, Any]:
 MODELS = {
     "two compartments": OdeModel(two_compartment_rate, ("CL", "V1", "Q", "V2"), method="tsit5", **LOOSE),
     "saturable": OdeModel(michaelis_menten_rate, ("VM", "KM", "V1"), norm="largest", **LOOSE),
+    "absorbed": OdeModel(michaelis_menten_rate, ("VM", "KM", "V1", "KA"), observed=2, **LOOSE),
     "timed": OdeModel(swinging, ("CL", "V1"), **LOOSE),
 }
 

@@ -22,6 +22,7 @@ from medcm_cli.pk import (
     solve,
     two_compartment_rate,
 )
+from medcm_cli.pk.models.responses import inhibited_loss_rate, response_at_rest
 from tests.pk.regimens import Dose, Regimen, built, pieces_of, random_regimens, together
 
 F64 = torch.float64
@@ -62,9 +63,26 @@ CASES: dict[str, tuple[OdeModel, dict[str, float], float, str]] = {
         2000.0,
         "DOP853",
     ),
+    "absorbed": (
+        OdeModel(michaelis_menten_rate, ("VM", "KM", "V1", "KA"), observed=2),
+        {"VM": 60.0, "KM": 300.0, "V1": 2.0, "KA": 1.5},
+        2000.0,
+        "DOP853",
+    ),
     "response": (
         OdeModel(indirect_rate, ("CL", "V1", "KIN", "KOUT", "IC50"), 2, observed=2),
         {"CL": 0.5, "V1": 5.0, "KIN": 20.0, "KOUT": 0.3, "IC50": 10.0},
+        500.0,
+        "DOP853",
+    ),
+    "response to two": (
+        OdeModel(
+            inhibited_loss_rate,
+            ("CL", "V1", "Q", "V2", "KIN", "KOUT", "IC50"),
+            observed="response",
+            start=response_at_rest,
+        ),
+        {"CL": 0.5, "V1": 5.0, "Q": 1.0, "V2": 8.0, "KIN": 20.0, "KOUT": 0.3, "IC50": 10.0},
         500.0,
         "DOP853",
     ),
@@ -103,7 +121,8 @@ def worst(name: str, subjects: int, **options: str) -> float:
         )
         return np.asarray(change[:, 0, :, 0].numpy())
 
-    start = np.zeros((len(pk.states), subjects))
+    begun = pk.begin(z)
+    start = np.zeros((len(pk.states), subjects)) if begun is None else begun[:, 0, :, 0].numpy()
     given = pieces_of(schedule, 0)
     wanted = together(right, start, given, schedule, method == "Radau", pk.atol / 1e4)[:, pk.seen]
     with torch.no_grad():
@@ -129,7 +148,15 @@ def test_all_of_200_random_regimens_equal_scipy(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["two", "saturable", "response", pytest.param("chemical", marks=pytest.mark.slow)]
+    "name",
+    [
+        "two",
+        "saturable",
+        "absorbed",
+        "response",
+        "response to two",
+        pytest.param("chemical", marks=pytest.mark.slow),
+    ],
 )
 def test_sensitivities_are_differences(name: str) -> None:
     pk, typical, dose, _ = CASES[name]
@@ -202,19 +229,20 @@ def test_nothing_is_lost_between_compartments() -> None:
 
 
 @pytest.mark.parametrize("wild", [3.0, 1e7, float("nan")], ids=["fast", "beyond", "no number"])
+@pytest.mark.parametrize(("case", "parameter"), [("saturable", "VM"), ("absorbed", "KA"), ("absorbed", "VM")])
 def test_a_fit_does_not_depend_on_the_others_of_its_batch(
-    wild: float, monkeypatch: pytest.MonkeyPatch
+    case: str, parameter: str, wild: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever these are: its predictions, sensitivities and gradients are what they are by itself."""
     monkeypatch.setattr("medcm_cli.pk.steps.MOST", 100)
-    pk, typical, dose, _ = CASES["saturable"]
+    pk, typical, dose, _ = CASES[case]
     pk = replace(pk, rtol=1e-9, atol=1e-9)
     schedule, z = random_regimens(dose, 5, 1), parameters(typical, 5, 1)
     found = []
     for alone in (True, False):
         here = {
             name: (
-                value if alone else torch.cat([value, value * (wild if name == "VM" else 1)], -1)
+                value if alone else torch.cat([value, value * (wild if name == parameter else 1)], -1)
             ).requires_grad_()
             for name, value in z.items()
         }

@@ -97,6 +97,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "three": ("objective=vi", "pk=three_compartment", "[CL,V1,Q,V2,Q3,V3]"),
     "three, oral": ("objective=foce", "pk=three_compartment_oral", "[CL,V1,Q,V2,Q3,V3,KA]"),
     "saturable": ("objective=fo", "pk=michaelis_menten", "[VM,KM,V1]", "random_effects=[VM,V1]"),
+    "saturable, oral": (
+        "objective=fo",
+        "pk=michaelis_menten_oral",
+        "[VM,KM,V1,KA]",
+        "random_effects=[VM,KA]",
+    ),
 }
 SLOW: dict[str, tuple[str, ...]] = {
     "ode": ("objective=vi", "pk=two_compartment_ode", "[CL,V1,Q,V2]"),
