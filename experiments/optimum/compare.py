@@ -1,4 +1,4 @@
-"""Fits from medcm's own starts beside what others have published or found: a table of every quantity, then one
+"""Fits from medcm's own starts beside what others have published or found: a table of every quantity, then a
 row per fit.
 
     medcm uncertainty outputs/optimum_*
