@@ -22,11 +22,11 @@ from medcm_cli.numerics.pareto import tail_index
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import log_det, total
 from medcm_cli.objectives import Fo, Foce, Focei, Laplace
+from medcm_cli.objectives.agq import UP_TO
 from medcm_cli.objectives.integral import Nodes, Peak, hermite, joint, peak
 from medcm_cli.objectives.modes import best_modes
 
 METHODS = ("agq", "imp", "laplace", "focei", "foce", "fo")
-QUADRATURE_UP_TO = 3  # random effects: of more, nodes are too many
 MOVED = 0.01  # the OFV of a fit, from one number of nodes to twice as many, where these are enough
 _NODES = (4, 8, 16, 32, 64)  # of each random effect
 _MOST = 40_000  # nodes of a subject
@@ -56,7 +56,7 @@ class Score(NamedTuple):
 
 def method_for(effects: int) -> str:
     """By which method to score where none is asked for, with so many random effects."""
-    return "agq" if effects <= QUADRATURE_UP_TO else "imp"
+    return "agq" if effects <= UP_TO else "imp"
 
 
 @torch.no_grad()
