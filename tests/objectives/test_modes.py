@@ -103,6 +103,35 @@ def test_the_best_modes_are_the_lowest_of_all(
     np.testing.assert_array_equal(at[1][:, kept], at[0][:, kept])
 
 
+def scoring_step(population: Population, subject: int, eta: np.ndarray) -> np.ndarray:
+    """Of Fisher scoring at eta (3,), by differences."""
+    dose, h = population.time[:, 0, subject, 0].numpy(), 1e-6
+    ends = [(eta + h * axis, eta - h * axis) for axis in np.eye(K)]
+    logs = [[np.log(response(end[:, None], dose)) for end in both] for both in ends]
+    slope = np.stack([(up - down) / (2 * h) for up, down in logs])  # of log f, which sd is in proportion to
+    information = (1 / SIGMA**2 + 2) * slope @ slope.T + np.diag(OMEGA**-2)
+    half = [
+        (joint(population, subject, up) - joint(population, subject, down)) / (4 * h) for up, down in ends
+    ]
+    return np.asarray(np.linalg.solve(information, half))
+
+
+def test_a_search_does_not_end_where_damping_alone_has_made_a_step_short(
+    hill: Model, values: Mapping[str, Tensor], population: Population
+) -> None:
+    """It took steps that would have been up to 45 times the tolerance for the last."""
+    generator, tolerance = np.random.default_rng(0), 0.03
+    for _ in range(2):
+        start = [torch.from_numpy(2 * sd * generator.standard_normal((1, SUBJECTS, 1))) for sd in OMEGA]
+        modes = find_modes(hill, values, population, start, tolerance, 100)
+        assert bool(modes.converged.all())
+        eta = torch.cat(modes.eta)[..., 0].numpy()
+        inside = np.abs(eta).max(0) < 2.9
+        assert inside.sum() > 0.9 * SUBJECTS
+        for subject in np.flatnonzero(inside):
+            assert np.abs(scoring_step(population, subject, eta[:, subject])).max() < 2 * tolerance
+
+
 def test_a_mode_is_that_of_the_fit_whatever_was_found_before(
     hill: Model, population: Population, values: Mapping[str, Tensor]
 ) -> None:
