@@ -71,9 +71,9 @@ def find_modes(
 
     :param start: first guesses, one (S, N, B) per random effect, of which the lowest place counts that a
         search ends in: another than the first guess's by more than rounding.
-    :param tolerance: a subject has converged once no component of its step in eta exceeds it, as long as it
-        would be without damping; that last step is taken without another evaluation. So has one of whom a
-        step is refused that damping has made so short that it was worth nothing, as at a kink.
+    :param tolerance: a subject has converged once no component of its step in eta exceeds it, and none would
+        exceed ten times as much without damping; that last step is taken without another evaluation. So has
+        one of whom a step is refused that damping has made so short that it was worth nothing, as at a kink.
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
@@ -176,12 +176,15 @@ def _length(omega: Lower, search: _Search, candidate: list[Tensor]) -> Tensor:
 
 
 def _undamped(omega: Lower, search: _Search, reach: Reach, close: Tensor, tolerance: float) -> Tensor:
-    """Whether steps that are ``close`` would be without damping, too: one that damping alone has made short
-    does not say how near the mode is."""
+    """Whether steps that are ``close`` would nearly be without damping, too: one that damping alone has made
+    short does not say how near the mode is."""
     if nowhere(close & ~search.done & (search.damping > 0)):
         return close
     whole = _candidate(omega, search._replace(damping=torch.zeros_like(search.damping)), reach)
-    return _length(omega, search, whole) <= tolerance
+    return _length(omega, search, whole) <= _NEARLY * tolerance
+
+
+_NEARLY = 10.0  # times: a little damping, as a search often ends with, leaves most of a step
 
 
 def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
