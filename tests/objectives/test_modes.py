@@ -175,3 +175,29 @@ def test_scores_are_taken_at_the_best_modes(
     others = np.setdiff1d(np.arange(SUBJECTS), several)
     torch.testing.assert_close(found.ofv[others, 0], of_near[others], rtol=0, atol=1e-6)
     assert bool((found.ofv[several, 0] - of_near[several]).abs().max() > 0.01)
+
+
+def test_scores_of_posteriors_that_reach_far_from_their_mode(
+    hill: Model, values: Mapping[str, Tensor]
+) -> None:
+    """Of a subject whose response has just begun at the highest dose EMAX and ED50 may rise together: a bent
+    ridge. By a grid of eta."""
+    doses, levels = (0.0, 100.0, 300.0, 1000.0), [(3.94, 3.44, 4.81, 8.2), (4.84, 5.55, 6.58, 9.1)]
+    rows = [
+        (subject, dose, False, np.nan, np.nan, y)
+        for subject, of in enumerate(levels)
+        for dose, y in zip(doses, of, strict=True)
+    ]
+    covariates: dict[str, np.ndarray] = {}
+    everyone = Population.from_events(table_of(["0", "1"], rows, covariates), F64)
+    found = scores.score(hill, values, everyone, [Stream(1, 1, 1)], "agq")
+    sides = [np.linspace(-reach * sd, reach * sd, 141) for reach, sd in zip((5, 6, 6), OMEGA, strict=True)]
+    cell = np.log(np.prod([side[1] - side[0] for side in sides]))
+    constant = K * np.log(2 * np.pi) + 2 * np.log(OMEGA).sum()
+    for subject in range(2):
+        slices = [
+            -joint(everyone, subject, np.stack(np.meshgrid(e0, *sides[1:], indexing="ij"))).ravel() / 2
+            for e0 in sides[0]
+        ]
+        want = constant - 2 * (np.logaddexp.reduce([np.logaddexp.reduce(part) for part in slices]) + cell)
+        assert float(found.ofv[subject, 0]) == pytest.approx(want, abs=0.003)
