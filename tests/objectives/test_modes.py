@@ -129,7 +129,7 @@ def test_a_search_does_not_end_where_damping_alone_has_made_a_step_short(
         inside = np.abs(eta).max(0) < 2.9
         assert inside.sum() > 0.9 * SUBJECTS
         for subject in np.flatnonzero(inside):
-            assert np.abs(scoring_step(population, subject, eta[:, subject])).max() < 10 * tolerance
+            assert np.abs(scoring_step(population, int(subject), eta[:, subject])).max() < 10 * tolerance
 
 
 def test_a_mode_is_that_of_the_fit_whatever_was_found_before(
