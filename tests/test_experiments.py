@@ -27,7 +27,9 @@ from tests.helpers import configuration, make_events
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS / "foce"))  # as the experiment's README has it
 sys.path.append(str(EXPERIMENTS / "table1"))  # as a script has its own folder
+sys.path.append(str(EXPERIMENTS / "optimum"))
 
+from compare import PUBLISHED, by_fit, compared  # noqa: E402
 from doubles import DetachedSlopes, ModesOfAnotherFold  # noqa: E402
 from rmse_by_test_set import by_test_set  # noqa: E402
 
@@ -117,6 +119,55 @@ def test_expected_values_belong_to_a_sweep_of_their_folder(path: Path) -> None:
         measure = str(row.measure)
         assert measure in {*MEASURES, *ESTIMATES, "failed"} or measure.startswith("omega_")
         assert row.statistic in {"median", "mean", "sd", "count"}
+
+
+# -- optima of public data ------------------------------------------------------------------------
+
+
+def test_published_optima_belong_to_a_sweep() -> None:
+    swept = set()
+    for sweep in PUBLISHED.parent.glob("*.yaml"):
+        config = composed(sweep)
+        swept |= {(config.study, name) for name in objectives_of(config)}
+    published = pd.read_csv(PUBLISHED)
+    assert set(zip(published["study"], published["objective"], strict=True)) <= swept
+    assert set(published["kind"]) == {"ofv", "estimate", "se"}
+
+
+def test_fits_are_compared_with_what_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the history of a fit, moved away by known steps."""
+    rows = [(i, time, 0.01 * i + 0.8 / (1 + time)) for i in range(SUBJECTS) for time in (0.0, 2.0, 8.0)]
+    events = pd.DataFrame(rows, columns=["id", "time", "dv"])
+    events["amt"] = np.where(events["time"] == 0, 1.0, np.nan)
+    events["evid"] = (events["time"] == 0).astype(int)
+    events.to_csv(tmp_path / "events.csv", index=False)
+    options = ["dataset=table", "dataset.covariates={}", "network=none", "study=optimum", "objective=fo"]
+    options += [
+        "dataset.name=x",
+        "network.global_parameters=[CL,V1]",
+        "pk=one_compartment",
+        "split=all",
+        "omega=diagonal",
+    ]
+    config = configuration(tmp_path / "events.csv", tmp_path, *options)
+    job = Job.build(config)
+    job.run(list(job.plan().records.values()))
+    (path,) = tmp_path.rglob("history.parquet")
+    last = pd.read_parquet(path).iloc[-1]
+    published = [
+        ("ofv", "", last["objective_value"] + 0.02),
+        ("estimate", "CL", last["typical_CL"] * 0.98),
+        ("estimate", "omega V1", last["omega_2"]),
+        ("se", "CL", 0.1),
+    ]
+    table = pd.DataFrame(published, columns=["kind", "quantity", "value"])
+    table.assign(study="optimum", objective="fo", error="additive", source="").to_csv(tmp_path / "x.csv")
+    monkeypatch.setattr("compare.PUBLISHED", tmp_path / "x.csv")
+    found = compared([tmp_path / "optimum"])
+    np.testing.assert_allclose(found["off"], [-0.02, 100 / 0.98 - 100, 0, np.nan], atol=1e-3)
+    assert found["within"].tolist() == [True, False, True, False]
+    (row,) = by_fit(found)
+    assert row[5:] == ["+2.04 % (CL, of 2)", "", "no"]
 
 
 # -- test subjects of Table 1 ----------------------------------------------------------------------

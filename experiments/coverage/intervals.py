@@ -9,24 +9,18 @@ simulation has 0; ``--without-exact`` leaves both out.
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 from tabulate import tabulate
-from torch import Tensor
 
 from medcm_cli import runs
 from medcm_cli.analysis import uncertainty
-from medcm_cli.data import Population
-from medcm_cli.model import Model
-from medcm_cli.numerics.normal import normal_log_density
-from medcm_cli.numerics.triangular import cholesky, log_det, multiply_lower, total
-from medcm_cli.objectives import Criterion, Foce, Objective, State
+from medcm_cli.objectives import Agq
 from medcm_cli.runs.sweeps import finished, grouped
 from medcm_cli.study.restore import Restored, restore
 from medcm_cli.study.workers import prepare
@@ -34,44 +28,10 @@ from medcm_cli.study.workers import prepare
 NODES = 9  # per random effect
 
 
-@dataclass(frozen=True)
-class Quadrature(Objective):
-    """-log likelihood by Gauss-Hermite quadrature over eta, ``nodes`` in each direction, around ``carried``
-    ``mean`` (K, N, B) and as wide as ``covariance`` (K, K, N, B), which stay where they are (Pinheiro and
-    Bates 1995, J Comput Graph Stat 4:12-35)."""
-
-    nodes: int = NODES
-    mixed: ClassVar[bool] = True
-
-    def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
-        """See ``Objective.loss``."""
-        del noise
-        values, mean, spread = state.trained, state.carried["mean"], state.carried["covariance"]
-        effects = len(mean)
-        place, weight = np.polynomial.hermite_e.hermegauss(self.nodes)
-        grid = np.stack(np.meshgrid(*[place] * effects), -1).reshape(-1, effects)
-        log_weight = np.log(np.stack(np.meshgrid(*[weight] * effects), -1)).reshape(-1, effects).sum(1)
-        z = [torch.from_numpy(column)[:, None, None] for column in grid.T]  # (S, 1, 1)
-        lower = cholesky([list(row) for row in spread])
-        eta = [m + shift for m, shift in zip(mean, multiply_lower(lower, z), strict=True)]
-        prediction = model.predict(model.typical(values, population), population, eta)
-        sd = model.error.sd(values, prediction)[0]
-        terms = -0.5 * ((population.dv - prediction) / sd) ** 2 - torch.log(sd)
-        joint = population.sum_observations(terms) + normal_log_density(model.omega_cholesky(values), eta)
-        inside = joint + 0.5 * total([x * x for x in z]) + torch.from_numpy(log_weight)[:, None, None]
-        return -population.sum_subjects(torch.logsumexp(inside, 0) + 0.5 * log_det(lower))
-
-
 def exact(restored: Restored, nodes: int = NODES) -> list[pd.DataFrame | str]:
-    """Maximum likelihood estimates of the data sets of ``foce`` fits, with intervals, or why not."""
-    foce = replace(restored.objective, mode_tolerance=1e-6)
-    assert isinstance(foce, Foce)
-    mean, spread = foce.random_effects(restored.problem.model, restored.population, restored.state)
-    carried = {"mean": mean, "covariance": spread}
-    state = replace(restored.state, carried=carried, per_subject=tuple(carried))
-    chosen = Criterion(Quadrature(nodes), 1.0)
-    of = replace(restored, state=state)
-    return uncertainty.intervals(of, uncertainty.estimate(of, chosen), 0.95)
+    """Maximum likelihood estimates of the data sets of fits, with intervals, or why not."""
+    chosen = Agq(nodes=nodes).criterion(restored.problem.model.size(restored.population))
+    return uncertainty.intervals(restored, uncertainty.estimate(restored, chosen), 0.95)
 
 
 def unfloored(source: Path, truth: Any, folder: Path) -> Path:

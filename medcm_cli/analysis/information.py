@@ -73,7 +73,8 @@ class Subjects:
     def _pieces(self) -> list[tuple[slice, Population]]:
         """Subjects in parts that fit into memory."""
         observations, size = self.everyone.shape[0], sum(map(_size, self.layout.shapes))
-        samples = 1 if self.criterion.noise is None else self.criterion.noise.shape[1]
+        noise = self.criterion.noise
+        samples = self.criterion.places * (1 if noise is None else noise.shape[1])
         length = max(1, min(_ELEMENTS // (observations * samples), _ENTRIES // size**2))
         parts = [slice(start, start + length) for start in range(0, len(self.rows), length)]
         return [(part, self.everyone.select(list(self.rows[part, None].numpy()))) for part in parts]

@@ -20,16 +20,18 @@ from medcm_cli.model import Model, Values
 from medcm_cli.numerics.normal import LOG_2PI
 from medcm_cli.numerics.pareto import tail_index
 from medcm_cli.numerics.streams import Stream, per_fit
-from medcm_cli.numerics.triangular import log_det, total
+from medcm_cli.numerics.triangular import cholesky, log_det, solve_lower, total
 from medcm_cli.objectives import Fo, Foce, Focei, Laplace
+from medcm_cli.objectives.agq import UP_TO
 from medcm_cli.objectives.integral import Nodes, Peak, hermite, joint, peak
 from medcm_cli.objectives.modes import best_modes
 
 METHODS = ("agq", "imp", "laplace", "focei", "foce", "fo")
-QUADRATURE_UP_TO = 3  # random effects: of more, nodes are too many
 MOVED = 0.01  # the OFV of a fit, from one number of nodes to twice as many, where these are enough
 _NODES = (4, 8, 16, 32, 64)  # of each random effect
 _MOST = 40_000  # nodes of a subject
+_PLACED = 2  # times that so many nodes are placed anew
+_STILL = 1e-4  # a subject's OFV, by which it moves where its nodes stay
 _FREEDOM = 5.0  # degrees of freedom of the proposal
 _TOLERANCE, _ITERATIONS = 1e-8, 200  # of the search for modes; a step in eta
 _ELEMENTS = 4_000_000  # predictions at once
@@ -56,7 +58,7 @@ class Score(NamedTuple):
 
 def method_for(effects: int) -> str:
     """By which method to score where none is asked for, with so many random effects."""
-    return "agq" if effects <= QUADRATURE_UP_TO else "imp"
+    return "agq" if effects <= UP_TO else "imp"
 
 
 @torch.no_grad()
@@ -126,22 +128,30 @@ def _in_parts(population: Population, count: int, part: Callable[[slice], Tensor
 
 
 def _by_quadrature(model: Model, values: Values, population: Population, at: Peak, unfound: Tensor) -> Score:
-    """Nodes are doubled until no fit's OFV moves by more than ``MOVED``."""
-    effects, before = len(at.u), None
-    for each in _NODES:
-        if each**effects > _MOST:
+    """Nodes are doubled until no fit's OFV moves by more than ``MOVED``. They are placed at the mode, and as
+    wide as the Hessian says there; of a subject whose own OFV still moves by the mean and the covariance that
+    the posterior has by the last of them (Naylor and Smith 1982, Appl Stat 31:214)."""
+    numbers = [each for each in _NODES if each ** len(at.u) <= _MOST]
+    before, *_ = _quadrature(model, values, population, at, hermite(len(at.u), numbers[0]))
+    for each in numbers[1:]:
+        nodes = hermite(len(at.u), each)
+        ofv, mean, covariance = _quadrature(model, values, population, at, nodes)
+        moved = (ofv - before).sum(0).abs()
+        if each == numbers[-1] or bool((moved < MOVED).all()):
             break
-        ofv = _present(population, _quadrature(model, values, population, at, hermite(effects, each)))
-        nodes = each
-        if before is not None:
-            moved = (ofv - before).sum(0).abs()
-            if bool((moved < MOVED).all()):
-                break
+        for _ in range(_PLACED):
+            at = _placed(at, mean, covariance, (ofv - before).abs() > _STILL)
+            before = ofv
+            ofv, mean, covariance = _quadrature(model, values, population, at, nodes)
         before = ofv
-    return Score(ofv, torch.zeros_like(moved), unfound, moved, nodes)
+    return Score(ofv, torch.zeros_like(moved), unfound, moved, each)
 
 
-def _quadrature(model: Model, values: Values, population: Population, at: Peak, nodes: Nodes) -> Tensor:
+def _quadrature(
+    model: Model, values: Values, population: Population, at: Peak, nodes: Nodes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The OFV of each subject, (N, B), 0 of those that are absent, and the mean (K, N, B) and covariance (K,
+    K, N, B) of z, which would be 0 and I if the posterior were as the nodes are placed."""
     z, weight = nodes.points.to(at.u[0]), nodes.log_weight.to(at.u[0])
 
     def part(of: slice) -> Tensor:
@@ -150,7 +160,33 @@ def _quadrature(model: Model, values: Values, population: Population, at: Peak, 
         return weight[of].view(-1, 1, 1) - _dense(value) / 2
 
     terms = _in_parts(population, len(weight), part)
-    return log_det(at.factor)[0] - 2 * torch.logsumexp(terms, 0)
+    ofv = log_det(at.factor)[0] - 2 * torch.logsumexp(terms, 0)
+    share = torch.softmax(terms, 0)
+    mean = torch.einsum("ks,snb->knb", z, share)
+    square = torch.einsum("ks,ls,snb->klnb", z, z, share)
+    return _present(population, ofv), mean, square - mean[:, None] * mean
+
+
+def _placed(at: Peak, mean: Tensor, covariance: Tensor, restless: Tensor) -> Peak:
+    """Nodes of ``restless`` subjects (N, B) by the moments of z; of those whose covariance has no inverse
+    they stay."""
+    factor = cholesky([[covariance[i, j][None] for j in range(i + 1)] for i in range(len(mean))])
+    zero = torch.zeros_like(restless[None], dtype=mean.dtype)
+    halves = [solve_lower(factor, [*row, *[zero] * (len(mean) - len(row))]) for row in at.factor]
+    # Of u = u_hat + C^-T z the inverse covariance, C cov(z)^-1 C'.
+    inverse = [
+        [total([a * b for a, b in zip(left, right, strict=True)]) for right in halves[: i + 1]]
+        for i, left in enumerate(halves)
+    ]
+    wider, there = cholesky(inverse), at.away([row[None] for row in mean])
+    moves = restless & torch.isfinite(log_det(wider)[0]) & torch.isfinite(torch.stack(there)).all(0)[0]
+    return at._replace(
+        u=[torch.where(moves, new, old) for new, old in zip(there, at.u, strict=True)],
+        factor=[
+            [torch.where(moves, new, old) for new, old in zip(*rows, strict=True)]
+            for rows in zip(wider, at.factor, strict=True)
+        ],
+    )
 
 
 def _dense(value: Tensor) -> Tensor:

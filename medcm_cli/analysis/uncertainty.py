@@ -9,6 +9,7 @@ optimum (``medcm_cli.analysis.information``).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from medcm_cli.model.distributions import Logit, bounds_of
 from medcm_cli.model.priors import POPULATION
 from medcm_cli.numerics.square import inverse_of_saddle
 from medcm_cli.numerics.triangular import covariance, dense
-from medcm_cli.objectives.base import Criterion, PopulationPosterior
+from medcm_cli.objectives.base import Criterion, PopulationPosterior, State
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 from medcm_cli.training.layout import Layout
@@ -145,9 +146,24 @@ def begun(restored: Restored, chosen: Criterion) -> Begun:
     """Fits in double precision, with what is to be minimised."""
     problem, layout = restored.problem, _layout(restored)
     everyone = Population.from_events(problem.events, torch.float64, not problem.model.pk.needs_double)
-    state = restored.objective.searched_widely(problem.model, restored.population, restored.state)
-    separated = separate(problem.model, chosen, everyone, restored.population, state)
+    separated = separate(problem.model, chosen, everyone, restored.population, _searched(restored, chosen))
     return Begun(*separated, layout, layout.rows([name for name in layout.names if _is_weight(name)]))
+
+
+def _own(restored: Restored, chosen: Criterion) -> bool:
+    """Whether what is to be minimised is the objective of the fits, or that of another kind."""
+    return isinstance(chosen.objective, type(restored.objective))
+
+
+def _searched(restored: Restored, chosen: Criterion) -> State:
+    """The fits' estimates, with what the criterion carries of each subject there."""
+    problem, state = restored.problem, restored.state
+    if _own(restored, chosen):
+        return restored.objective.searched_widely(problem.model, restored.population, state)
+    population = problem.double([problem.folds[record.address.fold].train for record in restored.records])
+    begun = chosen.objective.init(problem.model, population, restored.streams, torch.float64)
+    trained = {name: state.trained[name].double() for name in begun.trained}
+    return chosen.objective.searched_widely(problem.model, population, replace(begun, trained=trained))
 
 
 def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
@@ -163,8 +179,10 @@ def _at_optimum(restored: Restored, chosen: Criterion) -> Estimates:
     done = [fit for fit, fault in enumerate(faults) if not fault]
     note = ""
     if done:
+        of = chosen.objective.describe().likelihood
+        what = "objective" if _own(restored, chosen) else f"likelihood ({of})"
         note = (
-            "estimates are those at the optimum of the objective, from which the fits' own lie "
+            f"estimates are those at the optimum of the {what}, from which the fits' own lie "
             f"{float(shift[done].median()):.2g} (at most {float(shift[done].max()):.2g}) standard errors"
         )
     if done and bool(weights.any()):

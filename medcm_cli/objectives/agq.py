@@ -1,7 +1,7 @@
 """Adaptive Gauss-Hermite quadrature of each subject's likelihood."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -12,12 +12,15 @@ from medcm_cli.data.population import Population
 from medcm_cli.errors import InputError
 from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Objective, State
+from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.conditional import Conditional
 from medcm_cli.objectives.integral import around_modes, hermite
 from medcm_cli.runs.description import Description
 
 MOST = 2000  # nodes of a subject
+UP_TO = 3
+"""Random effects for which a likelihood is taken by quadrature where nobody says how; of more, nodes are too
+many."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Agq(Conditional):
                 f"nodes of each subject, expected at most {MOST}; choose fewer, or objective=laplace"
             )
         return super().init(model, population, streams, dtype)
+
+    def criterion(self, effects: int) -> Criterion:
+        """See ``Conditional``."""
+        return replace(super().criterion(effects), places=self.nodes**effects)
 
     def held(self) -> Objective | None:
         """See ``Objective``: a quadrature of several nodes may be centred anywhere."""

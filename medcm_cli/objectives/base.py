@@ -205,11 +205,13 @@ class Objective(Protocol):
 @dataclass(frozen=True)
 class Criterion:
     """A function without noise whose minimum is the estimate: ``objective``, with ``noise`` (K, S) for each
-    subject, is -``scale`` times a log likelihood, or a bound or an approximation of it, plus a constant."""
+    subject, is -``scale`` times a log likelihood, or a bound or an approximation of it, plus a constant. Each
+    subject is predicted at so many ``places``, for each sample of the noise."""
 
     objective: Objective
     scale: float
     noise: Tensor | None = None
+    places: int = 1
 
 
 def refuse_censored(objective: str, model: Model, population: Population) -> None:

@@ -71,8 +71,9 @@ def find_modes(
 
     :param start: first guesses, one (S, N, B) per random effect, of which the lowest place counts that a
         search ends in: another than the first guess's by more than rounding.
-    :param tolerance: a subject has converged once no component of its step in eta exceeds it; that last step
-        is taken without another evaluation.
+    :param tolerance: a subject has converged once no component of its step in eta exceeds it, and none would
+        exceed ten times as much without damping; that last step is taken without another evaluation. So has
+        one of whom a step is refused that damping has made so short that it was worth nothing, as at a kink.
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     """
     zeta = model.typical(values, population)
@@ -85,12 +86,11 @@ def find_modes(
     search = _begin(at, solve_lower(omega, _clamped(start, reach)))
     for _ in range(max_iterations):
         candidate = _candidate(omega, search, reach)
-        change = [old - new for old, new in zip(search.u, candidate, strict=True)]
-        moved = torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
-        search = _arrive(search, candidate, moved <= tolerance)
+        close = _length(omega, search, candidate) <= tolerance
+        search = _arrive(search, candidate, close & _undamped(omega, search, reach, close, tolerance))
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, change, at(candidate, ~search.done))
+        search = _judge(search, candidate, close, at(candidate, ~search.done))
     return _lowest(Modes(multiply_lower(omega, search.u), search.converged), search.at.value)
 
 
@@ -169,6 +169,24 @@ def _candidate(omega: Lower, search: _Search, reach: Reach) -> list[Tensor]:
     return _within(omega, reach, [value - s for value, s in zip(search.u, step, strict=True)])
 
 
+def _length(omega: Lower, search: _Search, candidate: list[Tensor]) -> Tensor:
+    """The largest component of a step in eta."""
+    change = [old - new for old, new in zip(search.u, candidate, strict=True)]
+    return torch.stack([c.abs() for c in multiply_lower(omega, change)]).amax(0)
+
+
+def _undamped(omega: Lower, search: _Search, reach: Reach, close: Tensor, tolerance: float) -> Tensor:
+    """Whether steps that are ``close`` would nearly be without damping, too: one that damping alone has made
+    short does not say how near the mode is."""
+    if nowhere(close & ~search.done & (search.damping > 0)):
+        return close
+    whole = _candidate(omega, search._replace(damping=torch.zeros_like(search.damping)), reach)
+    return _length(omega, search, whole) <= _NEARLY * tolerance
+
+
+_NEARLY = 10.0  # times: a little damping, as a search often ends with, leaves most of a step
+
+
 def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     """A last step within the tolerance, which is ``close``, is taken unseen, since it is not worth an
     evaluation. Who is done stays: a mode must not depend on how long others take."""
@@ -177,9 +195,11 @@ def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
 
 
-def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: Point) -> _Search:
-    """Take the step to where ``new`` is known or refuse it, and set the damping of the next."""
+def _judge(search: _Search, candidate: list[Tensor], close: Tensor, new: Point) -> _Search:
+    """Take the step to where ``new`` is known or refuse it, and set the damping of the next. A search is over
+    where a step is refused that is ``close`` and foretells no mode that is another."""
     at, damping = search.at, search.damping
+    change = [old - there for old, there in zip(search.u, candidate, strict=True)]
     rounding = 1000 * torch.finfo(at.value.dtype).eps
     predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
     # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
@@ -192,12 +212,13 @@ def _judge(search: _Search, candidate: list[Tensor], change: list[Tensor], new: 
     # density: what is refused is damped, whatever was predicted.
     short = (fell < 0.25 * predicted) | ~(fell >= 0)
     raised = torch.where(short, (damping * 10).clamp(min=0.1), damping)
+    over = close & ~(fell >= 0) & (predicted <= _LOWER) & ~search.done
     return _Search(
         [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
         _merge(accept, new, at),
         torch.where(accept & (fell > 0.75 * predicted), damping * 0.1, raised),
-        search.converged,
-        search.done | ~torch.isfinite(at.value),
+        search.converged | over,
+        search.done | over | ~torch.isfinite(at.value),
     )
 
 

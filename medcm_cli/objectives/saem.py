@@ -10,15 +10,16 @@ from torch import Tensor
 
 from medcm_cli.checks import whole
 from medcm_cli.data.population import Population
-from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.devices import everywhere, nowhere
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.numerics.triangular import multiply_lower, total
 from medcm_cli.objectives import ascent, chains, maximisation
+from medcm_cli.objectives.agq import UP_TO, Agq
 from medcm_cli.objectives.base import Criterion, Objective, State
 from medcm_cli.objectives.integral import joint
+from medcm_cli.objectives.laplace import Laplace
 from medcm_cli.runs.description import Description
 
 _TOLERANCE, _ITERATIONS = 1e-2, 2  # of modes, in an epoch: a step in eta, and how many steps
@@ -29,6 +30,7 @@ _MANY = 5  # times as many subjects as values that are moved: who has fewer take
 # a mean would be, and averaged.
 _POWER, _SHORT = 0.7, 5.0
 _POINTS = 256  # of the moments of eta
+_NODES = {1: 32, 2: 31, 3: 10}  # of each of so many random effects: about 1000 of a subject
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class Saem(Objective):
         return Description(unit="-2 log L", likelihood="importance sampling", scale=2.0)
 
     def criterion(self, effects: int) -> Criterion:
-        """:raises InputError: always; draws are no function without noise."""
-        del effects
-        raise InputError("objective=saem is no function without noise; refit by objective=focei or agq")
+        """The likelihood, of which it seeks the maximum: of a few random effects by quadrature, of more
+        Laplace's approximation."""
+        if not 0 < effects <= UP_TO:
+            return Laplace().criterion(effects)
+        return Agq(nodes=_NODES[effects]).criterion(effects)
 
     def init(
         self, model: Model, population: Population, streams: Sequence[Stream], dtype: torch.dtype

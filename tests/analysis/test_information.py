@@ -1,7 +1,6 @@
 """The observed information against closed forms, brute-force differences and integration on a grid."""
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +20,11 @@ from medcm_cli.haemophilia.virtual import Settings, TrueParameters, write_study
 from medcm_cli.model import Model, RandomEffects, ResidualError
 from medcm_cli.numerics.normal import normal_points
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives import Fo, Foce, Mse, Objective, State, Vi
+from medcm_cli.objectives import Agq, Fo, Foce, Mse, Objective, State, Vi
 from medcm_cli.pk import two_compartment
 from medcm_cli.training.course import Course
 from medcm_cli.training.loop import train
-from tests.helpers import COVARIATES, ROOT, LinearGaussian, make_population
-
-sys.path.append(str(ROOT / "experiments" / "coverage"))
-
-from intervals import Quadrature
+from tests.helpers import COVARIATES, LinearGaussian, make_population
 
 F64 = torch.float64
 OBJECTIVES = [Fo(), Foce(), Foce("linearised"), Vi()]
@@ -202,10 +197,11 @@ def test_estimates_and_information_beside_integration_on_a_grid(tmp_path: Path) 
     sizes = ("sigma", 1), ("omega", 2), ("correlation", 1)
     parts = torch.from_numpy(best.x)[:, None].split([size for _, size in sizes])
     values = {name: part for (name, _), part in zip(sizes, parts, strict=True)}
-    state = Foce().init(model, everyone, [Stream(0, 1, 1)], F64)
-    mean, spread = Foce().random_effects(model, everyone, replace(state, trained=values))
-    placed = State(values, {"mean": mean, "covariance": spread})
-    assert float(Quadrature().loss(model, everyone, placed, None)) == pytest.approx(best.fun, abs=1e-3)
+    agq = Agq(nodes=9)
+    placed = replace(agq.init(model, everyone, [Stream(0, 1, 1)], F64), trained=values)
+    placed = agq.refresh(model, everyone, placed)
+    loss = agq.loss(model, everyone, placed, None).detach()
+    assert float(loss) == pytest.approx(2 * best.fun, abs=2e-3)
     h, unit = 1e-2, np.eye(4)
     hessian = np.array(
         [

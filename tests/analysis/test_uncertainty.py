@@ -20,7 +20,11 @@ from medcm_cli.runs.sweeps import finished
 from medcm_cli.study.job import Job
 from medcm_cli.study.restore import Restored, restore
 from medcm_cli.training.layout import Layout
-from tests.helpers import as_float, configuration
+from tests.helpers import ROOT, as_float, configuration
+
+sys.path.append(str(ROOT / "experiments" / "coverage"))
+
+from intervals import exact
 
 F64 = torch.float64
 CHOICES = ("split=blocks", "split.size=30", "fold=[1,2]", "epochs=60", "tail=4")
@@ -144,6 +148,17 @@ def test_a_fit_alone_has_the_intervals_that_it_has_in_a_batch(outputs: Path) -> 
     assert isinstance(together, pd.DataFrame)
     assert isinstance(alone, pd.DataFrame)
     pd.testing.assert_frame_equal(together, alone, rtol=1e-5)
+
+
+def test_the_exact_likelihood_of_the_coverage_experiment(outputs: Path) -> None:
+    """FO is near it (its README): most of a standard error at most, and of nearly the same size."""
+    batch = only(outputs, "fo")
+    for ours, theirs in zip(intervals(batch, estimate(batch), 0.95), exact(batch), strict=True):
+        assert isinstance(ours, pd.DataFrame)
+        assert isinstance(theirs, pd.DataFrame)
+        moved = (theirs["estimate"] - ours["estimate"]) / ours["se"]
+        assert 1e-4 < moved.abs().max() < 0.6
+        np.testing.assert_allclose(theirs["se"], ours["se"], rtol=0.25)
 
 
 def test_a_q_of_sigma_and_omega_gives_its_quantiles(outputs: Path) -> None:

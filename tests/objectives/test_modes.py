@@ -103,6 +103,35 @@ def test_the_best_modes_are_the_lowest_of_all(
     np.testing.assert_array_equal(at[1][:, kept], at[0][:, kept])
 
 
+def scoring_step(population: Population, subject: int, eta: np.ndarray) -> np.ndarray:
+    """Of Fisher scoring at eta (3,), by differences."""
+    dose, h = population.time[:, 0, subject, 0].numpy(), 1e-6
+    ends = [(eta + h * axis, eta - h * axis) for axis in np.eye(K)]
+    logs = [[np.log(response(end[:, None], dose)) for end in both] for both in ends]
+    slope = np.stack([(up - down) / (2 * h) for up, down in logs])  # of log f, which sd is in proportion to
+    information = (1 / SIGMA**2 + 2) * slope @ slope.T + np.diag(OMEGA**-2)
+    half = [
+        (joint(population, subject, up) - joint(population, subject, down)) / (4 * h) for up, down in ends
+    ]
+    return np.asarray(np.linalg.solve(information, half))
+
+
+def test_a_search_does_not_end_where_damping_alone_has_made_a_step_short(
+    hill: Model, values: Mapping[str, Tensor], population: Population
+) -> None:
+    """It took steps that would have been up to 45 times the tolerance for the last."""
+    generator, tolerance = np.random.default_rng(0), 0.03
+    for _ in range(2):
+        start = [torch.from_numpy(2 * sd * generator.standard_normal((1, SUBJECTS, 1))) for sd in OMEGA]
+        modes = find_modes(hill, values, population, start, tolerance, 100)
+        assert bool(modes.converged.all())
+        eta = torch.cat(modes.eta)[..., 0].numpy()
+        inside = np.abs(eta).max(0) < 2.9
+        assert inside.sum() > 0.9 * SUBJECTS
+        for subject in np.flatnonzero(inside):
+            assert np.abs(scoring_step(population, int(subject), eta[:, subject])).max() < 10 * tolerance
+
+
 def test_a_mode_is_that_of_the_fit_whatever_was_found_before(
     hill: Model, population: Population, values: Mapping[str, Tensor]
 ) -> None:
@@ -146,3 +175,29 @@ def test_scores_are_taken_at_the_best_modes(
     others = np.setdiff1d(np.arange(SUBJECTS), several)
     torch.testing.assert_close(found.ofv[others, 0], of_near[others], rtol=0, atol=1e-6)
     assert bool((found.ofv[several, 0] - of_near[several]).abs().max() > 0.01)
+
+
+def test_scores_of_posteriors_that_reach_far_from_their_mode(
+    hill: Model, values: Mapping[str, Tensor]
+) -> None:
+    """Of a subject whose response has just begun at the highest dose EMAX and ED50 may rise together: a bent
+    ridge. By a grid of eta."""
+    doses, levels = (0.0, 100.0, 300.0, 1000.0), [(3.94, 3.44, 4.81, 8.2), (4.84, 5.55, 6.58, 9.1)]
+    rows = [
+        (subject, dose, False, np.nan, np.nan, y)
+        for subject, of in enumerate(levels)
+        for dose, y in zip(doses, of, strict=True)
+    ]
+    covariates: dict[str, np.ndarray] = {}
+    everyone = Population.from_events(table_of(["0", "1"], rows, covariates), F64)
+    found = scores.score(hill, values, everyone, [Stream(1, 1, 1)], "agq")
+    sides = [np.linspace(-reach * sd, reach * sd, 141) for reach, sd in zip((5, 6, 6), OMEGA, strict=True)]
+    cell = np.log(np.prod([side[1] - side[0] for side in sides]))
+    constant = K * np.log(2 * np.pi) + 2 * np.log(OMEGA).sum()
+    for subject in range(2):
+        slices = [
+            -joint(everyone, subject, np.stack(np.meshgrid(e0, *sides[1:], indexing="ij"))).ravel() / 2
+            for e0 in sides[0]
+        ]
+        want = constant - 2 * (np.logaddexp.reduce([np.logaddexp.reduce(part) for part in slices]) + cell)
+        assert float(found.ofv[subject, 0]) == pytest.approx(want, abs=0.003)

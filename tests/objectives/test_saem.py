@@ -258,8 +258,6 @@ def test_its_random_effects_are_the_posteriors(linear: Linear, population: Popul
 def test_what_does_not_fit_is_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Saem(**options)
-    with pytest.raises(InputError, match="objective=saem is no function without noise"):
-        Saem().criterion(2)
 
 
 def test_a_network_in_an_equation(linear: Linear, population: Population) -> None:
