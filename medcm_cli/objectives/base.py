@@ -103,8 +103,9 @@ class Objective(Protocol):
         del model, population, noise
         return state
 
-    def first(self) -> "Objective | None":
+    def first(self, model: Model, population: Population) -> "Objective | None":
         """Another, whose optimum is a good place to begin at, and soon found; None where there is none."""
+        del model, population
         return None
 
     def near(self, model: Model, population: Population, state: State) -> State:

@@ -23,6 +23,9 @@ from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
 
 GAUSSIAN = ("full_rank", "mean_field")
+_MOST_EFFECTS = {False: 12, True: 4}
+"""Of a subject, by whether the model is integrated: q has about half their square of numbers, whose curvature
+is asked for."""
 FAMILIES = (*GAUSSIAN, "mixture", "flow", "by_occasion")
 
 
@@ -176,6 +179,11 @@ def at_modes(
     found = raw_values(Gaussian(eta, lower), model.sizes(k), "q.correlation" in values, _MOST_CORRELATED)
     finite = torch.stack([torch.isfinite(value).all(0) for value in found.values()]).all(0)
     return {**values, **{name: torch.where(finite, value, values[name]) for name, value in found.items()}}
+
+
+def searched(family: str, model: Model, population: Population) -> bool:
+    """Whether q of each subject is a Gaussian whose optimum is soon found."""
+    return family in GAUSSIAN and 0 < model.size(population) <= _MOST_EFFECTS[model.pk.needs_double]
 
 
 def raw_values(

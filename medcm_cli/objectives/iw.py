@@ -68,9 +68,9 @@ class Iw(Objective):
         own = families.init(self.family, 1, streams, shape, dtype, occasions)
         return State(model.init(streams, dtype) | own, per_subject=tuple(own))
 
-    def first(self) -> Objective | None:
+    def first(self, model: Model, population: Population) -> Objective | None:
         """See ``Objective.first``: where q begins at the modes there."""
-        return Focei() if self.family in families.GAUSSIAN else None
+        return Focei() if families.searched(self.family, model, population) else None
 
     def near(self, model: Model, population: Population, state: State) -> State:
         """See ``Objective.near``."""

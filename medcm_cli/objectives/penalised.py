@@ -72,9 +72,9 @@ class Penalised(Objective):
         assert scale is not None
         return scale * self.priors.penalty(model, values)
 
-    def first(self) -> Objective | None:
+    def first(self, model: Model, population: Population) -> Objective | None:
         """See ``Objective``."""
-        found = self.objective.first()
+        found = self.objective.first(model, population)
         return None if found is None else Penalised(found, self.priors)
 
     def near(self, model: Model, population: Population, state: State) -> State:

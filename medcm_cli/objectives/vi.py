@@ -31,7 +31,6 @@ ESTIMATORS = ("path_derivative", "standard", "entropy")
 POPULATIONS = ("point", "variational")
 SAMPLES = 64  # for an ELBO without noise
 _MOST_CORRELATED = 1 - 1e-12
-_MOST_EFFECTS = 12  # of a subject: the numbers of its q are a tenth of what its curvature has
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,12 @@ class Vi(Objective):
         quiet = replace(self, samples=points.shape[1], estimator="entropy")
         return Criterion(quiet, 1.0, points)
 
-    def first(self) -> Objective | None:
+    def first(self, model: Model, population: Population) -> Objective | None:
         """See ``Objective.first``: where q begins at the modes there."""
-        at_modes = self.family in families.GAUSSIAN and self.initial_sd is None
-        return Focei() if at_modes and self.population == "point" else None
+        return Focei() if self._searched(model, population) and self.initial_sd is None else None
+
+    def _searched(self, model: Model, population: Population) -> bool:
+        return self.population == "point" and families.searched(self.family, model, population)
 
     def profile(self, model: Model, population: Population) -> Profile | None:
         """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``."""
@@ -123,9 +124,9 @@ class Vi(Objective):
         return profiled.begun(model, population, state.trained, alone)
 
     def _profiled(self, model: Model, population: Population) -> Profiled | None:
-        k = model.size(population)
-        if self.population == "variational" or self.family not in families.GAUSSIAN or k > _MOST_EFFECTS:
+        if not self._searched(model, population):
             return None
+        k = model.size(population)
         return Profiled(_points(k), self.family == "full_rank" and k > 1, self.describe())
 
     def restored(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:

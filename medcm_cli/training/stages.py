@@ -56,7 +56,16 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
         course = replace(course, stop=True, brief=not by.fixed)
     if polish and course.near > 0 and course.stop and not minibatches:
         stage = replace(course, brief=True, graph=False, checkpoint_every=course.epochs)
-        begin = _optimum(model, objective.first(), population, double, streams, make_optimizer, stage, dtype)
+        begin = _optimum(
+            model,
+            objective.first(model, population),
+            population,
+            double,
+            streams,
+            make_optimizer,
+            stage,
+            dtype,
+        )
         course = course if begin is None else replace(course, near=2)
     before = time.perf_counter()
     trained = train(
