@@ -1,6 +1,7 @@
 """A batch of fits from its beginning to its end: to another objective's optimum first, where theirs begins
 there; along its own gradient; and by Newton's method, where it has no noise, or a profile."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
     :param double: their subjects in double precision. :param polish: whether they end by Newton's method.
     """
     minibatches = course.batch_subjects is not None and course.batch_subjects < population.shape[1]
+    started = time.perf_counter()
     by = polish_of(model, objective, population, minibatches) if polish else None
     begin = None
     if by is not None:
@@ -50,6 +52,7 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
         stage = replace(course, brief=True, graph=False, checkpoint_every=course.epochs)
         begin = _optimum(model, objective.first(), population, double, streams, make_optimizer, stage, dtype)
         course = course if begin is None else replace(course, near=2)
+    begun = time.perf_counter()
     trained = train(
         model,
         objective,
@@ -63,7 +66,12 @@ def fitted(  # noqa: PLR0913 (each is one thing that a batch needs)
         device,
         begin,
     )
-    return trained if by is None else polished(model, by, double(), streams, trained, course.log)
+    over = time.perf_counter()
+    if by is not None:
+        trained = polished(model, by, double(), streams, trained, course.log)
+    # The loop's own seconds count what it had done before it was interrupted.
+    aside = begun - started + time.perf_counter() - over
+    return replace(trained, seconds=trained.seconds + aside)
 
 
 def _optimum(

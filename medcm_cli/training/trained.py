@@ -41,7 +41,7 @@ class Trained:
     to the end. Rows of a failed fit after its failure are not valid. ``state`` the final state, that of a
     failed fit as it was when it failed; ``unconverged`` (B,) the largest share of subjects whose mode was
     not found at a checkpoint (0 without modes); ``redraws`` (B,) how often its initialisation was drawn
-    again; ``seconds`` wall-clock time of the training loop; ``replayed`` how many epochs were those of a CUDA
+    again; ``seconds`` wall-clock time of all its stages; ``replayed`` how many epochs were those of a CUDA
     graph; ``ends`` of fits that end where they have converged, None of others. All tensors are on the CPU.
     """
 
