@@ -130,7 +130,7 @@ def _to_ends(epochs: int, folder: str) -> dict[str, Job]:
 
 
 def _train_to_ends(job: Job) -> float:
-    """Seconds of the training loop."""
+    """Seconds of all stages of a training."""
     return job.train([(fold, 1) for fold in range(1, FEW_FITS + 1)]).seconds
 
 

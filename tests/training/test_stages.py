@@ -1,7 +1,9 @@
 """Fits of several stages: where a fit begins that another objective has led to, and what it goes on with."""
 
 import functools
+import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Focei, Iw, Objective, Vi
 from medcm_cli.pk import one_compartment
+from medcm_cli.training import stages
 from medcm_cli.training.beginning import How, begun
 from medcm_cli.training.course import Course
-from medcm_cli.training.polish import RULE
+from medcm_cli.training.polish import RULE, polished
 from medcm_cli.training.stages import fitted
 from medcm_cli.training.steppers import MakeOptimizer
 from medcm_cli.training.trained import Trained
@@ -119,3 +122,19 @@ def test_no_fit_begins_without_variability(plain: Model) -> None:
     assert bool((omega >= 0.0999 * drawn).all())
     assert bool((omega < 0.5 * drawn).any())
     assert bool((torch.tanh(values["correlation"]).abs() < 0.9901).all())
+
+
+@pytest.mark.parametrize(("polish", "seconds"), [(False, 0), (True, 200)])
+def test_seconds_are_those_of_all_stages(
+    plain: Model, monkeypatch: pytest.MonkeyPatch, polish: bool, seconds: float
+) -> None:
+    now = [0.0]
+
+    def slowly(*arguments: Any) -> Trained:
+        now[0] += 100
+        return polished(*arguments)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stages, "polished", slowly)
+    # Twice: at the optimum of focei, and at its own.
+    assert fit(plain, Vi(), replace(COURSE, epochs=2), polish, STILL).seconds == seconds
