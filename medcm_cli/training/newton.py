@@ -21,6 +21,8 @@ LEAST = 1e-3
 """OFV that a step of Newton's method would still gain where a fit has converged, at most."""
 TURNS = 5  # how often better modes are found where a search has ended
 STEPS = 200
+SOON = 40
+"""Steps at most of a search for a place that is near enough."""
 _DIFFERENCE = 1e-4
 _HALVINGS = 15
 _FEWER = 0.8  # of the fits of an evaluation, below which it is worth one of its own
@@ -89,8 +91,8 @@ class Search:
 
     def run(self, enough: float | None = None) -> Found:
         """Until no fit goes on; with ``enough``, until none would gain so much OFV as far as is known, which
-        nothing is asked anew for."""
-        for _ in range(STEPS):
+        nothing is asked anew for, or for ``SOON`` steps."""
+        for _ in range(STEPS if enough is None else SOON):
             self._hessian = made_positive(self._hessian)
             inverse = inverse_of_saddle(self._hessian)
             step = -(inverse @ self._gradient.T[..., None])[..., 0].T  # (F, B)
