@@ -49,14 +49,6 @@ class PopulationPosterior(NamedTuple):
     name: str
 
 
-class Profile(NamedTuple):
-    """Of an objective of which subjects have values of their own: the same without noise, these at their
-    optimum, as ``objective``; and at how many ``places`` at once it asks for the prediction of a subject."""
-
-    objective: "Objective"
-    places: int
-
-
 @runtime_checkable
 class Objective(Protocol):
     """Minimised by ``training.loop.train``. Functions of their arguments only: an objective holds options,
@@ -124,9 +116,9 @@ class Objective(Protocol):
         same likelihood and has no step where a search leads elsewhere; None where it has to be searched."""
         return None
 
-    def profile(self, model: Model, population: Population) -> Profile | None:
-        """A function of what subjects share alone, with the same optimum but for what points that stay what
-        they are leave out; None where there is none."""
+    def profile(self, model: Model, population: Population) -> "Criterion | None":
+        """The same without noise, and of what subjects share alone, their own values at their optimum; it has
+        the same optimum but for what points that stay what they are leave out. None where there is none."""
         del model, population
         return None
 

@@ -12,7 +12,7 @@ from medcm_cli.errors import InputError
 from medcm_cli.model import Model, Values
 from medcm_cli.model.penalty import Priors
 from medcm_cli.numerics.streams import Stream
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
 from medcm_cli.runs.description import Description
 
 SHARE = "priors.share"
@@ -106,10 +106,10 @@ class Penalised(Objective):
         held = self.objective.held()
         return None if held is None else Penalised(held, self.priors)
 
-    def profile(self, model: Model, population: Population) -> Profile | None:
+    def profile(self, model: Model, population: Population) -> Criterion | None:
         """See ``Objective``."""
         found = self.objective.profile(model, population)
-        return found and found._replace(objective=Penalised(found.objective, self.priors))
+        return found and replace(found, objective=Penalised(found.objective, self.priors))
 
     def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
         """See ``Objective``."""

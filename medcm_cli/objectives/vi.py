@@ -20,7 +20,7 @@ from medcm_cli.model.rows import raw_of
 from medcm_cli.numerics.normal import LOG_2PI, normal_points
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.objectives import families
-from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, Profile, State
+from medcm_cli.objectives.base import Criterion, Objective, PopulationPosterior, State
 from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.focei import Focei
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
@@ -109,10 +109,10 @@ class Vi(Objective):
     def _searched(self, model: Model, population: Population) -> bool:
         return self.population == "point" and families.searched(self.family, model, population)
 
-    def profile(self, model: Model, population: Population) -> Profile | None:
+    def profile(self, model: Model, population: Population) -> Criterion | None:
         """See ``Objective.profile``: of a Gaussian q, over the points of ``criterion``."""
         found = self._profiled(model, population)
-        return None if found is None else Profile(found, found.points.shape[1])
+        return None if found is None else Criterion(found, 1.0, places=found.points.shape[1])
 
     def profiled(self, model: Model, population: Population, state: State) -> dict[str, Tensor]:
         """See ``Objective.profiled``."""

@@ -96,7 +96,6 @@ def polished(
     assert trained.ends is not None
     chosen, fixed, dtype = polish.criterion, polish.fixed, torch.float64
     objective = chosen.objective if isinstance(chosen, Criterion) else chosen
-    scale = chosen.scale if isinstance(chosen, Criterion) else objective.describe().scale
     begun = objective.init(model, population, streams, dtype)
     values = trained.layout.unpack(trained.ends.values.to(dtype))
     carried = {
@@ -105,6 +104,7 @@ def polished(
     }
     whole = replace(begun, trained=values, carried=carried)
     profile = objective.profile(model, population) if polish.profiled else None
+    judged = chosen if profile is None else profile
     searched, state, length = objective, whole, None
     if profile is not None:
         shared = {name: value for name, value in values.items() if name not in begun.per_subject}
@@ -125,8 +125,8 @@ def polished(
     evaluation = evaluated(searched, torch.arange(len(streams), device="cpu"))
     alive = torch.tensor([failure is None for failure in trained.failures], device="cpu")
     free = ~evaluation.layout.rows(fixed)
-    if scale is not None:
-        unit = torch.full_like(trained.ends.objective.to(dtype), 2 / scale)
+    if isinstance(judged, Criterion):
+        unit = torch.full_like(trained.ends.objective.to(dtype), 2 / judged.scale)
     else:  # as if it were that of a normal error
         unit = population.observation_count / trained.ends.objective.to(dtype).abs().clamp(min=1e-300)
     places = evaluation.layout.places

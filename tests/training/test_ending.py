@@ -34,13 +34,6 @@ STREAMS = [Stream(5, 1, replicate) for replicate in (1, 2, 3)]
 COURSE = Course(2000, 100, log=True, stop=True)
 
 
-@pytest.fixture
-def plain() -> Model:
-    """Without a network, so that everything has an optimum."""
-    network = CovariateNetwork.build([], ["CL", "V1"], {}, {"CL": 0.2, "V1": 2.0})
-    return Model(network, one_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
-
-
 def make_population(subjects: int, fits: int) -> Population:
     """Subjects who differ in CL and V1, eight levels after one dose each."""
     generator = np.random.default_rng(4)

@@ -1,32 +1,17 @@
 """Where the end of an objective with noise is: at the optimum of its profile."""
 
-import functools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.model import Model
 from medcm_cli.numerics.normal import normal_points
-from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Vi
-from medcm_cli.pk import one_compartment
-from medcm_cli.training.course import Course
 from medcm_cli.training.loop import train
 from medcm_cli.training.polish import RULE, polish_of, polished
 from tests.helpers import F64
-from tests.training.test_ending import ends_of, make_population
-
-ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)
-STREAMS = [Stream(5, 1, replicate) for replicate in (1, 2, 3)]
-COURSE = Course(2000, 100, log=True, stop=True)
-
-
-@pytest.fixture
-def plain() -> Model:
-    """Without a network, so that everything has an optimum."""
-    network = CovariateNetwork.build([], ["CL", "V1"], {}, {"CL": 0.2, "V1": 2.0})
-    return Model(network, one_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
+from tests.training.test_ending import ADAM, COURSE, STREAMS, ends_of, make_population
 
 
 def test_vi_ends_where_the_bound_over_points_has_no_gradient(plain: Model) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualError
+from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Focei, Iw, Objective, Vi
-from medcm_cli.pk import one_compartment
 from medcm_cli.training import stages
 from medcm_cli.training.beginning import How, begun
 from medcm_cli.training.course import Course
@@ -28,15 +27,6 @@ STREAMS = [Stream(5, 1, replicate) for replicate in (1, 2)]
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, fused=True)
 STILL = functools.partial(torch.optim.Adam, lr=1e-12, fused=True)
 COURSE = Course(600, 25, log=True, stop=True, near=1)
-
-
-def model_of(network: CovariateNetwork) -> Model:
-    return Model(network, one_compartment(), RandomEffects(("CL", "V1")), ResidualError(("additive",)))
-
-
-@pytest.fixture
-def plain() -> Model:
-    return model_of(CovariateNetwork.build([], ["CL", "V1"], {}, {"CL": 0.2, "V1": 2.0}))
 
 
 def fit(
