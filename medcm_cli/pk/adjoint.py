@@ -16,18 +16,28 @@ from medcm_cli.pk.tableaux import coefficients
 def adjoint(
     call: Call, march: March, path: Path, tensors: Sequence[Tensor], needs: Sequence[bool], bar: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The gradient by the amounts at the beginning, from that by those at the end, and by ``tensors``."""
-    bar = sound(march, bar)
+    """The gradient by the amounts at the beginning, from ``bar``, that by what ``call`` asks for, and by
+    ``tensors``."""
+    bar, between = split(call, sound(march, bar))
     if isinstance(march, CompiledMarch):
-        bar, all_of_them = march.gradients(path, bar, [tensor.shape for tensor in tensors])
+        bar, all_of_them = march.gradients(path, bar, [tensor.shape for tensor in tensors], between)
         grads = [grad if need else None for grad, need in zip(all_of_them, needs, strict=True)]
         return bar, [None if grad is None else sound(march, grad) for grad in grads]
     slopes = slopes_along(call, march, path, tensors, needs)
     for numbers in reversed(pieces(march, path)):
         slopes.at(numbers)
-        bars, bar = backwards(march, path, numbers, slopes.slope, bar)
+        bars, bar = backwards(march, path, numbers, slopes.slope, bar, between=between)
         slopes.add_gradient(bars)
     return bar, [None if grad is None else sound(march, grad) for grad in slopes.gradients()]
+
+
+def split(call: Call, bar: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """From the gradient by what ``call`` asks for that by the end, and those by what is there after each
+    step before the last, where these are asked for."""
+    if not call.each:
+        return bar, ()
+    *between, last = bar.unbind(0)
+    return last, between
 
 
 def backwards(
@@ -37,11 +47,13 @@ def backwards(
     slope: Tensor,
     bar: Tensor,
     source: Tensor | None = None,
+    between: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Along some steps, from the gradient (C, ..., S, N, B) by what is there at their end to those by the
     changes at each stage (I, C, ..., S, N, B), and by what was there at the beginning.
 
-    :param slope: of ``Slopes``. :param source: (C, I, S, N, B), gradients by stages as such.
+    :param slope: of ``Slopes``. :param source: (C, I, S, N, B), gradients by stages as such. :param between:
+        gradients by what is there after each step of the path but the last, as such.
     """
     tableau, used = march.tableau, march.tableau.used
     more = [1] * (bar.ndim - 4)
@@ -56,8 +68,8 @@ def backwards(
     rows = coefficients(tableau, bar.dtype, bar.device).later
     sources = None if source is None else source.unbind(1)
     after = [flat[:, i + 1 :] for i in range(used)]
-    for place in reversed(range(len(numbers))):
-        h = path.steps[numbers[place]][1]
+    for place, number in reversed([*enumerate(numbers)]):
+        h = path.steps[number][1]
         backs[used].copy_(bar)
         for i in reversed(range(used)):
             at, back = place * used + i, backs[i]
@@ -68,6 +80,8 @@ def backwards(
                 back.copy_(times(inverted[at].view(len(bar), len(bar), *more, *bar.shape[-3:]), back))
                 bars[at].add_(back, alpha=h * tableau.diagonal)
         bar = by_stages.sum(0)
+        if between and number:
+            bar.add_(between[number - 1])
     return bars, bar
 
 

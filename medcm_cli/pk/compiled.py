@@ -175,9 +175,11 @@ class CompiledMarch(March):
             return largest
         return self._of_fits(self.square[None], largest)
 
-    def gradients(self, path: Path, bar: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, list[Tensor]]:
+    def gradients(
+        self, path: Path, bar: Tensor, shapes: Sequence[torch.Size], between: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """By the amounts at the beginning and by the tensors of ``Where``, of these ``shapes``, from that by
-        the end."""
+        the end, and those by what is there after each step ``between``."""
         lost = None if self.lost is None else self.lost.flatten()
         # A tensor in two places would be compiled for anew.
         flat, where = _own(bar), self.flat_where
@@ -187,8 +189,11 @@ class CompiledMarch(March):
             tuple(map(torch.zeros_like, where.values)),
             tuple(map(torch.zeros_like, where.inflow)),
         )
-        for (s, h), x in zip(reversed(path.steps), reversed(path.stages), strict=True):
+        for number, (s, h) in reversed([*enumerate(path.steps)]):
+            x = path.stages[number]
             flat, by = self.steps.back(_own(x), x.new_tensor(s), x.new_tensor(h), where, flat, by)
+            if between and number:
+                flat = flat + between[number - 1].flatten(1)
             if lost is not None:
                 flat = flat.masked_fill(lost, 0)
         inflow = [torch.stack(by.inflow)] if by.inflow else []

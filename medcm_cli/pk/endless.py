@@ -14,7 +14,7 @@ from medcm_cli.pk import periodic
 from medcm_cli.pk.change import Right, Where
 from medcm_cli.pk.dosing import Values
 from medcm_cli.pk.moving import Tangents, along, stacked
-from medcm_cli.pk.stages import Call
+from medcm_cli.pk.stages import Call, How
 from medcm_cli.pk.steady import Followed, Period, Slope, Tolerance, nearly, searched, solution, unit_of
 from medcm_cli.pk.steps import Control, Way
 from medcm_cli.pk.stretch import Stretch, tensors_of
@@ -49,14 +49,7 @@ class Run(Protocol):
     def alone(self) -> "Run":
         """Without derivatives beside the amounts."""
 
-    def along(
-        self,
-        stretch: Stretch,
-        state: Tensor,
-        control: Control,
-        fit: tuple[Tensor, int] | None = None,
-        known: Way | None = None,
-    ) -> Tensor:
+    def along(self, stretch: Stretch, state: Tensor, how: How) -> Tensor:
         """Amounts at the end of a stretch."""
 
 
@@ -71,11 +64,12 @@ class _Doses(NamedTuple):
 
 class Reached(NamedTuple):
     """``amounts`` (C, S, N, B), or (C, 1 + K, S, N, B), at the time of an event; whether (S, N, B) they are
-    ``settled``, what a series leads to; ``pace``: the first step after a dose of it at that time, h."""
+    ``settled``, what a series leads to; ``ways`` along the stretches of a period from there, where these are
+    known."""
 
     amounts: Tensor
     settled: Tensor
-    pace: float | None = None
+    ways: Sequence[Way] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,7 @@ class Steady:
         found = self._differentiable(x, inverse)
         if not self._returns():
             return Reached(self.after(found, "latest"), settled)
-        return Reached(found, settled, self._pace if self.known else None)
+        return Reached(found, settled, self.known)
 
     def _wanted(self, like: Tensor) -> Tensor:
         return self.series.present.expand_as(like[0])
@@ -140,7 +134,7 @@ class Steady:
         doses = self._with_parts(self._doses("interval"))
         parts = [
             periodic.Part(
-                Call(right, fine, stretch.inflow is not None, notes=self.run.notes),
+                Call(right, How(fine), stretch.inflow is not None, notes=self.run.notes),
                 tensors_of(right, stretch),
             )
             for stretch in doses.stretches
@@ -148,12 +142,6 @@ class Steady:
         within = Tolerance(fine.rtol, fine.atol, fine.rtol, fine.atol)
         found = periodic.solved(parts, doses.at_once, begin, wanted, within)
         return None if found is None else (*found, doses)
-
-    @property
-    def _pace(self) -> float:
-        """The first step of a period that is known, h."""
-        march, path = self.known[0]
-        return path.steps[0][1] * float(march.where.width.mean())
 
     def _nothing(self) -> Tensor:
         """Amounts before the first dose, (C, S, N, B)."""
@@ -221,7 +209,7 @@ class Steady:
         state = state + given
         ways = self.known if self.known and hours == "interval" else [None] * len(doses.stretches)
         for stretch, way in zip(doses.stretches, ways, strict=True):
-            state = self.run.along(stretch, state, self.control, self.fit, way)
+            state = self.run.along(stretch, state, How(self.control, self.fit, way))
         return state
 
     @cached_property

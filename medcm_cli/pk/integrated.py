@@ -6,7 +6,7 @@ Where K of these are asked for, amounts are (C, 1 + K, S, N, B), their derivativ
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +22,12 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.linear_part import LinearPart, linear_parts
 from medcm_cli.pk.modal import carried
 from medcm_cli.pk.moving import Moving, Tangents, moving, stacked
+from medcm_cli.pk.passing import SPARSE, Passing, last_of
 from medcm_cli.pk.schedule import Schedule
-from medcm_cli.pk.stages import Call
+from medcm_cli.pk.stages import Call, How
 from medcm_cli.pk.steps import Control, Way
 from medcm_cli.pk.stretch import Stretch, moved_by, share, tensors_of, turned_parts
 from medcm_cli.pk.timeline import Series, Timeline, follow, timeline
-
-# Where fewer trajectories than this share of all have a width, the others are left out.
-_SPARSE = 0.8
 
 
 class Integrable(Dosed, Protocol):
@@ -120,18 +118,28 @@ def _turned(start: Callable[[Values], Tensor | None], z: Values, wrt: Sequence[D
     return found if again else [turn.detach() for turn in found]
 
 
+class _Known(NamedTuple):
+    """How long the step after an event may be, h, ``pace``; the way along a whole ``period`` from there, and
+    how long that is, h."""
+
+    pace: float
+    period: tuple[Way, Tensor] | None = None
+
+
 @dataclass(frozen=True)
 class _Run:
     """A model along one time line; ``wrt`` and how each of these moves it; ``notes`` of the solver's;
-    ``paces``: of an event, how long the step after it may be, h, where what came before tells; ``part``, if
-    it is followed apart, and the derivatives of what is named of it along ``wrt``."""
+    ``known``: of what follows an event, where what came before tells; ``passed``: amounts at the end of an
+    interval, found with one before it; ``part``, if it is followed apart, and the derivatives of what is
+    named of it along ``wrt``."""
 
     pk: Integrable
     line: Timeline
     wrt: tuple[Direction, ...]
     moves: Sequence[Moving]
     notes: list[str] = field(default_factory=list)
-    paces: dict[int, float] = field(default_factory=dict)
+    known: dict[int, _Known] = field(default_factory=dict)
+    passed: dict[int, Tensor] = field(default_factory=dict)
     part: LinearPart | None = None
     turned_part: Sequence[Values] = ()
 
@@ -160,13 +168,21 @@ class _Run:
 
     def advance(self, interval: int, state: Tensor) -> Tensor:
         """Along an interval of the time line."""
+        if interval in self.passed:
+            return self.passed.pop(interval)
         line, counts = self.line, self.line.counts
         fixed = not line.width.requires_grad and not any("width" in move.line for move in self.moves)
-        pace = self.paces.pop(interval, None)
+        known = self.known.pop(interval, None)
         if fixed and not counts.share[interval]:
-            if pace is not None:
-                self.paces[interval + 1] = pace
+            if known is not None:
+                self.known[interval + 1] = known
             return state
+        sparse = fixed and counts.share[interval] < SPARSE
+        last = interval + 1 if sparse else last_of(line, interval, fixed)
+        events = [e for e in range(interval + 1, last + 1) if not fixed or counts.share[e - 1]]
+        period = self._period(known, interval, events, state) if fixed and not sparse else None
+        if period is not None or len(events) > 1:
+            return self._pass(interval, events, state, known, period)
         moved: list[Tangents] = [move.at(interval) for move in self.moves]
         for k, turned in enumerate(self.turned_part):
             moved[k] = {**moved[k], **{n: of[interval] if of.ndim > 3 else of for n, of in turned.items()}}
@@ -183,33 +199,73 @@ class _Run:
             else None,
         )
         hours, ahead = counts.hours[interval], list[float]()
-        first = None if pace is None or not hours else pace / hours
-        follow = _some if fixed and counts.share[interval] < _SPARSE else _Run.along
-        end = follow(self, stretch, state, self.pk.control, first=first, ahead=ahead)
+        first = None if known is None or not hours else known.pace / hours
+        how = How(self.pk.control, first=first, ahead=ahead)
+        end = _some(self, stretch, state, how) if sparse else self.along(stretch, state, how)
         if ahead and counts.smooth[interval + 1]:
-            self.paces[interval + 1] = ahead[0] * hours
+            self.known[interval + 1] = _Known(ahead[0] * hours)
         return end
+
+    def _period(
+        self, known: _Known | None, interval: int, events: list[int], state: Tensor
+    ) -> tuple[Way, Tensor] | None:
+        """The period that begins with an interval, where it is known and what is there is what it begins
+        with. Events after it are taken off ``events``."""
+        if known is None or known.period is None or any(value.ndim == 4 for value in self.line.z.values()):
+            return None
+        (_, path), hours = known.period
+        begin, there = path.stages[0][0], state if state.ndim == 4 else state[:, 0]
+        control = self.pk.control
+        if bool(((there - begin).abs() > control.rtol * begin.abs() + control.atol).any()):
+            return None
+        gone = self.line.width[interval : events[-1]].cumsum(0)
+        within = (gone <= hours).flatten(1).all(1).tolist()
+        events[:] = [event for event in events if within[event - interval - 1]]
+        return known.period if events else None
+
+    def _pass(
+        self,
+        first: int,
+        events: Sequence[int],
+        state: Tensor,
+        known: _Known | None,
+        period: tuple[Way, Tensor] | None,
+    ) -> Tensor:
+        """Along all intervals up to the last of some events, which change nothing: to the first of these."""
+        counts, last = self.line.counts, events[-1]
+        run = self if period is None else replace(self, part=None, turned_part=())
+        passing = Passing(self.line, first, last, self.moves, run.turned_part)
+        whole, hours = passing.whole(), sum(counts.hours[first:last])
+        places, ahead = list[float](), list[float]()
+        if period is None:
+            tried = None if known is None or not hours else known.pace / hours
+            how = How(self.pk.control, first=tried, ahead=ahead, places=places)
+        else:
+            whole = replace(whole, width=period[1].expand(state.shape[-3:]))
+            how = How(self.pk.control, known=period[0], places=places)
+        after = run.along(whole, state, how)
+        inner = events if period is not None else events[:-1]
+        found = dict[int, Tensor]() if period is not None else {last: after[-1]}
+        step = How(self.pk.control, first=1.0)
+        begins = torch.cat([state[None], after[:-1]])
+        for numbers, stretch, begin in passing.steps(inner, whole, places, begins):
+            ends = run.along(stretch, begin, step).unflatten(-3, (len(numbers), -1)).unbind(-4)
+            found |= dict(zip(numbers, ends, strict=True))
+        for event in range(first + 1, last + 1):
+            state = found.get(event, state)
+            self.passed[event - 1] = state
+        if ahead and counts.smooth[last]:
+            self.known[last] = _Known(ahead[0] * hours)
+        return self.passed.pop(first)
 
     def alone(self) -> "_Run":
         """Without derivatives beside the amounts."""
         return replace(self, wrt=(), moves=())
 
-    def along(
-        self,
-        stretch: Stretch,
-        state: Tensor,
-        control: Control,
-        fit: tuple[Tensor, int] | None = None,
-        known: Way | None = None,
-        first: float | None = None,
-        ahead: list[float] | None = None,
-    ) -> Tensor:
-        """Amounts at the end of a stretch.
-
-        :param known: how they get there, where that is. :param first, ahead: as of ``Call``.
-        """
+    def along(self, stretch: Stretch, state: Tensor, how: How) -> Tensor:
+        """Amounts at the end of a stretch, or after each step, as ``how`` asks."""
         if self.part is None:
-            return self._followed(self.right, stretch, state, control, fit, known, first, ahead)
+            return self._followed(self.right, stretch, state, how)
         part, order = self.part, [*self.part.inside, *self.part.outside]
         inside, outside = (stretch.some(places) for places in (part.inside, part.outside))
         own = carried(part, stretch.z, state[[*part.inside]], stretch.width, inside.inflow, inside.moved)
@@ -217,20 +273,18 @@ class _Run:
         moved = [{**by, **more} for by, more in zip(outside.moved, own.moved, strict=True)]
         rest = replace(outside, z={**stretch.z, **own.values}, moved=moved)
         right = Right(self.pk.right_side, (), formula=part.fed if fed else part.alone)
-        end = self._followed(right, rest, state[[*part.outside]], control, fit, None, first, ahead)
-        return torch.cat([own.end, end])[[order.index(c) for c in range(len(order))]]
+        end, there = self._followed(right, rest, state[[*part.outside]], how), own.end
+        if how.places is not None:
+            at = stretch.width.new_tensor([*how.places[1:], 1.0]).view(-1, 1, 1, 1)
+            moved = [{n: at * by if n == "width" else by for n, by in of.items()} for of in inside.moved]
+            begin = state[[*part.inside]].unsqueeze(-4)
+            own = carried(part, stretch.z, begin, at * stretch.width, inside.inflow, moved)
+            there = own.end.movedim(-4, 1)
+            end = end.transpose(0, 1)
+        found = torch.cat([there, end])[[order.index(c) for c in range(len(order))]]
+        return found if how.places is None else found.transpose(0, 1)
 
-    def _followed(
-        self,
-        right: Right,
-        stretch: Stretch,
-        state: Tensor,
-        control: Control,
-        fit: tuple[Tensor, int] | None,
-        known: Way | None,
-        first: float | None,
-        ahead: list[float] | None,
-    ) -> Tensor:
+    def _followed(self, right: Right, stretch: Stretch, state: Tensor, how: How) -> Tensor:
         """The same, by steps."""
         tensors, pairs, moved = tensors_of(right, stretch), list[tuple[int, int]](), list[Tensor]()
         plain = state.ndim == 4
@@ -239,20 +293,16 @@ class _Run:
             moved += own.values()
         call = Call(
             right,
-            control,
+            how,
             inflow=stretch.inflow is not None,
-            fit=fit,
             moves=tuple(pairs),
             notes=self.notes,
-            compiled=self.pk.compiled and plain and not known,
-            known=known,
-            first=first,
-            ahead=[] if ahead is None else ahead,
+            compiled=self.pk.compiled and plain and how.known is None,
         )
         if plain:
             return follow_interval(call, state, tensors)
         end, tangents = follow_with(call, state[:, 0], state[:, 1:], tensors, moved)
-        return torch.cat([end[:, None], tangents], 1)
+        return torch.cat([end.unsqueeze(-4), tangents], -4)
 
     def steady(self, series: Series) -> tuple[Tensor, Tensor]:
         """Amounts that a series has led to, and whether (S, N, B) it has."""
@@ -261,20 +311,16 @@ class _Run:
         whole = replace(self, part=None, turned_part=())
         found = Steady(whole, series, moved, self.pk.control).reached()
         begun = self.line.counts.begun[number]
-        if found.pace is not None and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
-            self.paces[next(iter(begun))] = found.pace
+        if found.ways and len(begun) == 1 and bool(all(of.all() for of in begun.values())):
+            way, *others = found.ways
+            march, path = way
+            pace = path.steps[0][1] * float(march.where.width.mean())
+            single = not others and march.where.inflow is None
+            self.known[next(iter(begun))] = _Known(pace, (way, series.interval) if single else None)
         return found.amounts, found.settled
 
 
-def _some(
-    run: _Run,
-    stretch: Stretch,
-    state: Tensor,
-    control: Control,
-    *,
-    first: float | None,
-    ahead: list[float],
-) -> Tensor:
+def _some(run: _Run, stretch: Stretch, state: Tensor, how: How) -> Tensor:
     """Those trajectories alone that have a width."""
     index, fits = (stretch.width != 0).flatten().nonzero().flatten(), state.shape[-1]
 
@@ -297,5 +343,5 @@ def _some(
         None if stretch.parts is None else [chosen(value) for value in stretch.parts],
         stretch.turned and [{place: chosen(turn) for place, turn in of.items()} for of in stretch.turned],
     )
-    end = run.along(part, chosen(state), control, (index % fits, fits), None, first, ahead)
+    end = run.along(part, chosen(state), how._replace(fit=(index % fits, fits)))
     return state.flatten(-3).index_copy(-1, index, end.flatten(-3)).view_as(state)

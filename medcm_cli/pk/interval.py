@@ -18,14 +18,14 @@ from medcm_cli.pk.tangents import adjoint_with, carried
 
 
 def follow(call: Call, amounts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Amounts (C, S, N, B) at the end of an interval, differentiable to any order; not a number where there
-    is no way.
+    """Amounts (C, S, N, B) at the end of an interval, or (n, C, S, N, B) after each of the n steps of it, as
+    ``call`` asks, differentiable to any order; not a number where there is no way.
 
     :param tensors: those of ``Where``.
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (amounts, *tensors)):
         return _Follow.apply(call, amounts, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return call.followed(amounts, tensors, keep=False)[1].end
+    return call.reached(*call.followed(amounts, tensors, keep=False))
 
 
 def follow_with(
@@ -41,7 +41,8 @@ def follow_with(
         )
     with torch.no_grad():
         march, path = call.followed(amounts, tensors, keep=True)
-        return path.end, carried(call, march, path, Inputs(amounts, tangents, tensors, moved))
+        turned = carried(call, march, path, Inputs(amounts, tangents, tensors, moved))
+        return call.reached(march, path), turned
 
 
 class _Follow(torch.autograd.Function):
@@ -50,14 +51,14 @@ class _Follow(torch.autograd.Function):
         ctx.call = call
         ctx.march, ctx.path = call.followed(amounts, tensors, keep=True)
         ctx.save_for_backward(amounts, *tensors)
-        end: Tensor = ctx.path.end
-        return end
+        return call.reached(ctx.march, ctx.path)
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:
         amounts, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *gradients(ctx.march, ctx.path, (), Inputs(amounts, None, tensors, ()), [bar])
+            given = Inputs(amounts, None, tensors, ())
+            return None, *gradients(ctx.call, ctx.march, ctx.path, given, [bar])
         needs = ctx.needs_input_grad[2:]
         bar, grads = adjoint(ctx.call, ctx.march, ctx.path, tensors, needs, bar)
         return None, bar, *grads
@@ -72,14 +73,15 @@ class _FollowWith(torch.autograd.Function):
         given = Inputs(amounts, tangents, others[:count], others[count:])
         ctx.march, ctx.path = call.followed(amounts, given.tensors, keep=True)
         ctx.save_for_backward(amounts, tangents, *others)
-        return ctx.path.end, carried(call, ctx.march, ctx.path, given, ctx.stages)
+        turned = carried(call, ctx.march, ctx.path, given, ctx.stages)
+        return call.reached(ctx.march, ctx.path), turned
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor, bars: Tensor) -> Any:
         amounts, tangents, *others = ctx.saved_tensors
         given = Inputs(amounts, tangents, others[: ctx.count], others[ctx.count :])
         if torch.is_grad_enabled():
-            return None, None, *gradients(ctx.march, ctx.path, ctx.call.moves, given, [bar, bars])
+            return None, None, *gradients(ctx.call, ctx.march, ctx.path, given, [bar, bars])
         needs = ctx.needs_input_grad[4 : 4 + ctx.count]
         found = adjoint_with(ctx.call, ctx.march, ctx.path, given, ctx.stages, needs, (bar, bars))
         return None, None, *found

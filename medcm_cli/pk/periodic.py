@@ -208,9 +208,10 @@ def _along(
             source = change[:, None]
         else:
             source = state.new_zeros(len(state), 0, stages, *state.shape[2:])
-        at_stages, state = forwards(march, path, numbers, of.slope, source, state, keep=True)
+        at_stages, reached = forwards(march, path, numbers, of.slope, source, state, keep=True)
         assert at_stages is not None
         found.append(at_stages)
+        state = reached[-1]
     return (torch.cat(found) if len(found) > 1 else found[0]), state
 
 
@@ -232,7 +233,7 @@ def _checked(call: Call, tensors: Sequence[Tensor], way: Way) -> bool:
     error = march.error[used] * last
     for stage, weight in zip(changes.unbind(2), march.tableau.error, strict=False):
         error.add_(stage, alpha=weight)
-    size, control = begins.abs(), call.control
+    size, control = begins.abs(), call.how.control
     scale = torch.maximum(size[:, 1:], size[:, :-1]).mul_(control.rtol).add_(control.atol)
     squares = error.mul_(lengths).div_(scale).square_()
     return march.norm(squares) <= 1

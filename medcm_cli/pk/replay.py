@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medcm_cli.numerics.square import inverse, times
 from medcm_cli.pk.change import Where, slopes
+from medcm_cli.pk.stages import Call
 from medcm_cli.pk.steps import March, Path
 
 # A step with a fixed matrix, from a solution that is known, makes derivatives exact to one more order.
@@ -39,29 +40,34 @@ class Inputs(NamedTuple):
 
 
 def gradients(
-    march: March, path: Path, moves: Moves, given: Inputs, bars: Sequence[Tensor]
+    call: Call, march: March, path: Path, given: Inputs, bars: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Of <bars, ends> by each of the inputs, differentiable."""
+    """Of <bars, what ``call`` asks for> by each of the inputs, differentiable."""
     with torch.enable_grad():
         # Other names for the same: what amounts were found from is not part of this interval.
         flat = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in given.flat()]
-        ends = replayed(march, path, moves, given.like(flat))
+        ends = replayed(call, march, path, given.like(flat))
         there = [end for end in ends if end is not None]
         return torch.autograd.grad(
             there, flat, list(bars), create_graph=True, allow_unused=True, materialize_grads=True
         )
 
 
-def replayed(march: March, path: Path, moves: Moves, given: Inputs) -> Both:
-    """Amounts and tangents at the end."""
+def replayed(call: Call, march: March, path: Path, given: Inputs) -> Both:
+    """Amounts and tangents at the end, or after each step, as ``call`` asks."""
     at: Both = (given.amounts, given.tangents)
+    each = list[Both]()
     where = Where.of(given.tensors, march.where.inflow is not None)
     for number in range(len(path.steps)):
 
         def changes(s: float, amounts: Tensor, tangents: Tensor | None) -> Both:
-            return _changes(march, s, amounts, tangents, where, moves, given)
+            return _changes(march, s, amounts, tangents, where, call.moves, given)
 
         at = _step(march, path, number, at, changes)
+        each.append(at)
+    if call.each:
+        amounts, tangents = zip(*each, strict=True)
+        at = torch.stack(amounts), None if given.tangents is None else torch.stack(tangents)
     if march.lost is None:
         return at
     return torch.where(march.lost, torch.nan, at[0]), at[1]

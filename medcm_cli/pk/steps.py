@@ -120,10 +120,11 @@ class March:
         self.count = (self._by_fit(there.to(self.x)[None]) * len(amounts)).clamp(min=1)
 
     @torch.no_grad()
-    def path(self, keep: bool = False, first: float | None = None) -> Path:
+    def path(self, keep: bool = False, first: float | None = None, begins: bool = False) -> Path:
         """From 0 to 1.
 
         :param keep: what derivatives need. :param first: the step that is tried first, where one is known.
+        :param begins: what steps begin with is kept, where nothing else is.
         """
         path, s, refused, tried = Path(self.x, [], []), 0.0, False, 0
         self.keep, most = keep, self.most_kept if keep else 0
@@ -138,6 +139,8 @@ class March:
                 path.steps.append((s, h))
                 if keep:
                     path.stages.append(self.x if len(path.steps) > most else stages[: self.tableau.used])
+                elif begins:
+                    path.stages.append(self.x.clone())
                 s = 1.0 if h == 1 - s else s + h
                 self.x, self.size = stages[-1], self.at_end
                 self._leave()
@@ -188,6 +191,12 @@ class March:
             del self.rooms[:1]
         else:
             self.rooms.reverse()
+
+    def reached(self, path: Path) -> Tensor:
+        """Amounts after each of the n steps of ``path``, (n, C, S, N, B)."""
+        begins = [kept[0] if kept.ndim == self.k.ndim else kept for kept in path.stages]
+        after = torch.stack([*begins[1:], path.end])
+        return after if self.lost is None else torch.where(self.lost, torch.nan, after)
 
     @torch.no_grad()
     def stages_of(self, path: Path, number: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medcm_cli.numerics.square import times
-from medcm_cli.pk.adjoint import backwards, multiplied, of_stages, sound
+from medcm_cli.pk.adjoint import backwards, multiplied, of_stages, sound, split
 from medcm_cli.pk.replay import Inputs
 from medcm_cli.pk.slopes import slopes_along, solver
 from medcm_cli.pk.stages import Call, pieces
@@ -28,19 +28,21 @@ def carried(
     given: Inputs,
     kept: list[Tensor] | None = None,
 ) -> Tensor:
-    """Tangents (C, K, S, N, B) at the end; into ``kept``, those at the stages of each piece (I, C, K, S, N,
-    B)."""
+    """Tangents (C, K, S, N, B) at the end, or (n, C, K, S, N, B) after each step, as ``call`` asks; into
+    ``kept``, those at the stages of each piece (I, C, K, S, N, B)."""
     assert given.tangents is not None
     tangents, nothing = sound(march, given.tangents), [False] * len(given.tensors)
-    slopes = slopes_along(call, march, path, given.tensors, nothing)
+    slopes, after = slopes_along(call, march, path, given.tensors, nothing), list[Tensor]()
     for numbers in pieces(march, path):
         slopes.at(numbers)
         source = sound(march, slopes.source(given.moved, tangents.shape[1]))
         keep = kept is not None
-        stages, tangents = forwards(march, path, numbers, slopes.slope, source, tangents, keep)
+        stages, reached = forwards(march, path, numbers, slopes.slope, source, tangents, keep)
+        tangents = reached[-1]
+        after += reached if call.each else []
         if kept is not None and stages is not None:
             kept.append(stages)
-    return tangents
+    return torch.stack(after) if call.each else tangents
 
 
 def forwards(
@@ -51,8 +53,8 @@ def forwards(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and at their end.
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and after each step.
 
     :param source: of the first of the K tangents, (C, L, I, S, N, B) with L at most K; that of others is 0.
     """
@@ -68,7 +70,7 @@ def _one_by_one(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, list[Tensor]]:
     """See ``forwards``."""
     tableau, used, size = march.tableau, march.tableau.used, len(tangents)
     source = _wide(source, tangents.shape[1])
@@ -81,6 +83,7 @@ def _one_by_one(
     flat, flat_stages = changes.flatten(1).t(), stages.flatten(1).unbind(0)
     before = [flat[:, :i] for i in range(used)]
     parts, turned, here = stages.flatten(0, 1).unbind(0), changes.unbind(0), source.unbind(2)
+    after = list[Tensor]()
     for place, number in enumerate(numbers):
         h, begin = path.steps[number][1], tangents.flatten()
         for i in range(used):
@@ -95,7 +98,8 @@ def _one_by_one(
                 stages[room] = times(matrix.select(-4, at)[:, :, None], base)
             multiplied(columns[at], parts[room * size :], turned[i], here[at])
         tangents = torch.addmv(begin, flat, of.weights, alpha=h).view_as(tangents)
-    return (stages if keep else None), tangents
+        after.append(tangents)
+    return (stages if keep else None), after
 
 
 def _side_by_side(
@@ -106,7 +110,7 @@ def _side_by_side(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, list[Tensor]]:
     """The same: what a step makes of tangents is linear in them, so that what all steps make of any, and of
     none, is found first, at once. That is more arithmetic in fewer operations."""
     tableau, used, size, count = march.tableau, march.tableau.used, len(tangents), len(numbers)
@@ -139,7 +143,7 @@ def _side_by_side(
             more = torch.addcmul(more, column[place], of_state)
         reached.append(more)
     if not keep:
-        return None, reached[-1]
+        return None, reached[1:]
     whole = stages.movedim(3, 0)  # (n, used, C, C + L, S, N, B)
     before = torch.stack(reached[:-1])[:, None, None].unbind(3)
     found = tangents.new_empty(*whole.shape[:3], *tangents.shape[1:])
@@ -148,7 +152,7 @@ def _side_by_side(
         found.addcmul_(whole[:, :, :, x, None], before[x])
     if source.shape[1]:
         found[:, :, :, : source.shape[1]].add_(whole[:, :, :, size:])
-    return found.flatten(0, 1), reached[-1]
+    return found.flatten(0, 1), reached[1:]
 
 
 def _wide(values: Tensor, tangents: int) -> Tensor:
@@ -178,17 +182,17 @@ def adjoint_with(
     needs: Sequence[bool],
     bars: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
-    """The gradient by each of the inputs, from that by amounts and tangents at the end.
+    """The gradient by each of the inputs, from that by the amounts and tangents that ``call`` asks for.
 
     :param kept: what ``carried`` kept. :param needs: which tensors need one.
     """
-    bar, turning = (sound(march, of) for of in bars)
+    (bar, between), (turning, turning_between) = (split(call, sound(march, of)) for of in bars)
     slopes = slopes_along(call, march, path, given.tensors, needs, twice=True)
     for numbers, stages in zip(reversed(pieces(march, path)), reversed(kept), strict=True):
         slopes.at(numbers)
-        turned, turning = backwards(march, path, numbers, slopes.slope, turning)
+        turned, turning = backwards(march, path, numbers, slopes.slope, turning, between=turning_between)
         source = slopes.curved(turned, stages, given.moved)
-        changed, bar = backwards(march, path, numbers, slopes.slope, bar, source)
+        changed, bar = backwards(march, path, numbers, slopes.slope, bar, source, between)
         slopes.add_gradient(changed)
         slopes.add_turned(turned)
     grads = [None if g is None else sound(march, g) for g in slopes.gradients()]

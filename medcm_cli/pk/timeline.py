@@ -75,12 +75,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Counts:
-    """What numbers of Python say of events and intervals, each found once: ``width``, ``inflow``, ``jump``
-    and ``series`` are those of a ``Timeline``."""
+    """What numbers of Python say of events and intervals, each found once: ``width``, ``inflow``, ``jump``,
+    ``reset`` and ``series`` are those of a ``Timeline``."""
 
     width: Tensor
     inflow: Tensor
     jump: Tensor
+    reset: Tensor | None
     series: list[Series]
 
     @cached_property
@@ -112,12 +113,14 @@ class Counts:
 
     @cached_property
     def smooth(self) -> list[bool]:
-        """Whether amounts go on at each event as they did, but for resets and other parameters."""
+        """Whether amounts go on at each event as they did, but for other parameters."""
         given = (self.jump.detach() != 0).flatten(1).any(1).tolist()
         runs_in = [False, *self.runs_in, False]
-        begun = {event for of in self.begun for event in of}
+        other = {event for of in self.begun for event in of}
+        if self.reset is not None:
+            other |= {event for event, reset in enumerate(self.reset.flatten(1).any(1).tolist()) if reset}
         return [
-            not any((jump, *runs_in[event : event + 2], event in begun)) for event, jump in enumerate(given)
+            not any((jump, *runs_in[event : event + 2], event in other)) for event, jump in enumerate(given)
         ]
 
 
@@ -229,17 +232,18 @@ def _without_parameters(
     width = (right - left).to(dtype)
     inflow = inflow_of(schedule, given, places, left, states)
     jump = jump_of(given, once, places["start"], len(edges), states)
+    reset = reset_of(schedule, places, len(edges))
     series = [] if endless is None else _series(schedule, doses, endless, places["series"])
     line = Timeline(
         left=left.to(dtype),
         width=width,
         inflow=inflow,
         jump=jump,
-        reset=reset_of(schedule, places, len(edges)),
+        reset=reset,
         series=series,
         seen=places["time"],
         extra=torch.stack([extra(c) for c in range(states)], 1) if observed is None else extra(observed),
-        counts=Counts(width, inflow, jump, series),
+        counts=Counts(width, inflow, jump, reset, series),
     )
     return _Known(line, of, right, [] if endless is None else endless.rows.tolist())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medcm_cli.pk.change import Right
 from medcm_cli.pk.interval import follow, follow_with
-from medcm_cli.pk.stages import Call
+from medcm_cli.pk.stages import Call, How
 from medcm_cli.pk.steps import Control
 from medcm_cli.pk.tableaux import TABLEAUX, Tableau
 
@@ -60,7 +60,7 @@ def inputs(seed: int = 0, subjects: int = 2) -> list[Tensor]:
 
 
 def call(method: str, moves: Sequence[tuple[int, int]] = (), tolerance: float = 1e-9) -> Call:
-    return Call(RIGHT, Control(TABLEAUX[method], tolerance, tolerance), True, None, tuple(moves))
+    return Call(RIGHT, How(Control(TABLEAUX[method], tolerance, tolerance)), True, tuple(moves))
 
 
 def differentiated(value: Callable[..., Tensor], given: Sequence[Tensor]) -> None:
@@ -166,7 +166,7 @@ def test_where_there_is_no_way_others_go_theirs() -> None:
 
     right, unit = Right(rate, ("K",)), torch.ones(1, 1, 4, dtype=F64)
     k = torch.tensor([0.1, torch.nan, 1e3, 0.2], dtype=F64).view(1, 1, 4).requires_grad_()
-    here = Call(right, Control(TABLEAUX["tsit5"], 1e-8, 1e-8), False)
+    here = Call(right, How(Control(TABLEAUX["tsit5"], 1e-8, 1e-8)), False)
     end = follow(here, unit[None], [0 * unit, unit, k])
     assert end.isfinite().flatten().tolist() == [True, False, False, True]
     end[..., [0, 3]].sum().backward()

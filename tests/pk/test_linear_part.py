@@ -124,7 +124,7 @@ MODELS: dict[str, tuple[OdeModel, dict[str, float], tuple[int, ...]]] = {
             volume="KA",
             method="kvaerno5",
             **DOSES,
-            **{**TIGHT, "rtol": 1e-7, "atol": 1e-9},
+            **{**TIGHT, "atol": 1e-10},
         ),
         {"K1": 0.4, "K2": 30.0, "K3": 300.0, "KA": 0.9, **OF_DOSES},
         (0,),

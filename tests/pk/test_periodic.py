@@ -152,7 +152,7 @@ def test_steps_that_are_too_long_there_are_chosen_anew(monkeypatch: pytest.Monke
     monkeypatch.setattr(periodic, "_checked", checked)
 
     def followed(self: Call, *given: Any, **options: Any) -> Any:
-        rough = replace(self, control=replace(self.control, rtol=1e-2, atol=1e-2))
+        rough = replace(self, how=self.how._replace(control=replace(self.how.control, rtol=1e-2, atol=1e-2)))
         return follow(self if checks else rough, *given, **options)
 
     monkeypatch.setattr(Call, "followed", followed)
