@@ -22,7 +22,7 @@ from medcm_cli.pk.interval import follow_with
 from medcm_cli.pk.linear_part import LinearPart, linear_parts
 from medcm_cli.pk.modal import carried
 from medcm_cli.pk.moving import Moving, Tangents, moving, stacked
-from medcm_cli.pk.passing import SPARSE, Passing, last_of
+from medcm_cli.pk.passing import FEWEST, SPARSE, Passing, changes, last_of
 from medcm_cli.pk.schedule import Schedule
 from medcm_cli.pk.stages import Call, How
 from medcm_cli.pk.steps import Control, Way
@@ -181,7 +181,7 @@ class _Run:
         last = interval + 1 if sparse else last_of(line, interval, fixed)
         events = [e for e in range(interval + 1, last + 1) if not fixed or counts.share[e - 1]]
         period = self._period(known, interval, events, state) if fixed and not sparse else None
-        if period is not None or len(events) > 1:
+        if period is not None or len(events) >= FEWEST:
             return self._pass(interval, events, state, known, period)
         moved: list[Tangents] = [move.at(interval) for move in self.moves]
         for k, turned in enumerate(self.turned_part):
@@ -211,12 +211,14 @@ class _Run:
     ) -> tuple[Way, Tensor] | None:
         """The period that begins with an interval, where it is known and what is there is what it begins
         with. Events after it are taken off ``events``."""
-        if known is None or known.period is None or any(value.ndim == 4 for value in self.line.z.values()):
+        if known is None or known.period is None:
+            return None
+        if self.pk.timed or changes(self.line) or self.line.counts.runs_in[interval]:
             return None
         (_, path), hours = known.period
         begin, there = path.stages[0][0], state if state.ndim == 4 else state[:, 0]
         control = self.pk.control
-        if bool(((there - begin).abs() > control.rtol * begin.abs() + control.atol).any()):
+        if not bool(((there - begin).abs() <= control.rtol * begin.abs() + control.atol).all()):
             return None
         gone = self.line.width[interval : events[-1]].cumsum(0)
         within = (gone <= hours).flatten(1).all(1).tolist()

@@ -14,7 +14,10 @@ from medcm_cli.pk.timeline import Timeline
 SPARSE = 0.8
 """Where fewer trajectories than this share of all have a width, the others are left out."""
 
-_AT_ONCE = 40_000  # about, of trajectories that a step is taken of together
+FEWEST = 4
+"""Events that are worth it: of fewer, no more steps are saved than taken."""
+
+_AT_ONCE = 100_000  # about, amounts that a step is taken of together
 
 
 def last_of(line: Timeline, interval: int, fixed: bool) -> int:
@@ -23,13 +26,18 @@ def last_of(line: Timeline, interval: int, fixed: bool) -> int:
     :param fixed: whether widths do not depend on parameters.
     """
     counts, last = line.counts, interval + 1
-    if any(value.ndim == 4 for value in line.z.values()):
+    if changes(line):
         return last
     while last < len(counts.share) and counts.smooth[last]:
         if fixed and 0 < counts.share[last] < SPARSE:
             break
         last += 1
     return last
+
+
+def changes(line: Timeline) -> bool:
+    """Whether parameters differ between intervals."""
+    return any(value.ndim == 4 for value in line.z.values())
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Passing:
         :param whole: a stretch that begins as they do. :param places: in [0, 1], where its n steps begin.
         :param begins: (n, C, ..., S, N, B), amounts there.
         """
-        count = max(1, _AT_ONCE // begins[0, 0].numel())
+        count = max(1, _AT_ONCE // begins[0].numel())
         parts = [events[at : at + count] for at in range(0, len(events), count)]
         return [(part, *self._steps(part, whole, places, begins)) for part in parts]
 
