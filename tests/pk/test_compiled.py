@@ -24,7 +24,7 @@ from medcm_cli.pk import (
 from tests.pk.regimens import TYPICAL, Dose, Regimen, built
 
 F64 = torch.float64
-REGIMEN = Regimen([Dose(0.0), Dose(4.0, 900, 9.0)], (1.0, 14.0), resets=(15.0,))
+REGIMEN = Regimen([Dose(0.0), Dose(4.0, 900, 9.0)], (1.0, 1.5, 2.0, 3.0, 14.0), resets=(15.0,))
 LOOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
 
 

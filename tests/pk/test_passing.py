@@ -123,7 +123,7 @@ def everything(pk: OdeModel, schedule: Schedule, z: dict[str, Tensor], wrt: list
 
 def second(pk: OdeModel, schedule: Schedule, z: dict[str, Tensor], wrt: list[str]) -> list[Tensor]:
     prediction, slopes = sensitivities(pk, schedule, z, wrt)
-    unused: dict[str, bool] = {"allow_unused": True, "materialize_grads": True}
+    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     leaves, found = list(z.values()), list[Tensor]()
     for of in (solve(pk, schedule, z), torch.stack([prediction, *slopes])):
         value = torch.log1p((of / of.detach().abs().mean()).square()).mean()
@@ -156,7 +156,7 @@ def test_second_derivatives_too(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     schedule = schedule_of(name, Regimen([Dose(0.0, 400.0)], HOURS[1:7]), subjects=2, fits=1)
     wrt, found = ["LAG" if name == "moved" else [*z][-1]], passed(monkeypatch)
     got = second(pk, schedule, z, wrt)
-    assert max(found) >= 5
+    assert max(found) >= 4
     one_by_one(monkeypatch)
     same(got, second(pk, schedule, z, wrt), 1e-5)
 

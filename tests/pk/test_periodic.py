@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medcm_cli.pk import OdeModel, Schedule, michaelis_menten_rate, periodic, sensitivities, solve
 from medcm_cli.pk.endless import Steady
+from medcm_cli.pk.integrated import _Run as Run
 from medcm_cli.pk.stages import Call
 from tests.pk.regimens import Dose, Regimen, built
 
@@ -93,6 +94,40 @@ def test_it_is_what_the_search_period_by_period_finds(name: str, monkeypatch: py
     got = derived(pk, schedule, more)
     assert found == [True, True]
     monkeypatch.setattr(Steady, "_at_once", lambda _: None)
+    for one, wanted in zip(got, derived(pk, schedule, more), strict=True):
+        torch.testing.assert_close(one, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max()))
+
+
+SAME = Dose(0.0, AMOUNT, interval=EVERY)
+BESIDE: dict[str, tuple[list[Dose], bool]] = {
+    "nothing": ([SAME], True),
+    "a dose later": ([SAME, Dose(4.0, 40.0)], True),
+    "another dose at the same time": ([SAME, Dose(0.0, 40.0)], False),
+    "an infusion from the same time on": ([SAME, Dose(0.0, 40.0, 3.0)], False),
+}
+"""Doses, and whether what follows is the period that has been found."""
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("name", ["bolus", "absorbed"])
+def test_what_follows_is_found_along_the_period_where_it_is_the_same(
+    name: str, beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last observation is after the period."""
+    pk, _, more = MODELS[name]
+    doses, same = BESIDE[beside]
+    schedule = built(Regimen(doses, (0.5, 1.0, 3.0, 11.0, 20.0)))
+    found, period = list[bool](), Run._period
+
+    def seen(self: Run, *given: Any) -> Any:
+        of = period(self, *given)
+        found.append(of is not None)
+        return of
+
+    monkeypatch.setattr(Run, "_period", seen)
+    got = derived(pk, schedule, more)
+    assert any(found) == same
+    monkeypatch.setattr(Run, "_period", lambda *_: None)
     for one, wanted in zip(got, derived(pk, schedule, more), strict=True):
         torch.testing.assert_close(one, wanted, rtol=2e-5, atol=2e-5 * float(wanted.abs().max()))
 
