@@ -1,7 +1,7 @@
 """Speed of models given as dA/dt, as ratios within one run (``medcm benchmark --ode``)."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ FITS, SUBJECTS, SAMPLES = (100, 10), 60, 3
 DOSES, INTERVAL = 50, 12.0  # a steady state, written out
 SLOW = "binding by torchdiffeq"
 MIXED = "Michaelis-Menten from a depot"
+SEEN = (4.0, 24.0, 48.0)  # hours of observations, about
+OFTEN = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 36.0, 48.0)
 BEFORE = 3  # epochs of foce, from whose modes the next are found
 
 Task = Callable[[], object]
@@ -122,6 +124,10 @@ def _models(fits: int) -> tuple[dict[str, Task], list[Ratio]]:
         Ratio(f"Michaelis-Menten{of}", closed, "at most 20"),
         Ratio(f"{MIXED}{of}", closed, ""),
     ]
+    for name in ("Michaelis-Menten", MIXED):
+        often = f"{name}, {len(OFTEN)} observations{of}"
+        tasks[often] = _gradient(MODELS[name], _once(fits, hours=OFTEN), values[name], 1, fits)
+        ratios.append(Ratio(often, f"{name}, one sample{of}", ""))
     for name in ("two compartments", "Michaelis-Menten", MIXED):
         pk, single = MODELS[name], f"{name}, one sample{of}"
         assert isinstance(pk, OdeModel)
@@ -190,14 +196,18 @@ def _stiff() -> tuple[dict[str, Task], list[Ratio]]:
     return tasks, [Ratio(SLOW, "binding by kvaerno5", "at least 5")]
 
 
-def _once(fits: int, dose: float = 2000.0, dtype: torch.dtype = torch.float32) -> Schedule:
-    """One infusion of a minute, seen near 4, 24 and 48 h."""
+def _once(
+    fits: int, dose: float = 2000.0, dtype: torch.dtype = torch.float32, hours: Sequence[float] = SEEN
+) -> Schedule:
+    """One infusion of a minute, seen near these hours."""
     g = torch.Generator().manual_seed(0)
-    at = torch.rand(3, 1, SUBJECTS, fits, generator=g).double() - 0.5
+    at = torch.rand(len(hours), 1, SUBJECTS, fits, generator=g).double() - 0.5
     start = torch.zeros(1, 1, SUBJECTS, fits).double()
     amount = (0.75 + 0.5 * torch.rand(start.shape, generator=g).double()) * dose
-    hours = torch.tensor([4.0, 24.0, 48.0]).double().view(3, 1, 1, 1) + at
-    return Schedule.build(hours, start, start + 1 / 60, amount).to(dtype)
+    middle = torch.tensor(hours).double().view(-1, 1, 1, 1)
+    # Within an eighth of each, and not before the infusion is over
+    seen = middle + at.clamp(min=-middle / 8, max=middle / 8)
+    return Schedule.build(seen, start, start + 1 / 60, amount).to(dtype)
 
 
 def _leaf(values: Mapping[str, float], samples: int, fits: int, dtype: torch.dtype) -> Tensor:
