@@ -60,7 +60,6 @@ class Call:
         how = self.how
         if how.known is not None:
             march, path = how.known
-            path = path._replace(end=path.end.clone())
         else:
             still = [tensor.detach() for tensor in tensors]
             kind = CompiledMarch if self.compiled and not self.moves else March
@@ -75,7 +74,8 @@ class Call:
 
     def reached(self, march: March, path: Path) -> Tensor:
         """Amounts (C, S, N, B) at the end, or (n, C, S, N, B) after each of n steps."""
-        return march.reached(path) if self.each else path.end
+        # Not the march's own: what a gradient is asked of would hold the march, and that hold it, for ever.
+        return march.reached(path) if self.each else path.end.clone()
 
 
 def pieces(march: March, path: Path) -> list[range]:

@@ -1,6 +1,8 @@
 """Observations that amounts pass without a change: against scipy, and against intervals one by one."""
 
+import gc
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -256,3 +258,24 @@ def test_values_do_not_depend_on_how_many_are_found_together(monkeypatch: pytest
     whole = everything(pk, schedule, z, ["VM", "KA"])
     monkeypatch.setattr(passing, "_AT_ONCE", 1)
     same(everything(pk, schedule, z, ["VM", "KA"]), whole, 1e-8)
+
+
+@pytest.mark.parametrize("name", ["formula", "a linear part", "by torch", "moved"])
+def test_nothing_is_left_of_predictions_once_they_are_gone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds itself waits for Python's collector of garbage, which knows nothing of its size."""
+    marches, begin = list[weakref.ref[March]](), March.__init__
+
+    def seen(self: March, *given: Any) -> None:
+        begin(self, *given)
+        marches.append(weakref.ref(self))
+
+    monkeypatch.setattr(March, "__init__", seen)
+    gc.disable()
+    try:
+        everything(MODELS[name][0], schedule_of(name), values(name), ["VM"])
+        assert len(marches) > 4
+        assert [march() for march in marches if march() is not None] == []
+    finally:
+        gc.enable()
