@@ -59,8 +59,8 @@ class OdeModel(PkModel):
     any other. By medcm's own methods the linear part of a mixed system is not integrated, but exact
     (``medcm_cli.pk.linear_part``). ``rtol`` and ``atol`` (amounts): its tolerances; ``norm``: what is kept
     within them, as in ``Control``. ``adjoint``: gradients by the adjoint equations of torchdiffeq (dopri5 in
-    place of tsit5), whose memory does not grow with the steps taken; df/dlog z, whose own gradient objectives
-    such as foce need, then comes by backpropagation through these.
+    place of tsit5), for which only the amounts at the end of each step are kept; df/dlog z, whose own
+    gradient objectives such as foce need, then comes by backpropagation through the solver.
 
     :raises InputError: an option that is not of its kind or does not fit the method, a function that does not
         do what is said here, a dose parameter of a compartment that is not there.

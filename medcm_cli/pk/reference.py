@@ -2,9 +2,10 @@
 the adjoint equations."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -24,6 +25,8 @@ from medcm_cli.pk.timeline import Series, follow, timeline
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 Options = tuple[str, float, float, bool]
+Derivative = Callable[[Tensor, Tensor], Tensor]  # of a time and amounts
+Solve = Callable[[Derivative, Tensor, Tensor], Tensor]  # from amounts, at times
 
 
 class Referred(Integrable, Protocol):
@@ -54,35 +57,61 @@ def integrate(
         equations.
     :raises InputError: there is no solution.
     """
-    from torchdiffeq import odeint, odeint_adjoint  # with scipy's solvers, which few need to wait for
-
     if not bool((width > 0).any()):
         return amounts
+    torchdiffeq = _torchdiffeq()
     method, rtol, atol, adjoint = options
+    # As parameters of the adjoint equations, what depends on another (a width on a lag time) must not be
+    # reached through it as well: views depend on none.
+    constants = [one.view_as(one) for one in (left, width, inflow, *z.values())]
+    begin, length, constant, *values = constants
 
     # The interval of every subject is mapped to s in [0, 1].
-    def derivative(s: Tensor, state: Tensor, *constants: Tensor) -> Tensor:
-        begin, length, constant, *values = constants
+    def derivative(s: Tensor, state: Tensor) -> Tensor:
         change = rate(begin + s * length, state, dict(zip(z, values, strict=True)))
-        return length * (change + constant)
+        change = length * (change + constant)
+        # The adjoint equations differentiate it, also where it depends on nothing that has a gradient.
+        return change if change.requires_grad or not state.requires_grad else change + 0 * state
 
-    unit = amounts.new_tensor([0.0, 1.0])
+    unit = amounts.new_tensor([0.0, 1.0], dtype=torch.float64)
     # A step ends where the interval does: the state there is no interpolation, which is of low order.
-    solver = {"method": method, "rtol": rtol, "atol": atol, "options": {"step_t": unit}}
-    constants = (left, width, inflow, *z.values())
-    if not adjoint:
-        with _solvable():
-            path: Tensor = odeint(lambda s, state: derivative(s, state, *constants), amounts, unit, **solver)
-        return path[-1]
-
-    # All that has a gradient is a state that does not move. As adjoint_params, what depends on another of
-    # them (a width on a lag time) would be counted twice.
-    def joint(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return derivative(s, *state), *(torch.zeros_like(values) for values in state[1:])
-
+    solver = {"rtol": rtol, "atol": atol, "method": method, "options": {"step_t": unit}}
     with _solvable():
-        path, *_ = odeint_adjoint(joint, (amounts, *constants), unit, adjoint_params=(), **solver)
+        if not adjoint:
+            path: Tensor = torchdiffeq.odeint(derivative, amounts, unit, **solver)
+            return path[-1]
+        # The adjoint equations need the amounts on the way, and find them again backwards, where a decay is
+        # a growth: over an interval of many half-lives nothing is left of them. Each step begins anew.
+        times = _ends_of_steps(functools.partial(torchdiffeq.odeint, **solver), derivative, amounts, unit)
+        backwards = {"adjoint_params": constants, "adjoint_options": {"step_t": times}}
+        path = torchdiffeq.odeint_adjoint(derivative, amounts, times, **solver, **backwards)
     return path[-1]
+
+
+def _ends_of_steps(solve: Solve, derivative: Derivative, amounts: Tensor, unit: Tensor) -> Tensor:
+    """The times in ``unit`` between which a solution takes its steps, with both ends."""
+    begins = list[Tensor]()
+
+    def watched(s: Tensor, state: Tensor) -> Tensor:
+        return derivative(s, state)
+
+    def accepted(begin: Tensor, *_: Tensor) -> None:
+        begins.append(begin)
+
+    watched.callback_accept_step = accepted  # type: ignore[attr-defined]
+    with torch.no_grad():
+        solve(watched, amounts, unit)
+    return torch.stack([*begins, unit[1]])
+
+
+def _torchdiffeq() -> ModuleType:
+    """Imported when it is asked for: scipy's solvers come with it, which few need to wait for."""
+    # Its coefficients lie where the default device is at that time, from where a model's device must be able
+    # to read them.
+    with torch.device("cpu"):
+        import torchdiffeq
+    module: ModuleType = torchdiffeq
+    return module
 
 
 @contextmanager
@@ -92,7 +121,7 @@ def _solvable() -> Iterator[None]:
     try:
         yield
     except AssertionError as error:  # torchdiffeq's
-        if "underflow in dt" not in str(error):
+        if not any(cause in str(error) for cause in ("underflow in dt", "non-finite values")):
             raise
         raise InputError(EXTREME) from error
 

@@ -72,6 +72,25 @@ def test_gradients_of_ode_equal_exact_ones(changing: bool) -> None:
         close(slope, wanted.detach().numpy(), 1e-6)
 
 
+def test_adjoint_equations_where_an_interval_is_many_half_lives() -> None:
+    """At steady state of an infusion A = R / k, and dA/dk = -R / k^2: backwards amounts grow by exp(k t),
+    here exp(150), more than a number in single precision can be."""
+    pk = OdeModel(eliminated, ("CL", "V1"), 1, adjoint=True, amount_per_level=1.0)
+    schedule = built(Regimen([Dose(0.0, 1000.0, 100.0)], (100.0,))).to(torch.float32)
+    leaves = {
+        name: torch.tensor([value], requires_grad=True) for name, value in {"CL": 3.0, "V1": 2.0}.items()
+    }
+    level = solve(pk, schedule, leaves)
+    slopes = torch.stack(torch.autograd.grad(level.sum(), [*leaves.values()])).flatten()
+    wanted = torch.tensor([10 / 3, -10 / 9, 0.0])  # R / CL
+    torch.testing.assert_close(torch.cat([level.flatten(), slopes]), wanted, rtol=0, atol=1e-4)
+
+
+def eliminated(t: Tensor, a: Any, p: Any) -> dict[str, Tensor]:
+    del t
+    return {"central": -p.CL / p.V1 * a.central}
+
+
 SATURABLE = OdeModel(
     michaelis_menten_rate,
     ("VM", "KM", "V1"),
