@@ -84,7 +84,7 @@ def score(
     if method == "agq" and _NODES[1] ** effects > _MOST:
         raise InputError(f"--by=agq: the nodes of {effects} random effects are too many; choose --by=imp")
     start = [torch.zeros_like(population.present)[None] for _ in range(effects)]
-    modes = best_modes(model, values, population, start, _TOLERANCE, _ITERATIONS)
+    modes = best_modes(model, values, population, start, _TOLERANCE, _ITERATIONS, stretched=True)
     at = peak(model, values, population, modes.eta)
     unfound = _unfound(population, modes.converged[0])
     if method == "agq":

@@ -1,7 +1,7 @@
 """What the objectives that are taken at each subject's empirical Bayes estimate have in common."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State
-from medcm_cli.objectives.modes import best_modes, find_modes, laplace_covariance
+from medcm_cli.objectives.modes import Modes, best_modes, find_modes, laplace_covariance
 
 GRADIENTS = ("fixed", "implicit")
 
@@ -26,11 +26,12 @@ class Conditional(Objective):
     ``implicit`` the gradient follows eta_hat as the trained values move it, so that what is minimised is the
     objective as a function of them alone, as in NONMEM and its like; None is ``usual_gradient``.
     ``mode_tolerance`` bounds the last step of the search for eta_hat, ``mode_iterations`` their number in an
-    epoch.
+    epoch; with ``mode_stretched`` they become longer where it is slow.
     """
 
     mode_tolerance: float = 1e-4
     mode_iterations: int = 100
+    mode_stretched: bool = False
     mode_gradient: str | None = None
     mixed: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0
@@ -60,7 +61,9 @@ class Conditional(Objective):
         """With modes that follow what is estimated (``mode_gradient`` implicit), since the objective is a
         function of that alone."""
         del effects
-        exact = replace(self, mode_gradient="implicit", mode_tolerance=1e-10, mode_iterations=200)
+        exact = replace(
+            self, mode_gradient="implicit", mode_tolerance=1e-10, mode_iterations=200, mode_stretched=True
+        )
         return Criterion(exact, 2.0)
 
     def searched(self, model: Model, values: Values, population: Population) -> Model:
@@ -83,18 +86,30 @@ class Conditional(Objective):
     ) -> State:
         """Find the modes for the values as they stand."""
         del noise
-        start, values = state.carried["eta"].split(1), state.trained
-        model = self.searched(model, values, population)
-        modes = find_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
+        model = self.searched(model, state.trained, population)
+        modes = self._found(find_modes, model, population, state)
         return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
 
     @torch.no_grad()
     def searched_widely(self, model: Model, population: Population, state: State) -> State:
         """See ``Objective``: a posterior may have several modes."""
-        start, values = state.carried["eta"].split(1), state.trained
-        model = self.searched(model, values, population)
-        modes = best_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
+        model = self.searched(model, state.trained, population)
+        modes = self._found(best_modes, model, population, state)
         return replace(state, carried={"eta": torch.cat(modes.eta), "converged": modes.converged})
+
+    def _found(
+        self, search: Callable[..., Modes], model: Model, population: Population, state: State
+    ) -> Modes:
+        """From the modes that are carried."""
+        return search(
+            model,
+            state.trained,
+            population,
+            state.carried["eta"].split(1),
+            self.mode_tolerance,
+            self.mode_iterations,
+            stretched=self.mode_stretched,
+        )
 
     def loss(self, model: Model, population: Population, state: State, noise: Tensor | None) -> Tensor:
         """See ``Objective.loss``; the gradient flows through G, and through eta_hat where it is implicit."""
@@ -109,7 +124,6 @@ class Conditional(Objective):
     @torch.no_grad()
     def random_effects(self, model: Model, population: Population, state: State) -> tuple[Tensor, Tensor]:
         """Modes of eta and the inverse of the information there."""
-        start, values = state.carried["eta"].split(1), state.trained
-        model = self.searched(model, values, population)
-        modes = best_modes(model, values, population, start, self.mode_tolerance, self.mode_iterations)
-        return torch.cat(modes.eta), laplace_covariance(model, values, population, modes.eta)
+        model = self.searched(model, state.trained, population)
+        modes = self._found(best_modes, model, population, state)
+        return torch.cat(modes.eta), laplace_covariance(model, state.trained, population, modes.eta)

@@ -173,7 +173,8 @@ def at_modes(
         return dict(values)
     k = model.size(population)
     zero = torch.zeros_like(values["q.mean"][:1])
-    eta = find_modes(model, known, population, [zero] * k, _TOLERANCE, _ITERATIONS).eta
+    modes = find_modes(model, known, population, [zero] * k, _TOLERANCE, _ITERATIONS, stretched=True)
+    eta = modes.eta
     covariance = laplace_covariance(model, known, population, eta)
     lower = cholesky([list(row[: place + 1, None]) for place, row in enumerate(covariance)])
     found = raw_values(Gaussian(eta, lower), model.sizes(k), "q.correlation" in values, _MOST_CORRELATED)

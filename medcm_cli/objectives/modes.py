@@ -55,6 +55,8 @@ def find_modes(
     start: Sequence[Tensor],
     tolerance: float,
     max_iterations: int,
+    *,
+    stretched: bool = False,
 ) -> Modes:
     """eta minimising log|Sigma| + r' Sigma^-1 r + eta' Omega^-1 eta, for each subject, as far as the
     distributions of parameters reach: of those that are exponential within [-3, 3], or five sds.
@@ -75,6 +77,10 @@ def find_modes(
         exceed ten times as much without damping; that last step is taken without another evaluation. So has
         one of whom a step is refused that damping has made so short that it was worth nothing, as at a kink.
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
+    :param stretched: whether steps of a search that is slow become longer than Fisher scoring has them, from
+        one to the next. An observation that is tiny beside its prediction, with an error in proportion to
+        that, is as good as none: the expected Hessian does not know, and its steps are a fiftieth of what is
+        to go.
     """
     zeta = model.typical(values, population)
     omega = model.prior_cholesky(values, population)
@@ -90,7 +96,7 @@ def find_modes(
         search = _arrive(search, candidate, close & _undamped(omega, search, reach, close, tolerance))
         if bool(search.done.all()):
             break
-        search = _judge(search, candidate, close, at(candidate, ~search.done))
+        search = _judge(search, candidate, close, at(candidate, ~search.done), stretched)
     return _lowest(Modes(multiply_lower(omega, search.u), search.converged), search.at.value)
 
 
@@ -101,6 +107,8 @@ def best_modes(
     start: Sequence[Tensor],
     tolerance: float,
     max_iterations: int,
+    *,
+    stretched: bool = False,
 ) -> Modes:
     """``find_modes`` from more than one ``start``, one (1, N, B) per random effect, of the subjects whose
     posterior has several modes: from 0 too, and from two sds either way along each axis of L.
@@ -112,7 +120,7 @@ def best_modes(
     size = max(1, _ELEMENTS // (start[0].numel() * len(population.time)))
     for first in range(0, len(others[0]), size):
         some = [torch.cat([s, other[first : first + size]]) for s, other in zip(start, others, strict=True)]
-        modes = find_modes(model, values, population, some, tolerance, max_iterations)
+        modes = find_modes(model, values, population, some, tolerance, max_iterations, stretched=stretched)
         start = modes.eta
     return modes
 
@@ -145,20 +153,33 @@ def _lowest(modes: Modes, value: Tensor) -> Modes:
 
 
 class _Search(NamedTuple):
-    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, whether it
-    has ``converged``, and whether it is ``done``, for better or worse."""
+    """How far the search is: ``u`` and what is known there, ``at``; each subject's ``damping``, how many of
+    its last steps were ``slow``, whether it has ``converged``, and whether it is ``done``, for better or
+    worse."""
 
     u: list[Tensor]
     at: Point
     damping: Tensor
+    slow: Tensor
     converged: Tensor
     done: Tensor
+
+    @property
+    def stretch(self) -> Tensor:
+        """How many times a step of its length is taken."""
+        return 2 ** (self.slow - _PATIENCE).clamp(min=0)
+
+
+_PATIENCE = 4
+"""Slow steps one after another, from which on each is twice as long as the last; a step that is not slow is
+followed by one that is a sixteenth of its stretch."""
+_LITTLE = 0.05  # damping
 
 
 def _begin(evaluate: Callable[[Sequence[Tensor]], Point], u: list[Tensor]) -> _Search:
     at = evaluate(u)
     nobody = torch.zeros_like(at.value, dtype=torch.bool)
-    return _Search(u, at, torch.zeros_like(at.value), nobody, nobody)
+    return _Search(u, at, torch.zeros_like(at.value), torch.zeros_like(at.value), nobody, nobody)
 
 
 def _candidate(omega: Lower, search: _Search, reach: Reach) -> list[Tensor]:
@@ -166,6 +187,8 @@ def _candidate(omega: Lower, search: _Search, reach: Reach) -> list[Tensor]:
     damped = [[*row[:-1], row[-1] * (1 + search.damping)] for row in search.at.information]
     factor = cholesky(damped)
     step = solve_lower_transposed(factor, solve_lower(factor, search.at.gradient))
+    if not nowhere(search.slow > _PATIENCE):
+        step = [search.stretch * part for part in step]
     return _within(omega, reach, [value - s for value, s in zip(search.u, step, strict=True)])
 
 
@@ -195,28 +218,33 @@ def _arrive(search: _Search, candidate: list[Tensor], close: Tensor) -> _Search:
     return search._replace(u=u, converged=search.converged | arrived, done=search.done | arrived)
 
 
-def _judge(search: _Search, candidate: list[Tensor], close: Tensor, new: Point) -> _Search:
+def _judge(search: _Search, candidate: list[Tensor], close: Tensor, new: Point, may_stretch: bool) -> _Search:
     """Take the step to where ``new`` is known or refuse it, and set the damping of the next. A search is over
     where a step is refused that is ``close`` and foretells no mode that is another."""
     at, damping = search.at, search.damping
     change = [old - there for old, there in zip(search.u, candidate, strict=True)]
     rounding = 1000 * torch.finfo(at.value.dtype).eps
-    predicted = 2 * _dot(change, at.gradient) - _dot(change, _times(at.information, change))
+    slope, stretched = _dot(change, at.gradient), search.slow > _PATIENCE
+    predicted = 2 * slope - _dot(change, _times(at.information, change))
     # Near the mode the value is flat to rounding and two of them compare at random; the gradients at both
     # ends still tell, to third order in the step, how far it fell.
     by_gradient = _dot(change, [a + b for a, b in zip(at.gradient, new.gradient, strict=True)])
-    flat = predicted <= rounding * (1 + at.value.abs())
+    flat = (predicted <= rounding * (1 + at.value.abs())) & ~stretched
     fell = torch.where(flat, by_gradient, at.value - new.value)
     accept = (fell >= 0) & ~search.done
     # A step that is cut off at a bound may be predicted to rise, and one too long to lead where there is no
     # density: what is refused is damped, whatever was predicted.
-    short = (fell < 0.25 * predicted) | ~(fell >= 0)
+    short = ((fell < 0.25 * predicted) | ~(fell >= 0)) & ~stretched
     raised = torch.where(short, (damping * 10).clamp(min=0.1), damping)
-    over = close & ~(fell >= 0) & (predicted <= _LOWER) & ~search.done
+    over = close & ~(fell >= 0) & (predicted <= _LOWER) & ~stretched & ~search.done
+    # Half of the slope is left after a whole step: far from the mode the expected Hessian may be far too
+    # large, as where an observation is tiny beside its prediction, and the error in proportion to that.
+    slow = accept & (by_gradient > 1.5 * slope) & (damping < _LITTLE) & may_stretch
     return _Search(
         [torch.where(accept, c, old) for c, old in zip(candidate, search.u, strict=True)],
         _merge(accept, new, at),
         torch.where(accept & (fell > 0.75 * predicted), damping * 0.1, raised),
+        torch.where(slow, search.slow + 1, (search.slow - _PATIENCE).clamp(min=0)),
         search.converged | over,
         search.done | over | ~torch.isfinite(at.value),
     )
