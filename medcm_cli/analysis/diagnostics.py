@@ -18,7 +18,7 @@ from medcm_cli.data.sheet import FloatArray, IntArray
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream, per_fit
 from medcm_cli.numerics.triangular import covariance, dense, multiply_lower, multiply_lower_transposed
-from medcm_cli.objectives.modes import best_modes
+from medcm_cli.objectives.several_modes import best_modes
 from medcm_cli.runs import Units
 from medcm_cli.study.restore import Restored
 

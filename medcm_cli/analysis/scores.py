@@ -24,7 +24,7 @@ from medcm_cli.numerics.triangular import cholesky, log_det, solve_lower, total
 from medcm_cli.objectives import Fo, Foce, Focei, Laplace
 from medcm_cli.objectives.agq import UP_TO
 from medcm_cli.objectives.integral import Nodes, Peak, hermite, joint, peak
-from medcm_cli.objectives.modes import best_modes
+from medcm_cli.objectives.several_modes import best_modes
 
 METHODS = ("agq", "imp", "laplace", "focei", "foce", "fo")
 MOVED = 0.01  # the OFV of a fit, from one number of nodes to twice as many, where these are enough

@@ -13,7 +13,8 @@ from medcm_cli.data.population import Population
 from medcm_cli.model import Model, Values
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State
-from medcm_cli.objectives.modes import Modes, best_modes, find_modes, laplace_covariance
+from medcm_cli.objectives.modes import Modes, find_modes, laplace_covariance
+from medcm_cli.objectives.several_modes import best_modes
 
 GRADIENTS = ("fixed", "implicit")
 

@@ -21,6 +21,7 @@ from medcm_cli.objectives.by_occasion import ByOccasion
 from medcm_cli.objectives.flow import Flow, flow_init
 from medcm_cli.objectives.gaussian import RAW_SD, Gaussian
 from medcm_cli.objectives.modes import find_modes, laplace_covariance
+from medcm_cli.objectives.several_modes import mode_on_logs
 
 GAUSSIAN = ("full_rank", "mean_field")
 _MOST_EFFECTS = {False: 12, True: 4}
@@ -173,8 +174,10 @@ def at_modes(
         return dict(values)
     k = model.size(population)
     zero = torch.zeros_like(values["q.mean"][:1])
-    modes = find_modes(model, known, population, [zero] * k, _TOLERANCE, _ITERATIONS, stretched=True)
-    eta = modes.eta
+    start = [zero] * k
+    if (near := mode_on_logs(model, known, population, start)) is not None:
+        start = [torch.cat([zero, eta]) for eta in near]
+    eta = find_modes(model, known, population, start, _TOLERANCE, _ITERATIONS, stretched=True).eta
     covariance = laplace_covariance(model, known, population, eta)
     lower = cholesky([list(row[: place + 1, None]) for place, row in enumerate(covariance)])
     found = raw_values(Gaussian(eta, lower), model.sizes(k), "q.correlation" in values, _MOST_CORRELATED)

@@ -12,7 +12,8 @@ from medcm_cli.model import Model
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives.base import Criterion, Objective, State, refuse_censored, refuse_sigma
 from medcm_cli.objectives.marginal import marginal
-from medcm_cli.objectives.modes import best_modes, laplace_covariance
+from medcm_cli.objectives.modes import laplace_covariance
+from medcm_cli.objectives.several_modes import best_modes
 from medcm_cli.runs.description import Description
 
 

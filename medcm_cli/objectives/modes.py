@@ -100,44 +100,6 @@ def find_modes(
     return _lowest(Modes(multiply_lower(omega, search.u), search.converged), search.at.value)
 
 
-def best_modes(
-    model: Model,
-    values: Values,
-    population: Population,
-    start: Sequence[Tensor],
-    tolerance: float,
-    max_iterations: int,
-    *,
-    stretched: bool = False,
-) -> Modes:
-    """``find_modes`` from more than one ``start``, one (1, N, B) per random effect, of the subjects whose
-    posterior has several modes: from 0 too, and from two sds either way along each axis of L.
-
-    A subject whose ``start`` leads to the lowest of them keeps that mode, to the last bit.
-    """
-    omega = model.prior_cholesky(values, population)
-    others = _around_zero(omega, start[0])
-    size = max(1, _ELEMENTS // (start[0].numel() * len(population.time)))
-    for first in range(0, len(others[0]), size):
-        some = [torch.cat([s, other[first : first + size]]) for s, other in zip(start, others, strict=True)]
-        modes = find_modes(model, values, population, some, tolerance, max_iterations, stretched=stretched)
-        start = modes.eta
-    return modes
-
-
-_AWAY = 2.0  # sds along an axis: of these designs' modes nothing is missed by 1.5 to 2, but by 1 and 3
-_ELEMENTS = 4_000_000  # predictions at once
-
-
-def _around_zero(omega: Lower, like: Tensor) -> list[Tensor]:
-    """eta = L u at u = 0 and at ``_AWAY`` either way along each axis, K of (2 K + 1, N, B)."""
-    k = len(omega)
-    away = _AWAY * torch.eye(k, dtype=like.dtype, device=like.device)
-    points = torch.cat([torch.zeros_like(away[:1]), away, -away])  # (2 K + 1, K)
-    u = [column.view(-1, 1, 1).expand(-1, *like.shape[1:]) for column in points.unbind(1)]
-    return multiply_lower(omega, u)
-
-
 _LOWER = 1e-6
 """-2 log density, by which a mode has to be lower than the first guess's to be another one."""
 

@@ -17,7 +17,8 @@ from medcm_cli.model import CovariateNetwork, Model, RandomEffects, ResidualErro
 from medcm_cli.numerics.streams import Stream
 from medcm_cli.objectives import Fo, Foce, Laplace
 from medcm_cli.objectives.base import Objective
-from medcm_cli.objectives.modes import best_modes, find_modes
+from medcm_cli.objectives.modes import find_modes
+from medcm_cli.objectives.several_modes import best_modes
 from medcm_cli.pk import DirectModel
 from tests.helpers import F64, table_of
 
