@@ -79,8 +79,8 @@ def find_modes(
     :param max_iterations: a subject that has not converged by then keeps the best eta found.
     :param stretched: whether steps of a search that is slow become longer than Fisher scoring has them, from
         one to the next. An observation that is tiny beside its prediction, with an error in proportion to
-        that, is as good as none: the expected Hessian does not know, and its steps are a fiftieth of what is
-        to go.
+        that, is as good as none: the expected Hessian does not know, and a step moves log f by sigma^2,
+        however far it is to go.
     """
     zeta = model.typical(values, population)
     omega = model.prior_cholesky(values, population)
