@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from packaging.requirements import Requirement
@@ -66,8 +67,8 @@ def targets(node: object) -> list[str]:
 
 def chosen(name: str) -> DictConfig:
     """A choice's own options, with those that its group shares."""
-    group, choice = name.split("/")
-    options = composed(f"{group}={choice}")[group]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        options = compose(name)[name.split("/")[0]]
     assert isinstance(options, DictConfig)
     return options
 

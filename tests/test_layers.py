@@ -1,6 +1,7 @@
 """Which module may import which: the layering of the design, read off the sources."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def module_name(path: Path) -> str:
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@functools.cache
 def imported(name: str) -> set[str]:
     """Every module that a module imports, inside functions too; names of submodules are resolved."""
     found = set()

@@ -50,7 +50,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distributions")
     table = write_table(folder / "events.csv")
     for objective in ("foce", "vi"):
-        config = configuration(table, folder / "outputs", f"objective={objective}", *OPTIONS, "epochs=20")
+        config = configuration(
+            table,
+            folder / "outputs",
+            f"objective={objective}",
+            *OPTIONS,
+            "epochs=20",
+            "training.polish=false",
+        )
         job = Job.build(config)
         (record,) = job.run(list(job.plan().records.values()))
         assert record.status == "complete"
