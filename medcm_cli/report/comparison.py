@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes half a second to load
 
 from medcm_cli.runs import METHOD, Record, Units
 from medcm_cli.runs.description import described
@@ -176,7 +176,8 @@ def interval(values: FloatArray, level: float = LEVEL) -> tuple[float, float, fl
     mean = float(values.mean()) if len(values) else math.nan
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    quantile = stdtrit(len(values) - 1, (1 + level) / 2)
+    half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half
 
 

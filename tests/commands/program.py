@@ -34,11 +34,14 @@ def medcm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 # exit code.
 PRELOADED = """
 import json, os, sys, traceback
+import scipy.interpolate, scipy.stats  # which some commands import when they need them
 import torch._dynamo  # which torch imports with the first optimiser
-from medcm_cli import cli
+from medcm_cli import cli, quantities
 from medcm_cli.commands import fit
 from medcm_cli.report import tables
 from medcm_cli.study import job, workers
+
+quantities.parsed("mg")  # loads pint
 
 def run(folder, arguments, out, err):
     os.setsid()

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from medcm_cli.analysis import bins
 from medcm_cli.report.figures import style
@@ -143,7 +143,7 @@ def _prediction_errors(sweep: Sweep, method: Method, fit: Fit, diagnosis: "Diagn
         return None
     own = f", {diagnosis.endpoint}" if diagnosis.endpoint else ""
     ordered = np.sort(seen["npde"].to_numpy(np.float64))
-    normal = norm.ppf((np.arange(len(ordered)) + 0.5) / len(ordered))
+    normal = ndtri((np.arange(len(ordered)) + 0.5) / len(ordered))
     with style.styled():
         figure, axes = style.panels(3, 3, 1.9)
         panels: list[tuple[Any, Any, str]] = [
