@@ -1,6 +1,5 @@
 """Fixtures that several test files use."""
 
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -19,12 +18,6 @@ from tests.helpers import COVARIATES, MULTI_BRANCH, SHARED, SMALL, configuration
 # cores, take twice as long.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def pytest_collection_finish() -> None:
-    """What is imported and collected stays, and is not looked through for garbage again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -151,15 +151,18 @@ NEEDS = (
 
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, set[str]]:
-    """The outside packages that are loaded once a module is, each in an interpreter of its own."""
-    program = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*sys.modules)"
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", program, f"medcm_cli.{name}"], stdout=subprocess.PIPE, text=True
-        )
-        for name, _ in NEEDS
-    }
-    return {name: set(process.communicate(timeout=120)[0].split()) for name, process in running.items()}
+    """The outside packages that are loaded once a module and those before it are."""
+    program = (
+        "import sys, importlib\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(f'medcm_cli.{name}')\n"
+        "    print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", program, *(name for name, _ in NEEDS)]
+    lines = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True
+    ).stdout.splitlines()
+    return {name: set(line.split()) for (name, _), line in zip(NEEDS, lines, strict=True)}
 
 
 @pytest.mark.parametrize(("name", "needs"), NEEDS)

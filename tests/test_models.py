@@ -43,7 +43,9 @@ def test_the_command_of_the_page(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_csv(tmp_path / "pca.csv", index=False)
     options = [word for word in words_of(command) if not word.startswith("dataset.path=")]
     options = [word.replace('"', "'") if "units" in word else word for word in options]
-    job = Job.build(configuration(tmp_path / "pca.csv", tmp_path, *options, "epochs=2"))
+    job = Job.build(
+        configuration(tmp_path / "pca.csv", tmp_path, *options, "epochs=2", "training.polish=false")
+    )
     trained = job.train([(1, 1)])
     assert trained.failures == (None,)
     assert bool(torch.isfinite(trained.objective).all())

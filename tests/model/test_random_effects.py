@@ -177,8 +177,14 @@ def total(objective: Foce, model: Model, population: Population, trained: dict[s
     return objective.loss(model, population, state, None).sum()
 
 
-@pytest.mark.parametrize("error", [("additive",), ("proportional",), ("additive", "proportional")])
-@pytest.mark.parametrize("case", ["joint", "linearised", "censored", "diagonal"])
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        pytest.param(case, error, marks=[pytest.mark.slow] * (case != "joint" and len(error) == 1))
+        for case in ("joint", "linearised", "censored", "diagonal")
+        for error in (("additive",), ("proportional",), ("additive", "proportional"))
+    ],
+)
 def test_implicit_gradient_is_that_of_the_whole_objective(
     model: Model, error: tuple[str, ...], case: str
 ) -> None:

@@ -132,7 +132,21 @@ CASES += [("oral", name, "proportional") for name in OBJECTIVES]
 CASES += [("iv, by record", name, "proportional") for name in ("mse", "fo", "vi")]
 
 
-@pytest.mark.parametrize(("of_model", "name", "error"), CASES)
+# Of these objectives modes are found like those of foce, which has every case.
+LONG = [
+    *(
+        ("iv", name, error)
+        for name in ("foce, implicit", "foce, linearised")
+        for error in ("additive", "combined")
+    ),
+    ("oral", "foce, linearised", "proportional"),
+]
+
+
+@pytest.mark.parametrize(
+    ("of_model", "name", "error"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in LONG)) for case in CASES],
+)
 def test_a_table_is_the_sum_of_its_subjects(tmp_path: Path, of_model: str, name: str, error: str) -> None:
     """Two fits, of which the second has fewer subjects, so that whole subjects are padded too."""
     objective = OBJECTIVES[name]

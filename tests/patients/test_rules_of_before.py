@@ -2,6 +2,7 @@
 F scales the rate of an infusion, and a dose with an amount alone takes a minute."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,18 +33,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Outputs of today, and the same as earlier versions would have recorded them."""
     root = tmp_path_factory.mktemp("rules")
     (root / "events.csv").write_text(ROWS)
-    found = {}
-    for name in ("now", "before"):
-        job = Job.build(
-            configuration(
-                root / "events.csv",
-                root / name,
-                *("dataset=table", "pk=one_compartment", "pk.bioavailability={1: F}", "split=all"),
-                *("network=none", "network.global_parameters=[CL,V1,F]", "objective=fo", "epochs=2"),
-            )
+    found = {name: root / name for name in ("now", "before")}
+    job = Job.build(
+        configuration(
+            root / "events.csv",
+            found["now"],
+            *("dataset=table", "pk=one_compartment", "pk.bioavailability={1: F}", "split=all"),
+            *("network=none", "network.global_parameters=[CL,V1,F]", "objective=fo", "epochs=2"),
+            "training.protocol=paper",
         )
-        job.run(list(job.plan().records.values()))
-        found[name] = root / name
+    )
+    job.run(list(job.plan().records.values()))
+    shutil.copytree(found["now"], found["before"])
     (path,) = found["before"].rglob("run.json")
     record = json.loads(path.read_text())
     del record["config"]["pk"]["bioavailability_keeps"]

@@ -110,7 +110,13 @@ def check(folder: Path, pk: str, objective: str, regimen: str, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("pk", "objective"),
     [
-        pytest.param(pk, objective, marks=[pytest.mark.slow] * (objective == "foce"))
+        # mse asks a model for what vi does.
+        pytest.param(
+            pk,
+            objective,
+            marks=[pytest.mark.slow]
+            * (objective == "foce" or (objective == "mse" and pk != "two_compartment")),
+        )
         for pk in CLOSED
         for objective in OBJECTIVES
     ],

@@ -81,7 +81,7 @@ def test_the_commands_give_the_same_fits(tmp_path: Path, monkeypatch: pytest.Mon
         ["seed=5"],  # which the seed of a split follows
         ["learning_rate=0.05"],  # which the optimiser follows
         ["network=fully_connected", "omega=diagonal"],
-        ["dataset=prophylaxis", "network=real_data", "split=nested"],
+        pytest.param(["dataset=prophylaxis", "network=real_data", "split=nested"], marks=pytest.mark.slow),
         ["dataset=prophylaxis", "network=real_data", "split=nested", "dataset.path=a b.csv"],
         ["pk=one_compartment", "network=none", "network.global_parameters=[CL,V1]", "random_effects=[CL]"],
         ["objective=foce", "objective.formulation=linearised", "optimizer.lr=0.2"],

@@ -218,11 +218,11 @@ def test_an_absurd_objective_is_a_failure(model: Model, name: str, poison: float
     population = make_population(10, 2)
     streams = [Stream(0, 1, 1), Stream(0, 1, 2)]
     poisoned = Poisoned if OBJECTIVES[name].mixed else PoisonedTypical
-    broken = run(model, poisoned(OBJECTIVES[name], 1, [0], 30, poison), population, streams, epochs=50)
+    broken = run(model, poisoned(OBJECTIVES[name], 1, [0], 5, poison), population, streams, epochs=10)
     assert broken.failures[0] is None
     failure = broken.failures[1]
     assert failure is not None
-    assert failure.epoch == 30
+    assert failure.epoch == 5
     assert "is beyond that of any fit" in failure.cause
     assert "e+" in failure.cause
 
@@ -312,7 +312,7 @@ def test_a_bad_initialisation_is_drawn_again(model: Model, batch_subjects: int |
             subjects,
             streams,
             adam,
-            Course(25, 25, batch_subjects, redraws),
+            Course(5, 5, batch_subjects, redraws),
             torch.float64,
         )
 

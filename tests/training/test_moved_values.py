@@ -230,11 +230,11 @@ def test_a_batch_that_was_killed_ends_as_if_it_had_not_been(
     monkeypatch.setattr("medcm_cli.training.kept._SHARE", torch.inf)
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     objective = Expectation(stochastic=True, sigma_too=sigma_too, burn=5)
-    arguments = (linear, objective, population, STREAMS, adam, Course(24, 6, batch_subjects), F64)
+    arguments = (linear, objective, population, STREAMS, adam, Course(12, 3, batch_subjects), F64)
     kept = Kept(tmp_path / "kept.npz", {})
 
     def killed(epoch: int, _: Tensor) -> None:
-        if epoch == 12:
+        if epoch == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
