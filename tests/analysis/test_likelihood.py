@@ -106,11 +106,12 @@ def test_profile_and_sir_see_the_same_skewness(outputs: Path) -> None:
     ("variant", "message"),
     [("vi", "is for fo, foce and their like"), ("network", "the weights of a network")],
 )
-@pytest.mark.parametrize("method", ["profile", "sir"])
-def test_what_has_no_profile_is_refused(outputs: Path, variant: str, message: str, method: str) -> None:
+def test_what_has_no_profile_is_refused(outputs: Path, variant: str, message: str) -> None:
     restored = batch(outputs, variant)
-    with pytest.raises(InputError, match=message):
-        more_intervals(restored, estimate(restored), 0.95, method)
+    estimates = estimate(restored)
+    for method in ("profile", "sir"):
+        with pytest.raises(InputError, match=message):
+            more_intervals(restored, estimates, 0.95, method)
 
 
 def test_weighted_quantiles_are_those_of_repeated_values() -> None:
