@@ -62,7 +62,7 @@ def _steps_of(right: Right, tableau: Tableau) -> _Steps:
         return end, tuple(wide * _sum(tableau.error, stages, n) for n in range(len(x)))
 
     def ahead(
-        x: Tensor, begin: Tensor, h: Tensor, where: _Where, rtol: float, atol: float
+        x: Tensor, begin: Tensor, h: Tensor, where: _Where, rtol: Tensor, atol: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = x.unbind(0)
         end, error = step(begin, h, parts, where)
@@ -85,6 +85,8 @@ def _steps_of(right: Right, tableau: Tableau) -> _Steps:
         )
         return torch.stack(by_x), _Where(so_far.left + by[0], so_far.width + by[1], *added)
 
+    # Coefficients of the method are numbers of the code, and not given anew to every call.
+    torch._dynamo.config.specialize_float = True
     options: dict[str, Any] = {"dynamic": True, "fullgraph": True}
     return _Steps(torch.compile(ahead, **options), torch.compile(back, **options))
 
@@ -150,13 +152,13 @@ class CompiledMarch(March):
 
         inflow = () if self.where.inflow is None else tuple(map(flat, self.where.inflow))
         values = tuple(flat(value) for value in self.where.values)
+        self.within = self.x.new_tensor(self.control.rtol), self.x.new_tensor(self.control.atol)
         self.flat_where = _Where(flat(self.where.left), flat(self.where.width), values, inflow)
 
     def step(self, s: float, h: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The end alone."""
         moments = (x.new_tensor(s), x.new_tensor(h))
-        of = self.control.rtol, self.control.atol
-        end, square, most = self.steps.ahead(_own(x), *moments, self.flat_where, *of)
+        end, square, most = self.steps.ahead(_own(x), *moments, self.flat_where, *self.within)
         end, self.square, self.most = end.view_as(x), square.view(x.shape[1:]), most.view(x.shape[1:])
         if self.lost is not None:
             end = end.masked_fill(self.lost, 0)
