@@ -37,7 +37,7 @@ def carried(
         slopes.at(numbers)
         source = sound(march, slopes.source(given.moved, tangents.shape[1]))
         keep = kept is not None
-        stages, reached = forwards(march, path, numbers, slopes.slope, source, tangents, keep)
+        stages, reached = forwards(march, path, numbers, slopes.slope, source, tangents, keep, call.each)
         tangents = reached[-1]
         after += reached if call.each else []
         if kept is not None and stages is not None:
@@ -53,13 +53,15 @@ def forwards(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
+    each: bool = False,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and after each step.
+    """Tangents at each stage of some steps, (I, C, K, S, N, B), where these are kept, and after each step,
+    or the last alone.
 
     :param source: of the first of the K tangents, (C, L, I, S, N, B) with L at most K; that of others is 0.
     """
     way = _side_by_side if tangents.numel() < _SMALL else _one_by_one
-    return way(march, path, numbers, slope, source, tangents, keep)
+    return way(march, path, numbers, slope, source, tangents, keep, each)
 
 
 def _one_by_one(
@@ -70,6 +72,7 @@ def _one_by_one(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
+    each: bool = False,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """See ``forwards``."""
     tableau, used, size = march.tableau, march.tableau.used, len(tangents)
@@ -98,7 +101,8 @@ def _one_by_one(
                 stages[room] = times(matrix.select(-4, at)[:, :, None], base)
             multiplied(columns[at], parts[room * size :], turned[i], here[at])
         tangents = torch.addmv(begin, flat, of.weights, alpha=h).view_as(tangents)
-        after.append(tangents)
+        # What nobody asks for makes room for the next.
+        after = [*after, tangents] if each else [tangents]
     return (stages if keep else None), after
 
 
@@ -110,6 +114,7 @@ def _side_by_side(
     source: Tensor,
     tangents: Tensor,
     keep: bool,
+    each: bool = False,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The same: what a step makes of tangents is linear in them, so that what all steps make of any, and of
     none, is found first, at once. That is more arithmetic in fewer operations."""
@@ -123,9 +128,9 @@ def _side_by_side(
     changes = begin.new_empty(used, *begin.shape)
     stages = begin.new_empty(used if keep else 1, *begin.shape)
     first, flat, flat_stages = begin.flatten(), changes.flatten(1).t(), stages.flatten(1).unbind(0)
-    each = stages.unbind(0)
+    rooms = stages.unbind(0)
     for i, change in enumerate(changes.unbind(0)):
-        stage = each[i if keep else 0]
+        stage = rooms[i if keep else 0]
         torch.addmv(first, flat[:, :i], of.rows[i], out=flat_stages[i if keep else 0])
         if i and matrices:
             stage[:, size:].addcmul_(h, sources[i], value=tableau.diagonal)
@@ -143,7 +148,7 @@ def _side_by_side(
             more = torch.addcmul(more, column[place], of_state)
         reached.append(more)
     if not keep:
-        return None, reached[1:]
+        return None, reached[1:] if each else reached[-1:]
     whole = stages.movedim(3, 0)  # (n, used, C, C + L, S, N, B)
     before = torch.stack(reached[:-1])[:, None, None].unbind(3)
     found = tangents.new_empty(*whole.shape[:3], *tangents.shape[1:])
@@ -152,7 +157,7 @@ def _side_by_side(
         found.addcmul_(whole[:, :, :, x, None], before[x])
     if source.shape[1]:
         found[:, :, :, : source.shape[1]].add_(whole[:, :, :, size:])
-    return found.flatten(0, 1), reached[1:]
+    return found.flatten(0, 1), reached[1:] if each else reached[-1:]
 
 
 def _wide(values: Tensor, tangents: int) -> Tensor:
