@@ -198,13 +198,21 @@ class _Run:
             if ready
             else None,
         )
-        hours, ahead = counts.hours[interval], list[float]()
-        first = None if known is None or not hours else known.pace / hours
-        how = How(self.pk.control, first=first, ahead=ahead)
+        how = self._paced(known, interval, interval + 1)
         end = _some(self, stretch, state, how) if sparse else self.along(stretch, state, how)
-        if ahead and counts.smooth[interval + 1]:
-            self.known[interval + 1] = _Known(ahead[0] * hours)
+        self._keep_pace(how, interval, interval + 1)
         return end
+
+    def _paced(self, known: _Known | None, first: int, last: int) -> How:
+        """How to go from an event to another, with a step that is known to be good."""
+        hours = sum(self.line.counts.hours[first:last])
+        tried = None if known is None or not hours else known.pace / hours
+        return How(self.pk.control, first=tried, ahead=[])
+
+    def _keep_pace(self, how: How, first: int, last: int) -> None:
+        """For what follows, the step that would have followed."""
+        if how.ahead and self.line.counts.smooth[last]:
+            self.known[last] = _Known(how.ahead[0] * sum(self.line.counts.hours[first:last]))
 
     def _period(
         self, known: _Known | None, interval: int, events: list[int], state: Tensor
@@ -234,14 +242,12 @@ class _Run:
         period: tuple[Way, Tensor] | None,
     ) -> Tensor:
         """Along all intervals up to the last of some events, which change nothing: to the first of these."""
-        counts, last = self.line.counts, events[-1]
+        last = events[-1]
         run = self if period is None else replace(self, part=None, turned_part=())
         passing = Passing(self.line, first, last, self.moves, run.turned_part)
-        whole, hours = passing.whole(), sum(counts.hours[first:last])
-        places, ahead = list[float](), list[float]()
+        whole, places = passing.whole(), list[float]()
         if period is None:
-            tried = None if known is None or not hours else known.pace / hours
-            how = How(self.pk.control, first=tried, ahead=ahead, places=places)
+            how = self._paced(known, first, last)._replace(places=places)
         else:
             whole = replace(whole, width=period[1].expand(state.shape[-3:]))
             how = How(self.pk.control, known=period[0], places=places)
@@ -256,8 +262,7 @@ class _Run:
         for event in range(first + 1, last + 1):
             state = found.get(event, state)
             self.passed[event - 1] = state
-        if ahead and counts.smooth[last]:
-            self.known[last] = _Known(ahead[0] * hours)
+        self._keep_pace(how, first, last)
         return self.passed.pop(first)
 
     def alone(self) -> "_Run":

@@ -55,13 +55,14 @@ class Passing:
         """All of them."""
         moved = list[Tangents]()
         for number, move in enumerate(self.moves):
-            left, width = move.line.get("left"), self._longer(number, self.last)
             turns = dict(self.turned[number]) if self.turned else {}
-            turns |= {} if left is None else {"left": left[self.first]}
-            turns |= {} if width is None else {"width": width}
+            if "left" in move.line:
+                turns["left"] = move.line["left"][self.first]
+            if "width" in move.line:
+                turns["width"] = self._until(move.line["width"], [self.last])[0]
             moved.append(turns)
-        z = self.line.z_of(self.first)
-        return Stretch(self.line.left[self.first], self._until(self.last), None, z, moved)
+        width = self._until(self.line.width, [self.last])[0]
+        return Stretch(self.line.left[self.first], width, None, self.line.z_of(self.first), moved)
 
     def steps(
         self, events: Sequence[int], whole: Stretch, places: Sequence[float], begins: Tensor
@@ -80,7 +81,7 @@ class Passing:
         self, events: Sequence[int], whole: Stretch, places: Sequence[float], begins: Tensor
     ) -> tuple[Stretch, Tensor]:
         shape = begins.shape[-3:]
-        until = torch.stack([self._until(event).expand(shape) for event in events])
+        until = self._until(self.line.width, events).expand(-1, *shape)
         known = until.new_tensor(places)
         with torch.no_grad():
             share = torch.nan_to_num(until / whole.width)  # of those without a width
@@ -97,10 +98,8 @@ class Passing:
         def moved(k: int, of: Tangents) -> dict[str, Tensor]:
             turns = {name: spread(turn) for name, turn in of.items() if name != "width"}
             if "width" in of:
-                longer = [self._longer(k, event) for event in events]
-                own = torch.stack([by.expand(shape) for by in longer if by is not None])
                 later = place * of["width"]
-                turns["width"] = (own - later).flatten(0, 1)
+                turns["width"] = (self._until(self.moves[k].line["width"], events) - later).flatten(0, 1)
                 turns["left"] = turns.get("left", 0) + later.flatten(0, 1)
             return turns
 
@@ -113,11 +112,7 @@ class Passing:
             [moved(k, of) for k, of in enumerate(whole.moved)],
         ), begin
 
-    def _until(self, event: int) -> Tensor:
-        """From the first event to this one, h."""
-        return self.line.width[self.first : event].sum(0)
-
-    def _longer(self, number: int, event: int) -> Tensor | None:
-        """How a parameter that moves changes that."""
-        width = self.moves[number].line.get("width")
-        return None if width is None else width[self.first : event].sum(0)
+    def _until(self, widths: Tensor, events: Sequence[int]) -> Tensor:
+        """From the first event to some others, (E, S, N, B), by the widths of intervals."""
+        sums = widths[self.first : self.last].cumsum(0)
+        return torch.stack([sums[event - self.first - 1] for event in events])
